@@ -1,0 +1,1 @@
+"""Encoder, token reducer, projection, language model and image generator. Never imports `datasets/`."""

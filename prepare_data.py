@@ -1,0 +1,162 @@
+"""BCIC-IV-2a: raw recordings → trial store.
+
+    python prepare_data.py                    # download (about 1.4 GB), then prepare
+    python prepare_data.py --skip_download    # the .mat files are in --raw_dir already
+
+Per run: 22 EEG electrodes, common average reference, band-pass 0.3–50 Hz, window, 200 Hz, (22, 4, 200), units of
+100 µV. Train A01–A05, validation A06–A07, test A08–A09.
+"""
+
+import argparse
+import hashlib
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from datasets.bciciv2a_dataset import CALIBRATION_STRUCTS, EXPECTED_TRIALS, SPLIT_OF_SUBJECT
+from datasets.bciciv2a_llm_dataset import DESCRIPTION
+from datasets.description import SPLITS
+from datasets.preprocessing import PATCH, Preprocessing, cut_trial, filter_run
+from datasets.recordings import BCIC_ADDRESSES, BCIC_FILE, BCIC_FILES, read_bcic_mat
+from datasets.store import Trial, is_trial_store, write_store
+from utils.download import download
+from utils.errors import UserError, run_script
+from utils.paths import default, make_room
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--skip_download", action="store_true", help="use the .mat files that are in --raw_dir")
+    parser.add_argument("--raw_dir", default=default("data/BCICIV2a/raw"), help="folder of A01T.mat … A09E.mat")
+    parser.add_argument("--lmdb_dir", default=default("data/BCICIV2a/processed_lmdb"), help="folder of the store")
+    parser.add_argument(
+        "--trial_set", choices=("published", "all"), default="published",
+        help="published: drop the first three structs of every file, as the published splits do, which costs A04T two "
+        "real runs (2784/1152/1152 trials); all: drop only runs without trials (2880/1152/1152)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tmin", type=float, default=2.0,
+        help="window start in seconds after the `trial` sample (the fixation cross; the cue comes 2 s after it)",
+    )  # fmt: skip
+    parser.add_argument("--tmax", type=float, default=6.0, help="window end, seconds after the `trial` sample")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files prepared at the same time")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at --lmdb_dir")
+    args = parser.parse_args()
+    seconds = args.tmax - args.tmin
+    if seconds < 1 or abs(seconds - round(seconds)) > 1e-9:
+        parser.error(
+            f"--tmin {args.tmin:g} --tmax {args.tmax:g}: the window must be a whole number of seconds, 1 or more"
+        )
+    if args.workers < 1:
+        parser.error("--workers must be 1 or more")
+    return args
+
+
+def prepare_file(path: Path, trial_set: str, settings: Preprocessing) -> tuple[list, Counter, dict]:
+    """All trials of one file: [(split, Trial, samples)], counts by cause, and the file's own facts."""
+    name = path.stem  # A01T
+    split = SPLIT_OF_SUBJECT[name[:3]]
+    kept, counts = [], Counter(files=1)
+    runs = read_bcic_mat(path)
+    task_number = 0
+    for run in runs:
+        task_number += not run.is_calibration
+        if run.is_calibration:
+            counts["calibration runs"] += 1
+            continue
+        if trial_set == "published" and run.number <= CALIBRATION_STRUCTS:
+            counts["real runs among the first three structs"] += 1
+            counts["dropped: first three structs"] += len(run.onsets)
+            continue
+        counts["task runs"] += 1
+        inside = [onset + round(settings.tmax * run.sfreq) <= run.signal.shape[1] for onset in run.onsets]
+        counts["dropped: window leaves the run"] += inside.count(False)
+        if not any(inside):
+            continue
+        filtered = filter_run(run.signal, run.sfreq, settings)
+        for number, (onset, label) in enumerate(zip(run.onsets, run.labels, strict=True), start=1):
+            samples = cut_trial(filtered, onset, run.sfreq, settings)
+            if samples is None:
+                continue
+            key = f"{name}-r{task_number}-t{number:02d}"
+            kept.append((split, Trial(key, int(label), name[:3], name[3], task_number, number), samples))
+            counts["kept, marked as artifact"] += int(run.artifacts[number - 1])
+    source = {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return kept, counts, source
+
+
+def main() -> None:
+    args = parse_args()
+    raw_dir, lmdb_dir = Path(args.raw_dir), Path(args.lmdb_dir)
+
+    # the raw files
+    if not args.skip_download:
+        for name in BCIC_FILES:
+            download([address + name for address in BCIC_ADDRESSES], raw_dir / name)
+    files = sorted(path for path in raw_dir.glob("*.mat") if BCIC_FILE.fullmatch(path.name))
+    if not files:
+        raise UserError(f"no raw files A01T.mat … A09E.mat in {raw_dir}; run without --skip_download or set --raw_dir")
+    if len(files) < len(BCIC_FILES):
+        missing = sorted(set(BCIC_FILES) - {path.name for path in files})
+        print(f"{len(files)} of {len(BCIC_FILES)} files are there; missing: {', '.join(missing)}")
+
+    # trials → store, file by file in the order of their names, whichever worker is done first
+    settings = Preprocessing(args.tmin, args.tmax)
+    shape = (len(DESCRIPTION.montage.electrodes), settings.n_patches, PATCH)
+    meta = {
+        "dataset": DESCRIPTION.name, "shape": shape, "units": "100 microvolts",
+        "electrodes": DESCRIPTION.montage.electrodes, "classes": DESCRIPTION.classes, "trial_set": args.trial_set,
+        "preprocessing": settings.as_dict(), "sources": [], "counts": {},
+    }  # fmt: skip
+    causes: Counter = Counter()
+    per_class: Counter = Counter()
+
+    def parts():
+        with ProcessPoolExecutor(min(args.workers, len(files))) as pool:
+            jobs = [pool.submit(prepare_file, path, args.trial_set, settings) for path in files]
+            try:
+                for job in tqdm(jobs, desc="preparing", unit="file"):
+                    kept, counts, source = job.result()
+                    causes.update(counts)
+                    per_class.update((split, trial.label) for split, trial, _ in kept)
+                    meta["sources"].append(source)
+                    yield kept
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        meta["counts"] = dict(causes)
+
+    with make_room(lmdb_dir, is_trial_store, args.overwrite):
+        meta = write_store(lmdb_dir, meta, parts())
+    report(args.trial_set, meta, causes, per_class)
+
+
+def report(trial_set: str, meta: dict, causes: Counter, per_class: Counter) -> None:
+    """The closing table: files, runs, trials kept and dropped by cause, per split and class."""
+    print(f"\nfiles {causes['files']}, task runs {causes['task runs']}, calibration runs {causes['calibration runs']}")
+    print(f"\n{'':8}" + "".join(f"{name:>14}" for name in (*DESCRIPTION.classes, "trials", "complete set")))
+    for split in SPLITS:
+        row = [per_class[split, label] for label in range(len(DESCRIPTION.classes))]
+        print(f"{split:8}" + "".join(f"{n:14d}" for n in (*row, sum(row), EXPECTED_TRIALS[trial_set][split])))
+    print()
+    for cause in ("dropped: first three structs", "dropped: window leaves the run", "kept, marked as artifact"):
+        print(f"{cause:34}{causes[cause]:6d}")
+    sets = {name: "/".join(str(expected[split]) for split in SPLITS) for name, expected in EXPECTED_TRIALS.items()}
+    n_lost = causes["dropped: first three structs"]
+    print(
+        f"\n--trial_set {trial_set}: the complete data give {sets['published']} trials (published) or {sets['all']} (all). "
+        "The published splits drop\nthe first three structs of every file as calibration; A04T has one calibration run, "
+        f"so two real runs go too.\nHere that cost {n_lost} trials in {causes['real runs among the first three structs']} "
+        "runs." + (" Use --trial_set all to keep them." if n_lost else "")
+    )
+    for split in SPLITS:
+        if not meta["splits"][split]:
+            print(f"notice: no {split} trials; its people are not among the files")
+    print(f"fingerprint {meta['fingerprint'][:16]}")
+
+
+if __name__ == "__main__":
+    run_script(main)

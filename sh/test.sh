@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Style, then tests. `bash sh/test.sh tests/models -k golden` passes its arguments to pytest.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+ruff check .
+ruff format --check .
+exec python -m pytest "$@"

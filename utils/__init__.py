@@ -1,0 +1,1 @@
+"""Montages, device and memory, seeds, checkpoints, run records, drawing. Imports no other room."""

@@ -1,0 +1,83 @@
+"""Reading and writing weights: weights only, whole files only, and nothing skipped in silence."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.errors import UserError
+from utils.paths import written_whole
+
+
+def save_checkpoint(content: dict, path: Path) -> None:
+    """Write a checkpoint beside its place and rename it when whole."""
+    with written_whole(path) as unfinished:
+        torch.save(content, unfinished)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint without running any code it may carry.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or holds more than tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file fails in many ways; none of them may pass
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: cannot be read as a checkpoint of weights only ({first[:160]})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; expected a dict of tensors")
+    return content
+
+
+def load_weights(module: nn.Module, path: str | Path, allow_partial: bool = False) -> str:
+    """Load a plain state dict, "module." prefixes stripped, into a module.
+
+    Parameters
+    ----------
+    module : nn.Module
+    path : str or Path
+    allow_partial : bool
+        Skip tensors that are missing, unknown or misshapen, and list them; without it each is an error.
+
+    Returns
+    -------
+    str
+        "295/295 loaded" and, with `allow_partial`, what was skipped.
+
+    Raises
+    ------
+    UserError
+        Names every tensor that does not fit.
+    """
+    given = {key.removeprefix("module."): value for key, value in read_checkpoint(path).items()}
+    wanted = module.state_dict()
+    faults = [f"{key} is missing" for key in wanted if key not in given]
+    for key, value in given.items():
+        if key not in wanted:
+            faults.append(f"{key} is unknown")
+        elif not isinstance(value, torch.Tensor) or value.shape != wanted[key].shape:
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            faults.append(f"{key} is {shape}, expected {tuple(wanted[key].shape)}")
+    if faults and not allow_partial:
+        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+        raise UserError(f"{path} does not fit: {shown} (--allow_partial loads the rest)")
+    misshapen = {fault.split(" ")[0] for fault in faults}
+    fitting = {key: value for key, value in given.items() if key not in misshapen}
+    module.load_state_dict(fitting, strict=False)
+    return "\n  skipped: ".join([f"{len(fitting)}/{len(wanted)} loaded", *faults])
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of all weights, names included."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,40 @@
+"""Which device, which precision, and how much of the GPU is still taken."""
+
+import gc
+
+import torch
+
+from utils.errors import UserError
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def pick_device(cuda: int) -> torch.device:
+    """The GPU numbered `cuda`, or the CPU for −1 and where there is no GPU.
+
+    Raises
+    ------
+    UserError
+        If there are GPUs but none of that number.
+    """
+    if cuda < 0 or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if cuda >= torch.cuda.device_count():
+        raise UserError(f"--cuda {cuda}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+    return torch.device("cuda", cuda)
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """ "auto" is fp16 on a GPU and fp32 on the CPU, where half precision does not pay."""
+    if precision != "auto":
+        return precision
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def free_gpu_memory(device: torch.device) -> float:
+    """Drop what nobody refers to and return what is still held on the GPU, in MiB (0 on the CPU)."""
+    gc.collect()
+    if device.type != "cuda":
+        return 0.0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device) / 2**20

@@ -1,0 +1,32 @@
+"""How a script ends when the user, and not the code, is wrong."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """What was found, what was expected and what to do, in one line."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a `UserError` or a full disk becomes one line on stderr and exit code 2.
+
+    A bug still shows its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_fail(" ".join(str(error).split())))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        sys.exit(_fail(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some disk space"))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

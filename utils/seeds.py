@@ -1,0 +1,17 @@
+"""One place that makes a run repeatable."""
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed Python, NumPy and PyTorch (CPU and GPU) from, say, a run's seed and an epoch.
+
+    Seeding anew at every epoch lets a run that was interrupted go on without any saved generator state.
+    """
+    seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
