@@ -162,8 +162,7 @@ def main() -> None:
     if args.shuffle_labels:
         for dataset in splits.values():
             dataset.labels = shuffled_labels(dataset.trials, args.seed)
-    state = open_run(model_dir, args, splits["train"].store.fingerprint, accelerator.is_main_process)
-    accelerator.wait_for_everyone()
+    record, state = open_run(model_dir, args, splits["train"].store.fingerprint)
 
     # ------------------------------------------------------------ EEG tokens: the frozen encoder runs once
     montage = description.montage
@@ -175,7 +174,7 @@ def main() -> None:
     cached = not (args.no_cache_features or args.train_encoder)
     if cached:
         folder = args.cache_dir or Path(args.datasets_dir).resolve().parent / "token_cache"
-        cache = TokenCache(folder, encoder, reducer, montage, args.token_pooling)
+        cache = TokenCache(folder, encoder, montage, args.token_pooling)
         with accelerator.main_process_first():
             for dataset in splits.values():
                 dataset.tokens = cache.tokens(dataset, accelerator.device)
@@ -198,6 +197,9 @@ def main() -> None:
     )
 
     # ------------------------------------------------------------ training
+    if accelerator.is_main_process and not args.resume:
+        model_dir.mkdir(parents=True, exist_ok=True)
+        write_json(record, model_dir / "run.json")
     collator = TextCollator(description, tokenizer, args.seed)
     history, phase, optimizer = state.get("history", []), None, None
     for epoch in range(len(history) + 1, args.epochs + 1):
@@ -274,26 +276,22 @@ def main() -> None:
 # ---------------------------------------------------------------- what a run keeps
 
 
-def open_run(model_dir: Path, args, store_fingerprint: str, is_main: bool) -> dict:
-    """Start a run's folder, or find the state to resume from; a finished epoch is never overwritten unasked."""
+def open_run(model_dir: Path, args, store_fingerprint: str) -> tuple[dict, dict]:
+    """The record of a new run, or the state of the one to go on with; nothing is overwritten unasked."""
     free = {"model_dir", "resume", "cuda", "cache_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
     fixed = {k: v for k, v in vars(args).items() if k not in free} | {"store": store_fingerprint}
-    fixed = json.loads(json.dumps(fixed))
-    record, last = model_dir / "run.json", model_dir / "last.pth"
-    if args.resume:
-        if not last.exists():
-            raise UserError(f"--resume: {model_dir} has no finished epoch (last.pth); start without --resume")
-        before = json.loads(record.read_text())["fixed"]
-        changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in fixed.items() if before.get(k) != v]
-        if changed:
-            raise UserError(f"--resume: the run in {model_dir} differs: {'; '.join(changed)}")
-        return read_checkpoint(last)
-    if record.exists():
-        raise UserError(f"{model_dir} holds a run already; go on with --resume, or choose another --model_dir")
-    if is_main:
-        model_dir.mkdir(parents=True, exist_ok=True)
-        write_json({"arguments": vars(args), "fixed": fixed, "environment": environment()}, record)
-    return {}
+    record = {"arguments": vars(args), "fixed": fixed, "environment": environment()}
+    if not args.resume:
+        if (model_dir / "run.json").exists():
+            raise UserError(f"{model_dir} holds a run already; go on with --resume, or choose another --model_dir")
+        return record, {}
+    if not (model_dir / "last.pth").exists():
+        raise UserError(f"--resume: {model_dir} has no finished epoch (last.pth); start without --resume")
+    before = json.loads((model_dir / "run.json").read_text())["fixed"]
+    changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in fixed.items() if before.get(k) != v]
+    if changed:
+        raise UserError(f"--resume: the run in {model_dir} differs: {'; '.join(changed)}")
+    return record, read_checkpoint(model_dir / "last.pth")
 
 
 def save_epoch(model_dir, accelerator, model, optimizer, schedule, history, encoder_fingerprint, args) -> None:

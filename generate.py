@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from datasets.description import DATASETS, load_dataset
 from models.CSBrain import load_encoder
-from models.eeg_llm import EEGLanguageModel, EEGProjection, EEGTokenReducer, add_lora, load_language_model, load_lora
+from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora
 from models.features import TokenCache
 from models.image_generator import EEGImageGenerator, image_model_address
 from utils.checkpoints import fingerprint, read_checkpoint
@@ -125,9 +125,8 @@ def decode(args, device: torch.device) -> None:
         encoder.load_state_dict(checkpoint["encoder"])
     if not lora_dir.is_dir():
         raise UserError(f"{lora_dir}: no such LoRA folder; --lora_dir names the one saved beside the projection")
-    reducer = EEGTokenReducer(description.montage, checkpoint["token_pooling"])
     folder = args.cache_dir or Path(args.datasets_dir).resolve().parent / "token_cache"
-    cache = TokenCache(folder, encoder, reducer, description.montage, checkpoint["token_pooling"])
+    cache = TokenCache(folder, encoder, description.montage, checkpoint["token_pooling"])
     dataset.tokens = cache.tokens(dataset, device)
 
     # the language model with its adapter, and the projection
@@ -241,6 +240,7 @@ def drawn_with(path: Path) -> dict | None:
     """What a picture says it was drawn with; None where there is no whole picture."""
     try:
         with Image.open(path) as picture:
+            picture.load()
             return json.loads(picture.info["recipe"])
     except (OSError, KeyError, ValueError):
         return None

@@ -119,15 +119,14 @@ class CSBrain(nn.Module):
         x : (B, C, P, 200) float tensor
             Patches of one second at 200 Hz, in units of 100 µV, electrodes in input order.
         mask : (B, C, P) tensor, optional
-            1 where a patch is replaced by `mask_encoding`.
+            1 where a patch is replaced by `mask_encoding`; electrodes in **region order**, since the published code
+            reorders the signal before it masks.
 
         Returns
         -------
         (B, C, P, 200) tensor, electrodes in **region order** (`sorted_indices`).
         """
         x = x[:, self.sorted_indices]
-        if mask is not None:
-            mask = mask[:, self.sorted_indices]
         h = self.patch_embedding(x, mask)
         h = self.encoder(h, self.TemEmbedEEGLayer, self.BrainEmbedEEGLayer)
         return self.proj_out(h)

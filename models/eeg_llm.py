@@ -306,6 +306,11 @@ def load_language_model(name: str, device: torch.device, quantize: bool, dtype: 
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--llm {name}: cannot be loaded ({reason}); give a local folder or a hub address") from None
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Where the CPU can, bitsandbytes repacks a layer when it first sees evaluation and computes in bfloat16 from
+            # then on, training included; a run that evaluated and one that resumed would then differ.
+            module.support_avx512bf16_for_cpu = False
     return model.eval().requires_grad_(False), tokenizer
 
 

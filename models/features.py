@@ -10,36 +10,42 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from models.eeg_llm import EEGTokenReducer
 from utils.checkpoints import fingerprint
+from utils.montages import Montage
 from utils.paths import written_whole
 
 
 @torch.no_grad()
 def encode_trials(
-    encoder: nn.Module, reducer: nn.Module, dataset, device: torch.device, batch_size: int = 32
-) -> torch.Tensor:
-    """Run the encoder once over a dataset.
+    encoder: nn.Module, reducers: dict[str, nn.Module], dataset, device: torch.device, batch_size: int = 32
+) -> dict[str, torch.Tensor]:
+    """Run the encoder once over a dataset and reduce its features in one or more ways.
 
     Parameters
     ----------
-    encoder, reducer : nn.Module
-        CSBrain and EEGTokenReducer.
+    encoder : nn.Module
+        CSBrain.
+    reducers : dict of str to nn.Module
+        Name → EEGTokenReducer.
     dataset : Dataset
         Items have the signal (C, P, 200) under "x".
 
     Returns
     -------
-    (N, n, 200) float32 tensor on the CPU.
+    dict of name to (N, n, 200) float32 tensor on the CPU.
     """
-    encoder, reducer = encoder.to(device).eval(), reducer.to(device)
+    encoder = encoder.to(device).eval()
+    reducers = {name: reducer.to(device) for name, reducer in reducers.items()}
     loader = DataLoader(dataset, batch_size, collate_fn=lambda items: torch.stack([item["x"] for item in items]))
-    bar = tqdm(total=len(dataset), desc=f"encoding {getattr(dataset, 'mode', '')}", unit="trial")
-    parts = []
-    with bar:
+    parts = {name: [] for name in reducers}
+    with tqdm(total=len(dataset), desc=f"encoding {getattr(dataset, 'mode', '')}", unit="trial") as bar:
         for x in loader:  # (B, C, P, 200)
-            parts.append(reducer(encoder(x.to(device))).float().cpu())
+            features = encoder(x.to(device))
+            for name, reducer in reducers.items():
+                parts[name].append(reducer(features).float().cpu())
             bar.update(len(x))
-    return torch.cat(parts)
+    return {name: torch.cat(tokens) for name, tokens in parts.items()}
 
 
 class TokenCache:
@@ -48,33 +54,40 @@ class TokenCache:
     Parameters
     ----------
     folder : Path
-    encoder, reducer : nn.Module
+    encoder : CSBrain
     montage : Montage
     token_pooling : str
+        What is asked for. Region and hemisphere tokens are small and always kept, so that comparing them costs one
+        pass of the encoder; electrode tokens only when asked for.
     """
 
-    def __init__(self, folder: str | Path, encoder, reducer, montage, token_pooling: str):
-        self.folder, self.encoder, self.reducer = Path(folder), encoder, reducer
+    def __init__(self, folder: str | Path, encoder: nn.Module, montage: Montage, token_pooling: str):
+        self.folder, self.encoder, self.montage, self.token_pooling = Path(folder), encoder, montage, token_pooling
         self.key = {
             "encoder": fingerprint(encoder),
             "electrodes": montage.electrodes,
             "topology": montage.topology,
-            "token_pooling": token_pooling,
         }
 
     def tokens(self, dataset, device: torch.device) -> torch.Tensor:
         """(N, n, 200) tokens of a dataset, from the cache, or encoded now and kept."""
         if len(dataset) == 0:
             return torch.empty(0, 0, 200)
-        key = json.dumps(self.key | {"store": dataset.store.fingerprint, "split": dataset.mode}, sort_keys=True)
-        path = self.folder / f"tokens-{dataset.mode}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        path = self._path(dataset, self.token_pooling)
         if path.exists():
             tokens = load_file(path)["tokens"]
-            if len(tokens) == len(dataset):
-                print(f"encoder: {len(tokens)} {dataset.mode} trials from the cache {path.name}")
-                return tokens
-        tokens = encode_trials(self.encoder, self.reducer, dataset, device)
-        with written_whole(path) as unfinished:
-            save_file({"tokens": tokens}, unfinished)
-        print(f"encoder: {len(tokens)} {dataset.mode} trials encoded, kept as {path.name}")
-        return tokens
+            print(f"encoder: {len(tokens)} {dataset.mode} trials from the cache {path.name}")
+            return tokens
+        poolings = dict.fromkeys(("region", "hemisphere", self.token_pooling))
+        reducers = {pooling: EEGTokenReducer(self.montage, pooling) for pooling in poolings}
+        encoded = encode_trials(self.encoder, reducers, dataset, device)
+        for pooling, tokens in encoded.items():
+            with written_whole(self._path(dataset, pooling)) as unfinished:
+                save_file({"tokens": tokens}, unfinished)
+        print(f"encoder: {len(dataset)} {dataset.mode} trials encoded, kept as {path.name}")
+        return encoded[self.token_pooling]
+
+    def _path(self, dataset, pooling: str) -> Path:
+        key = self.key | {"store": dataset.store.fingerprint, "split": dataset.mode, "token_pooling": pooling}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"tokens-{dataset.mode}-{digest[:16]}.safetensors"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
@@ -48,10 +49,12 @@ class EEGImageGenerator:
         self, name: str, device: torch.device, steps: int = 25, guidance_scale: float = 7.5, image_size: int = 512
     ):
         local = Path(name).is_dir()
+        diffusers.logging.set_verbosity_error()  # what goes wrong is raised, and said below in one line
         try:
             self.pipeline = DiffusionPipeline.from_pretrained(
-                name, local_files_only=local, torch_dtype=torch.float16 if device.type == "cuda" else torch.float32
-            )
+                name, local_files_only=local, use_safetensors=True,
+                dtype=torch.float16 if device.type == "cuda" else torch.float32,
+            )  # fmt: skip
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"--image_model {name}: cannot be loaded ({reason}); give a local folder") from None

@@ -3,6 +3,7 @@
 They are not the published models, and nothing else in the code knows that they are small.
 """
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,7 +121,12 @@ def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    trainer = BpeTrainer(vocab_size=1024, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=1024,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=list(string.printable),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>",

