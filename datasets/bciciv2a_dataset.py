@@ -1,9 +1,14 @@
 """BCIC-IV-2a as arrays: which person is in which split, how many trials there should be, and the plain loader."""
 
+import warnings
+
 import torch
 from torch.utils.data import Dataset
 
 from datasets.store import open_store
+
+# __getitems__ hands out tensors over read-only memory, and collation copies them before anybody can write
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 SPLIT_OF_SUBJECT = {
     **dict.fromkeys(("A01", "A02", "A03", "A04", "A05"), "train"),
@@ -41,3 +46,8 @@ class BCICIV2aDataset(Dataset):
         trial = self.trials[index]
         # a copy, since the mapped samples are read-only and a caller may work in place
         return torch.from_numpy(self.store.read(trial).copy()), trial.label
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
+        """What a `DataLoader` fetches: views, since collating copies them into the batch at once."""
+        trials = [self.trials[index] for index in indices]
+        return [(torch.from_numpy(self.store.read(trial)), trial.label) for trial in trials]

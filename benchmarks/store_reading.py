@@ -1,0 +1,103 @@
+"""Claim: trials come out of the store at least 5 times as fast as out of CBraMod's pickled layout with its loader.
+
+    python benchmarks/store_reading.py
+
+The same 10,000 trials (22, 4, 200) are written once in each layout and read in the same shuffled order, in batches of
+64 float32 tensors through PyTorch's DataLoader, in turns, from a warm page cache. Needs about 3 GB of disk in the
+temporary folder. CBraMod's layout: pickled {"sample": float64 array in microvolts, "label": int}; its loader unpickles,
+divides by 100, stacks and converts. Trials fetched one by one are timed as well.
+"""
+
+import argparse
+import pickle
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from datasets.bciciv2a_dataset import BCICIV2aDataset  # noqa: E402
+from datasets.store import Trial, write_store  # noqa: E402
+
+SHAPE = (22, 4, 200)
+
+
+class PickledLoader:
+    """Reads as CBraMod's BCIC loader does: one transaction, one unpickling and one division a trial."""
+
+    def __init__(self, path: Path):
+        self.db = lmdb.open(str(path), readonly=True, lock=False, readahead=True, meminit=False)
+        with self.db.begin() as txn:
+            self.keys = pickle.loads(txn.get(b"__keys__"))["train"]  # written below, in this process
+
+    def __getitem__(self, index):
+        with self.db.begin(write=False) as txn:
+            pair = pickle.loads(txn.get(self.keys[index].encode()))
+        return pair["sample"] / 100, pair["label"]
+
+    def __len__(self):
+        return len(self.keys)
+
+    @staticmethod
+    def collate(batch):
+        x, y = np.array([x for x, _ in batch]), np.array([y for _, y in batch])
+        return torch.from_numpy(x).float(), torch.from_numpy(y).long()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=5, help="times that each loader reads all of them")
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = Path(folder) / "store", Path(folder) / "pickled"
+        keys = [f"A01T-0-{k}" for k in range(args.trials)]
+
+        def parts():
+            with lmdb.open(str(theirs), map_size=args.trials * 200_000) as env:
+                for start in range(0, args.trials, 500):
+                    part = []
+                    with env.begin(write=True) as txn:
+                        for k in range(start, min(start + 500, args.trials)):
+                            sample = rng.standard_normal(SHAPE) * 20  # microvolts
+                            txn.put(keys[k].encode(), pickle.dumps({"sample": sample, "label": k % 4}))
+                            trial = Trial(keys[k], k % 4, "A01", "T", 1, k + 1)
+                            part.append(("train", trial, (sample / 100).astype(np.float32)))
+                    yield part
+                with env.begin(write=True) as txn:
+                    txn.put(b"__keys__", pickle.dumps({"train": keys, "val": [], "test": []}))
+
+        write_store(ours, {"shape": SHAPE, "dataset": "BCICIV2a"}, parts())
+        loaders = {"store": BCICIV2aDataset(str(ours), "train"), "pickled": PickledLoader(theirs)}
+        for k in rng.integers(0, args.trials, 20):  # both hold the same trials
+            (a, la), (b, lb) = loaders["store"][int(k)], loaders["pickled"][int(k)]
+            assert la == lb and np.allclose(a.numpy(), b, atol=1e-5)
+
+        collate = {"store": None, "pickled": PickledLoader.collate}
+        for what in ("batches of 64", "one by one"):
+            seconds = {name: [] for name in loaders}
+            for round_ in range(args.rounds + 1):
+                order = rng.permutation(args.trials).tolist()
+                for name, loader in loaders.items():
+                    batches = DataLoader(loader, batch_size=64, sampler=order, collate_fn=collate[name])
+                    started = time.perf_counter()
+                    for _ in batches if what == "batches of 64" else map(loader.__getitem__, order):
+                        pass
+                    if round_:  # the first round warms the page cache
+                        seconds[name].append(1e6 * (time.perf_counter() - started) / args.trials)
+            ratios = [p / s for p, s in zip(seconds["pickled"], seconds["store"], strict=True)]
+            times = ", ".join(f"{name} {statistics.median(t):.1f} µs a trial" for name, t in seconds.items())
+            print(f"{what:14} {times}; pickled / store: median {statistics.median(ratios):.1f}, "
+                  f"{min(ratios):.1f} to {max(ratios):.1f}" + (" (claim: ≥ 5)" if "64" in what else ""))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
