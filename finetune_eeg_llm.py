@@ -163,6 +163,7 @@ def main() -> None:
         for dataset in splits.values():
             dataset.labels = shuffled_labels(dataset.trials, args.seed)
     record, state = open_run(model_dir, args, splits["train"].store.fingerprint)
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
 
     # ------------------------------------------------------------ EEG tokens: the frozen encoder runs once
     montage = description.montage

@@ -28,7 +28,7 @@ from models.features import TokenCache
 from models.image_generator import EEGImageGenerator, image_model_address
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, free_gpu_memory, pick_device, pick_precision
-from utils.drawing import comparison, cue_arrow, summary_grid
+from utils.drawing import PANEL, comparison, cue_arrow, summary_grid
 from utils.errors import UserError, run_script
 from utils.paths import default, written_whole
 from utils.records import environment, read_jsonl, write_json, write_jsonl
@@ -226,7 +226,8 @@ def draw(args, device: torch.device) -> None:
                 picture.save(unfinished, format="PNG", pnginfo=note)
 
     for stem, (row, _) in wanted.items():
-        stimulus = cue_arrow(description.stimuli[row["true_label"]].removeprefix("arrow "))
+        cue = description.stimuli.get(row["true_label"], "").removeprefix("arrow ")
+        stimulus = cue_arrow(cue) if cue else Image.new("RGB", (PANEL, PANEL), "lightgrey")
         with Image.open(output_dir / f"generated_{stem}") as picture:
             pair = comparison(stimulus, picture, row["true_name"], row["predicted_name"])
         with written_whole(output_dir / f"comparison_{stem}") as unfinished:

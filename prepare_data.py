@@ -88,8 +88,8 @@ def prepare_file(path: Path, trial_set: str, settings: Preprocessing) -> tuple[l
     return kept, counts, source
 
 
-def main() -> None:
-    args = parse_args()
+def prepare(args: argparse.Namespace) -> None:
+    """Raw files to store to closing table."""
     raw_dir, lmdb_dir = Path(args.raw_dir), Path(args.lmdb_dir)
 
     # the raw files
@@ -129,8 +129,7 @@ def main() -> None:
                 raise
         meta["counts"] = dict(causes)
 
-    with make_room(lmdb_dir, is_trial_store, args.overwrite):
-        meta = write_store(lmdb_dir, meta, parts())
+    meta = write_store(lmdb_dir, meta, parts())
     report(args.trial_set, meta, causes, per_class)
 
 
@@ -156,6 +155,12 @@ def report(trial_set: str, meta: dict, causes: Counter, per_class: Counter) -> N
         if not meta["splits"][split]:
             print(f"notice: no {split} trials; its people are not among the files")
     print(f"fingerprint {meta['fingerprint'][:16]}")
+
+
+def main() -> None:
+    args = parse_args()
+    with make_room(Path(args.lmdb_dir), is_trial_store, args.overwrite):  # asked before anything is downloaded
+        prepare(args)
 
 
 if __name__ == "__main__":

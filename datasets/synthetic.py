@@ -63,13 +63,13 @@ def _traits(person: np.random.Generator) -> dict:
     """What makes a person: gain, noise, rhythm, electrode offsets, and how strongly imagery shows."""
     n_chans = len(BCIC.electrodes)
     return {
-        "gain": person.uniform(0.8, 1.25),
+        "gain": person.uniform(0.85, 1.2),
         "noise": person.uniform(5.0, 8.0),  # microvolts
         "rhythm": person.uniform(9.5, 11.5),  # Hz
-        "amplitude": person.uniform(0.85, 1.15, 3) * person.uniform(9.0, 12.0),  # microvolts, a source
+        "amplitude": person.uniform(0.9, 1.1, 3) * person.uniform(12.0, 15.0),  # microvolts, a source
         "offset": person.normal(0, 20, n_chans),  # microvolts, an electrode
-        "spread": person.uniform(1.0, 1.3),  # grid steps
-        "strength": person.uniform(0.85, 1.0),
+        "spread": person.uniform(0.9, 1.15),  # grid steps
+        "strength": person.uniform(0.9, 1.0),
         "age": int(person.integers(20, 35)),
         "gender": person.choice(["male", "female"]),
     }

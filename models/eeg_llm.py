@@ -303,9 +303,10 @@ def load_language_model(name: str, device: torch.device, quantize: bool, dtype: 
             name, local_files_only=local, dtype=dtype, device_map={"": device},
             quantization_config=config if quantize else None,
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--llm {name}: cannot be loaded ({reason}); give a local folder or a hub address") from None
+        hint = "give a local folder or a hub address, and --no_quantize where bitsandbytes does not support the device"
+        raise UserError(f"--llm {name}: cannot be loaded ({reason}); {hint}") from None
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Where the CPU can, bitsandbytes repacks a layer when it first sees evaluation and computes in bfloat16 from

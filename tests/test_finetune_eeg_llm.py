@@ -134,6 +134,30 @@ def test_training_and_decoding_run_on_real_recordings(shared, demo, script, tmp_
     assert images.code == 0 and (tmp_path / "out/summary_grid.png").exists(), images.err
 
 
+def test_faced_trains_from_cbramods_lmdb(demo, script, tmp_path):
+    import pickle
+
+    import lmdb
+    import numpy as np
+
+    keys = {
+        split: [f"sub{p:03d}.pkl-{k}-0" for k in range(9)] for split, p in (("train", 1), ("val", 90), ("test", 110))
+    }
+    rng = np.random.default_rng(0)
+    with lmdb.open(str(tmp_path / "lmdb"), map_size=1 << 28) as env, env.begin(write=True) as txn:
+        for names in keys.values():
+            for label, name in enumerate(names):
+                record = {"sample": rng.standard_normal((32, 10, 200)) * 20, "label": label}
+                txn.put(name.encode(), pickle.dumps(record))
+        txn.put(b"__keys__", pickle.dumps(keys))
+    flags = demo.training(
+        tmp_path / "run", downstream_dataset="FACED", datasets_dir=tmp_path / "lmdb", token_pooling="region"
+    )
+    done = script("finetune_eeg_llm.py", *flags)
+    assert done.code == 0, done.err
+    assert "5 groups × 10 patches" in done.out and "n = 9" in done.out and "chance 11 %" in done.out
+
+
 # ---------------------------------------------------------------- what a user gets wrong
 
 
