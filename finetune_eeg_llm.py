@@ -172,6 +172,8 @@ def main() -> None:
     )
     reducer = EEGTokenReducer(montage, args.token_pooling)
     encoder_fingerprint = fingerprint(encoder)
+    if state and state["encoder_fingerprint"] != encoder_fingerprint:
+        raise UserError(f"--resume: the run in {model_dir} had another encoder than {args.foundation_dir}")
     cached = not (args.no_cache_features or args.train_encoder)
     if cached:
         folder = args.cache_dir or Path(args.datasets_dir).resolve().parent / "token_cache"
@@ -283,8 +285,8 @@ def open_run(model_dir: Path, args, store_fingerprint: str) -> tuple[dict, dict]
     fixed = {k: v for k, v in vars(args).items() if k not in free} | {"store": store_fingerprint}
     record = {"arguments": vars(args), "fixed": fixed, "environment": environment()}
     if not args.resume:
-        if (model_dir / "run.json").exists():
-            raise UserError(f"{model_dir} holds a run already; go on with --resume, or choose another --model_dir")
+        if (model_dir / "last.pth").exists():
+            raise UserError(f"{model_dir} holds finished epochs; go on with --resume, or choose another --model_dir")
         return record, {}
     if not (model_dir / "last.pth").exists():
         raise UserError(f"--resume: {model_dir} has no finished epoch (last.pth); start without --resume")
@@ -309,7 +311,7 @@ def save_epoch(model_dir, accelerator, model, optimizer, schedule, history, enco
         model.language_model.save_pretrained(unfinished)
     write_jsonl(history, model_dir / "metrics.jsonl")
     save_checkpoint({
-        "history": history, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+        "history": history, "encoder_fingerprint": encoder_fingerprint, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         "projection": model.projection.state_dict(), "encoder": encoder,
         "lora": [p.detach() for p in model.lora_parameters()],

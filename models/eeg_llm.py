@@ -226,7 +226,7 @@ class EEGLanguageModel(nn.Module):
             states = self._read_prefix()
         else:
             # in-place updates, by an optimiser or a loader, raise a tensor's version
-            state = (self.training, torch.is_autocast_enabled(), *[p._version for p in lora])
+            state = (self.training, torch.is_autocast_enabled(self.before_ids.device.type), *[p._version for p in lora])
             if self._prefix[0] != state:
                 with torch.no_grad():
                     self._prefix = (state, self._read_prefix())

@@ -125,6 +125,6 @@ def demo(tmp_path_factory) -> Demo:
 def trained(demo, tmp_path_factory) -> Path:
     """A short training run on the demo."""
     model_dir = tmp_path_factory.mktemp("runs") / "run"
-    done = run_process("finetune_eeg_llm.py", *demo.training(model_dir))
+    done = run_process("finetune_eeg_llm.py", *demo.training(model_dir, epochs=3))
     assert done.code == 0, done.err
     return model_dir

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,11 @@ def metrics(model_dir):
 
 
 def test_a_run_leaves_checkpoints_metrics_figure_and_results(trained):
-    for epoch in (1, 2):
+    for epoch in (1, 2, 3):
         assert (trained / f"projection_epoch{epoch}.pth").exists()
         assert (trained / f"lora_epoch{epoch}/adapter_model.safetensors").exists()
     rows = metrics(trained)
-    assert [row["phase"] for row in rows] == ["warmup", "joint"]
+    assert [row["phase"] for row in rows] == ["warmup", "joint", "joint"]
     assert rows[1]["train_loss"] < rows[0]["train_loss"]
     assert rows[-1]["lr"] == pytest.approx(1e-6)
     assert (trained / "learning_curve.png").stat().st_size > 10_000
@@ -45,25 +46,37 @@ def test_lora_stays_untouched_in_the_warm_up(trained):
     assert all(v.abs().sum() > 0 for k, v in second.items() if "lora_B" in k)
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(trained, demo, tmp_path):
-    command = [sys.executable, str(ROOT / "finetune_eeg_llm.py"), *demo.training(tmp_path / "run")]
+@pytest.mark.parametrize("finished", [1, 2], ids=["between phases", "within a phase"])
+def test_an_interrupted_run_resumes_to_the_same_weights(trained, demo, tmp_path, finished):
+    command = [sys.executable, str(ROOT / "finetune_eeg_llm.py"), *demo.training(tmp_path / "run", epochs=3)]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run/last.pth").exists() and time.monotonic() < deadline:
+    last = tmp_path / "run/last.pth"
+    while running.poll() is None and not (
+        last.exists() and len(torch.load(last, weights_only=True)["history"]) == finished
+    ):
         time.sleep(0.02)
     os.kill(running.pid, signal.SIGKILL)
-    running.wait()
-    assert len(metrics(tmp_path / "run")) == 1  # killed in the second epoch
+    assert running.wait() == -signal.SIGKILL and len(metrics(tmp_path / "run")) == finished
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name in ("projection_epoch2.pth", "last.pth"):
+    for name in ("projection_epoch3.pth", "last.pth"):
         whole, resumed = (torch.load(d / name, weights_only=True)["projection"] for d in (trained, tmp_path / "run"))
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
-    lora = "lora_epoch2/adapter_model.safetensors"
+    lora = "lora_epoch3/adapter_model.safetensors"
     assert (trained / lora).read_bytes() == (tmp_path / "run" / lora).read_bytes()
     assert read_jsonl(trained / "decoded_test.jsonl") == read_jsonl(tmp_path / "run/decoded_test.jsonl")
-    changed = subprocess.run([*command, "--resume", "--lr", "1e-3"], capture_output=True, text=True)
-    assert changed.returncode == 2 and "lr was 0.0002 and is 0.001" in changed.stderr
+
+
+def test_a_run_is_not_resumed_with_other_settings(trained, demo, script):
+    done = script("finetune_eeg_llm.py", *demo.training(trained, epochs=3, resume=True, lr=1e-3))
+    assert done.code == 2 and "lr was 0.0002 and is 0.001" in done.error_line
+
+
+def test_a_finished_run_resumes_to_its_own_test(trained, demo, script, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    done = script("finetune_eeg_llm.py", *demo.training(tmp_path / "run", epochs=3, resume=True))
+    assert done.code == 0, done.err
+    assert read_jsonl(trained / "decoded_test.jsonl") == read_jsonl(tmp_path / "run/decoded_test.jsonl")
 
 
 def test_the_encoder_runs_once_and_the_cache_gives_what_encoding_anew_gives(
