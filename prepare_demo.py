@@ -9,6 +9,7 @@ says anything about real EEG. What is there already is left alone.
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of people, signals and stand-ins")
     args = parser.parse_args()
     raw, pth = Path(args.data_dir) / "BCICIV2a/raw", Path(args.pth_dir)
+    same_settings(Path(args.data_dir), {"seed": args.seed, "runs": args.runs, "trials_per_run": args.trials_per_run})
+    same_settings(pth, {"seed": args.seed, "llm_steps": args.llm_steps})
 
     # recordings
     missing = [name for name in BCIC_FILES if not (raw / name).exists()]
@@ -59,6 +62,15 @@ def main() -> None:
         with written_whole(diffusion) as unfinished:
             shutil.copytree(shipped, unfinished)
     print(f"{diffusion}: a small Stable Diffusion of drawn pictures")
+
+
+def same_settings(folder: Path, settings: dict) -> None:
+    """Refuse to mix what was made with other settings; note the settings where nothing is yet."""
+    note = folder / "demo.json"
+    if note.exists() and json.loads(note.read_text()) != settings:
+        raise UserError(f"{folder} was made with {note.read_text().strip()}; delete it or choose another folder")
+    with written_whole(note) as unfinished:
+        unfinished.write_text(json.dumps(settings) + "\n")
 
 
 if __name__ == "__main__":
