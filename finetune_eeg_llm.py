@@ -2,7 +2,8 @@
 
     python finetune_eeg_llm.py --downstream_dataset BCICIV2a --datasets_dir data/BCICIV2a/processed_lmdb \
         --model_dir pth_downtasks/eeg_llm_bcic_new --foundation_dir pth/CSBrain.pth
-    accelerate launch --num_processes 2 finetune_eeg_llm.py …       # several GPUs, or several CPU processes
+    accelerate launch --multi_gpu --num_processes 2 finetune_eeg_llm.py …             # several GPUs
+    accelerate launch --multi_gpu --num_processes 2 finetune_eeg_llm.py … --cuda -1   # several CPU processes
     python finetune_eeg_llm.py … --resume                           # go on after an interruption
     python finetune_eeg_llm.py … --shuffle_labels                   # the twin that must score at chance
 
@@ -154,6 +155,8 @@ def main() -> None:
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
     )
     say = accelerator.print
+    if accelerator.num_processes == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+        say("notice: accelerate started one process where several were asked for; --multi_gpu makes it start them")
     description, Loader = load_dataset(args.downstream_dataset)
     splits = {mode: Loader(args.datasets_dir, mode) for mode in ("train", "val", "test")}
     for mode in ("train", "val"):
@@ -196,13 +199,14 @@ def main() -> None:
         f"{description.name}: {' / '.join(str(len(d)) for d in splits.values())} train / val / test trials, "
         f"{len(reducer.groups)} groups × {splits['train'].signal(0).shape[1]} patches; projection "
         f"{sum(p.numel() for p in projection.parameters()):,} and LoRA {sum(p.numel() for p in model.lora_parameters()):,} "
-        f"parameters; {'4-bit NF4' if not args.no_quantize else 'full'} language model, {precision}, {accelerator.device}"
+        f"parameters; {'4-bit NF4' if not args.no_quantize else 'full'} language model, {precision}, "
+        f"{accelerator.num_processes} process(es) on {accelerator.device}"
     )
 
     # ------------------------------------------------------------ training
-    if accelerator.is_main_process and not args.resume:
+    if accelerator.is_main_process and not state:
         model_dir.mkdir(parents=True, exist_ok=True)
-        write_json(record, model_dir / "run.json")
+        write_json(record | {"num_processes": accelerator.num_processes}, model_dir / "run.json")
     collator = TextCollator(description, tokenizer, args.seed)
     history, phase, optimizer = state.get("history", []), None, None
     for epoch in range(len(history) + 1, args.epochs + 1):
@@ -284,12 +288,14 @@ def open_run(model_dir: Path, args, store_fingerprint: str) -> tuple[dict, dict]
     free = {"model_dir", "resume", "cuda", "cache_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
     fixed = {k: v for k, v in vars(args).items() if k not in free} | {"store": store_fingerprint}
     record = {"arguments": vars(args), "fixed": fixed, "environment": environment()}
-    if not args.resume:
-        if (model_dir / "last.pth").exists():
-            raise UserError(f"{model_dir} holds finished epochs; go on with --resume, or choose another --model_dir")
-        return record, {}
     if not (model_dir / "last.pth").exists():
-        raise UserError(f"--resume: {model_dir} has no finished epoch (last.pth); start without --resume")
+        if not (model_dir / "run.json").exists() and any(model_dir.glob("projection_epoch*.pth")):
+            raise UserError(f"{model_dir} holds checkpoints of another run; choose another --model_dir")
+        if args.resume:
+            print(f"notice: {model_dir} has no finished epoch to go on from; starting anew")
+        return record, {}
+    if not args.resume:
+        raise UserError(f"{model_dir} holds finished epochs; go on with --resume, or choose another --model_dir")
     before = json.loads((model_dir / "run.json").read_text())["fixed"]
     changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in fixed.items() if before.get(k) != v]
     if changed:
@@ -304,7 +310,8 @@ def save_epoch(model_dir, accelerator, model, optimizer, schedule, history, enco
     encoder = model.encoder.state_dict() if args.train_encoder else None
     save_checkpoint({
         "dataset": args.downstream_dataset, "token_pooling": args.token_pooling, "epoch": epoch,
-        "encoder_fingerprint": encoder_fingerprint, "llm": args.llm, "projection": model.projection.state_dict(),
+        "encoder_fingerprint": encoder_fingerprint, "llm": str(Path(args.llm).resolve()) if Path(args.llm).is_dir() else args.llm,
+        "projection": model.projection.state_dict(),
         "encoder": encoder,
     }, model_dir / f"projection_epoch{epoch}.pth")  # fmt: skip
     with written_whole(model_dir / f"lora_epoch{epoch}") as unfinished:

@@ -72,9 +72,9 @@ def parse_args() -> argparse.Namespace:
     images("--image_size", type=int, default=512, help="edge of a picture, pixels")
     images("--max_held_mib", type=float, default=256, help="GPU memory still held above which no image model is loaded")
     args = parser.parse_args()
-    for name in ("num_samples", "batch_size", "image_steps", "image_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be 1 or more")
+    for name, least in (("num_samples", 1), ("batch_size", 1), ("image_steps", 1), ("image_size", 8)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be {least} or more")
     return args
 
 
@@ -201,11 +201,6 @@ def draw(args, device: torch.device) -> None:
         wanted[stem] = (row, recipe)
         if drawn_with(output_dir / f"generated_{stem}") != recipe:
             missing.append(stem)
-    for kind in ("generated", "comparison"):  # pictures of an earlier decoding
-        for path in output_dir.glob(f"{kind}_*_true*_pred*.png"):
-            if path.name.removeprefix(f"{kind}_") not in wanted:
-                path.unlink()
-
     if missing:
         held = free_gpu_memory(device)
         print(f"GPU memory still held before the image model loads: {held:.0f} MiB (limit {args.max_held_mib:.0f} MiB)"
@@ -232,6 +227,11 @@ def draw(args, device: torch.device) -> None:
             pair = comparison(stimulus, picture, row["true_name"], row["predicted_name"])
         with written_whole(output_dir / f"comparison_{stem}") as unfinished:
             pair.save(unfinished, format="PNG")
+    for stem in wanted:  # a trial decoded otherwise before leaves a picture under another name
+        for kind in ("generated", "comparison"):
+            for path in output_dir.glob(f"{kind}_{stem[:4]}_true*_pred*.png"):
+                if path.name != f"{kind}_{stem}":
+                    path.unlink()
     with written_whole(output_dir / "summary_grid.png") as unfinished:
         summary_grid([output_dir / f"comparison_{stem}" for stem in wanted]).save(unfinished, format="PNG")
     print(f"{len(missing)} images drawn, {len(rows) - len(missing)} were there; {output_dir / 'summary_grid.png'}")

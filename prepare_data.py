@@ -9,6 +9,7 @@ Per run: 22 EEG electrodes, common average reference, band-pass 0.3–50 Hz, win
 
 import argparse
 import hashlib
+import math
 import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -19,12 +20,13 @@ from tqdm import tqdm
 from datasets.bciciv2a_dataset import CALIBRATION_STRUCTS, EXPECTED_TRIALS, SPLIT_OF_SUBJECT
 from datasets.bciciv2a_llm_dataset import DESCRIPTION
 from datasets.description import SPLITS
-from datasets.preprocessing import PATCH, Preprocessing, cut_trial, filter_run
+from datasets.preprocessing import PATCH, Preprocessing, cut_trial, filter_run, window
 from datasets.recordings import BCIC_ADDRESSES, BCIC_FILE, BCIC_FILES, read_bcic_mat
 from datasets.store import Trial, is_trial_store, write_store
 from utils.download import download
 from utils.errors import UserError, run_script
 from utils.paths import default, make_room
+from utils.records import environment
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --lmdb_dir")
     args = parser.parse_args()
     seconds = args.tmax - args.tmin
-    if seconds < 1 or abs(seconds - round(seconds)) > 1e-9:
+    if not math.isfinite(seconds) or seconds < 1 or abs(seconds - round(seconds)) > 1e-9:
         parser.error(
             f"--tmin {args.tmin:g} --tmax {args.tmax:g}: the window must be a whole number of seconds, 1 or more"
         )
@@ -56,34 +58,34 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepare_file(path: Path, trial_set: str, settings: Preprocessing) -> tuple[list, Counter, dict]:
-    """All trials of one file: [(split, Trial, samples)], counts by cause, and the file's own facts."""
+    """All trials of one file: [(split, Trial, samples)], counts of runs and of (fate, split, label), the file's facts."""
     name = path.stem  # A01T
     split = SPLIT_OF_SUBJECT[name[:3]]
     kept, counts = [], Counter(files=1)
-    runs = read_bcic_mat(path)
     task_number = 0
-    for run in runs:
-        task_number += not run.is_calibration
+    for run in read_bcic_mat(path):
         if run.is_calibration:
             counts["calibration runs"] += 1
             continue
-        if trial_set == "published" and run.number <= CALIBRATION_STRUCTS:
-            counts["real runs among the first three structs"] += 1
-            counts["dropped: first three structs"] += len(run.onsets)
-            continue
+        task_number += 1
         counts["task runs"] += 1
-        inside = [onset + round(settings.tmax * run.sfreq) <= run.signal.shape[1] for onset in run.onsets]
-        counts["dropped: window leaves the run"] += inside.count(False)
-        if not any(inside):
+        if trial_set == "published" and run.number <= CALIBRATION_STRUCTS:
+            counts["task runs among the first three structs"] += 1
+            counts.update(("dropped: first three structs", split, int(label)) for label in run.labels)
             continue
-        filtered = filter_run(run.signal, run.sfreq, settings)
-        for number, (onset, label) in enumerate(zip(run.onsets, run.labels, strict=True), start=1):
-            samples = cut_trial(filtered, onset, run.sfreq, settings)
-            if samples is None:
+        windows = [window(onset, run.sfreq, settings) for onset in run.onsets]
+        inside = [w.start >= 0 and w.stop <= run.signal.shape[1] for w in windows]
+        filtered = filter_run(run.signal, run.sfreq, settings) if any(inside) else None
+        for number, (onset, label, fits) in enumerate(
+            zip(run.onsets, run.labels.tolist(), inside, strict=True), start=1
+        ):
+            if not fits:
+                counts["dropped: window leaves the run", split, label] += 1
                 continue
-            key = f"{name}-r{task_number}-t{number:02d}"
-            kept.append((split, Trial(key, int(label), name[:3], name[3], task_number, number), samples))
-            counts["kept, marked as artifact"] += int(run.artifacts[number - 1])
+            trial = Trial(f"{name}-r{task_number}-t{number:02d}", label, name[:3], name[3], task_number, number)
+            kept.append((split, trial, cut_trial(filtered, onset, run.sfreq, settings)))
+            counts["kept", split, label] += 1
+            counts["of these marked as artifact", split, label] += int(run.artifacts[number - 1])
     source = {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return kept, counts, source
 
@@ -109,10 +111,9 @@ def prepare(args: argparse.Namespace) -> None:
     meta = {
         "dataset": DESCRIPTION.name, "shape": shape, "units": "100 microvolts",
         "electrodes": DESCRIPTION.montage.electrodes, "classes": DESCRIPTION.classes, "trial_set": args.trial_set,
-        "preprocessing": settings.as_dict(), "sources": [], "counts": {},
+        "preprocessing": settings.as_dict(), "environment": environment(), "sources": [], "counts": {},
     }  # fmt: skip
-    causes: Counter = Counter()
-    per_class: Counter = Counter()
+    totals: Counter = Counter()
 
     def parts():
         with ProcessPoolExecutor(min(args.workers, len(files))) as pool:
@@ -120,35 +121,38 @@ def prepare(args: argparse.Namespace) -> None:
             try:
                 for job in tqdm(jobs, desc="preparing", unit="file"):
                     kept, counts, source = job.result()
-                    causes.update(counts)
-                    per_class.update((split, trial.label) for split, trial, _ in kept)
+                    totals.update(counts)
                     meta["sources"].append(source)
                     yield kept
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        meta["counts"] = dict(causes)
+        # JSON has no tuples: "kept/train/0"
+        meta["counts"] = {k if isinstance(k, str) else "/".join(map(str, k)): n for k, n in totals.items()}
 
     meta = write_store(lmdb_dir, meta, parts())
-    report(args.trial_set, meta, causes, per_class)
+    report(args.trial_set, meta, totals)
 
 
-def report(trial_set: str, meta: dict, causes: Counter, per_class: Counter) -> None:
+def report(trial_set: str, meta: dict, totals: Counter) -> None:
     """The closing table: files, runs, trials kept and dropped by cause, per split and class."""
-    print(f"\nfiles {causes['files']}, task runs {causes['task runs']}, calibration runs {causes['calibration runs']}")
-    print(f"\n{'':8}" + "".join(f"{name:>14}" for name in (*DESCRIPTION.classes, "trials", "complete set")))
-    for split in SPLITS:
-        row = [per_class[split, label] for label in range(len(DESCRIPTION.classes))]
-        print(f"{split:8}" + "".join(f"{n:14d}" for n in (*row, sum(row), EXPECTED_TRIALS[trial_set][split])))
-    print()
-    for cause in ("dropped: first three structs", "dropped: window leaves the run", "kept, marked as artifact"):
-        print(f"{cause:34}{causes[cause]:6d}")
-    sets = {name: "/".join(str(expected[split]) for split in SPLITS) for name, expected in EXPECTED_TRIALS.items()}
-    n_lost = causes["dropped: first three structs"]
     print(
-        f"\n--trial_set {trial_set}: the complete data give {sets['published']} trials (published) or {sets['all']} (all). "
-        "The published splits drop\nthe first three structs of every file as calibration; A04T has one calibration run, "
-        f"so two real runs go too.\nHere that cost {n_lost} trials in {causes['real runs among the first three structs']} "
+        f"\nfiles {totals['files']}, task runs {totals['task runs']}, calibration runs {totals['calibration runs']}\n"
+    )
+    labels = range(len(DESCRIPTION.classes))
+    fates = ("kept", "of these marked as artifact", "dropped: first three structs", "dropped: window leaves the run")
+    print(f"{'':38}" + "".join(f"{name:>12}" for name in (*DESCRIPTION.classes, "trials", "expected")))
+    for split in SPLITS:
+        for fate in fates:
+            row = [totals[fate, split, label] for label in labels]
+            expected = f"{EXPECTED_TRIALS[trial_set][split]:12d}" if fate == "kept" else ""
+            print(f"{split:6}{fate:32}" + "".join(f"{n:12d}" for n in (*row, sum(row))) + expected)
+    sets = {name: "/".join(str(expected[split]) for split in SPLITS) for name, expected in EXPECTED_TRIALS.items()}
+    n_lost = sum(totals["dropped: first three structs", split, label] for split in SPLITS for label in labels)
+    print(
+        f"\n--trial_set {trial_set}. The complete data give {sets['published']} trials (published) or {sets['all']} (all):\n"
+        "the published splits drop the first three structs of every file as calibration; A04T has one calibration run,\n"
+        f"so two real runs go too. Here that cost {n_lost} trials in {totals['task runs among the first three structs']} "
         "runs." + (" Use --trial_set all to keep them." if n_lost else "")
     )
     for split in SPLITS:

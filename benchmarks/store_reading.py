@@ -95,7 +95,7 @@ def main():
                 lambda o: map(pickled.__getitem__, o),
             ),
             "items": (lambda order: map(store.__getitem__, order), lambda order: map(pickled.__getitem__, order)),
-            "batches": (batches(store), batches(pickled, PickledLoader.collate)),
+            "batches": (batches(store, store.collate), batches(pickled, PickledLoader.collate)),
         }
         for way, readers in ways.items():
             times = [], []  # µs a trial, the store's and the pickled layout's

@@ -76,10 +76,11 @@ class DatasetDescription:
         """The class that a text names.
 
         Keywords match whole words only ("background" is not "round", "start" is not "star"), in any case. The class
-        with the most matches wins; a tie or no match is −1.
+        with the most matches wins; a tie or no match is −1. The words of a keyword may be joined by hyphens or white space.
         """
+        patterns = {w: r"[\s-]+".join(map(re.escape, w.split())) for words in self.keywords.values() for w in words}
         counts = [
-            sum(len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)) for word in words)
+            sum(len(re.findall(rf"(?<!\w){patterns[word]}(?!\w)", text, re.IGNORECASE)) for word in words)
             for words in (self.keywords[label] for label in range(len(self.classes)))
         ]
         best = max(counts)

@@ -61,7 +61,13 @@ def filter_run(signal: np.ndarray, sfreq: float, settings: Preprocessing) -> np.
     return sosfiltfilt(butter(settings.order, band, "bandpass", fs=sfreq, output="sos"), signal, axis=-1)
 
 
-def cut_trial(filtered: np.ndarray, onset: int, sfreq: float, settings: Preprocessing) -> np.ndarray | None:
+def window(onset: int, sfreq: float, settings: Preprocessing) -> slice:
+    """The samples of a trial's window in its run; as long as `tmax - tmin` wherever it begins."""
+    start = onset + round(settings.tmin * sfreq)
+    return slice(start, start + round((settings.tmax - settings.tmin) * sfreq))
+
+
+def cut_trial(filtered: np.ndarray, onset: int, sfreq: float, settings: Preprocessing) -> np.ndarray:
     """One trial from a filtered run.
 
     Parameters
@@ -69,19 +75,14 @@ def cut_trial(filtered: np.ndarray, onset: int, sfreq: float, settings: Preproce
     filtered : (n_chans, n_times) array
         Microvolts.
     onset : int
-        0-based reference sample.
+        0-based reference sample; its `window` must lie inside the run.
 
     Returns
     -------
-    (n_chans, n_patches, 200) float32 array in units of 100 µV, or None where the window leaves the run.
+    (n_chans, n_patches, 200) float32 array in units of 100 µV.
     """
-    start = onset + round(settings.tmin * sfreq)
-    stop = onset + round(settings.tmax * sfreq)
-    if start < 0 or stop > filtered.shape[1]:
-        return None
-    up = round(SFREQ)
-    common = int(np.gcd(up, round(sfreq)))
+    common = int(np.gcd(SFREQ, round(sfreq)))
     # polyphase and not FFT: an FFT resample rings at the ends of the window
-    trial = resample_poly(filtered[:, start:stop], up // common, round(sfreq) // common, axis=-1)
-    trial = trial.reshape(len(trial), settings.n_patches, PATCH)
-    return (trial / SCALE).astype(np.float32)
+    trial = filtered[:, window(onset, sfreq, settings)]
+    trial = resample_poly(trial, SFREQ // common, round(sfreq) // common, axis=-1)
+    return (trial.reshape(len(trial), settings.n_patches, PATCH) / SCALE).astype(np.float32)

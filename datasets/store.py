@@ -5,6 +5,7 @@ fingerprint). `trials/<split>`: JSON list, one row a trial with key, label, subj
 Every other key: one trial's samples as raw little-endian float32.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -181,12 +182,18 @@ class CBraModStore(_Mapped):
         self.keys = self._unpickled("__keys__")
         if not isinstance(self.keys, dict) or not set(SPLITS) <= set(self.keys):
             raise UserError(f"{path}: __keys__ does not list train, val and test; expected CBraMod's layout")
-        listed = json.dumps({split: [str(key) for key in self.keys[split]] for split in SPLITS})
-        info = self._env.info()
-        self.fingerprint = hashlib.sha256(f"{listed} {info['last_txnid']} {info['last_pgno']}".encode()).hexdigest()
         people = {split: [_cbramod_trial(key, 0) for key in self.keys[split]] for split in SPLITS}
         check_no_person_in_two_splits(people, path)
         self._trials: dict[str, list[Trial]] = {}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all records; reads the whole file once."""
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            for key in self.keys[split]:
+                digest.update(f"{split} {key} ".encode() + bytes(self._raw(str(key)) or b""))
+        return digest.hexdigest()
 
     def trials(self, split: str) -> list[Trial]:
         """Labels stand inside the records, so the first call reads the whole split."""

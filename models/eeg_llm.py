@@ -116,6 +116,8 @@ class EEGLanguageModel(nn.Module):
         if self.train_encoder and joint:
             self.encoder.requires_grad_(True)
             self.encoder.patch_embedding.mask_encoding.requires_grad_(False)
+            for name, block in self.encoder.BrainEmbedEEGLayer.region_blocks.items():
+                block.requires_grad_(name in self.encoder.area_config)  # regions that this montage has
         lora = self.lora_parameters() if joint else []
         return [*self.projection.parameters(), *lora]
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -83,7 +83,7 @@ class TokenCache:
         encoded = encode_trials(self.encoder, reducers, dataset, device)
         for pooling, tokens in encoded.items():
             with written_whole(self._path(dataset, pooling)) as unfinished:
-                save_file({"tokens": tokens}, unfinished)
+                unfinished.write_bytes(save({"tokens": tokens}))
         print(f"encoder: {len(dataset)} {dataset.mode} trials encoded, kept as {path.name}")
         return encoded[self.token_pooling]
 

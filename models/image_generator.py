@@ -64,7 +64,7 @@ class EEGImageGenerator:
         self.pipeline.to(device).set_progress_bar_config(disable=True)
         self.steps, self.guidance_scale, self.image_size = steps, guidance_scale, image_size
         own_size = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
-        self.drawn_size = min(image_size, own_size)
+        self.drawn_size = min(image_size, own_size) // 8 * 8  # the latents' grid
 
     @torch.inference_mode()
     def generate(self, prompt: str, seed: int) -> Image.Image:

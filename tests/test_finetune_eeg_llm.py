@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -125,16 +126,37 @@ def test_the_twin_is_trained_and_tested_on_shuffled_labels(demo, script, tmp_pat
     assert same == len(true) / 4
 
 
-def test_two_processes_train_together(demo, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--main_process_port",
-              "29611", str(ROOT / "finetune_eeg_llm.py"), *demo.training(tmp_path / "run", gradient_accumulation_steps=1)]  # fmt: skip
+@pytest.mark.parametrize("flags", [{"epochs": 2}, {"epochs": 1, "warmup_epochs": 0, "train_encoder": True}])
+def test_two_processes_train_together(demo, tmp_path, flags):
+    training = demo.training(tmp_path / "run", gradient_accumulation_steps=1, **flags)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--main_process_port", "29611", str(ROOT / "finetune_eeg_llm.py"), *training]  # fmt: skip
     done = subprocess.run(launch, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run/run.json").read_text())["num_processes"] == 2
+    assert "2 process(es)" in done.stdout and done.stdout.count("best epoch") == 1
     rows = metrics(tmp_path / "run")
-    assert len(rows) == 2 and rows[1]["train_loss"] < rows[0]["train_loss"]
+    assert len(rows) == flags["epochs"] and rows[-1]["train_loss"] < 1
     decoded = read_jsonl(tmp_path / "run/decoded_test.jsonl")
     assert [row["index"] for row in decoded] == list(range(96))  # every trial once
-    assert done.stdout.count("best epoch") == 1
+
+
+def test_a_launch_that_starts_one_process_instead_of_two_is_said(demo, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+              str(ROOT / "finetune_eeg_llm.py"), *demo.training(tmp_path / "run", datasets_dir="nowhere")]  # fmt: skip
+    done = subprocess.run(launch, capture_output=True, text=True)
+    assert "notice: accelerate started one process" in done.stdout
+
+
+def test_a_full_disk_is_one_line(demo, tmp_path):
+    def small_files_only():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    command = [sys.executable, str(ROOT / "finetune_eeg_llm.py"), *demo.training(tmp_path / "run", epochs=1)]
+    for more in ([], ["--cache_dir", str(tmp_path / "cache")]):  # a checkpoint, and the token cache
+        done = subprocess.run([*command, *more], capture_output=True, text=True, preexec_fn=small_files_only)
+        assert done.returncode == 2 and "free some disk space" in done.stderr and "Traceback" not in done.stderr
+        assert not list((tmp_path / "run").glob("*.pth")) and not list(tmp_path.glob("**/*.part-*"))
 
 
 def test_training_and_decoding_run_on_real_recordings(shared, demo, script, tmp_path):
@@ -177,7 +199,7 @@ def test_faced_trains_from_cbramods_lmdb(demo, script, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [({"datasets_dir": "nowhere"}, "not an LMDB"), ({"foundation_dir": "nowhere.pth"}, "no such checkpoint"),
-     ({"llm": "no/model"}, "--llm no/model"), ({"resume": True}, "no finished epoch"),
+     ({"llm": "no/model"}, "--llm no/model"),
      ({"downstream_dataset": "FACED"}, "store of BCICIV2a; expected FACED")],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line(demo, script, tmp_path, flags, message):
@@ -190,6 +212,18 @@ def test_a_finished_run_is_not_overwritten(trained, demo, script):
     done = script("finetune_eeg_llm.py", *demo.training(trained))
     assert done.code == 2 and "--resume" in done.error_line
     assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_resuming_where_nothing_was_finished_starts_anew_and_foreign_checkpoints_stay(demo, script, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")  # died before its first epoch ended
+    done = script("finetune_eeg_llm.py", *demo.training(tmp_path / "run", epochs=1, resume=True))
+    assert done.code == 0 and "starting anew" in done.out, done.err
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/projection_epoch6.pth").write_bytes(b"a night's work")
+    refused = script("finetune_eeg_llm.py", *demo.training(tmp_path / "theirs"))
+    assert refused.code == 2 and "another run" in refused.error_line
+    assert (tmp_path / "theirs/projection_epoch6.pth").read_bytes() == b"a night's work"
 
 
 def test_a_random_encoder_is_used_only_when_asked_for(demo, script, tmp_path):

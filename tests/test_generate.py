@@ -77,8 +77,8 @@ def test_a_repeated_run_draws_only_what_is_missing(demo, trained, drawn, script,
     names = list(pictures(folder))
     (folder / names[1]).unlink()
     (folder / names[2]).write_bytes((folder / names[2]).read_bytes()[:500])  # a torn file
-    stale = folder / names[0].replace("0000_", "0007_")
-    shutil.copy(folder / names[0], stale)  # of an earlier decoding
+    stale = folder / f"{names[0].split('_pred')[0]}_pred9.png"
+    shutil.copy(folder / names[0], stale)  # the same trial, decoded otherwise before
     done = script("generate.py", *demo.generation(trained, folder, stage="images"))
     assert "2 images drawn, 2 were there" in done.out and not stale.exists()
     assert all(
@@ -119,6 +119,34 @@ def test_more_samples_than_trials_is_a_notice_and_all_are_used(demo, trained, sc
     done = script("generate.py", *flags)
     assert done.code == 0 and "notice: --num_samples 5000" in done.out
     assert len(read_jsonl(tmp_path / "decoded.jsonl")) == 96 and not pictures(tmp_path)
+
+
+def test_a_run_that_fails_or_draws_fewer_leaves_earlier_pictures(demo, trained, drawn, script, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(drawn[0], folder)
+    before = set(pictures(folder))
+    failed = script("generate.py", *demo.generation(trained, folder, num_samples=1, image_model="no/model"))
+    assert failed.code == 2 and set(pictures(folder)) == before
+    fewer = script("generate.py", *demo.generation(trained, folder, num_samples=1))
+    assert fewer.code == 0 and set(pictures(folder)) == before
+
+
+def test_the_language_model_is_found_from_another_folder(demo, process, trained, tmp_path):
+    run = tmp_path / "run"
+    flags = demo.training(run, epochs=1, llm=demo.llm.name)
+    assert process("finetune_eeg_llm.py", *flags, cwd=demo.llm.parent).code == 0
+    done = process("generate.py", *demo.generation(run, tmp_path / "out", stage="decode"), cwd=tmp_path)
+    assert done.code == 0, done.err
+
+
+def test_a_damaged_decoded_jsonl_and_an_odd_size_are_handled(demo, trained, drawn, script, tmp_path):
+    text = (drawn[0] / "decoded.jsonl").read_text()
+    (tmp_path / "decoded.jsonl").write_text(text[: len(text) // 2])
+    done = script("generate.py", *demo.generation(trained, tmp_path, stage="images"))
+    assert done.code == 2 and "decoded.jsonl is damaged" in done.error_line
+    (tmp_path / "decoded.jsonl").write_text(text.splitlines()[0] + "\n")
+    assert script("generate.py", *demo.generation(trained, tmp_path, stage="images", image_size=50)).code == 0
+    assert next(iter(pictures(tmp_path).values())).shape == (50, 50, 3)
 
 
 def test_withdrawn_addresses_are_replaced_in_one_line(capsys):

@@ -36,6 +36,14 @@ def prepare(script, tmp_path):
     return run
 
 
+def total(done, fate, split="", column=4):
+    """A column of the closing table (by default all classes together), over its lines of one fate."""
+    lines = [
+        line for line in done.out.splitlines() if line.startswith(split or ("train", "val", "test")) and fate in line
+    ]
+    return sum(int(line.split(fate)[1].split()[column]) for line in lines)
+
+
 # ---------------------------------------------------------------- real recordings
 
 
@@ -46,7 +54,7 @@ def test_real_recordings_give_the_expected_trials(shared, prepare, trial_set, co
     assert [len(BCICIV2aDataset(store, split)) for split in ("train", "val", "test")] == counts
     assert "2784/1152/1152" in done.out and "2880/1152/1152" in done.out
     for split, n in zip(("train", "val", "test"), counts, strict=True):
-        assert next(line for line in done.out.splitlines() if line.startswith(split)).split()[5] == str(n)
+        assert total(done, "kept", split) == n
 
 
 def test_real_trials_equal_an_independent_computation_from_the_raw_file(shared, prepare):
@@ -104,9 +112,12 @@ def test_the_window_moves_with_its_flags(prepare, raw, tmp_path):
 def test_a_window_past_a_runs_end_is_dropped_and_counted(prepare, raw):
     done, store = prepare(raw, "--tmax", 10)  # at most 9 s of a run follow the last trial's start
     assert done.code == 0
-    dropped = next(line for line in done.out.splitlines() if "window leaves the run" in line)
     kept = sum(len(open_store(store).trials(split)) for split in ("train", "val", "test"))
-    assert kept == 24 - 6 and int(dropped.split()[-1]) == 6
+    assert kept == 24 - 6 and total(done, "dropped: window leaves the run") == 6
+    early, store = prepare(raw, "--tmin", -3, "--tmax", 1, "--overwrite")  # before the first trial's run begins
+    kept = sum(len(open_store(store).trials(split)) for split in ("train", "val", "test"))
+    assert kept == 24 - 6 and total(early, "dropped: window leaves the run") == 6
+    assert open_store(store).meta["counts"]["kept/train/0"] == total(early, "kept", split="train", column=0)
 
 
 # ---------------------------------------------------------------- what is there already
@@ -180,7 +191,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(raw, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flags", [["--tmin", "3", "--tmax", "3"], ["--tmax", "6.5"], ["--workers", "0"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["--tmin", "3", "--tmax", "3"], ["--tmax", "6.5"], ["--tmin", "nan"], ["--tmax", "inf"], ["--workers", "0"]],
+)
 def test_flags_that_make_no_sense_are_refused(prepare, raw, flags):
     done, store = prepare(raw, *flags)
     assert done.code == 2 and not store.exists()

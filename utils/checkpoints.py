@@ -1,6 +1,7 @@
 """Reading and writing weights: weights only, whole files only, and nothing skipped in silence."""
 
 import hashlib
+import io
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from utils.paths import written_whole
 
 def save_checkpoint(content: dict, path: Path) -> None:
     """Write a checkpoint beside its place and rename it when whole."""
+    buffer = io.BytesIO()  # torch.save into a full disk raises no OSError; writing bytes does
+    torch.save(content, buffer)
     with written_whole(path) as unfinished:
-        torch.save(content, unfinished)
+        unfinished.write_bytes(buffer.getbuffer())
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -57,7 +60,7 @@ def load_weights(module: nn.Module, path: str | Path, allow_partial: bool = Fals
     UserError
         Names every tensor that does not fit.
     """
-    given = {key.removeprefix("module."): value for key, value in read_checkpoint(path).items()}
+    given = {str(key).removeprefix("module."): value for key, value in read_checkpoint(path).items()}
     wanted = module.state_dict()
     faults = [f"{key} is missing" for key in wanted if key not in given]
     for key, value in given.items():

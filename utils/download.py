@@ -25,7 +25,7 @@ class ResumingDownloader:
     def __call__(self, url: str, output_file, pooch, check_only: bool = False) -> None:
         """Download `url` to `output_file`; raises `requests.RequestException` or `OSError` on a short file."""
         have = self.part.stat().st_size if self.part.exists() else 0
-        headers = {"Range": f"bytes={have}-"} if have else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(url, headers=headers, stream=True, timeout=self.timeout) as answer:
             if answer.status_code == 416:  # nothing left to send, or another file than the part's: start anew
                 self.part.unlink()

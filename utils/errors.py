@@ -1,6 +1,7 @@
 """How a script ends when the user, and not the code, is wrong."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -18,10 +19,10 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(_fail(" ".join(str(error).split())))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:  # libraries wrap the system's word for a full disk in errors of their own
+        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             raise
-        sys.exit(_fail(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some disk space"))
+        sys.exit(_fail(f"cannot write the output ({error}); free some disk space and run again"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

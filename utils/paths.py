@@ -33,7 +33,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         yield workplace / path.name
         if path.is_dir():
             path.rename(workplace / "old")
-        os.replace(workplace / path.name, path)
+        try:
+            os.replace(workplace / path.name, path)
+        except OSError:
+            if (workplace / "old").exists():
+                (workplace / "old").rename(path)
+            raise
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
 

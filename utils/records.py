@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
 
+from utils.errors import UserError  # noqa: E402
 from utils.paths import ROOT, written_whole  # noqa: E402
 
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "bitsandbytes", "accelerate", "numpy", "scipy", "mne", "lmdb")
@@ -25,7 +26,8 @@ def environment() -> dict:
         commit += "+" if changed else ""
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    installed = {dist.metadata["Name"].lower() for dist in importlib.metadata.distributions()}
+    versions = {name: importlib.metadata.version(name) if name in installed else "not installed" for name in PACKAGES}
     return {"commit": commit, "python": platform.python_version(), **versions}
 
 
@@ -43,7 +45,10 @@ def write_jsonl(rows: list[dict], path: Path) -> None:
 
 def read_jsonl(path: Path) -> list[dict]:
     """Read what `write_jsonl` wrote."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    try:
+        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    except ValueError:
+        raise UserError(f"{path} is damaged: a line of it is not JSON; make it anew") from None
 
 
 def learning_curve(history: list[dict], chance: float, path: Path) -> None:
@@ -65,6 +70,7 @@ def learning_curve(history: list[dict], chance: float, path: Path) -> None:
     joint = [row["epoch"] for row in history if row["phase"] == "joint"]
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         if joint:
             axis.axvspan(joint[0] - 0.5, joint[-1] + 0.5, color="grey", alpha=0.08, linewidth=0)
     with written_whole(path) as unfinished:

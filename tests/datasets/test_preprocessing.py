@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from datasets.preprocessing import Preprocessing, cut_trial, filter_run
+from datasets.preprocessing import Preprocessing, cut_trial, filter_run, window
 
 
 @pytest.mark.parametrize("sfreq", [250.0, 1000.0])
@@ -40,8 +40,9 @@ def test_what_all_electrodes_share_is_gone():
     assert np.abs(filter_run(np.tile(shared, (22, 1)), 250, Preprocessing(2, 6))).max() < 1e-9
 
 
-def test_a_window_that_leaves_the_run_gives_no_trial():
-    run = np.zeros((22, 2500))
-    assert cut_trial(run, 1000, 250, Preprocessing(2, 6)) is not None
-    assert cut_trial(run, 1001, 250, Preprocessing(2, 6)) is None
-    assert cut_trial(run, 0, 250, Preprocessing(-1, 3)) is None
+def test_a_window_is_as_long_as_it_is_said_to_be_wherever_it_begins():
+    settings = Preprocessing(2.006, 3.006)
+    assert all(w.stop - w.start == 250 for w in (window(onset, 250, settings) for onset in range(20)))
+    assert window(100, 250, Preprocessing(2, 6)) == slice(600, 1600)
+    assert window(100, 250, Preprocessing(-1, 3)).start < 0
+    assert cut_trial(np.ones((22, 2000)), 5, 250, settings).shape == (22, 1, 200)

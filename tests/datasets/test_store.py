@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from datasets.bciciv2a_dataset import BCICIV2aDataset
+from datasets.bciciv2a_llm_dataset import BCICIV2aLLMDataset
 from datasets.faced_llm_dataset import FACEDLLMDataset
 from datasets.store import CBraModStore, Trial, TrialStore, open_store, write_store
 from utils.errors import UserError
@@ -131,6 +132,41 @@ def test_faced_takes_the_first_30_of_32_electrodes(tmp_path):
     item = dataset[0]
     assert item["x"].shape == (30, 10, 200) and item["label"] == 8 and dataset.trials[0].subject == "sub110"
     assert np.allclose(item["x"], records["test:sub110.pkl-0-0"]["sample"][:30] / 100, atol=1e-6)
+
+
+def test_other_samples_under_the_same_keys_have_another_fingerprint(tmp_path):
+    prints = []
+    for scale in (1.0, 2.0):
+        records = {f"{split}:{person}T-0-0": {"sample": np.full(SHAPE, scale), "label": 0}
+                   for split, person in (("train", "A01"), ("val", "A06"), ("test", "A08"))}  # fmt: skip
+        prints.append(open_store(write_cbramod(tmp_path / str(scale), records)).fingerprint)
+    assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize("n_chans", [20, 32])
+def test_trials_of_another_montage_are_refused(tmp_path, n_chans):
+    records = {f"{split}:{person}T-0-0": {"sample": np.zeros((n_chans, 4, 200)), "label": 0}
+               for split, person in (("train", "A01"), ("val", "A06"), ("test", "A08"))}  # fmt: skip
+    folder = write_cbramod(tmp_path / "lmdb", records)
+    with pytest.raises(UserError, match=rf"trials are \({n_chans}, 4, 200\); BCICIV2a has \(22"):
+        BCICIV2aLLMDataset(str(folder), "train")
+
+
+def test_loaders_batches_are_right_and_may_be_changed_in_place(tmp_path):
+    write(tmp_path / "store", trials(7))
+    dataset = BCICIV2aDataset(str(tmp_path / "store"), "train")
+    alone = torch.stack([x for x, _ in dataset])
+
+    def doubling(items):
+        return dataset.collate([(x.mul_(2), label) for x, label in items])
+
+    for collate, factor in ((None, 1), (dataset.collate, 1), (doubling, 2)):
+        batches = list(torch.utils.data.DataLoader(dataset, batch_size=3, collate_fn=collate))
+        assert torch.equal(torch.cat([x for x, _ in batches]), factor * alone)
+        assert torch.cat([y for _, y in batches]).tolist() == [t.label for t in dataset.trials]
+    x, y = dataset.collate([dataset[2], dataset[0]])  # items that were never in one batch
+    assert torch.equal(x, alone[[2, 0]])
+    assert torch.equal(torch.stack([x for x, _ in dataset]), alone)
 
 
 class Hostile:
