@@ -3,7 +3,7 @@
     python train_demo_images.py --output_dir assets/stable-diffusion
 
 A VAE (64×64×3 → 16×16×4), then a UNet of the kind Stable Diffusion uses, conditioned on a frozen random CLIP text
-encoder over a byte-level vocabulary. About 15 minutes on 2 CPU cores. The result has the hub's folder layout in half
+encoder over a byte-level vocabulary. About 35 minutes on one CPU core. The result has the hub's folder layout in half
 precision, and the project ships it; nobody needs to run this to run the demo.
 """
 
@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from datasets.description import load_dataset
+from datasets.description import DATASETS, load_dataset
 from utils.drawing import DRAWINGS, drawing
+from utils.paths import default
 
 IMAGE_SIZE = 64  # pixels
 
@@ -39,11 +40,14 @@ def byte_tokenizer() -> CLIPTokenizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", default="assets/stable-diffusion", help="folder to write the pipeline to")
+    parser.add_argument(
+        "--output_dir", default=default("assets/stable-diffusion"), help="folder to write the pipeline to"
+    )
     parser.add_argument("--drawings", type=int, default=600, help="training pictures a class")
     parser.add_argument("--vae_steps", type=int, default=1500, help="steps of 16 pictures")
-    parser.add_argument("--unet_steps", type=int, default=5000, help="steps of 16 pictures")
+    parser.add_argument("--unet_steps", type=int, default=6000, help="steps of 16 pictures")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the one-cycle schedule")
+    parser.add_argument("--sheet", default=default("outputs/demo_image_model.png"), help="samples to look at")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -51,7 +55,7 @@ def main() -> None:
 
     # data: drawings and the prompts that the datasets use for them
     prompts = {}
-    for name in ["BCICIV2a"]:
+    for name in DATASETS:
         description = load_dataset(name)[0]
         prompts |= {c: description.image_prompts[k] for k, c in enumerate(description.classes) if c in DRAWINGS}
     names = list(prompts)
@@ -78,7 +82,7 @@ def main() -> None:
         block_out_channels=(16, 32, 32), layers_per_block=1, latent_channels=4, norm_num_groups=8,
         sample_size=IMAGE_SIZE,
     )  # fmt: skip
-    for batch in training_batches(vae, x, label, args.vae_steps, args.lr, "VAE"):
+    for batch in TrainingBatches(vae, x, label, args.vae_steps, args.lr, "VAE"):
         posterior = vae.encode(batch.x).latent_dist
         restored = vae.decode(posterior.sample()).sample
         batch.step(F.l1_loss(restored, batch.x) + F.mse_loss(restored, batch.x) + 1e-5 * posterior.kl().mean())
@@ -99,7 +103,7 @@ def main() -> None:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
     )
     average = {k: v.clone() for k, v in unet.state_dict().items()}
-    for batch in training_batches(unet, latents, label, args.unet_steps, args.lr, "UNet"):
+    for batch in TrainingBatches(unet, latents, label, args.unet_steps, args.lr, "UNet"):
         noise = torch.randn_like(batch.x)
         t = torch.randint(0, scheduler.config.num_train_timesteps, (len(batch.x),))
         dropped = torch.rand(len(batch.x)) < 0.1  # prompts left out, for classifier-free guidance
@@ -121,11 +125,11 @@ def main() -> None:
         drawn = pipeline(prompt, num_images_per_prompt=4, num_inference_steps=25, guidance_scale=7.5).images
         for column, image in enumerate(drawn):
             sheet.paste(image, (column * IMAGE_SIZE, row * IMAGE_SIZE))
-    sheet.save(Path("outputs") / "demo_image_model.png")
-    print(f"wrote {args.output_dir} and outputs/demo_image_model.png")
+    sheet.save(args.sheet)
+    print(f"wrote {args.output_dir} and {args.sheet}")
 
 
-class training_batches:
+class TrainingBatches:
     """Iterate over random batches of 16; each has `x`, `label` and `step(loss)` (AdamW, one-cycle)."""
 
     def __init__(self, model, x, label, steps, lr, name):
