@@ -18,9 +18,7 @@ import numpy as np  # noqa: E402
 from utils.errors import UserError, run_script  # noqa: E402
 from utils.paths import written_whole  # noqa: E402
 from utils.records import read_jsonl  # noqa: E402
-from utils.statistics import Accuracy, accuracy, chance_interval  # noqa: E402
-
-READOUTS = ("keyword", "likelihood")
+from utils.statistics import READOUTS, Accuracy, chance_interval, score_readouts  # noqa: E402
 
 
 def read_decoded(place: Path) -> list[dict]:
@@ -34,10 +32,9 @@ def read_decoded(place: Path) -> list[dict]:
     raise UserError(f"{place} has no decoded_test.jsonl or decoded.jsonl; train or decode first")
 
 
-def score(rows: list[dict], readout: str) -> Accuracy:
-    """Accuracy of one read-out; the classes are as many as there are probabilities."""
-    chance = 1 / len(rows[0]["probabilities"])
-    return accuracy([row[f"{readout}_label"] for row in rows], [row["true_label"] for row in rows], chance)
+def score(rows: list[dict]) -> dict[str, Accuracy]:
+    """Both read-outs' accuracies; the classes are as many as there are probabilities."""
+    return score_readouts(rows, 1 / len(rows[0]["probabilities"]))
 
 
 def confusion_figure(rows: list[dict], title: str, path: Path) -> None:
@@ -78,11 +75,11 @@ def main() -> None:
         twin_dir = run.with_name(run.name + args.twin_suffix)
         twin_rows = read_decoded(twin_dir) if twin_dir.exists() else None
         for readout in READOUTS:
-            s = score(rows, readout)
+            s = score(rows)[readout]
             low, high = chance_interval(s.n, s.chance)
             twin = "not run"
             if twin_rows:
-                t = score(twin_rows, readout)
+                t = score(twin_rows)[readout]
                 low, high = chance_interval(t.n, t.chance)
                 verdict = "at chance" if low <= t.accuracy <= high else "NOT at chance"
                 twin = f"{100 * t.accuracy:.1f} % ({t.n}), {verdict}"
@@ -94,7 +91,7 @@ def main() -> None:
         by_person = defaultdict(list)
         for row in rows:
             by_person[row["subject"]].append(row)
-        each = ", ".join(f"{subject} {100 * score(of, 'keyword').accuracy:.1f} % (n = {len(of)})"
+        each = ", ".join(f"{subject} {100 * score(of)['keyword'].accuracy:.1f} % (n = {len(of)})"
                          for subject, of in sorted(by_person.items()))  # fmt: skip
         people.append(f"{run.name}, keyword, by person: {each}")
         if args.output_dir:

@@ -36,7 +36,7 @@ from utils.montages import TOKEN_POOLINGS
 from utils.paths import default, written_whole
 from utils.records import environment, learning_curve, write_json, write_jsonl
 from utils.seeds import seed_everything
-from utils.statistics import accuracy
+from utils.statistics import READOUTS, score_readouts
 
 MIN_LR = 1e-6  # where the cosine ends
 
@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     add("--no_cache_features", action="store_true", help="encode every trial anew in every epoch")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--max_new_tokens", type=int, default=64, help="longest decoded text, in tokens")
-    add("--select_by", choices=("keyword", "likelihood"), default="keyword",
+    add("--select_by", choices=READOUTS, default="keyword",
         help="read-out whose validation accuracy picks the best epoch")  # fmt: skip
     add("--shuffle_labels", action="store_true", help="shuffle the labels of all splits: the twin, to score at chance")
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
@@ -129,15 +129,6 @@ def evaluate(accelerator, model, dataset, description, args, name: str) -> list[
     return sorted(gather_object(rows), key=lambda row: row["index"])
 
 
-def score(rows: list[dict], description) -> dict:
-    """Both read-outs' accuracies."""
-    true = [row["true_label"] for row in rows]
-    return {
-        "keyword": accuracy([row["keyword_label"] for row in rows], true, description.chance),
-        "likelihood": accuracy([row["likelihood_label"] for row in rows], true, description.chance),
-    } if rows else {}  # fmt: skip
-
-
 def main() -> None:
     args = parse_args()
     model_dir = Path(args.model_dir)
@@ -179,8 +170,7 @@ def main() -> None:
         raise UserError(f"--resume: the run in {model_dir} had another encoder than {args.foundation_dir}")
     cached = not (args.no_cache_features or args.train_encoder)
     if cached:
-        folder = args.cache_dir or Path(args.datasets_dir).resolve().parent / "token_cache"
-        cache = TokenCache(folder, encoder, montage, args.token_pooling)
+        cache = TokenCache(args.cache_dir, encoder, montage, args.token_pooling)
         with accelerator.main_process_first():
             for dataset in splits.values():
                 dataset.tokens = cache.tokens(dataset, accelerator.device)
@@ -244,7 +234,7 @@ def main() -> None:
             train_loss = train_epoch(accelerator, model, loader, optimizer, schedule, args, bar)
         seconds = time.perf_counter() - started
         rows = evaluate(accelerator, model, splits["val"], description, args, "validation")
-        val = {readout: result.as_dict() for readout, result in score(rows, description).items()}
+        val = {readout: result.as_dict() for readout, result in score_readouts(rows, description.chance).items()}
         history.append({
             "epoch": epoch, "phase": phase, "train_loss": train_loss, "lr": schedule.get_last_lr()[0],
             "train_seconds": seconds, "seconds": time.perf_counter() - started, "val": val,
@@ -265,14 +255,15 @@ def main() -> None:
         model.encoder.load_state_dict(checkpoint["encoder"])
     load_lora(model.language_model, model_dir / f"lora_epoch{best['epoch']}")
     rows = evaluate(accelerator, model, splits["test"], description, args, "test")
+    test = score_readouts(rows, description.chance)
     results = {"best_epoch": best["epoch"], "selected_by": args.select_by, "val": best["val"],
-               "test": {readout: result.as_dict() for readout, result in score(rows, description).items()}}  # fmt: skip
+               "test": {readout: result.as_dict() for readout, result in test.items()}}  # fmt: skip
     if accelerator.is_main_process:
         write_jsonl(rows, model_dir / "decoded_test.jsonl")
         write_json(results, model_dir / "results.json")
     twin = " with SHUFFLED labels" if args.shuffle_labels else ""
     say(f"\nbest epoch {best['epoch']} by validation accuracy ({args.select_by}); test{twin}:")
-    for readout, result in score(rows, description).items():
+    for readout, result in test.items():
         say(f"  {readout:10} {result}")
     if not rows:
         say("  no test trials in this store, so no score")

@@ -32,7 +32,7 @@ from utils.drawing import PANEL, comparison, cue_arrow, summary_grid
 from utils.errors import UserError, run_script
 from utils.paths import default, written_whole
 from utils.records import environment, read_jsonl, write_json, write_jsonl
-from utils.statistics import accuracy
+from utils.statistics import READOUTS, score_readouts
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     decoding("--llm", help="chat model: local folder or hub address (default: the one trained with)")
     decoding("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
     decoding("--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
-    decoding("--readout", choices=("keyword", "likelihood"), default="keyword",
+    decoding("--readout", choices=READOUTS, default="keyword",
              help="what is drawn: the generated text, or the likeliest class's sentence")  # fmt: skip
     decoding("--batch_size", type=int, default=16, help="trials decoded at once")
     decoding("--max_new_tokens", type=int, default=64, help="longest decoded text, in tokens")
@@ -125,8 +125,7 @@ def decode(args, device: torch.device) -> None:
         encoder.load_state_dict(checkpoint["encoder"])
     if not lora_dir.is_dir():
         raise UserError(f"{lora_dir}: no such LoRA folder; --lora_dir names the one saved beside the projection")
-    folder = args.cache_dir or Path(args.datasets_dir).resolve().parent / "token_cache"
-    cache = TokenCache(folder, encoder, description.montage, checkpoint["token_pooling"])
+    cache = TokenCache(args.cache_dir, encoder, description.montage, checkpoint["token_pooling"])
     dataset.tokens = cache.tokens(dataset, device)
 
     # the language model with its adapter, and the projection
@@ -162,10 +161,8 @@ def decode(args, device: torch.device) -> None:
     print(f"\nwrote {output_dir / 'decoded.jsonl'}")
     for row in rows[:5]:
         print(f"  {row['subject']}{row['session']} {row['index']:5d}  true {row['true_name']}: {row['text']!r}")
-    for readout in ("keyword", "likelihood"):
-        score = accuracy([row[f"{readout}_label"] for row in rows], [row["true_label"] for row in rows],
-                         description.chance)  # fmt: skip
-        print(f"  {readout:10} {score}")
+    for readout, result in score_readouts(rows, description.chance).items():
+        print(f"  {readout:10} {result}")
 
 
 def what_was_decoded(description, row: dict, readout: str) -> dict:

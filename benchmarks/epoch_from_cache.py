@@ -43,7 +43,7 @@ def main():
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=args.gradient_accumulation_steps)
     dataset = BCICIV2aLLMDataset(args.demo, "train")
     encoder = load_encoder(DESCRIPTION.montage, f"{args.pth}/CSBrain.pth")
-    cache = TokenCache(Path(args.demo).resolve().parent / "token_cache", encoder, DESCRIPTION.montage, "hemisphere")
+    cache = TokenCache(None, encoder, DESCRIPTION.montage, "hemisphere")
     dataset.tokens = cache.tokens(dataset, device)
     llm, tokenizer = load_language_model(f"{args.pth}/TinyLlama-1.1B-Chat-v1.0", device, True, torch.float32)
     llm = add_lora(llm)

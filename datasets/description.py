@@ -78,11 +78,12 @@ class DatasetDescription:
         Keywords match whole words only ("background" is not "round", "start" is not "star"), in any case. The class
         with the most matches wins; a tie or no match is −1. The words of a keyword may be joined by hyphens or white space.
         """
-        patterns = {w: r"[\s-]+".join(map(re.escape, w.split())) for words in self.keywords.values() for w in words}
-        counts = [
-            sum(len(re.findall(rf"(?<!\w){patterns[word]}(?!\w)", text, re.IGNORECASE)) for word in words)
-            for words in (self.keywords[label] for label in range(len(self.classes)))
-        ]
+
+        def matches(keyword: str) -> int:
+            words = r"[\s-]+".join(map(re.escape, keyword.split()))
+            return len(re.findall(rf"(?<!\w){words}(?!\w)", text, re.IGNORECASE))
+
+        counts = [sum(map(matches, self.keywords[label])) for label in range(len(self.classes))]
         best = max(counts)
         return counts.index(best) if best > 0 and counts.count(best) == 1 else -1
 

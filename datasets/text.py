@@ -44,8 +44,8 @@ class EEGTextDataset(Dataset):
         if of != self.description.name:
             raise UserError(f"{data_dir} is a store of {of}; expected {self.description.name}")
         n_chans = len(self.description.montage.electrodes)
-        if self.trials and (self.signal(0).ndim != 3 or self.signal(0).shape[::2] != (n_chans, 200)):
-            shape = tuple(self.store.read(self.trials[0]).shape)
+        shape = tuple(self.signal(0).shape) if self.trials else (n_chans, 0, 200)
+        if len(shape) != 3 or shape[::2] != (n_chans, 200):
             raise UserError(f"{data_dir}: trials are {shape}; {self.description.name} has ({n_chans}, patches, 200)")
         wrong = set(self.labels) - set(range(len(self.description.classes)))
         if wrong:

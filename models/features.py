@@ -53,7 +53,8 @@ class TokenCache:
 
     Parameters
     ----------
-    folder : Path
+    folder : str, Path or None
+        None: `token_cache` beside each dataset's store.
     encoder : CSBrain
     montage : Montage
     token_pooling : str
@@ -61,8 +62,8 @@ class TokenCache:
         pass of the encoder; electrode tokens only when asked for.
     """
 
-    def __init__(self, folder: str | Path, encoder: nn.Module, montage: Montage, token_pooling: str):
-        self.folder, self.encoder, self.montage, self.token_pooling = Path(folder), encoder, montage, token_pooling
+    def __init__(self, folder: str | Path | None, encoder: nn.Module, montage: Montage, token_pooling: str):
+        self.folder, self.encoder, self.montage, self.token_pooling = folder, encoder, montage, token_pooling
         self.key = {
             "encoder": fingerprint(encoder),
             "electrodes": montage.electrodes,
@@ -90,4 +91,5 @@ class TokenCache:
     def _path(self, dataset, pooling: str) -> Path:
         key = self.key | {"store": dataset.store.fingerprint, "split": dataset.mode, "token_pooling": pooling}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return self.folder / f"tokens-{dataset.mode}-{digest[:16]}.safetensors"
+        folder = Path(self.folder or dataset.store.path.resolve().parent / "token_cache")
+        return folder / f"tokens-{dataset.mode}-{digest[:16]}.safetensors"

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import binom, binomtest
 
+READOUTS = ("keyword", "likelihood")  # the class that the text names; the class whose sentence is likeliest
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -58,6 +60,14 @@ def accuracy(predicted, true, chance: float) -> Accuracy:
     test = binomtest(correct, n, chance, alternative="greater")
     interval = binomtest(correct, n, chance).proportion_ci(0.95, method="wilson")
     return Accuracy(correct, n, correct / n, float(interval.low), float(interval.high), chance, float(test.pvalue))
+
+
+def score_readouts(rows: list[dict], chance: float) -> dict[str, Accuracy]:
+    """Both read-outs' accuracies of decoded trials (rows of `decoded.jsonl`); empty without trials."""
+    if not rows:
+        return {}
+    true = [row["true_label"] for row in rows]
+    return {readout: accuracy([row[f"{readout}_label"] for row in rows], true, chance) for readout in READOUTS}
 
 
 def chance_interval(n: int, chance: float) -> tuple[float, float]:
