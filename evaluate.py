@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 from utils.errors import UserError, run_script  # noqa: E402
 from utils.paths import written_whole  # noqa: E402
 from utils.records import read_jsonl  # noqa: E402
-from utils.statistics import READOUTS, Accuracy, chance_interval, score_readouts  # noqa: E402
+from utils.statistics import Accuracy, chance_interval, readouts_of, score_readouts  # noqa: E402
 
 
 def read_decoded(place: Path) -> list[dict]:
@@ -33,17 +33,18 @@ def read_decoded(place: Path) -> list[dict]:
 
 
 def score(rows: list[dict]) -> dict[str, Accuracy]:
-    """Both read-outs' accuracies; the classes are as many as there are probabilities."""
+    """All read-outs' accuracies; the classes are as many as there are probabilities."""
     return score_readouts(rows, 1 / len(rows[0]["probabilities"]))
 
 
 def confusion_figure(rows: list[dict], title: str, path: Path) -> None:
-    """Share of each true class decoded as each class, or as none, by the generated text."""
+    """How many trials of each true class were decoded as each class, or as none, by the first read-out."""
+    readout = readouts_of(rows)[0]
     names = {row["true_label"]: row["true_name"] for row in rows}
     n_classes = len(rows[0]["probabilities"])
     counts = np.zeros((n_classes, n_classes + 1))
     for row in rows:
-        counts[row["true_label"], row["keyword_label"]] += 1  # −1 is the last column
+        counts[row["true_label"], row[f"{readout}_label"]] += 1  # −1 is the last column
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axis = plt.subplots(figsize=(1.5 + 0.8 * n_classes, 1 + 0.7 * n_classes), layout="constrained")
     axis.imshow(share, vmin=0, vmax=1, cmap="Blues")
@@ -74,7 +75,7 @@ def main() -> None:
         rows = read_decoded(run)
         twin_dir = run.with_name(run.name + args.twin_suffix)
         twin_rows = read_decoded(twin_dir) if twin_dir.exists() else None
-        for readout in READOUTS:
+        for readout in readouts_of(rows):
             s = score(rows)[readout]
             low, high = chance_interval(s.n, s.chance)
             twin = "not run"
@@ -91,9 +92,9 @@ def main() -> None:
         by_person = defaultdict(list)
         for row in rows:
             by_person[row["subject"]].append(row)
-        each = ", ".join(f"{subject} {100 * score(of)['keyword'].accuracy:.1f} % (n = {len(of)})"
+        each = ", ".join(f"{subject} {100 * score(of)[readouts_of(of)[0]].accuracy:.1f} % (n = {len(of)})"
                          for subject, of in sorted(by_person.items()))  # fmt: skip
-        people.append(f"{run.name}, keyword, by person: {each}")
+        people.append(f"{run.name}, {readouts_of(rows)[0]}, by person: {each}")
         if args.output_dir:
             confusion_figure(rows, run.name, Path(args.output_dir) / f"confusion_{run.name}.png")
 

@@ -12,15 +12,12 @@ Leaves in --model_dir: projection_epochN.pth, lora_epochN/, metrics.jsonl, learn
 """
 
 import argparse
-import json
 import math
-import os
 import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, gather_object
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -30,13 +27,13 @@ from models.CSBrain import load_encoder
 from models.eeg_llm import EEGLanguageModel, EEGProjection, EEGTokenReducer, add_lora, load_language_model, load_lora
 from models.features import TokenCache
 from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
-from utils.device import PRECISIONS, pick_device, pick_precision
+from utils.device import PRECISIONS, start_accelerator
 from utils.errors import UserError, run_script
 from utils.montages import TOKEN_POOLINGS
 from utils.paths import default, written_whole
-from utils.records import environment, learning_curve, write_json, write_jsonl
+from utils.records import learning_curve, open_run, write_json, write_jsonl
 from utils.seeds import seed_everything
-from utils.statistics import READOUTS, score_readouts
+from utils.statistics import TEXT_READOUTS, score_readouts
 
 MIN_LR = 1e-6  # where the cosine ends
 
@@ -69,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     add("--no_cache_features", action="store_true", help="encode every trial anew in every epoch")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--max_new_tokens", type=int, default=64, help="longest decoded text, in tokens")
-    add("--select_by", choices=READOUTS, default="keyword",
+    add("--select_by", choices=TEXT_READOUTS, default="keyword",
         help="read-out whose validation accuracy picks the best epoch")  # fmt: skip
     add("--shuffle_labels", action="store_true", help="shuffle the labels of all splits: the twin, to score at chance")
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
@@ -123,9 +120,7 @@ def evaluate(accelerator, model, dataset, description, args, name: str) -> list[
         with accelerator.autocast():
             texts, scores = model.decode(batch["x"].to(accelerator.device), description.canonical, args.max_new_tokens)
         for i, text, score in zip(batch["index"].tolist(), texts, scores.cpu(), strict=True):
-            rows.append(
-                description.decoded_row(i, dataset.trials[i], dataset.labels[i], text, score.softmax(0).tolist())
-            )
+            rows.append(dataset.truth(i) | description.text_readouts(text, score.softmax(0).tolist()))
     return sorted(gather_object(rows), key=lambda row: row["index"])
 
 
@@ -134,20 +129,8 @@ def main() -> None:
     model_dir = Path(args.model_dir)
 
     # ------------------------------------------------------------ set-up
-    device = pick_device(args.cuda)
-    if device.type == "cuda" and "LOCAL_RANK" not in os.environ:
-        torch.cuda.set_device(device)
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    precision = pick_precision(args.precision, device)
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
-    )
+    accelerator, precision = start_accelerator(args.cuda, args.precision, args.gradient_accumulation_steps, args.seed)
     say = accelerator.print
-    if accelerator.num_processes == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
-        say("notice: accelerate started one process where several were asked for; --multi_gpu makes it start them")
     description, Loader = load_dataset(args.downstream_dataset)
     splits = {mode: Loader(args.datasets_dir, mode) for mode in ("train", "val", "test")}
     for mode in ("train", "val"):
@@ -156,7 +139,9 @@ def main() -> None:
     if args.shuffle_labels:
         for dataset in splits.values():
             dataset.labels = shuffled_labels(dataset.trials, args.seed)
-    record, state = open_run(model_dir, args, splits["train"].store.fingerprint)
+    free = {"model_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
+    record, goes_on = open_run(model_dir, args, free, splits["train"].store.fingerprint, "projection_epoch*.pth")
+    state = read_checkpoint(model_dir / "last.pth") if goes_on else {}
     accelerator.wait_for_everyone()  # all have looked before the first one writes
 
     # ------------------------------------------------------------ EEG tokens: the frozen encoder runs once
@@ -272,26 +257,6 @@ def main() -> None:
 
 
 # ---------------------------------------------------------------- what a run keeps
-
-
-def open_run(model_dir: Path, args, store_fingerprint: str) -> tuple[dict, dict]:
-    """The record of a new run, or the state of the one to go on with; nothing is overwritten unasked."""
-    free = {"model_dir", "resume", "cuda", "cache_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
-    fixed = {k: v for k, v in vars(args).items() if k not in free} | {"store": store_fingerprint}
-    record = {"arguments": vars(args), "fixed": fixed, "environment": environment()}
-    if not (model_dir / "last.pth").exists():
-        if not (model_dir / "run.json").exists() and any(model_dir.glob("projection_epoch*.pth")):
-            raise UserError(f"{model_dir} holds checkpoints of another run; choose another --model_dir")
-        if args.resume:
-            print(f"notice: {model_dir} has no finished epoch to go on from; starting anew")
-        return record, {}
-    if not args.resume:
-        raise UserError(f"{model_dir} holds finished epochs; go on with --resume, or choose another --model_dir")
-    before = json.loads((model_dir / "run.json").read_text())["fixed"]
-    changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in fixed.items() if before.get(k) != v]
-    if changed:
-        raise UserError(f"--resume: the run in {model_dir} differs: {'; '.join(changed)}")
-    return record, read_checkpoint(model_dir / "last.pth")
 
 
 def save_epoch(model_dir, accelerator, model, optimizer, schedule, history, encoder_fingerprint, args) -> None:

@@ -8,14 +8,10 @@ Per run: 22 EEG electrodes, common average reference, band-pass 0.3–50 Hz, win
 """
 
 import argparse
-import hashlib
 import math
 import os
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-
-from tqdm import tqdm
 
 from datasets.bciciv2a_dataset import CALIBRATION_STRUCTS, EXPECTED_TRIALS, SPLIT_OF_SUBJECT
 from datasets.bciciv2a_llm_dataset import DESCRIPTION
@@ -25,8 +21,9 @@ from datasets.recordings import BCIC_ADDRESSES, BCIC_FILE, BCIC_FILES, read_bcic
 from datasets.store import Trial, is_trial_store, write_store
 from utils.download import download
 from utils.errors import UserError, run_script
-from utils.paths import default, make_room
+from utils.paths import default, make_room, source_record
 from utils.records import environment
+from utils.workers import in_order
 
 
 def parse_args() -> argparse.Namespace:
@@ -86,8 +83,7 @@ def prepare_file(path: Path, trial_set: str, settings: Preprocessing) -> tuple[l
             kept.append((split, trial, cut_trial(filtered, onset, run.sfreq, settings)))
             counts["kept", split, label] += 1
             counts["of these marked as artifact", split, label] += int(run.artifacts[number - 1])
-    source = {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return kept, counts, source
+    return kept, counts, source_record(path)
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -116,17 +112,11 @@ def prepare(args: argparse.Namespace) -> None:
     totals: Counter = Counter()
 
     def parts():
-        with ProcessPoolExecutor(min(args.workers, len(files))) as pool:
-            jobs = [pool.submit(prepare_file, path, args.trial_set, settings) for path in files]
-            try:
-                for job in tqdm(jobs, desc="preparing", unit="file"):
-                    kept, counts, source = job.result()
-                    totals.update(counts)
-                    meta["sources"].append(source)
-                    yield kept
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        jobs = [(path, args.trial_set, settings) for path in files]
+        for kept, counts, source in in_order(prepare_file, jobs, args.workers, "preparing"):
+            totals.update(counts)
+            meta["sources"].append(source)
+            yield kept
         # JSON has no tuples: "kept/train/0"
         meta["counts"] = {k if isinstance(k, str) else "/".join(map(str, k)): n for k, n in totals.items()}
 

@@ -14,6 +14,7 @@ from utils.montages import Montage
 # name on the command line → (module, class of the loader); the module's DESCRIPTION describes the dataset
 DATASETS = {
     "BCICIV2a": ("datasets.bciciv2a_llm_dataset", "BCICIV2aLLMDataset"),
+    "VI": ("datasets.visual_imagery_llm_dataset", "VisualImageryLLMDataset"),
     "FACED": ("datasets.faced_llm_dataset", "FACEDLLMDataset"),
 }
 SPLITS = ("train", "val", "test")
@@ -92,36 +93,39 @@ class DatasetDescription:
         label = self.keyword_label(text)
         return self.image_prompts[label] if label >= 0 else text
 
-    def decoded_row(self, index: int, trial, true_label: int, text: str, probabilities: Sequence[float]) -> dict:
-        """One line of `decoded.jsonl`.
-
-        Everything that describes the decoding comes from `text` and `probabilities`; the true label is only noted.
+    def text_readouts(self, text: str, probabilities: Sequence[float]) -> dict:
+        """Both read-outs of a decoded text, for `decoded.jsonl`; no true label comes near them.
 
         Parameters
         ----------
-        index : int
-            In the split's order.
-        trial : datasets.store.Trial
-        true_label : int
         text : str
             As generated.
         probabilities : sequence of float
             Of the canonical sentences, by label.
         """
-        keyword_label = self.keyword_label(text)
-        likelihood_label = max(range(len(probabilities)), key=lambda label: probabilities[label])
         return {
-            "index": index,
-            "subject": trial.subject,
-            "session": trial.session,
-            "run": trial.run,
-            "trial": trial.trial,
-            "true_label": true_label,
-            "true_name": self.class_name(true_label),
-            "keyword_label": keyword_label,
-            "likelihood_label": likelihood_label,
+            "keyword_label": self.keyword_label(text),
+            "likelihood_label": max(range(len(probabilities)), key=lambda label: probabilities[label]),
             "probabilities": [round(p, 6) for p in probabilities],
             "text": text,
+        }
+
+    def to_draw(self, decoded: Mapping, readout: str) -> dict:
+        """Predicted label and image prompt, from the read-outs of one text alone.
+
+        Parameters
+        ----------
+        decoded : mapping
+            From `text_readouts`.
+        readout : {"keyword", "likelihood"}
+            Draw what the text says, or the class whose sentence is likeliest.
+        """
+        text = decoded["text"] if readout == "keyword" else self.canonical[decoded["likelihood_label"]]
+        label = self.keyword_label(text)
+        return {
+            "predicted_label": label,
+            "predicted_name": self.class_name(label),
+            "prompt": self.image_prompt(text),
         }
 
 

@@ -56,9 +56,11 @@ def filter_run(signal: np.ndarray, sfreq: float, settings: Preprocessing) -> np.
     -------
     (n_chans, n_times) float64 array, microvolts.
     """
-    signal = signal - signal.mean(axis=0, keepdims=True)
-    band = (settings.l_freq, settings.h_freq)
-    return sosfiltfilt(butter(settings.order, band, "bandpass", fs=sfreq, output="sos"), signal, axis=-1)
+    filtered = signal - signal.mean(axis=0, keepdims=True)
+    sos = butter(settings.order, (settings.l_freq, settings.h_freq), "bandpass", fs=sfreq, output="sos")
+    for chan in filtered:  # one at a time: the filter makes several copies, and a recording can be 600 MB
+        chan[:] = sosfiltfilt(sos, chan)
+    return filtered
 
 
 def window(onset: int, sfreq: float, settings: Preprocessing) -> slice:

@@ -63,6 +63,34 @@ class EEGTextDataset(Dataset):
         x = self.signal(index) if self.tokens is None else self.tokens[index]
         return {"x": x, "label": self.labels[index], "index": index}
 
+    def truth(self, index: int) -> dict:
+        """Where a trial comes from and what it is, for a line of `decoded.jsonl`."""
+        trial, label = self.trials[index], self.labels[index]
+        return {
+            "index": index,
+            "subject": trial.subject,
+            "session": trial.session,
+            "run": trial.run,
+            "trial": trial.trial,
+            "true_label": label,
+            "true_name": self.description.class_name(label),
+        }
+
+    def spread(self, n: int) -> list[int]:
+        """`n` trials spread evenly over the split, or all where there are fewer, which is said.
+
+        Raises
+        ------
+        UserError
+            If the split is empty.
+        """
+        if not len(self):
+            raise UserError(f"{self.store.path} has no {self.mode} trials")
+        if n > len(self):
+            print(f"notice: --num_samples {n}, but {self.mode} has {len(self)} trials; all are used")
+            n = len(self)
+        return np.linspace(0, len(self) - 1, n).round().astype(int).tolist()
+
     def signal(self, index: int) -> torch.Tensor:
         """(n_chans, n_patches, 200) float32, units of 100 µV; a copy, since the mapped file is read-only."""
         return torch.from_numpy(self.store.read(self.trials[index]).copy())

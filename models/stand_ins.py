@@ -3,7 +3,11 @@
 They are not the published models, and nothing else in the code knows that they are small.
 """
 
+import json
+import shutil
 import string
+import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +15,19 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from models.CSBrain import CSBrain
 from utils import montages
@@ -132,3 +145,57 @@ def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>",
         chat_template=CHAT_TEMPLATE, model_max_length=512,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------- image models
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer without merges: one token a byte."""
+    letters = sorted(ByteLevel.alphabet())  # the 256 bytes as printable characters
+    tokens = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps({token: k for k, token in enumerate(tokens)}))
+        (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def random_text_encoder(kind: type, tokenizer: CLIPTokenizer) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A frozen CLIP text encoder of the published width, 768, and two layers, whose weights are made by rule.
+
+    The image stand-ins were trained on its outputs. Made by rule it need not be shipped: 13 MB in half precision.
+
+    Parameters
+    ----------
+    kind : {CLIPTextModel, CLIPTextModelWithProjection}
+        The second adds the projection that gives aMUSEd its pooled vector; the rest is the same.
+    tokenizer : CLIPTokenizer
+    """
+    model = kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=768, intermediate_size=256, projection_dim=768,
+            num_hidden_layers=2, num_attention_heads=12, max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim > 1:
+                rng = np.random.default_rng(zlib.crc32(name.encode()))
+                scale = 1.0 if "embedding" in name else value.shape[1] ** -0.5
+                # half precision, as it is saved
+                value.copy_(torch.from_numpy(rng.standard_normal(value.shape) * scale).half())
+            else:
+                value.fill_(float("norm" in name and name.endswith("weight")))
+    return model.eval().requires_grad_(False)
+
+
+def complete_image_model(shipped: Path, folder: Path) -> None:
+    """Copy a shipped image stand-in and write its text encoder and tokenizer beside the rest."""
+    tokenizer = byte_tokenizer()
+    name = json.loads((shipped / "model_index.json").read_text())["text_encoder"][1]
+    kind = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}[name]
+    with written_whole(folder) as unfinished:
+        shutil.copytree(shipped, unfinished)
+        tokenizer.save_pretrained(unfinished / "tokenizer")
+        random_text_encoder(kind, tokenizer).half().save_pretrained(unfinished / "text_encoder")

@@ -1,8 +1,11 @@
 """Which device, which precision, and how much of the GPU is still taken."""
 
 import gc
+import os
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 
 from utils.errors import UserError
 
@@ -29,6 +32,28 @@ def pick_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     return "fp16" if device.type == "cuda" else "fp32"
+
+
+def start_accelerator(cuda: int, precision: str, accumulation: int, seed: int) -> tuple[Accelerator, str]:
+    """Accelerate on the device that `--cuda` names, in the precision that `--precision` names; also that precision.
+
+    Under `accelerate launch` each process takes its own device. Batches are drawn in an order that `seed` and the epoch
+    decide.
+    """
+    device = pick_device(cuda)
+    if device.type == "cuda" and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(device)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    precision = pick_precision(precision, device)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        gradient_accumulation_steps=accumulation,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
+    )
+    if accelerator.num_processes == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+        print("notice: accelerate started one process where several were asked for; --multi_gpu makes it start them")
+    return accelerator, precision
 
 
 def free_gpu_memory(device: torch.device) -> float:

@@ -47,8 +47,17 @@ class ResumingDownloader:
         self.part.replace(output_file)
 
 
-def download(urls: list[str], path: Path, attempts: int = 3) -> None:
+def download(urls: list[str], path: Path, attempts: int = 3, md5: str | None = None) -> None:
     """Fetch a file from the first address that gives it whole; a file that is there already is left alone.
+
+    Parameters
+    ----------
+    urls : list of str
+        Tried in this order, `attempts` times.
+    path : Path
+    attempts : int
+    md5 : str, optional
+        What the file must hash to. Without it, the size that the server states is the check.
 
     Raises
     ------
@@ -64,12 +73,14 @@ def download(urls: list[str], path: Path, attempts: int = 3) -> None:
     reasons = []
     for url in urls * attempts:
         try:
-            # the datasets publish no hashes: the size that the server states is the check
             downloader = ResumingDownloader(path.with_name(path.name + ".part"))
-            pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
+            known_hash = f"md5:{md5}" if md5 else None
+            pooch.retrieve(url, known_hash=known_hash, fname=path.name, path=path.parent, downloader=downloader)
             return
         except (requests.RequestException, OSError) as error:
             reasons.append(f"{url}: {type(error).__name__}")
+        except ValueError:  # pooch's word for another hash; it has removed the file
+            reasons.append(f"{url}: another md5 sum than {md5}")
     raise UserError(
         f"could not download {path.name} ({'; '.join(dict.fromkeys(reasons))}); what came is kept, run again to go on, "
         f"or put the file into {path.parent} by hand and use --skip_download"

@@ -1,10 +1,12 @@
 """Pictures made without a model: cue arrows, the demo's drawings, comparisons, the summary grid."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from utils.errors import UserError
 
 PANEL = 256  # pixels, edge of one picture in a comparison
 HEADER = 40  # pixels, height of a comparison's coloured header
@@ -40,6 +42,42 @@ def cue_arrow(direction: str, size: int = PANEL) -> Image.Image:
 def _turned(points: np.ndarray, degrees: float) -> np.ndarray:
     a = np.deg2rad(degrees)
     return points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+
+
+# ---------------------------------------------------------------- stimuli
+
+
+def read_photo(path: Path) -> Image.Image:
+    """A photo in RGB; UserError names what is missing or no picture."""
+    if not path.is_file():
+        raise UserError(
+            f"the stimulus photo {path} is missing; prepare_data_vi.py fetches it, --stimuli_dir names its folder"
+        )
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except Exception:  # whatever a file that is no picture makes Pillow say
+        raise UserError(f"the stimulus photo {path} is not a picture; fetch it again") from None
+
+
+def stimulus_pictures(stimuli: Mapping[int, str], n_classes: int, folder: Path) -> dict[int, Image.Image]:
+    """What the person saw, by label: "arrow left" is drawn, a file name is read from `folder`, nothing is a grey panel.
+
+    Raises
+    ------
+    UserError
+        If a photo is missing or no picture.
+    """
+    pictures = {}
+    for label in range(n_classes):
+        name = stimuli.get(label)
+        if name is None:
+            pictures[label] = Image.new("RGB", (PANEL, PANEL), "lightgrey")
+        elif name.startswith("arrow "):
+            pictures[label] = cue_arrow(name.removeprefix("arrow "))
+        else:
+            pictures[label] = read_photo(folder / name)
+    return pictures
 
 
 # ---------------------------------------------------------------- the demo's drawings
@@ -133,11 +171,172 @@ def _tongue(pen: Pen, rng: np.random.Generator) -> None:
     pen.bar((50, 50), (50, 78 + long), 2.5, (215, 85, 110))
 
 
+FURS = [(168, 110, 62), (205, 160, 100), (120, 84, 60)]
+INKS = [(40, 90, 190), (200, 50, 50), (40, 140, 80), (120, 60, 170)]
+METALS = [(120, 130, 145), (95, 105, 120), (150, 155, 165)]
+WOODS = [(150, 95, 50), (185, 125, 70), (110, 70, 45)]
+BLACK, WHITE = (30, 30, 34), (255, 255, 255)
+
+
+def _pick(rng: np.random.Generator, colours: Sequence[tuple]) -> tuple:
+    return colours[rng.integers(len(colours))]
+
+
+def _dog(pen: Pen, rng: np.random.Generator) -> None:
+    """A dog's face with hanging ears and its tongue out."""
+    fur = _pick(rng, FURS)
+    dark = tuple(int(v * 0.6) for v in fur)
+    pen.ellipse(50, 84, 8, 11, (235, 105, 125))
+    pen.ellipse(50, 48, 31, 32, fur)
+    for side in (-1, 1):
+        pen.ellipse(50 + side * 32, 46, 10, 26, dark, turn=side * 14)
+        pen.ellipse(50 + side * 13, 40, 6, 7, WHITE)
+        pen.ellipse(50 + side * 12, 41, 3.5, 4.5, BLACK)
+    pen.ellipse(50, 68, 20, 15, (245, 228, 205))
+    pen.ellipse(50, 60, 8, 6, BLACK)
+    pen.bar((50, 62), (50, 74), 2.5, BLACK)
+    pen.bar((50, 74), (40, 77), 2.5, BLACK)
+    pen.bar((50, 74), (60, 77), 2.5, BLACK)
+
+
+def _bird(pen: Pen, rng: np.random.Generator) -> None:
+    """A bird from the side, standing, beak to the left."""
+    coat = _pick(rng, [(60, 130, 215), (225, 70, 60), (245, 190, 40)])
+    dark = tuple(int(v * 0.65) for v in coat)
+    for x in (48, 58):
+        pen.bar((x, 72), (x, 92), 3.5, (225, 130, 30))
+        pen.bar((x - 8, 93), (x + 3, 93), 3.5, (225, 130, 30))
+    pen.polygon([(70, 55), (97, 40), (99, 54), (72, 68)], dark)
+    pen.ellipse(54, 58, 27, 19, coat, turn=8)
+    pen.ellipse(34, 34, 17, 16, coat)
+    pen.polygon([(19, 29), (2, 37), (19, 42)], (240, 150, 30))
+    pen.ellipse(60, 56, 17, 10, dark, turn=-12)
+    pen.ellipse(31, 30, 4.5, 4.5, WHITE)
+    pen.ellipse(30, 30, 2.5, 2.5, BLACK)
+
+
+def _fish(pen: Pen, rng: np.random.Generator) -> None:
+    """A striped fish from the side, head to the left."""
+    scales = _pick(rng, [(245, 140, 40), (60, 150, 220), (90, 180, 110)])
+    dark = tuple(int(v * 0.7) for v in scales)
+    pen.polygon([(70, 50), (97, 26), (90, 50), (97, 74)], dark)
+    pen.polygon([(36, 30), (52, 12), (66, 32)], dark)
+    pen.polygon([(42, 70), (54, 86), (62, 68)], dark)
+    pen.ellipse(43, 50, 37, 23, scales)
+    for x, half in ((44, 19), (58, 16)):
+        pen.bar((x, 50 - half), (x, 50 + half), 6, WHITE)
+    pen.ellipse(22, 44, 5.5, 5.5, WHITE)
+    pen.ellipse(21, 44, 3, 3, BLACK)
+    pen.bar((9, 57), (17, 59), 2, BLACK)
+
+
+def _pentagram(pen: Pen, rng: np.random.Generator) -> None:
+    """A five-pointed star drawn in one stroke."""
+    ink, turn = _pick(rng, INKS), np.deg2rad(rng.uniform(-6, 6))
+    angles = turn + np.pi * (4 * np.arange(6) / 5 - 0.5)
+    points = np.stack([50 + 43 * np.cos(angles), 54 + 43 * np.sin(angles)], axis=1)
+    for a, b in zip(points, points[1:], strict=False):
+        pen.bar(a, b, 6, ink)
+
+
+def _square(pen: Pen, rng: np.random.Generator) -> None:
+    """The outline of a square."""
+    ink, half = _pick(rng, INKS), rng.uniform(31, 37)
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) * half + 50
+    for a, b in zip(corners, corners[1:], strict=False):
+        pen.bar(a, b, 8, ink)
+
+
+def _circle(pen: Pen, rng: np.random.Generator) -> None:
+    """The outline of a circle."""
+    ink, radius = _pick(rng, INKS), rng.uniform(34, 40)
+    t = np.linspace(0, 2 * np.pi, 49)
+    points = np.stack([50 + radius * np.cos(t), 50 + radius * np.sin(t)], axis=1)
+    for a, b in zip(points, points[1:], strict=False):
+        pen.bar(a, b, 8, ink)
+
+
+def _scissor(pen: Pen, rng: np.random.Generator) -> None:
+    """Open scissors, blades up."""
+    handle, metal, open_ = (
+        _pick(rng, [(220, 50, 50), (40, 100, 200), (240, 150, 30)]),
+        METALS[0],
+        rng.uniform(0.85, 1.1),
+    )
+    t = np.linspace(0, 2 * np.pi, 25)
+    for side in (-1, 1):
+        tip, ring = (50 + side * 23 * open_, 8), np.array([50 - side * 18, 78])
+        pen.polygon([(50 - side * 4, 52), tip, (50 + side * 5, 50)], metal)
+        pen.bar((50, 50), tip, 4, metal)
+        pen.bar((50, 50), (50 - side * 11, 66), 7, handle)
+        points = np.stack([12 * np.cos(t), 14 * np.sin(t)], axis=1) + ring
+        for a, b in zip(points, points[1:], strict=False):
+            pen.bar(a, b, 6, handle)
+    pen.ellipse(50, 50, 3.5, 3.5, BLACK)
+
+
+def _watch(pen: Pen, rng: np.random.Generator) -> None:
+    """A wrist watch with its strap."""
+    strap, metal = _pick(rng, [(110, 65, 40), (45, 50, 60), (150, 40, 45)]), METALS[2]
+    pen.polygon([(38, 0), (62, 0), (66, 30), (34, 30)], strap)
+    pen.polygon([(38, 100), (62, 100), (66, 70), (34, 70)], strap)
+    for y in (84, 92):
+        pen.ellipse(50, y, 2, 2, WHITE)
+    pen.bar((76, 50), (83, 50), 7, metal)
+    pen.ellipse(50, 50, 30, 30, tuple(int(v * 0.7) for v in metal))
+    pen.ellipse(50, 50, 25, 25, WHITE)
+    for hour in range(12):
+        a = np.pi * hour / 6
+        pen.ellipse(50 + 21 * np.cos(a), 50 + 21 * np.sin(a), 1.7, 1.7, BLACK)
+    pen.bar((50, 50), (50, 34), 3, BLACK)
+    pen.bar((50, 50), (62, 56), 3, BLACK)
+
+
+def _cup(pen: Pen, rng: np.random.Generator) -> None:
+    """A mug of coffee with its handle and steam."""
+    glaze, ground = _pick(rng, [(205, 60, 60), (60, 120, 190), (70, 160, 120)]), pen.image.getpixel((0, 0))
+    pen.ellipse(71, 58, 19, 18, glaze)
+    pen.ellipse(71, 58, 11, 10, ground)
+    pen.polygon([(16, 36), (70, 36), (65, 88), (21, 88)], glaze)
+    pen.ellipse(43, 88, 22, 6, glaze)
+    pen.ellipse(43, 36, 27, 8, tuple(min(255, v + 40) for v in glaze))
+    pen.ellipse(43, 37, 22, 5.5, (85, 50, 30))
+    for x in (34, 50):
+        pen.bar((x, 24), (x + 4, 16), 3, (150, 150, 155))
+        pen.bar((x + 4, 16), (x, 8), 3, (150, 150, 155))
+
+
+def _chair(pen: Pen, rng: np.random.Generator) -> None:
+    """A wooden chair seen half from the side."""
+    wood = _pick(rng, WOODS)
+    dark = tuple(int(v * 0.7) for v in wood)
+    pen.bar((30, 58), (30, 84), 6, dark)
+    pen.bar((66, 58), (66, 84), 6, dark)
+    pen.bar((28, 8), (28, 60), 7, wood)
+    pen.bar((64, 8), (64, 60), 7, wood)
+    for y in (14, 28, 42):
+        pen.bar((28, y), (64, y), 6, wood)
+    pen.polygon([(24, 56), (68, 56), (82, 70), (34, 70)], dark)
+    pen.polygon([(24, 54), (68, 54), (82, 66), (34, 66)], wood)
+    pen.bar((36, 68), (36, 96), 7, wood)
+    pen.bar((79, 68), (79, 96), 7, wood)
+
+
 DRAWINGS: dict[str, Callable[[Pen, np.random.Generator], None]] = {
     "left hand": lambda pen, rng: _hand(pen, rng, -1),
     "right hand": lambda pen, rng: _hand(pen, rng, +1),
     "feet": _feet,
     "tongue": _tongue,
+    "dog": _dog,
+    "bird": _bird,
+    "fish": _fish,
+    "pentagram": _pentagram,
+    "square": _square,
+    "circle": _circle,
+    "scissor": _scissor,
+    "watch": _watch,
+    "cup": _cup,
+    "chair": _chair,
 }
 
 

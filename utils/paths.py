@@ -1,5 +1,6 @@
 """Default places, so that a script finds them from whatever folder it is started."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -77,3 +78,12 @@ def make_room(path: Path, is_ours: Callable[[Path], bool], overwrite: bool) -> I
             raise
     else:
         yield
+
+
+def source_record(path: Path) -> dict:
+    """Name, size and SHA-256 of a source file, read piece by piece."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
 
 from utils.errors import UserError  # noqa: E402
 from utils.paths import ROOT, written_whole  # noqa: E402
+from utils.statistics import score_readouts  # noqa: E402
 
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "bitsandbytes", "accelerate", "numpy", "scipy", "mne", "lmdb")
 
@@ -51,19 +52,74 @@ def read_jsonl(path: Path) -> list[dict]:
         raise UserError(f"{path} is damaged: a line of it is not JSON; make it anew") from None
 
 
+def report_decoded(rows: list[dict], chance: float, output_dir: Path, record: dict) -> None:
+    """Write `decoded.jsonl` and `run.json`; print some lines and the scores."""
+    write_jsonl(rows, output_dir / "decoded.jsonl")
+    write_json(record | {"environment": environment()}, output_dir / "run.json")
+    print(f"\nwrote {output_dir / 'decoded.jsonl'}")
+    for row in rows[:5]:
+        print(f"  {row['subject']} {row['session']} {row['index']:5d}  true {row['true_name']}: {row['text']!r}")
+    for readout, result in score_readouts(rows, chance).items():
+        print(f"  {readout:10} {result}")
+
+
+def read_decoded(output_dir: Path) -> list[dict]:
+    """The trials that the decoding stage left for the image stage."""
+    path = output_dir / "decoded.jsonl"
+    if not path.exists():
+        raise UserError(f"{path} is not there; run --stage decode first")
+    return read_jsonl(path)
+
+
+def open_run(run_dir: Path, args, free: set[str], store: str, checkpoints: str) -> tuple[dict, bool]:
+    """The record of a new run, and whether there is one to go on with; nothing is overwritten unasked.
+
+    Parameters
+    ----------
+    run_dir : Path
+    args : argparse.Namespace
+        With `resume`.
+    free : set of str
+        Flags that may differ when a run goes on.
+    store : str
+        The trial store's fingerprint.
+    checkpoints : str
+        Pattern of the checkpoints' names.
+
+    Raises
+    ------
+    UserError
+        If the folder holds another run, finished epochs without --resume, or a run with other settings.
+    """
+    fixed = {k: v for k, v in vars(args).items() if k not in free | {"resume", "cuda", "cache_dir"}} | {"store": store}
+    record = {"arguments": vars(args), "fixed": fixed, "environment": environment()}
+    if not (run_dir / "last.pth").exists():
+        if not (run_dir / "run.json").exists() and any(run_dir.glob(checkpoints)):
+            raise UserError(f"{run_dir} holds checkpoints of another run; choose another folder")
+        if args.resume:
+            print(f"notice: {run_dir} has no finished epoch to go on from; starting anew")
+        return record, False
+    if not args.resume:
+        raise UserError(f"{run_dir} holds finished epochs; go on with --resume, or choose another folder")
+    before = json.loads((run_dir / "run.json").read_text())["fixed"]
+    changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in fixed.items() if before.get(k) != v]
+    if changed:
+        raise UserError(f"--resume: the run in {run_dir} differs: {'; '.join(changed)}")
+    return record, True
+
+
 def learning_curve(history: list[dict], chance: float, path: Path) -> None:
     """Loss and validation accuracy by epoch; the joint phase is shaded, chance is dashed."""
     epochs = [row["epoch"] for row in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     left.plot(epochs, [row["train_loss"] for row in history], "o-", ms=3)
-    left.set(xlabel="epoch", ylabel="training loss (nats a token)")
-    for readout in ("keyword", "likelihood"):
-        scores = [row["val"][readout] for row in history if row["val"]]
-        if scores:
-            mean = [100 * score["accuracy"] for score in scores]
-            right.plot(epochs, mean, "o-", ms=3, label=f"{readout}, n = {scores[0]['n']}")
-            low, high = ([100 * score[end] for score in scores] for end in ("low", "high"))
-            right.fill_between(epochs, low, high, alpha=0.15, linewidth=0)
+    left.set(xlabel="epoch", ylabel="training loss")
+    for readout in history[0]["val"]:
+        scores = [row["val"][readout] for row in history]
+        mean = [100 * score["accuracy"] for score in scores]
+        right.plot(epochs, mean, "o-", ms=3, label=f"{readout}, n = {scores[0]['n']}")
+        low, high = ([100 * score[end] for score in scores] for end in ("low", "high"))
+        right.fill_between(epochs, low, high, alpha=0.15, linewidth=0)
     right.axhline(100 * chance, color="grey", ls="--", lw=1, label="chance")
     right.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 100))
     right.legend(fontsize=8)

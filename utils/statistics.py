@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import binom, binomtest
 
-READOUTS = ("keyword", "likelihood")  # the class that the text names; the class whose sentence is likeliest
+TEXT_READOUTS = ("keyword", "likelihood")  # the class that the text names; the class whose sentence is likeliest
+MAPPER_READOUTS = ("head", "prototype")  # the classifier head; the nearest prototype in CLIP space
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,17 @@ def accuracy(predicted, true, chance: float) -> Accuracy:
     return Accuracy(correct, n, correct / n, float(interval.low), float(interval.high), chance, float(test.pvalue))
 
 
+def readouts_of(rows: list[dict]) -> tuple[str, ...]:
+    """Which read-outs decoded trials have."""
+    return MAPPER_READOUTS if "head_label" in rows[0] else TEXT_READOUTS
+
+
 def score_readouts(rows: list[dict], chance: float) -> dict[str, Accuracy]:
-    """Both read-outs' accuracies of decoded trials (rows of `decoded.jsonl`); empty without trials."""
+    """Accuracies of decoded trials (rows of `decoded.jsonl`) by read-out; empty without trials."""
     if not rows:
         return {}
     true = [row["true_label"] for row in rows]
-    return {readout: accuracy([row[f"{readout}_label"] for row in rows], true, chance) for readout in READOUTS}
+    return {name: accuracy([row[f"{name}_label"] for row in rows], true, chance) for name in readouts_of(rows)}
 
 
 def chance_interval(n: int, chance: float) -> tuple[float, float]:
