@@ -31,7 +31,7 @@ from datasets.visual_imagery_llm_dataset import (
     TASKS,
     TRIALS_PER_CLASS,
 )
-from datasets.visual_imagery_recordings import RecordingFile, find_recordings, read_recording
+from datasets.visual_imagery_recordings import FIGSHARE, RecordingFile, find_recordings, read_recording
 from utils.archives import unpack
 from utils.download import download
 from utils.errors import UserError, run_script
@@ -39,7 +39,6 @@ from utils.paths import default, make_room, source_record
 from utils.records import environment
 from utils.workers import in_order
 
-FIGSHARE = "https://api.figshare.com/v2/articles/30227503"
 AMPLITUDES = (1.0, 200.0)  # microvolts, the median electrode's standard deviation after filtering
 
 
@@ -153,7 +152,7 @@ def prepare_file(file: RecordingFile, settings: Preprocessing, scale: float | No
         )
     recording.signal *= scale or 1.0
     filtered = filter_run(recording.signal, recording.sfreq, settings)
-    amplitude = float(np.median(filtered.std(axis=1)))  # microvolts
+    amplitude = float(np.median([chan.std() for chan in filtered]))  # microvolts
     if scale is None and not AMPLITUDES[0] <= amplitude <= AMPLITUDES[1]:
         raise UserError(
             f"{file.path}: the median electrode's standard deviation after filtering is {amplitude:.4g} microvolts; expected "

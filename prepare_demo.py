@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--pth_dir", default=default("pth/demo"), help="folder for the stand-ins")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="whose recordings to write")
     parser.add_argument("--runs", type=int, default=6, help="BCIC-like: task runs a recording (the real ones have 6)")
-    parser.add_argument("--trials_per_run", type=int, default=12, help="BCIC-like: trials a run (the real ones have 48)")
+    parser.add_argument(
+        "--trials_per_run", type=int, default=12, help="BCIC-like: trials a run (the real ones have 48)"
+    )
     parser.add_argument("--trials_per_class", type=int, default=3,
                         help="VI-like: trials a class and session (the real ones have 40)")  # fmt: skip
     parser.add_argument("--llm_steps", type=int, default=600, help="steps of text training of the chat model")

@@ -141,9 +141,10 @@ def target_ids(text: str, tokenizer) -> list[int]:
 def shuffled_labels(trials: Sequence[Trial], seed: int) -> list[int]:
     """Labels that say nothing about the trials: the twin that every score is printed beside.
 
-    Within each person and each true class the labels are dealt out in equal shares of that person's classes and then
-    permuted, so shuffled and true labels are independent by construction and not just on average. A pipeline whose
-    training or selection never sees the test trials scores at chance on such labels; one with a leak does not.
+    Within each person and each true class the labels are dealt out in equal shares of that person's classes, and every
+    label as often as it was there (where classes are equally frequent), so shuffled and true labels are independent by
+    construction and not just on average. A pipeline whose training or selection never sees the test trials scores at
+    chance on such labels; one with a leak does not.
 
     Parameters
     ----------
@@ -160,8 +161,8 @@ def shuffled_labels(trials: Sequence[Trial], seed: int) -> list[int]:
     shuffled = true.copy()
     for subject in np.unique(subjects):
         classes = np.unique(true[subjects == subject])
-        for label in classes:
-            places = np.flatnonzero((subjects == subject) & (true == label))
-            shares = np.tile(rng.permutation(classes), -(-len(places) // len(classes)))[: len(places)]
-            shuffled[places] = rng.permutation(shares)
+        columns = rng.permutation(classes)
+        for row, label in enumerate(rng.permutation(classes)):  # a Latin square, its rows as long as needed
+            places = rng.permutation(np.flatnonzero((subjects == subject) & (true == label)))
+            shuffled[places] = columns[(row + np.arange(len(places))) % len(classes)]
     return shuffled.tolist()

@@ -13,6 +13,7 @@ from datasets.visual_imagery_llm_dataset import TASKS
 from utils.errors import UserError
 from utils.montages import VI
 
+FIGSHARE = "https://api.figshare.com/v2/articles/30227503"  # the article's file list
 READERS = {
     ".bdf": mne.io.read_raw_bdf,
     ".fif": mne.io.read_raw_fif,

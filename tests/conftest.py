@@ -74,51 +74,96 @@ def process():
 
 @dataclass
 class Demo:
+    folder: Path
     raw: Path
     store: Path
-    csbrain: Path
-    llm: Path
-    diffusion: Path
+    pth: Path
+
+    @property
+    def csbrain(self) -> Path:
+        return self.pth / "CSBrain.pth"
+
+    @property
+    def llm(self) -> Path:
+        return self.pth / "TinyLlama-1.1B-Chat-v1.0"
+
+    @property
+    def stimuli(self) -> Path:
+        return self.raw.parent / "stimuli"
 
     def training(self, model_dir, **flags) -> list[str]:
-        """finetune_eeg_llm.py's arguments for a short run."""
-        flags = {
+        """finetune_eeg_llm.py's arguments for a short run on BCIC-like data."""
+        return flat({
             "downstream_dataset": "BCICIV2a", "datasets_dir": self.store, "model_dir": model_dir,
             "foundation_dir": self.csbrain, "llm": self.llm, "token_pooling": "hemisphere", "epochs": 2,
             "warmup_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 2, "cuda": -1,
-        } | flags  # fmt: skip
-        return [part for name, value in flags.items() for part in flag(name, value)]
+        } | flags)  # fmt: skip
+
+    def mapping(self, output_dir, **flags) -> list[str]:
+        """finetune_eeg_to_image.py's arguments for a short run."""
+        return flat({
+            "datasets_dir": self.store, "stimuli_dir": self.stimuli, "output_dir": output_dir,
+            "foundation_dir": self.csbrain, "clip_model": self.pth / "clip", "image_model": self.pth / "stable-diffusion",
+            "mapper": "mlp", "epochs": 3, "warmup_epochs": 1, "lr": 1e-3, "joint_lr": 5e-4, "cuda": -1,
+        } | flags)  # fmt: skip
 
     def generation(self, model_dir, output_dir, **flags) -> list[str]:
         """generate.py's arguments."""
-        flags = {
+        return flat({
             "datasets_dir": self.store, "foundation_dir": self.csbrain, "projection_dir": model_dir,
-            "image_model": self.diffusion, "output_dir": output_dir, "num_samples": 4, "image_steps": 4,
-            "image_size": 64, "cuda": -1, "generate_images": True,
-        } | flags  # fmt: skip
-        return [part for name, value in flags.items() for part in flag(name, value)]
+            "image_model": self.pth / "stable-diffusion", "output_dir": output_dir, "num_samples": 4,
+            "num_inference_steps": 4, "image_size": 64, "cuda": -1, "generate_images": True,
+        } | flags)  # fmt: skip
+
+    def vi_generation(self, output_dir, **flags) -> list[str]:
+        """generate_vi.py's and generate_vi_eeg2img.py's arguments, without the checkpoint."""
+        return flat({
+            "datasets_dir": self.store, "stimuli_dir": self.stimuli, "foundation_dir": self.csbrain,
+            "image_model": self.pth / "stable-diffusion", "output_dir": output_dir, "num_samples": 4,
+            "num_inference_steps": 4, "image_size": 64, "cuda": -1,
+        } | flags)  # fmt: skip
 
 
-def flag(name: str, value) -> list[str]:
-    if value is True:
-        return [f"--{name}"]
-    return [] if value is None else [f"--{name}", str(value)]
+def flat(flags: dict) -> list[str]:
+    parts = []
+    for name, value in flags.items():
+        if value is True:
+            parts += [f"--{name}"]
+        elif value is not None:
+            parts += [f"--{name}", str(value)]
+    return parts
+
+
+SIZES = ("--trials_per_run", 4, "--trials_per_class", 1, "--llm_steps", 200)
+
+
+def make_demo(folder: Path, dataset: str, room: str, prepare: str) -> Demo:
+    made = run_process(
+        "prepare_demo.py", "--data_dir", folder / "data", "--pth_dir", folder / "pth", "--datasets", dataset, *SIZES
+    )
+    assert made.code == 0, made.err
+    raw, store = folder / "data" / room / "raw", folder / "data" / room / "processed_lmdb"
+    stored = run_process(prepare, "--skip_download", "--raw_dir", raw, "--lmdb_dir", store)
+    assert stored.code == 0, stored.err
+    return Demo(folder, raw, store, folder / "pth")
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Demo:
-    """A small embedded default, made by the real command lines: 24 trials a recording."""
-    folder = tmp_path_factory.mktemp("demo")
-    made = run_process(
-        "prepare_demo.py", "--data_dir", folder / "data", "--pth_dir", folder / "pth", "--trials_per_run", 4,
-        "--llm_steps", 120,
-    )  # fmt: skip
-    assert made.code == 0, made.err
-    raw, store = folder / "data/BCICIV2a/raw", folder / "data/BCICIV2a/processed_lmdb"
-    stored = run_process("prepare_data.py", "--skip_download", "--raw_dir", raw, "--lmdb_dir", store)
-    assert stored.code == 0, stored.err
-    pth = folder / "pth"
-    return Demo(raw, store, pth / "CSBrain.pth", pth / "TinyLlama-1.1B-Chat-v1.0", pth / "stable-diffusion-2-1")
+    """A small embedded default, made by the real command lines: BCIC-like, 24 trials a recording."""
+    return make_demo(tmp_path_factory.mktemp("demo"), "BCICIV2a", "BCICIV2a", "prepare_data.py")
+
+
+@pytest.fixture(scope="session")
+def vi_demo(demo) -> Demo:
+    """The same for Visual Imagery: 10 trials a session, 300 / 60 / 60."""
+    return make_demo(demo.folder, "VI", "VisualImagery", "prepare_data_vi.py")
+
+
+@pytest.fixture(scope="session")
+def vi_pth(demo) -> Path:
+    """The folder of stand-ins."""
+    return demo.pth
 
 
 @pytest.fixture(scope="session")
@@ -128,3 +173,23 @@ def trained(demo, tmp_path_factory) -> Path:
     done = run_process("finetune_eeg_llm.py", *demo.training(model_dir, epochs=3))
     assert done.code == 0, done.err
     return model_dir
+
+
+@pytest.fixture(scope="session")
+def vi_trained(vi_demo, tmp_path_factory) -> Path:
+    """A short text training run on Visual Imagery."""
+    model_dir = tmp_path_factory.mktemp("vi_runs") / "run"
+    done = run_process("finetune_eeg_llm.py", *vi_demo.training(
+        model_dir, downstream_dataset="VI", token_pooling="region", warmup_lr=2e-3, lr=2e-3, epochs=2
+    ))  # fmt: skip
+    assert done.code == 0, done.err
+    return model_dir
+
+
+@pytest.fixture(scope="session")
+def mapped(vi_demo, tmp_path_factory) -> Path:
+    """A short mapper training run."""
+    output_dir = tmp_path_factory.mktemp("mapper_runs") / "run"
+    done = run_process("finetune_eeg_to_image.py", *vi_demo.mapping(output_dir))
+    assert done.code == 0, done.err
+    return output_dir

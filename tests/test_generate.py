@@ -102,7 +102,7 @@ def test_the_decoding_models_are_gone_before_the_image_model_loads(demo, trained
 
     before = len([m for m in gc.get_objects() if isinstance(m, EEGLanguageModel)])
     monkeypatch.setattr(models.image_generator.EEGImageGenerator, "__init__", counting)
-    done = script("generate.py", *demo.generation(trained, tmp_path / "out", num_samples=1, image_steps=1))
+    done = script("generate.py", *demo.generation(trained, tmp_path / "out", num_samples=1, num_inference_steps=1))
     assert done.code == 0, done.err
     assert len(alive) == 1 and len([m for m in alive[0] if isinstance(m, EEGLanguageModel)]) == before
 

@@ -1,6 +1,15 @@
 import filecmp
+import json
+
+import numpy as np
+from PIL import Image
 
 from datasets.recordings import read_bcic_mat
+from datasets.store import open_store
+from datasets.synthetic_vi import VIDemoSize, write_vi_like
+from datasets.visual_imagery_llm_dataset import DESCRIPTION, SUBJECTS
+from datasets.visual_imagery_recordings import find_recordings, read_header, read_recording
+from tests.conftest import SIZES
 
 
 def test_demo_recordings_have_the_real_files_structure(demo):
@@ -13,8 +22,6 @@ def test_demo_recordings_have_the_real_files_structure(demo):
 
 def test_people_differ_and_the_effect_is_where_it_was_planted(demo):
     """8–13 Hz power at C3 and C4 during imagery: a hand dims the other side, and people differ in gain."""
-    import numpy as np
-
     from datasets.bciciv2a_dataset import BCICIV2aDataset
     from utils.montages import BCIC
 
@@ -30,8 +37,7 @@ def test_people_differ_and_the_effect_is_where_it_was_planted(demo):
 
 
 def test_a_second_run_changes_nothing_and_other_settings_are_refused(demo, script):
-    data, pth = demo.raw.parent.parent, demo.csbrain.parent
-    flags = ["--data_dir", data, "--pth_dir", pth, "--trials_per_run", 4, "--llm_steps", 120]
+    flags = ["--data_dir", demo.folder / "data", "--pth_dir", demo.pth, "--datasets", "BCICIV2a", *SIZES]
     before = demo.csbrain.stat().st_mtime_ns, (demo.raw / "A01T.mat").stat().st_mtime_ns
     assert script("prepare_demo.py", *flags).code == 0
     assert before == (demo.csbrain.stat().st_mtime_ns, (demo.raw / "A01T.mat").stat().st_mtime_ns)
@@ -46,3 +52,63 @@ def test_the_same_seed_writes_the_same_recordings(demo, tmp_path):
     a, b = (read_bcic_mat(folder / "A07E.mat") for folder in (tmp_path, demo.raw))
     assert all((x.signal == y.signal).all() and (x.labels == y.labels).all() for x, y in zip(a, b, strict=True))
     assert not filecmp.cmp(demo.raw / "A07E.mat", demo.raw / "A07T.mat", shallow=False)
+
+
+# ---------------------------------------------------------------- Visual Imagery
+
+
+def test_vi_recordings_have_the_real_tree_with_its_faults(vi_demo):
+    files = find_recordings(vi_demo.raw, SUBJECTS)
+    assert len(files) == 3 * (20 * 2 + 2) and {file.subject for file in files} == set(SUBJECTS)
+    assert {file.session for file in files if file.subject in ("S09", "S10")} == {"01"}
+    assert {file.path.suffix for file in files} == {".bdf", ".fif"}
+    bdf = [file.path for file in files if file.path.suffix == ".bdf"]
+    assert all(read_header(path)["digital_max"][0] == 32767 for path in bdf)
+    assert {read_header(path)["dimensions"][0] for path in bdf} == {"", "uV"}
+    with_tsv = {path for path in bdf if list(path.parent.glob(path.name.replace("_eeg.bdf", "_events.tsv")))}
+    assert with_tsv and with_tsv != set(bdf)
+    stray = next(file for file in files if (file.subject, file.session, file.task) == ("S13", "02", "AVI"))
+    assert 5 in [code for _, code in read_recording(stray.path).events]
+
+
+def test_vi_people_differ_and_the_effect_is_where_it_was_planted(vi_demo):
+    """A class's rhythm grows in its region: dog 8–13 Hz frontally, circle 18–24 Hz frontally, and so on."""
+    from datasets.synthetic_vi import EFFECT, REGIONS
+    from utils.montages import VI
+
+    store = open_store(vi_demo.store)
+    trials = store.trials("train")
+    power = np.array([np.abs(np.fft.rfft(store.read(trial))).mean(axis=1) for trial in trials])  # (N, 32, 101)
+    bands = np.stack([power[..., 9:12].mean(axis=-1), power[..., 19:23].mean(axis=-1)], axis=-1)  # (N, 32, 2)
+    region = np.array([REGIONS.index(code) for code in VI.brain_regions])
+    by_region = np.log(np.stack([bands[:, region == r].mean(axis=1) for r in range(5)], axis=1))  # (N, 5, 2)
+    by_region -= by_region.mean(axis=0)
+    labels = np.array([trial.label for trial in trials])
+    for label, (r, band) in EFFECT.items():
+        mean = by_region[labels == label].mean(axis=0)
+        assert np.unravel_index(mean.argmax(), mean.shape) == (r, band), label
+    people = np.array([trial.subject for trial in trials])
+    typical = [power[people == person].mean() for person in np.unique(people)]
+    assert max(typical) > 1.15 * min(typical)
+
+
+def test_ten_stimuli_are_drawn_under_the_published_names(vi_demo):
+    assert {path.name for path in vi_demo.stimuli.iterdir()} == set(DESCRIPTION.stimuli.values())
+    pictures = [np.asarray(Image.open(vi_demo.stimuli / name)).astype(float) for name in DESCRIPTION.stimuli.values()]
+    assert all(picture.shape == (256, 256, 3) and picture.std() > 20 for picture in pictures)
+
+
+def test_the_same_seed_writes_the_same_vi_recordings(vi_demo, tmp_path):
+    write_vi_like(tmp_path, VIDemoSize(trials_per_class=1, only=("S03",)), 0)
+    for path in tmp_path.rglob("*.bdf"):
+        assert filecmp.cmp(path, vi_demo.raw / path.relative_to(tmp_path), shallow=False)
+
+
+def test_the_stand_ins_have_the_hubs_layouts(vi_pth):
+    for name, parts in (("stable-diffusion", ("unet", "vae")), ("amused", ("transformer", "vqvae"))):
+        index = json.loads((vi_pth / name / "model_index.json").read_text())
+        for part in (*parts, "text_encoder", "tokenizer", "scheduler"):
+            assert part in index and (vi_pth / name / part).is_dir()
+    assert {"config.json", "preprocessor_config.json", "model.safetensors"} <= {
+        p.name for p in (vi_pth / "clip").iterdir()
+    }

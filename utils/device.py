@@ -5,7 +5,7 @@ import os
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 
 from utils.errors import UserError
 
@@ -34,11 +34,13 @@ def pick_precision(precision: str, device: torch.device) -> str:
     return "fp16" if device.type == "cuda" else "fp32"
 
 
-def start_accelerator(cuda: int, precision: str, accumulation: int, seed: int) -> tuple[Accelerator, str]:
+def start_accelerator(
+    cuda: int, precision: str, accumulation: int, seed: int, idle_parameters: bool = False
+) -> tuple[Accelerator, str]:
     """Accelerate on the device that `--cuda` names, in the precision that `--precision` names; also that precision.
 
     Under `accelerate launch` each process takes its own device. Batches are drawn in an order that `seed` and the epoch
-    decide.
+    decide. `idle_parameters`: some parameters have no part in the loss at times.
     """
     device = pick_device(cuda)
     if device.type == "cuda" and "LOCAL_RANK" not in os.environ:
@@ -50,6 +52,7 @@ def start_accelerator(cuda: int, precision: str, accumulation: int, seed: int) -
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=accumulation,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle_parameters)],
     )
     if accelerator.num_processes == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
         print("notice: accelerate started one process where several were asked for; --multi_gpu makes it start them")

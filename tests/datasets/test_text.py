@@ -86,4 +86,5 @@ def test_shuffled_labels_say_nothing_about_the_true_ones():
         table = np.zeros((4, 4))
         np.add.at(table, (true[of], shuffled[of]), 1)
         assert (np.abs(table - 4.5) <= 0.5).all()
+        assert table.sum(axis=0).tolist() == table.sum(axis=1).tolist() == [18] * 4
     assert shuffled.tolist() == shuffled_labels(trials, seed=3) != shuffled_labels(trials, seed=4)

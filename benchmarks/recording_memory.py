@@ -1,0 +1,56 @@
+"""Claim: preparing a full Visual Imagery recording (32 electrodes, 1000 Hz, 40 minutes) takes under 2.5 GB a worker.
+
+    python benchmarks/recording_memory.py
+
+Writes such a recording (noise and 120 events, 240 MB) in BDF and in FIF, prepares each in a process of its own, and
+prints that process's peak memory beside the size of the signal in double precision.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np  # noqa: E402
+
+from datasets.preprocessing import Preprocessing  # noqa: E402
+from datasets.synthetic_vi import write_bdf, write_fif  # noqa: E402
+from datasets.visual_imagery_recordings import RecordingFile  # noqa: E402
+
+
+def peak_of_preparing(path: Path) -> tuple[int, float]:
+    """Trials, and this process's peak memory in GB (Linux counts kilobytes)."""
+    from prepare_data_vi import prepare_file
+
+    kept, _, _ = prepare_file(RecordingFile("S01", "01", "AVI", path), Preprocessing(0.5, 4.5), None)
+    return len(kept), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=int, default=40, help="length of the recording")
+    args = parser.parse_args()
+    n_times = args.minutes * 60_000
+    rng = np.random.default_rng(0)
+    signal = 20 * rng.standard_normal((32, n_times), dtype=np.float32)  # microvolts
+    events = [(int(k), 1 + i % 3) for i, k in enumerate(np.linspace(5_000, n_times - 10_000, 120))]
+    print(f"signal in double precision: {32 * n_times * 8 / 1e9:.2f} GB; limit 2.5 GB a worker")
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix, write in ((".bdf", write_bdf), (".fif", write_fif)):
+            path = Path(folder) / f"sub-01_ses-01_task-AVI_eeg{suffix}"
+            writer = multiprocessing.get_context("fork").Process(target=write, args=(path, signal, events))
+            writer.start()
+            writer.join()
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                n, peak = pool.apply(peak_of_preparing, (path,))
+            print(
+                f"{suffix}: {path.stat().st_size / 1e6:.0f} MB, {n} trials, peak {peak:.2f} GB: {peak / 2.5:.2f} of the limit"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+import io
+import stat
+import zipfile
+
+import pytest
+
+from utils.archives import unpack
+from utils.errors import UserError
+
+
+def zipped(members: dict[str, bytes], **options) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, **options) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Unpack bytes as a zip file into tmp_path/out; gives the number of files."""
+
+    def run(content: bytes):
+        (tmp_path / "in.zip").write_bytes(content)
+        return unpack(tmp_path / "in.zip", lambda member: tmp_path / "out" / member)
+
+    return run
+
+
+def test_nested_zips_are_unpacked_and_nothing_else_is_left(place, tmp_path):
+    inner = zipped({"sub-01/a.bdf": b"1" * 1000, "sub-01/b.tsv": b"2"})
+    assert place(zipped({"article/sub-01.zip": inner, "readme.txt": b"hello"})) == 3
+    assert (tmp_path / "out/sub-01/a.bdf").read_bytes() == b"1" * 1000
+    assert {path.name for path in tmp_path.iterdir()} == {"in.zip", "out"}
+
+
+def test_what_is_there_in_the_right_size_is_left_alone(place, tmp_path):
+    content = zipped({"a": b"new!", "b": b"longer"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a").write_bytes(b"old!")
+    (tmp_path / "out/b").write_bytes(b"torn")
+    assert place(content) == 2
+    assert (tmp_path / "out/a").read_bytes() == b"old!" and (tmp_path / "out/b").read_bytes() == b"longer"
+
+
+@pytest.mark.parametrize("name", ["../escaped", "sub/../../escaped", "/escaped", "C:/escaped", "..\\escaped"])
+def test_a_path_outside_the_folder_is_refused_before_anything_is_written(place, tmp_path, name):
+    with pytest.raises(UserError, match="leaves the folder"):
+        place(zipped({"fine.txt": b"1", name: b"2"}))
+    assert {path.name for path in tmp_path.rglob("*")} == {"in.zip"}
+    with pytest.raises(UserError, match="leaves the folder"):  # one zip further in
+        place(zipped({"sub-01.zip": zipped({name: b"2"})}))
+    assert not (tmp_path / "escaped").exists() and not (tmp_path.parent / "escaped").exists()
+
+
+def test_links_are_refused(place):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        member = zipfile.ZipInfo("link")
+        member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(member, "/etc/passwd")
+    with pytest.raises(UserError, match="is a link"):
+        place(buffer.getvalue())
+
+
+def test_bombs_are_refused(place, tmp_path):
+    with pytest.raises(UserError, match="unpack to"):
+        place(zipped({f"{k}": bytes(30 << 20) for k in range(4)}))
+    content = zipped({"a": b"x"})
+    for _ in range(4):
+        content = zipped({"a.zip": content})
+    with pytest.raises(UserError, match="nested deeper"):
+        place(content)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_member_cannot_be_longer_than_it_says(place, tmp_path):
+    """The size in the directory is forged to 10 bytes; 5 MB must not come out."""
+    content = bytearray(zipped({"a": bytes(5 << 20)}))
+    at = content.rindex(b"PK\x01\x02")
+    content[at + 24 : at + 28] = (10).to_bytes(4, "little")
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        place(bytes(content))
+    assert not (tmp_path / "out/a").exists()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_a_truncated_zip_is_one_line(place, share):
+    content = zipped({"a": bytes(range(256)) * 100})
+    with pytest.raises(UserError, match="damaged"):
+        place(content[: int(len(content) * share)])
