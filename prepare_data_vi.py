@@ -68,8 +68,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--workers must be 1 or more")
     if args.scale is not None and not (math.isfinite(args.scale) and args.scale > 0):
         parser.error("--scale must be a positive number")
-    numbers = [re.fullmatch(r"(?:S|sub-)?(\d+)", name, re.IGNORECASE) for name in args.subjects]
-    args.subjects = [f"S{int(number[1]):02d}" if number else name for number, name in zip(numbers, args.subjects)]  # noqa: B905
+    named = {name: re.fullmatch(r"(?:S|sub-)?(\d+)", name, re.IGNORECASE) for name in args.subjects}
+    args.subjects = sorted({f"S{int(number[1]):02d}" if number else name for name, number in named.items()})
     unknown = set(args.subjects) - set(SUBJECTS)
     if unknown:
         parser.error(f"--subjects: {', '.join(sorted(unknown))}; expected 1 to {len(SUBJECTS)}")
@@ -88,10 +88,9 @@ def fetch(args: argparse.Namespace) -> None:
     def destination(member: PurePosixPath) -> Path | None:
         if member.name in photos:
             return args.stimuli_dir / member.name
-        for k, part in enumerate(member.parts[:-1]):
-            number = re.fullmatch(r"sub-(\d+)", part)
-            if number and f"S{int(number[1]):02d}" in args.subjects:
-                return raw_dir.joinpath(*member.parts[k:])
+        recording = re.match(r"(sub-(\d+))_(ses-\d+)_", member.name)
+        if recording and f"S{int(recording[2]):02d}" in args.subjects:
+            return raw_dir / recording[1] / recording[3] / "eeg" / member.name
         return None
 
     raw_dir.mkdir(parents=True, exist_ok=True)
@@ -100,16 +99,7 @@ def fetch(args: argparse.Namespace) -> None:
             raise UserError(f"--zip_path {args.zip_path}: no such file")
         print(f"{unpack(Path(args.zip_path), destination)} files of {args.zip_path} in place")
         return
-    try:
-        answer = requests.get(FIGSHARE, timeout=60)
-        answer.raise_for_status()
-        listed = answer.json()["files"]
-    except (requests.RequestException, ValueError, KeyError) as error:
-        raise UserError(
-            f"Figshare's file list cannot be had ({type(error).__name__}); fetch article 30227503 by hand and use --zip_path, "
-            "or --skip_download with the recordings in --raw_dir"
-        ) from None
-    for file in listed:
+    for file in figshare_files():
         name = PurePosixPath(file["name"]).name
         person = re.match(r"sub-(\d+)", name)
         if person and f"S{int(person[1]):02d}" not in args.subjects:
@@ -125,6 +115,30 @@ def fetch(args: argparse.Namespace) -> None:
         download([file["download_url"]], target, md5=file.get("computed_md5") or file.get("supplied_md5") or None)
         if target.suffix.lower() == ".zip":
             print(f"{unpack(target, destination)} files of {name} in place")
+
+
+def figshare_files() -> list[dict]:
+    """The article's files: name, size, download_url and md5 sums.
+
+    Raises
+    ------
+    UserError
+        If Figshare does not answer.
+    """
+    try:
+        answer = requests.get(FIGSHARE, timeout=60)
+        answer.raise_for_status()
+        files = {file["name"]: file for file in answer.json()["files"]}
+        # the article may list its first ten files only; this address lists them all, page by page
+        pages = requests.get(f"{FIGSHARE}/files", params={"page_size": 1000}, timeout=60)
+        if pages.ok:
+            files |= {file["name"]: file for file in pages.json()}
+    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Figshare's file list cannot be had ({type(error).__name__}); fetch article 30227503 by hand and use "
+            "--zip_path, or --skip_download with the recordings in --raw_dir"
+        ) from None
+    return list(files.values())
 
 
 def check_stimuli(folder: Path) -> None:

@@ -1,9 +1,11 @@
+import hashlib
 import io
 import json
 import threading
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import mne
 import numpy as np
@@ -254,24 +256,16 @@ class Figshare(SimpleHTTPRequestHandler):
     damaged: set = set()
 
     def do_GET(self):
-        import hashlib
-
-        folder, address = self.directory, f"http://127.0.0.1:{self.server.server_port}"
-        if self.path != "/list":
+        address = f"http://127.0.0.1:{self.server.server_port}"
+        if not self.path.startswith("/list"):
             return super().do_GET()
         files = []
-        for path in sorted(__import__("pathlib").Path(folder).iterdir()):
-            md5 = hashlib.md5(path.read_bytes()).hexdigest()
-            md5 = "0" * 32 if path.name in self.damaged else md5
-            files.append(
-                {
-                    "name": path.name,
-                    "size": path.stat().st_size,
-                    "download_url": f"{address}/{path.name}",
-                    "computed_md5": md5,
-                }
-            )
-        content = json.dumps({"files": files}).encode()
+        for path in sorted(Path(self.directory).iterdir()):
+            md5 = "0" * 32 if path.name in self.damaged else hashlib.md5(path.read_bytes()).hexdigest()
+            files.append({"name": path.name, "size": path.stat().st_size, "download_url": f"{address}/{path.name}",
+                          "computed_md5": md5})  # fmt: skip
+        # as Figshare does: the article lists ten files, its /files all of them
+        content = json.dumps(files if "/files" in self.path else {"files": files[:10]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
