@@ -102,7 +102,7 @@ def decode(args, device: torch.device) -> None:
     mapper.load_state_dict(checkpoint["mapper"])
     mapper.to(device).eval()
     prototypes = checkpoint["prototypes"].to(device)
-    rows, states, pooled = [], [], []
+    rows = []
     for batch in tqdm(DataLoader(Subset(dataset, chosen), args.batch_size), desc="decoding", unit="batch"):
         with torch.no_grad():
             outputs = mapper(batch["x"].to(device))
@@ -112,15 +112,15 @@ def decode(args, device: torch.device) -> None:
                 "text": DESCRIPTION.canonical[label], "predicted_label": label,
                 "predicted_name": DESCRIPTION.classes[label], "prompt": DESCRIPTION.image_prompts[label],
             })  # fmt: skip
-        states.append(outputs[0].cpu())
-        pooled.append(outputs[1].cpu())
-
     output_dir = Path(args.output_dir)
     if args.conditioning != "class":
+        with torch.no_grad():  # one trial at a time: rounding differs with the batch, and no picture may
+            alone = [mapper(dataset[index]["x"][None].to(device)) for index in chosen]
         with written_whole(output_dir / "embeddings.safetensors") as unfinished:
             unfinished.write_bytes(save({
-                "index": torch.tensor([row["index"] for row in rows]),
-                "states": torch.cat(states), "pooled": torch.cat(pooled),  # (n, 77, 768), (n, 768)
+                "index": torch.tensor(chosen),
+                "states": torch.cat([states.cpu() for states, _, _ in alone]),  # (n, 77, 768)
+                "pooled": torch.cat([pooled.cpu() for _, pooled, _ in alone]),  # (n, 768)
             }))  # fmt: skip
     record = {"arguments": vars(args), "store": dataset.store.fingerprint, "mapper": str(mapper_file)}
     report_decoded(rows, DESCRIPTION.chance, output_dir, record)

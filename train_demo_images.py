@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--drawings", type=int, default=600, help="training pictures a class")
     parser.add_argument("--autoencoder_steps", type=int, default=2500, help="steps of 16 pictures, VAE and VQ model")
     parser.add_argument("--unet_steps", type=int, default=12000, help="steps of 16 pictures, UNet")
-    parser.add_argument("--uvit_steps", type=int, default=8000, help="steps of 16 pictures, U-ViT")
+    parser.add_argument("--uvit_steps", type=int, default=15000, help="steps of 16 pictures, U-ViT")
     parser.add_argument("--clip_steps", type=int, default=600, help="steps of one picture a class, CLIP")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the one-cycle schedule")
     parser.add_argument("--sheet_dir", default=default("outputs/demo_image_models"), help="samples to look at")
@@ -177,11 +177,12 @@ def train_amused(args, folder: Path) -> None:
     tokens = torch.cat(tokens)  # (N, 16, 16)
 
     mask_id = len(codes)
+    # at half the grid: the model knows places only by how far they are from the edge, through its padded convolutions
     uvit = UVit2DModel(
         hidden_size=96, cond_embed_dim=pooled.shape[-1], encoder_hidden_size=text.shape[-1], micro_cond_encode_dim=16,
         micro_cond_embed_dim=5 * 16, vocab_size=len(codes) + 1, codebook_size=len(codes), in_channels=32,
-        block_out_channels=48, num_res_blocks=1, block_num_heads=4, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=192, sample_size=tokens.shape[-1],
+        block_out_channels=48, num_res_blocks=2, block_num_heads=4, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=192, sample_size=tokens.shape[-1], downsample=True, upsample=True,
     )  # fmt: skip
     micro = torch.tensor([IMAGE_SIZE, IMAGE_SIZE, 0, 0, 6.0]).expand(BATCH, -1)  # as the pipeline fills it in
     for batch in TrainingBatches(uvit, tokens, label, args.uvit_steps, args.lr, "U-ViT", average=True):
@@ -192,7 +193,7 @@ def train_amused(args, folder: Path) -> None:
         batch.step(F.cross_entropy(logits.permute(0, 2, 3, 1)[masked], batch.x[masked]))
 
     pipeline = AmusedPipeline(vq, tokenizer, text_encoder, uvit, AmusedScheduler(mask_token_id=mask_id))
-    finish(pipeline, prompts, folder, Path(args.sheet_dir), steps=12, guidance=10.0)
+    finish(pipeline, prompts, folder, Path(args.sheet_dir), steps=12, guidance=2.0)
 
 
 # ---------------------------------------------------------------- CLIP

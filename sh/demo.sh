@@ -53,7 +53,7 @@ python generate.py --downstream_dataset BCICIV2a --datasets_dir $bcic/processed_
   --num_samples 16 --generate_images --image_model $pth/stable-diffusion --output_dir $images/bcic --cuda -1
 python generate_vi.py --datasets_dir $vi/processed_lmdb --stimuli_dir $vi/stimuli \
   --foundation_dir $pth/CSBrain.pth --projection_path $runs/vi_text \
-  --num_samples 20 --image_model $pth/amused --output_dir $images/vi_text --cuda -1
+  --num_samples 20 --image_model $pth/amused --guidance_scale 2 --output_dir $images/vi_text --cuda -1
 python generate_vi_eeg2img.py --datasets_dir $vi/processed_lmdb --stimuli_dir $vi/stimuli \
   --foundation_dir $pth/CSBrain.pth --mapper_path $runs/vi_direct \
   --num_samples 20 --image_model $pth/stable-diffusion --output_dir $images/vi_direct --cuda -1

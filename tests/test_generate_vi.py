@@ -87,6 +87,22 @@ def test_a_picture_depends_on_its_trials_seed_and_conditioning_only(
     assert np.array_equal(picture, pictures(drawn)[name])
 
 
+def test_the_mappers_states_do_not_depend_on_the_batch(vi_demo, mapped, script, tmp_path):
+    for size in (1, 4):
+        flags = {
+            "mapper_path": mapped,
+            "conditioning": "embedding",
+            "batch_size": size,
+            "image_model": vi_demo.pth / "amused",
+        }
+        done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / str(size), **flags))
+        assert done.code == 0, done.err
+    for name, picture in pictures(tmp_path / "1").items():
+        assert np.array_equal(picture, pictures(tmp_path / "4")[name])
+    a, b = ((tmp_path / size / "embeddings.safetensors").read_bytes() for size in "14")
+    assert a == b
+
+
 @pytest.mark.parametrize("conditioning, model", [
     ("embedding", "stable-diffusion"), ("embedding", "amused"), ("blend", "stable-diffusion"),
 ])  # fmt: skip
