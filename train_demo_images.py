@@ -2,11 +2,12 @@
 
     python train_demo_images.py --models stable-diffusion amused clip --assets_dir assets
 
-stable-diffusion: a VAE (64×64×3 → 16×16×4), then a UNet, for all drawn classes. amused: a VQ model (64×64×3 → 16×16
-tokens), then a U-ViT that fills in masked tokens, for the classes of Visual Imagery. clip: both towers, pictures against
-prompts. The first two are conditioned on a frozen random text encoder that is made by rule and not shipped. About an
-hour, 40 minutes and a minute on one CPU core. The results have the hub's folder layouts in half precision, and the
-project ships them; nobody needs to run this to run the demo.
+stable-diffusion: a VAE (64×64×3 → 16×16×4), then a UNet, for all drawn classes. amused: a VQ model (64×64×3 → 8×8
+tokens), then a U-ViT that fills in masked tokens, for the classes of Visual Imagery. clip: both towers, pictures
+against prompts. The first two are conditioned on a frozen random text encoder that is made by rule and not shipped.
+About 45 minutes, 30 minutes and one minute on one CPU core (the shipped aMUSEd with --autoencoder_steps 2000). The
+results have the hub's folder layouts in half precision, and the project ships them; nobody needs to run this to run
+the demo.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--drawings", type=int, default=600, help="training pictures a class")
     parser.add_argument("--autoencoder_steps", type=int, default=2500, help="steps of 16 pictures, VAE and VQ model")
     parser.add_argument("--unet_steps", type=int, default=12000, help="steps of 16 pictures, UNet")
-    parser.add_argument("--uvit_steps", type=int, default=15000, help="steps of 16 pictures, U-ViT")
+    parser.add_argument("--uvit_steps", type=int, default=8000, help="steps of 16 pictures, U-ViT")
     parser.add_argument("--clip_steps", type=int, default=600, help="steps of one picture a class, CLIP")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the one-cycle schedule")
     parser.add_argument("--sheet_dir", default=default("outputs/demo_image_models"), help="samples to look at")
@@ -149,16 +150,16 @@ def train_amused(args, folder: Path) -> None:
     text, pooled = out.hidden_states[-2], out.text_embeds  # (classes + 1, 77, 768), (classes + 1, 768)
 
     vq = VQModel(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 32), layers_per_block=1, latent_channels=8, norm_num_groups=8,
-        sample_size=IMAGE_SIZE, num_vq_embeddings=256, vq_embed_dim=8, lookup_from_codebook=True,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 24, 32, 32), layers_per_block=1, latent_channels=8, norm_num_groups=8,
+        sample_size=IMAGE_SIZE, num_vq_embeddings=512, vq_embed_dim=8, lookup_from_codebook=True,
         mid_block_add_attention=False,
     )  # fmt: skip
     codes = vq.quantize.embedding.weight
     used = torch.zeros(len(codes))
     plain = args.autoencoder_steps // 5  # steps without the codebook, which then starts on what the encoder gives
     for step, batch in enumerate(TrainingBatches(vq, x, label, args.autoencoder_steps, args.lr, "VQ")):
-        z = vq.encode(batch.x).latents  # (16, 8, 16, 16)
+        z = vq.encode(batch.x).latents  # (16, 8, 8, 8)
         if step >= plain and (step - plain) % 100 == 0 and step < 0.8 * args.autoencoder_steps:
             with torch.no_grad():  # codes that nothing chose move to where the latents are
                 places = z.permute(0, 2, 3, 1).flatten(0, 2)
@@ -173,23 +174,24 @@ def train_amused(args, folder: Path) -> None:
         batch.step(F.l1_loss(restored, batch.x) + F.mse_loss(restored, batch.x) + 0.25 * loss)
     vq.eval()
     with torch.no_grad():
-        tokens = [vq.quantize(vq.encode(part).latents)[2][2].view(-1, 16, 16) for part in x.split(100)]
-    tokens = torch.cat(tokens)  # (N, 16, 16)
+        tokens = [vq.quantize(vq.encode(part).latents)[2][2].view(-1, 8, 8) for part in x.split(100)]
+    tokens = torch.cat(tokens)  # (N, 8, 8)
 
+    # The U-ViT has no positions: it knows a place only by its distance from the edge, through padded convolutions. With
+    # 8 × 8 tokens three blocks reach the middle; with 16 × 16 the pictures fell apart.
     mask_id = len(codes)
-    # at half the grid: the model knows places only by how far they are from the edge, through its padded convolutions
     uvit = UVit2DModel(
-        hidden_size=96, cond_embed_dim=pooled.shape[-1], encoder_hidden_size=text.shape[-1], micro_cond_encode_dim=16,
+        hidden_size=64, cond_embed_dim=pooled.shape[-1], encoder_hidden_size=text.shape[-1], micro_cond_encode_dim=16,
         micro_cond_embed_dim=5 * 16, vocab_size=len(codes) + 1, codebook_size=len(codes), in_channels=32,
-        block_out_channels=48, num_res_blocks=2, block_num_heads=4, num_hidden_layers=1, num_attention_heads=4,
-        intermediate_size=192, sample_size=tokens.shape[-1], downsample=True, upsample=True,
+        block_out_channels=48, num_res_blocks=3, block_num_heads=4, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=128, sample_size=tokens.shape[-1],
     )  # fmt: skip
     micro = torch.tensor([IMAGE_SIZE, IMAGE_SIZE, 0, 0, 6.0]).expand(BATCH, -1)  # as the pipeline fills it in
     for batch in TrainingBatches(uvit, tokens, label, args.uvit_steps, args.lr, "U-ViT", average=True):
         share = torch.cos(torch.rand(BATCH) * math.pi / 2)
         masked = torch.rand(batch.x.shape) < share[:, None, None]
         row = left_out(batch.label, len(prompts))
-        logits = uvit(batch.x.masked_fill(masked, mask_id), text[row], pooled[row], micro)  # (16, 256, 16, 16)
+        logits = uvit(batch.x.masked_fill(masked, mask_id), text[row], pooled[row], micro)  # (16, 512, 8, 8)
         batch.step(F.cross_entropy(logits.permute(0, 2, 3, 1)[masked], batch.x[masked]))
 
     pipeline = AmusedPipeline(vq, tokenizer, text_encoder, uvit, AmusedScheduler(mask_token_id=mask_id))
