@@ -29,6 +29,7 @@ from models.features import TokenCache
 from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
 from utils.device import PRECISIONS, start_accelerator
 from utils.errors import UserError, run_script
+from utils.flags import check_at_least, check_numbers
 from utils.montages import TOKEN_POOLINGS
 from utils.paths import default, written_whole
 from utils.records import learning_curve, open_run, write_json, write_jsonl
@@ -79,9 +80,8 @@ def parse_args() -> argparse.Namespace:
     args.warmup_epochs = (
         min(description.warmup_epochs, args.epochs) if args.warmup_epochs is None else args.warmup_epochs
     )
-    for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be 1 or more")
+    check_at_least(parser, args, epochs=1, batch_size=1, gradient_accumulation_steps=1, eval_batch_size=1, seed=0)
+    check_numbers(parser, args, "warmup_lr", "lr", "encoder_lr", "weight_decay", "clip")
     if not 0 <= args.warmup_epochs <= args.epochs:
         parser.error(f"--warmup_epochs {args.warmup_epochs} must lie between 0 and --epochs {args.epochs}")
     return args
@@ -217,6 +217,8 @@ def main() -> None:
                    disable=not accelerator.is_main_process)  # fmt: skip
         with bar:
             train_loss = train_epoch(accelerator, model, loader, optimizer, schedule, args, bar)
+        if not math.isfinite(train_loss):
+            raise UserError(f"the loss of epoch {epoch} is {train_loss}; lower --lr, or use --precision bf16 or fp32")
         seconds = time.perf_counter() - started
         rows = evaluate(accelerator, model, splits["val"], description, args, "validation")
         val = {readout: result.as_dict() for readout, result in score_readouts(rows, description.chance).items()}

@@ -13,6 +13,8 @@ the best epoch by the head's validation accuracy, reloaded from disk) and decode
 """
 
 import argparse
+import hashlib
+import math
 import time
 from pathlib import Path
 
@@ -39,7 +41,7 @@ from models.image_generator import image_model_address
 from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
 from utils.device import PRECISIONS, start_accelerator
 from utils.errors import UserError, run_script
-from utils.flags import check_at_least
+from utils.flags import check_at_least, check_numbers
 from utils.montages import TOKEN_POOLINGS
 from utils.paths import default
 from utils.records import learning_curve, open_run, write_json, write_jsonl
@@ -74,7 +76,11 @@ def parse_args() -> argparse.Namespace:
     add("--image_targets", choices=("image", "text"), default="image",
         help="a class's prototype: image: CLIP embedding of its photo; text: pooled vector of its prompt")  # fmt: skip
     add("--epochs", type=int, default=20, help="epochs in all, warm-up included")
-    add("--warmup_epochs", type=int, default=5, help="epochs at --lr without the MSE term")
+    add(
+        "--warmup_epochs",
+        type=int,
+        help="epochs at --lr without the MSE term (default: 5, or all where there are fewer)",
+    )
     add("--batch_size", type=int, default=16, help="trials an optimiser step and process")
     add("--eval_batch_size", type=int, default=128, help="trials mapped at once in evaluation")
     add("--lr", type=float, default=5e-4, help="learning rate of the warm-up")
@@ -94,10 +100,13 @@ def parse_args() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of everything random")
     add("--resume", action="store_true", help="go on with the run in --output_dir")
     args = parser.parse_args()
-    check_at_least(parser, args, epochs=1, batch_size=1, eval_batch_size=1)
-    args.warmup_epochs = min(args.warmup_epochs, args.epochs)
-    if args.warmup_epochs < 0 or args.temperature <= 0 or not 0 <= args.dropout < 1:
-        parser.error("--warmup_epochs must not be negative, --temperature must be positive, --dropout between 0 and 1")
+    args.warmup_epochs = min(5, args.epochs) if args.warmup_epochs is None else args.warmup_epochs
+    check_at_least(parser, args, epochs=1, batch_size=1, eval_batch_size=1, seed=0, warmup_epochs=0)
+    check_numbers(parser, args, "lr", "joint_lr", "weight_decay", "clip", *(f"lambda_{name}" for name in LAMBDAS))
+    if args.warmup_epochs > args.epochs:
+        parser.error(f"--warmup_epochs {args.warmup_epochs} must lie between 0 and --epochs {args.epochs}")
+    if not (math.isfinite(args.temperature) and args.temperature > 0 and 0 <= args.dropout < 1):
+        parser.error("--temperature must be positive, --dropout between 0 and 1")
     return args
 
 
@@ -179,6 +188,9 @@ def main() -> None:
             f"--clip_model gives vectors of width {prototypes.shape[-1]}, --image_model reads states of width "
             f"{text_states.shape[-1]}; the mapper needs both alike, as with CLIP ViT-L/14 and Stable Diffusion 1.5 or aMUSEd"
         )
+    targets_fingerprint = hashlib.sha256(prototypes.numpy().tobytes() + text_states.numpy().tobytes()).hexdigest()
+    if state and state["targets_fingerprint"] != targets_fingerprint:
+        raise UserError(f"--resume: the run in {output_dir} had other photos, CLIP or image model: its targets differ")
     targets = prototypes.to(accelerator.device), text_states.to(accelerator.device)
 
     # ------------------------------------------------------------ EEG tokens: the frozen encoder runs once
@@ -244,6 +256,10 @@ def main() -> None:
                    unit="trial", disable=not accelerator.is_main_process)  # fmt: skip
         with bar:
             train_loss, parts = train_epoch(accelerator, mapper, loader, optimizer, targets, args, joint, bar)
+        if not math.isfinite(train_loss):
+            raise UserError(
+                f"the loss of epoch {epoch} is {train_loss}; lower --lr, or look at the weights of the terms"
+            )
         rows = evaluate(accelerator, mapper, splits["val"], targets[0], args)
         val = {readout: result.as_dict() for readout, result in score_readouts(rows, DESCRIPTION.chance).items()}
         history.append({
@@ -259,7 +275,7 @@ def main() -> None:
             learning_curve(history, DESCRIPTION.chance, output_dir / "learning_curve.png")
             save_checkpoint({
                 "history": history, "encoder_fingerprint": encoder_fingerprint, "mapper": weights,
-                "optimizer": optimizer.state_dict(),
+                "targets_fingerprint": targets_fingerprint, "optimizer": optimizer.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             }, output_dir / "last.pth")  # fmt: skip
         accelerator.wait_for_everyone()

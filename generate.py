@@ -60,7 +60,7 @@ def main() -> None:
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if draws:
-        draw_pictures(read_decoded(output_dir), stimuli, args, device)
+        draw_pictures(read_decoded(output_dir, description.classes), stimuli, args, device)
 
 
 if __name__ == "__main__":

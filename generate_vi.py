@@ -54,7 +54,7 @@ def main() -> None:
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if args.stage != "decode":
-        draw_pictures(read_decoded(output_dir), stimuli, args, device)
+        draw_pictures(read_decoded(output_dir, DESCRIPTION.classes), stimuli, args, device)
 
 
 if __name__ == "__main__":

@@ -12,21 +12,19 @@ mapper's own text states (and pooled vector, for aMUSEd); blend: something betwe
 
 import argparse
 import hashlib
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION, VisualImageryLLMDataset
-from models.CSBrain import load_encoder
 from models.eeg_clip_mapper import EEGCLIPMapper, mapper_readouts
-from models.features import TokenCache
-from models.image_generator import Conditioning
+from models.features import tokens_for
+from models.image_generator import Conditioning, image_model_address
 from models.pictures import draw_pictures
-from utils.checkpoints import fingerprint, read_checkpoint
+from utils.checkpoints import best_checkpoint, read_checkpoint, read_tensors
 from utils.device import pick_device
 from utils.drawing import stimulus_pictures
 from utils.errors import UserError, run_script
@@ -58,48 +56,35 @@ def parse_args() -> argparse.Namespace:
 # ---------------------------------------------------------------- stage 1: EEG → decoded.jsonl
 
 
-def find_mapper(path: Path) -> Path:
-    """The mapper's file; of a run's folder, the best epoch's."""
-    if not path.is_dir():
-        return path
-    if not (path / "results.json").exists():
-        raise UserError(f"{path} has no results.json; name a mapper_epochN.pth with --mapper_path")
-    return path / f"mapper_epoch{json.loads((path / 'results.json').read_text())['best_epoch']}.pth"
-
-
 def decode(args, device: torch.device) -> None:
     """Read the trials, map them, write decoded.jsonl. Every model is local to this function and ends with it."""
     dataset = VisualImageryLLMDataset(args.datasets_dir, args.split)
     chosen = dataset.spread(args.num_samples)
 
     # the checkpoint, and whether it belongs to these classes and this encoder
-    mapper_file = find_mapper(Path(args.mapper_path))
+    mapper_file = best_checkpoint(Path(args.mapper_path), "mapper_epoch{}.pth")
     checkpoint = read_checkpoint(mapper_file)
-    missing = {"classes", "token_pooling", "encoder_fingerprint", "settings", "mapper"} - set(checkpoint)
+    needed = {"classes", "token_pooling", "encoder_fingerprint", "settings", "mapper", "prototypes", "image_model"}
+    missing = needed - set(checkpoint)
     if missing:
         raise UserError(f"{mapper_file}: no checkpoint of finetune_eeg_to_image.py (no {', '.join(sorted(missing))})")
     if tuple(checkpoint["classes"]) != DESCRIPTION.classes:
         raise UserError(
-            f"{mapper_file} was trained on the classes {', '.join(checkpoint['classes'])}; expected {', '.join(DESCRIPTION.classes)}"
+            f"{mapper_file} was trained on the classes {', '.join(checkpoint['classes'])}; expected "
+            f"{', '.join(DESCRIPTION.classes)}"
         )
-    encoder = load_encoder(
-        DESCRIPTION.montage, args.foundation_dir if args.use_pretrained_weights else None, args.allow_partial,
-        args.encoder_seed,
-    )  # fmt: skip
-    if fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
-        raise UserError(f"{mapper_file} was trained on the features of another encoder than {args.foundation_dir}")
-    if checkpoint["encoder"] is not None:
-        encoder.load_state_dict(checkpoint["encoder"])
-    cache = TokenCache(args.cache_dir, encoder, DESCRIPTION.montage, checkpoint["token_pooling"])
-    dataset.tokens = cache.tokens(dataset, device)
+    try:
+        mapper = EEGCLIPMapper(**checkpoint["settings"])
+        mapper.load_state_dict(checkpoint["mapper"])
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{mapper_file} is damaged: its weights do not fit its settings ({error})") from None
+    dataset.tokens = tokens_for(checkpoint, mapper_file, dataset, DESCRIPTION.montage, args, device)
     if dataset.tokens.shape[1] != checkpoint["settings"]["n_tokens"]:
         raise UserError(
             f"{mapper_file} was trained on {checkpoint['settings']['n_tokens']} tokens a trial; {args.datasets_dir} gives "
             f"{dataset.tokens.shape[1]}: its window has another length"
         )
 
-    mapper = EEGCLIPMapper(**checkpoint["settings"])
-    mapper.load_state_dict(checkpoint["mapper"])
     mapper.to(device).eval()
     prototypes = checkpoint["prototypes"].to(device)
     rows = []
@@ -113,15 +98,20 @@ def decode(args, device: torch.device) -> None:
                 "predicted_name": DESCRIPTION.classes[label], "prompt": DESCRIPTION.image_prompts[label],
             })  # fmt: skip
     output_dir = Path(args.output_dir)
+    embeddings = output_dir / "embeddings.safetensors"
+    embeddings.unlink(missing_ok=True)  # what another run left would not belong to these trials
     if args.conditioning != "class":
         with torch.no_grad():  # one trial at a time: rounding differs with the batch, and no picture may
             alone = [mapper(dataset[index]["x"][None].to(device)) for index in chosen]
-        with written_whole(output_dir / "embeddings.safetensors") as unfinished:
-            unfinished.write_bytes(save({
-                "index": torch.tensor(chosen),
-                "states": torch.cat([states.cpu() for states, _, _ in alone]),  # (n, 77, 768)
-                "pooled": torch.cat([pooled.cpu() for _, pooled, _ in alone]),  # (n, 768)
-            }))  # fmt: skip
+        kept = {
+            "index": torch.tensor(chosen),
+            "states": torch.cat([states.cpu() for states, _, _ in alone]),  # (n, 77, 768)
+            "pooled": torch.cat([pooled.cpu() for _, pooled, _ in alone]),  # (n, 768)
+        }
+        with written_whole(embeddings) as unfinished:
+            unfinished.write_bytes(save(kept))
+        for row, states, pooled in zip(rows, kept["states"], kept["pooled"], strict=True):
+            row |= {"embedding": digest(states, pooled), "embedding_of": checkpoint["image_model"]}
     record = {"arguments": vars(args), "store": dataset.store.fingerprint, "mapper": str(mapper_file)}
     report_decoded(rows, DESCRIPTION.chance, output_dir, record)
 
@@ -129,29 +119,44 @@ def decode(args, device: torch.device) -> None:
 # ---------------------------------------------------------------- stage 2: decoded.jsonl → pictures
 
 
+def digest(states: torch.Tensor, pooled: torch.Tensor) -> str:
+    """Tells one trial's states from another's."""
+    return hashlib.sha256(states.numpy().tobytes() + pooled.numpy().tobytes()).hexdigest()[:16]
+
+
 def read_embeddings(path: Path, rows: list[dict]) -> dict[int, Conditioning]:
-    """The mapper's states and pooled vector of every decoded trial, by index."""
-    if not path.exists():
+    """The mapper's states and pooled vector of every decoded trial, by index.
+
+    Raises
+    ------
+    UserError
+        If they are not there or belong to other decoded trials.
+    """
+    if not path.exists() or not all("embedding" in row for row in rows):
         raise UserError(
-            f"{path} is not there; --conditioning embedding and blend need it: run --stage decode with the same flag"
+            f"{path} is not there, or not of these trials; --conditioning embedding and blend need it: run --stage decode "
+            "with the same flag"
         )
-    kept = load_file(path)
-    found = {
-        index: Conditioning(states[None], pooled[None])
-        for index, states, pooled in zip(kept["index"].tolist(), kept["states"], kept["pooled"], strict=True)
-    }
-    lost = [row["index"] for row in rows if row["index"] not in found]
-    if lost:
-        raise UserError(f"{path} has no trial {lost[0]}; it belongs to another decoded.jsonl: run --stage decode again")
-    return found
+    kept = read_tensors(path)
+    found = {}
+    for index, states, pooled in zip(kept["index"].tolist(), kept["states"], kept["pooled"], strict=True):
+        found[index] = digest(states, pooled), Conditioning(states[None], pooled[None])
+    for row in rows:
+        if found.get(row["index"], ("", None))[0] != row["embedding"]:
+            raise UserError(f"{path} belongs to other trials than decoded.jsonl (trial {row['index']}); decode again")
+    return {index: conditioning for index, (_, conditioning) in found.items()}
 
 
 def draw(args, device: torch.device, stimuli: dict) -> None:
     """Draw from prompts, from the mapper's states, or from something between."""
-    rows = read_decoded(Path(args.output_dir))
+    rows = read_decoded(Path(args.output_dir), DESCRIPTION.classes)
     if args.conditioning == "class":
         return draw_pictures(rows, stimuli, args, device)
     embeddings = read_embeddings(Path(args.output_dir) / "embeddings.safetensors", rows)
+    trained_for = {row["embedding_of"] for row in rows} - {image_model_address(args.image_model)}
+    if trained_for:
+        print(f"notice: the mapper's states were trained towards {', '.join(sorted(trained_for))}, and {args.image_model} "
+              "reads them now; another kind of model reads other states")  # fmt: skip
 
     def condition(generator, row):
         if args.conditioning == "embedding":
@@ -159,9 +164,7 @@ def draw(args, device: torch.device, stimuli: dict) -> None:
         return generator.embed(row["prompt"]).blend(embeddings[row["index"]], args.blend)
 
     def told(row):
-        given = embeddings[row["index"]]
-        digest = hashlib.sha256(given.states.numpy().tobytes() + given.pooled.numpy().tobytes()).hexdigest()
-        return {"conditioning": args.conditioning, "blend": args.blend, "embedding": digest[:16]}
+        return {"conditioning": args.conditioning, "blend": args.blend, "embedding": row["embedding"]}
 
     draw_pictures(rows, stimuli, args, device, condition, told)
 

@@ -8,7 +8,6 @@ Per run: 22 EEG electrodes, common average reference, band-pass 0.3–50 Hz, win
 """
 
 import argparse
-import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,7 @@ from datasets.recordings import BCIC_ADDRESSES, BCIC_FILE, BCIC_FILES, read_bcic
 from datasets.store import Trial, is_trial_store, write_store
 from utils.download import download
 from utils.errors import UserError, run_script
+from utils.flags import check_at_least, check_window
 from utils.paths import default, make_room, source_record
 from utils.records import environment
 from utils.workers import in_order
@@ -44,13 +44,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files prepared at the same time")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --lmdb_dir")
     args = parser.parse_args()
-    seconds = args.tmax - args.tmin
-    if not math.isfinite(seconds) or seconds < 1 or abs(seconds - round(seconds)) > 1e-9:
-        parser.error(
-            f"--tmin {args.tmin:g} --tmax {args.tmax:g}: the window must be a whole number of seconds, 1 or more"
-        )
-    if args.workers < 1:
-        parser.error("--workers must be 1 or more")
+    check_window(parser, args)
+    check_at_least(parser, args, workers=1)
     return args
 
 

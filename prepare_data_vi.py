@@ -35,6 +35,7 @@ from datasets.visual_imagery_recordings import FIGSHARE, RecordingFile, find_rec
 from utils.archives import unpack
 from utils.download import download
 from utils.errors import UserError, run_script
+from utils.flags import check_at_least, check_window
 from utils.paths import default, make_room, source_record
 from utils.records import environment
 from utils.workers import in_order
@@ -59,13 +60,8 @@ def parse_args() -> argparse.Namespace:
         help="recordings prepared at the same time; each takes about 1.6 GB of memory")  # fmt: skip
     add("--overwrite", action="store_true", help="replace what is at --lmdb_dir")
     args = parser.parse_args()
-    seconds = args.tmax - args.tmin
-    if not math.isfinite(seconds) or seconds < 1 or abs(seconds - round(seconds)) > 1e-9:
-        parser.error(
-            f"--tmin {args.tmin:g} --tmax {args.tmax:g}: the window must be a whole number of seconds, 1 or more"
-        )
-    if args.workers < 1:
-        parser.error("--workers must be 1 or more")
+    check_window(parser, args)
+    check_at_least(parser, args, workers=1)
     if args.scale is not None and not (math.isfinite(args.scale) and args.scale > 0):
         parser.error("--scale must be a positive number")
     named = {name: re.fullmatch(r"(?:S|sub-)?(\d+)", name, re.IGNORECASE) for name in args.subjects}
@@ -86,6 +82,11 @@ def fetch(args: argparse.Namespace) -> None:
     photos = set(DESCRIPTION.stimuli.values())
 
     def destination(member: PurePosixPath) -> Path | None:
+        if "__MACOSX" in member.parts or member.name.startswith("."):
+            return None
+        person = re.match(r"sub-(\d+)\.zip", member.name, re.IGNORECASE)
+        if member.suffix.lower() == ".zip":  # a zip in a zip is looked into, unless it is of somebody not asked for
+            return None if person and f"S{int(person[1]):02d}" not in args.subjects else raw_dir
         if member.name in photos:
             return args.stimuli_dir / member.name
         recording = re.match(r"(sub-(\d+))_(ses-\d+)_", member.name)
@@ -97,7 +98,7 @@ def fetch(args: argparse.Namespace) -> None:
     if args.zip_path:
         if not Path(args.zip_path).is_file():
             raise UserError(f"--zip_path {args.zip_path}: no such file")
-        print(f"{unpack(Path(args.zip_path), destination)} files of {args.zip_path} in place")
+        print(f"{unpack(Path(args.zip_path), destination, raw_dir)} files of {args.zip_path} in place")
         return
     for file in figshare_files():
         name = PurePosixPath(file["name"]).name
@@ -114,7 +115,7 @@ def fetch(args: argparse.Namespace) -> None:
             raise UserError(f"{target} has {target.stat().st_size} bytes, Figshare's {file['size']}; delete it")
         download([file["download_url"]], target, md5=file.get("computed_md5") or file.get("supplied_md5") or None)
         if target.suffix.lower() == ".zip":
-            print(f"{unpack(target, destination)} files of {name} in place")
+            print(f"{unpack(target, destination, raw_dir)} files of {name} in place")
 
 
 def figshare_files() -> list[dict]:
@@ -133,6 +134,9 @@ def figshare_files() -> list[dict]:
         pages = requests.get(f"{FIGSHARE}/files", params={"page_size": 1000}, timeout=60)
         if pages.ok:
             files |= {file["name"]: file for file in pages.json()}
+        lacking = [name for name, file in files.items() if not {"size", "download_url"} <= set(file)]
+        if lacking:
+            raise ValueError(f"no address of {lacking[0]}")
     except (requests.RequestException, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"Figshare's file list cannot be had ({type(error).__name__}); fetch article 30227503 by hand and use "
@@ -149,7 +153,7 @@ def check_stimuli(folder: Path) -> None:
     for name in set(DESCRIPTION.stimuli.values()) - set(missing):
         try:
             with Image.open(folder / name) as picture:
-                picture.verify()
+                picture.load()
         except Exception:  # whatever a file that is no picture makes Pillow say
             print(f"notice: the stimulus photo {folder / name} is not a picture")
 
@@ -160,10 +164,12 @@ def check_stimuli(folder: Path) -> None:
 def prepare_file(file: RecordingFile, settings: Preprocessing, scale: float | None) -> tuple[list, Counter, dict]:
     """All trials of one recording: [(split, Trial, samples)], counts by (fate, split, label), the recording's facts."""
     recording = read_recording(file.path)
-    if settings.h_freq >= recording.sfreq / 2:
+    if settings.h_freq >= recording.sfreq / 2 or recording.sfreq != round(recording.sfreq):
         raise UserError(
-            f"{file.path} is sampled at {recording.sfreq:g} Hz; more than {2 * settings.h_freq:g} Hz are needed"
+            f"{file.path} is sampled at {recording.sfreq:g} Hz; expected a whole number above {2 * settings.h_freq:g}"
         )
+    if recording.signal.shape[1] < recording.sfreq * (settings.tmax - settings.tmin):
+        raise UserError(f"{file.path} has {recording.signal.shape[1]} samples, less than one window; fetch it again")
     recording.signal *= scale or 1.0
     filtered = filter_run(recording.signal, recording.sfreq, settings)
     amplitude = float(np.median([chan.std() for chan in filtered]))  # microvolts

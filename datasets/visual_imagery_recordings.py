@@ -21,7 +21,9 @@ READERS = {
     ".set": mne.io.read_raw_eeglab,
     ".vhdr": mne.io.read_raw_brainvision,
 }
-RECORDING = re.compile(rf"sub-(\d+)_ses-(\d+)_task-({'|'.join(TASKS)})_eeg({'|'.join(map(re.escape, READERS))})")
+RECORDING = re.compile(
+    rf"sub-(\d+)_ses-(\d+)_task-({'|'.join(TASKS)})_eeg({'|'.join(map(re.escape, READERS))})", re.IGNORECASE
+)
 ANNOTATION = re.compile(r"(?:Stimulus/)?\s*S?\s*(\d+)(?:\.0*)?")  # "3", "S  3", "Stimulus/S  3"
 TOLERANCE = 1  # samples by which two sources of events may differ
 SAMPLE_BYTES = {".bdf": 3, ".edf": 2}
@@ -72,10 +74,16 @@ def find_recordings(raw_dir: Path, subjects: Sequence[str]) -> list[RecordingFil
     """
     found: dict[RecordingFile, RecordingFile] = {}
     for path in sorted(raw_dir.rglob("sub-*_eeg.*")):
+        if any(part.startswith(".") for part in path.relative_to(raw_dir).parts):
+            continue  # what a run that died left behind
         parts = RECORDING.fullmatch(path.name)
-        if not parts or f"S{int(parts[1]):02d}" not in subjects:
+        if not parts:
+            if path.suffix.lower() in READERS:
+                print(f"notice: {path} is left out; expected a name like sub-01_ses-01_task-AVI_eeg.bdf")
             continue
-        file = RecordingFile(f"S{int(parts[1]):02d}", f"{int(parts[2]):02d}", parts[3], path)
+        file = RecordingFile(f"S{int(parts[1]):02d}", f"{int(parts[2]):02d}", parts[3].upper(), path)
+        if file.subject not in subjects:
+            continue
         if file in found:
             raise UserError(f"{path} and {found[file].path} are the same recording; keep one of them")
         found[file] = file
@@ -96,7 +104,7 @@ def read_recording(path: Path) -> VIRecording:
     """
     check_whole(path)
     try:
-        raw = READERS[path.suffix](path, preload=False, verbose="ERROR")
+        raw = READERS[path.suffix.lower()](path, preload=False, verbose="ERROR")
         names = {name.lower(): name for name in raw.ch_names}
         missing = [name for name in VI.electrodes if name.lower() not in names]
         if missing:
@@ -157,7 +165,7 @@ def read_header(path: Path) -> dict:
         fields[name] = [column[k * width : (k + 1) * width].decode("latin-1").strip() for k in range(n)]
         start += width * n
     records = int(fixed[236:244])
-    record_bytes = sum(map(int, fields["n_samples"])) * SAMPLE_BYTES[path.suffix]
+    record_bytes = sum(map(int, fields["n_samples"])) * SAMPLE_BYTES[path.suffix.lower()]
     return {
         "labels": fields["labels"], "dimensions": fields["dimensions"],
         "digital_min": [float(v) for v in fields["digital_min"]],
@@ -168,7 +176,7 @@ def read_header(path: Path) -> dict:
 
 def check_whole(path: Path) -> None:
     """Refuse a BDF or EDF file that is shorter than its header says; MNE would read what is there."""
-    if path.suffix not in SAMPLE_BYTES:
+    if path.suffix.lower() not in SAMPLE_BYTES:
         return
     try:
         expected = read_header(path)["expected_bytes"]
@@ -182,13 +190,13 @@ def check_whole(path: Path) -> None:
 
 def unit_corrections(path: Path) -> list[tuple[np.ndarray, str]]:
     """What must be multiplied to what MNE reads, per electrode: [((32,) factors, what it is), …]."""
-    if path.suffix not in SAMPLE_BYTES:
+    if path.suffix.lower() not in SAMPLE_BYTES:
         return []
     header = read_header(path)
     labels = [label.lower() for label in header["labels"]]
     places = [labels.index(name.lower()) for name in VI.electrodes]
     limits = [(header["digital_min"][k], header["digital_max"][k]) for k in places]
-    small = np.array([path.suffix == ".bdf" and max(map(abs, pair)) <= 2**15 for pair in limits])
+    small = np.array([path.suffix.lower() == ".bdf" and max(map(abs, pair)) <= 2**15 for pair in limits])
     blank = np.array([not header["dimensions"][k] for k in places])
     corrections = []
     if small.any():
@@ -231,8 +239,11 @@ def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:
     UserError
         If a column is missing, a number is none, or `onset` and samples disagree.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text with tabs ({error})") from None
     if not rows:
         return []
     times = [name for name in ("onset", "sample", "latency") if name in rows[0]]
@@ -243,14 +254,16 @@ def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:
         try:
             samples = [float(row[name]) * (sfreq if name == "onset" else 1) for name in times if row[name] != "n/a"]
             samples = [round(sample) for sample in samples]
-            code = int(float(row["value"]))
+            code = float(row["value"])
+            if code != int(code):
+                raise ValueError
         except (TypeError, ValueError, OverflowError):
             raise UserError(
                 f"{path}, line {line}: {dict(row)}; expected numbers in {', '.join(times)}, value"
             ) from None
         if not samples or max(samples) - min(samples) > TOLERANCE:
             raise UserError(f"{path}, line {line}: {', '.join(times)} give the samples {samples}; expected the same")
-        events.append((samples[0], code))
+        events.append((samples[0], int(code)))
     return sorted(events)
 
 

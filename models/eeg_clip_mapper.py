@@ -9,7 +9,8 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from models.eeg_llm import FEATURES
+from utils.checkpoints import read_tensors
 from utils.drawing import read_photo
 from utils.errors import UserError
 from utils.paths import written_whole
@@ -197,7 +199,7 @@ class CLIPImageTargetBuilder:
                 self.name, local_files_only=local, dtype=torch.float32
             ).eval()
             processor = CLIPImageProcessorPil.from_pretrained(self.name, local_files_only=local)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"--clip_model {self.name}: cannot be loaded ({_first_line(error)}); give a local folder"
             ) from None
@@ -236,7 +238,7 @@ class CLIPTextTargetBuilder:
             model = kind.from_pretrained(
                 self.name, subfolder="text_encoder", local_files_only=local, dtype=torch.float32
             ).eval()
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(
                 f"--image_model {self.name}: cannot be loaded ({_first_line(error)}); give a local folder"
             ) from None
@@ -264,7 +266,7 @@ def _cached(folder: Path, what: str, key: list[str], build) -> dict[str, torch.T
         tensors = build()
         with written_whole(path) as unfinished:
             unfinished.write_bytes(save(tensors))
-    return load_file(path)
+    return read_tensors(path)
 
 
 def _first_line(error: Exception) -> str:

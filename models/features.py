@@ -5,13 +5,15 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from models.CSBrain import load_encoder
 from models.eeg_llm import EEGTokenReducer
-from utils.checkpoints import fingerprint
+from utils.checkpoints import fingerprint, read_tensors
+from utils.errors import UserError
 from utils.montages import Montage
 from utils.paths import written_whole
 
@@ -76,7 +78,7 @@ class TokenCache:
             return torch.empty(0, 0, 200)
         path = self._path(dataset, self.token_pooling)
         if path.exists():
-            tokens = load_file(path)["tokens"]
+            tokens = read_tensors(path)["tokens"]
             print(f"encoder: {len(tokens)} {dataset.mode} trials from the cache {path.name}")
             return tokens
         poolings = dict.fromkeys(("region", "hemisphere", self.token_pooling))
@@ -93,3 +95,30 @@ class TokenCache:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         folder = Path(self.folder or dataset.store.path.resolve().parent / "token_cache")
         return folder / f"tokens-{dataset.mode}-{digest[:16]}.safetensors"
+
+
+def tokens_for(checkpoint: dict, name: Path, dataset, montage: Montage, args, device: torch.device) -> torch.Tensor:
+    """(N, n, 200) tokens of a dataset from the encoder, and in the pooling, that a checkpoint was trained on.
+
+    Parameters
+    ----------
+    checkpoint : dict
+        With `encoder_fingerprint`, `token_pooling` and, where it was trained as well, the weights `encoder`.
+    name : Path
+        The checkpoint's file, for messages.
+    args : argparse.Namespace
+        The flags of `utils.flags.add_encoder_flags`.
+
+    Raises
+    ------
+    UserError
+        If --foundation_dir is another encoder.
+    """
+    encoder = load_encoder(
+        montage, args.foundation_dir if args.use_pretrained_weights else None, args.allow_partial, args.encoder_seed
+    )
+    if fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
+        raise UserError(f"{name} was trained on the features of another encoder than {args.foundation_dir}")
+    if checkpoint.get("encoder") is not None:
+        encoder.load_state_dict(checkpoint["encoder"])
+    return TokenCache(args.cache_dir, encoder, montage, checkpoint["token_pooling"]).tokens(dataset, device)

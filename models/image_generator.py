@@ -7,6 +7,7 @@ import diffusers
 import torch
 from diffusers import AmusedPipeline, DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
+from safetensors import SafetensorError
 
 from utils.errors import UserError
 
@@ -81,7 +82,7 @@ class EEGImageGenerator:
                 name, local_files_only=local, use_safetensors=True,
                 dtype=torch.float16 if device.type == "cuda" else torch.float32,
             )  # fmt: skip
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"--image_model {name}: cannot be loaded ({reason}); give a local folder") from None
         self.is_amused = isinstance(self.pipeline, AmusedPipeline)
@@ -132,12 +133,14 @@ class EEGImageGenerator:
             }  # fmt: skip
         else:
             inputs = {"prompt_embeds": conditioning.states.to(empty.states), "negative_prompt_embeds": empty.states}
-        image = self.pipeline(
+        drawn = self.pipeline(
             **inputs,
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
             height=self.drawn_size,
             width=self.drawn_size,
             generator=torch.Generator("cpu").manual_seed(seed),
-        ).images[0]
-        return image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        )
+        if any(getattr(drawn, "nsfw_content_detected", None) or []):
+            print("notice: the image model's safety checker blackened this picture")
+        return drawn.images[0].resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)

@@ -1,6 +1,5 @@
 """Stage 1 of the text pipelines: trials → decoded text, with a checkpoint of finetune_eeg_llm.py."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,21 +7,16 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from models.CSBrain import load_encoder
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora
-from models.features import TokenCache
-from utils.checkpoints import fingerprint, read_checkpoint
+from models.features import tokens_for
+from utils.checkpoints import best_checkpoint, read_checkpoint
 from utils.device import PRECISIONS, pick_precision
 from utils.errors import UserError
 
 
 def find_checkpoint(projection: Path, lora_dir: str | None) -> tuple[Path, Path]:
     """The projection file and adapter folder; of a run's folder, the best epoch's."""
-    if projection.is_dir():
-        results = projection / "results.json"
-        if not results.exists():
-            raise UserError(f"{projection} has no results.json; name a projection_epochN.pth in it")
-        projection = projection / f"projection_epoch{json.loads(results.read_text())['best_epoch']}.pth"
+    projection = best_checkpoint(projection, "projection_epoch{}.pth")
     if lora_dir:
         return projection, Path(lora_dir)
     epoch = re.fullmatch(r"projection_epoch(\d+)\.pth", projection.name)
@@ -64,18 +58,9 @@ def decode_text(
         raise UserError(f"{projection_file}: no checkpoint of finetune_eeg_llm.py (no {', '.join(sorted(missing))})")
     if checkpoint["dataset"] != description.name:
         raise UserError(f"{projection_file} was trained on {checkpoint['dataset']}; expected {description.name}")
-    encoder = load_encoder(
-        description.montage, args.foundation_dir if args.use_pretrained_weights else None, args.allow_partial,
-        args.encoder_seed,
-    )  # fmt: skip
-    if fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
-        raise UserError(f"{projection_file} was trained on the features of another encoder than {args.foundation_dir}")
-    if checkpoint.get("encoder") is not None:
-        encoder.load_state_dict(checkpoint["encoder"])
     if not lora_dir.is_dir():
         raise UserError(f"{lora_dir}: no such LoRA folder; --lora_dir names the one saved beside the projection")
-    cache = TokenCache(args.cache_dir, encoder, description.montage, checkpoint["token_pooling"])
-    dataset.tokens = cache.tokens(dataset, device)
+    dataset.tokens = tokens_for(checkpoint, projection_file, dataset, description.montage, args, device)
 
     # the language model with its adapter, and the projection
     precision = pick_precision(args.precision, device)

@@ -105,6 +105,14 @@ def test_a_run_is_not_overwritten_or_resumed_with_other_settings(mapped, vi_demo
     assert done.code == 2 and "lambda_cos was 1.0 and is 2.0" in done.error_line
 
 
+def test_a_run_is_not_resumed_towards_other_photos(mapped, vi_demo, script, tmp_path):
+    shutil.copytree(mapped, tmp_path / "run")
+    shutil.copytree(vi_demo.stimuli, tmp_path / "stimuli")
+    shutil.copy(tmp_path / "stimuli/Animal_dog.jpg", tmp_path / "stimuli/Animal_bird.jpg")
+    done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", resume=True, stimuli_dir=tmp_path / "stimuli"))
+    assert done.code == 2 and "other photos" in done.error_line
+
+
 def test_shuffled_labels_are_shuffled_in_every_split(vi_demo, script, tmp_path, mapped):
     done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run_shuffled", epochs=1, shuffle_labels=True))
     assert done.code == 0 and "SHUFFLED" in done.out
@@ -191,9 +199,22 @@ def test_a_store_of_another_dataset_or_without_people_is_refused(demo, vi_demo, 
     assert done.code == 2 and "in both train and test" in done.error_line
 
 
+def test_a_file_where_a_folder_should_be_is_one_line(vi_demo, script, tmp_path):
+    (tmp_path / "afile").write_text("x")
+    done = script(SCRIPT, *vi_demo.mapping(tmp_path / "afile/run", epochs=1))
+    assert done.code == 2 and "afile" in done.error_line
+
+
+def test_a_loss_that_is_no_number_ends_the_run(vi_demo, script, tmp_path):
+    done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", epochs=1, lambda_mse=1e38, warmup_epochs=0))
+    assert done.code == 2 and "the loss of epoch 1 is" in done.error_line
+
+
 @pytest.mark.parametrize("flags, message", [
     ({"clip_model": "no/clip"}, "--clip_model no/clip"), ({"image_model": "no/model"}, "--image_model no/model"),
-    ({"foundation_dir": "nowhere.pth"}, "nowhere.pth"), ({"temperature": 0}, "--temperature"), ({"epochs": 0}, "--epochs"),
+    ({"foundation_dir": "nowhere.pth"}, "nowhere.pth"), ({"temperature": 0}, "--temperature"), ({"epochs": 0}, "--epochs"), ({"lr": -1}, "--lr"),
+        ({"temperature": "nan"}, "--temperature"), ({"lambda_cls": "nan"}, "--lambda_cls"), ({"seed": -1}, "--seed"),
+        ({"warmup_epochs": 9}, "--warmup_epochs 9"),
 ])  # fmt: skip
 def test_wrong_arguments_are_one_line(vi_demo, script, tmp_path, flags, message):
     done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", **flags))

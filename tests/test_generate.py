@@ -109,7 +109,7 @@ def test_the_decoding_models_are_gone_before_the_image_model_loads(demo, trained
 
 def test_too_much_gpu_memory_held_stops_before_the_image_model(demo, trained, drawn, script, tmp_path, monkeypatch):
     (tmp_path / "decoded.jsonl").write_bytes((drawn[0] / "decoded.jsonl").read_bytes())
-    monkeypatch.setattr("utils.device.free_gpu_memory", lambda device: 900.0)
+    monkeypatch.setattr("models.pictures.free_gpu_memory", lambda device: 900.0)
     done = script("generate.py", *demo.generation(trained, tmp_path, stage="images"))
     assert done.code == 2 and "900 MiB" in done.error_line and not pictures(tmp_path)
 

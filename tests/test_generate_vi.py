@@ -1,17 +1,20 @@
 """Both generating scripts of Visual Imagery."""
 
 import gc
+import hashlib
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
+from transformers import PreTrainedModel
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION
 from tests.test_generate import pictures
-from utils.records import read_jsonl
+from utils.records import read_jsonl, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +142,15 @@ def test_embedding_conditioning_draws_the_class_prompts_picture_when_fed_its_own
     rows = read_jsonl(tmp_path / "class/decoded.jsonl")
     generator = EEGImageGenerator(str(vi_demo.pth / model), torch.device("cpu"), image_size=64)
     own = [generator.embed(row["prompt"]) for row in rows]
+    states = torch.cat([c.states for c in own])
+    pooled = torch.cat([c.pooled if c.pooled is not None else torch.zeros(1, 768) for c in own])
+    index = torch.tensor([row["index"] for row in rows])
     (tmp_path / "embedding").mkdir()
-    shutil.copy(tmp_path / "class/decoded.jsonl", tmp_path / "embedding")
-    save_file({
-        "index": torch.tensor([row["index"] for row in rows]), "states": torch.cat([c.states for c in own]),
-        "pooled": torch.cat([c.pooled if c.pooled is not None else torch.zeros(1, 768) for c in own]),
-    }, tmp_path / "embedding/embeddings.safetensors")  # fmt: skip
+    save_file({"index": index, "states": states, "pooled": pooled}, tmp_path / "embedding/embeddings.safetensors")
+    for row, s, p in zip(rows, states, pooled, strict=True):
+        digest = hashlib.sha256(s.numpy().tobytes() + p.numpy().tobytes()).hexdigest()[:16]
+        row |= {"embedding": digest, "embedding_of": str(vi_demo.pth / model)}
+    write_jsonl(rows, tmp_path / "embedding/decoded.jsonl")
     flags |= {"stage": "images", "conditioning": "embedding"}
     done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "embedding", **flags))
     assert done.code == 0, done.err
@@ -162,9 +168,9 @@ def test_the_decoding_models_are_gone_before_the_image_model_loads(
     import models.image_generator
     from models.CSBrain import CSBrain
     from models.eeg_clip_mapper import EEGCLIPMapper
-    from models.eeg_llm import EEGLanguageModel
+    from models.eeg_llm import EEGLanguageModel, EEGProjection
 
-    kinds = (EEGLanguageModel, EEGCLIPMapper, CSBrain)
+    kinds = (EEGLanguageModel, EEGProjection, EEGCLIPMapper, CSBrain, PreTrainedModel, PeftModel)
 
     def alive():
         gc.collect()
@@ -195,6 +201,7 @@ def test_a_mapper_of_other_classes_encoder_or_kind_is_refused(vi_demo, vi_traine
         ({"classes": [*DESCRIPTION.classes[:9], "table"]}, "was trained on the classes"),
         ({"encoder_fingerprint": "0"}, "another encoder"),
         ({"settings": checkpoint["settings"] | {"n_tokens": 56}}, "tokens a trial"),
+        ({"settings": checkpoint["settings"] | {"clip_width": 64}}, "do not fit its settings"),
     ):
         torch.save(checkpoint | change, tmp_path / "mapper_epoch1.pth")
         done = script(
@@ -224,6 +231,37 @@ def test_bad_photos_stop_before_anything_is_decoded(vi_demo, vi_trained, mapped,
     (tmp_path / "stimuli/Animal_bird.jpg").unlink()
     done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "out", mapper_path=mapped, **flags))
     assert done.code == 2 and "Animal_bird.jpg is missing" in done.error_line and not (tmp_path / "out").exists()
+
+
+def test_states_of_another_mapper_are_not_drawn(vi_demo, mapped, script, tmp_path):
+    """decoded.jsonl and embeddings.safetensors must come from one decoding."""
+    flags = {"mapper_path": mapped, "num_samples": 2, "stage": "decode", "conditioning": "embedding"}
+    first = flags | {"mapper_path": mapped / "mapper_epoch1.pth"}
+    assert script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "a", **first)).code == 0
+    assert script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "b", **flags)).code == 0
+    shutil.copy(tmp_path / "a/embeddings.safetensors", tmp_path / "b")
+    drawing = flags | {"stage": "images"}
+    done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "b", **drawing))
+    assert done.code == 2 and "belongs to other trials" in done.error_line
+    (tmp_path / "b/embeddings.safetensors").write_bytes(b"torn")
+    done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "b", **drawing))
+    assert done.code == 2 and "is damaged" in done.error_line
+    by_class = flags | {"conditioning": "class"}
+    assert script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "a", **by_class)).code == 0
+    assert not (tmp_path / "a/embeddings.safetensors").exists()
+    other = {"num_samples": 1, "conditioning": "blend", "mapper_path": mapped, "image_model": vi_demo.pth / "amused"}
+    done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "c", **other))
+    assert done.code == 0 and "were trained towards" in done.out
+
+
+def test_decoded_trials_of_other_classes_or_damaged_ones_are_refused(vi_demo, mapped, drawn_mapper, script, tmp_path):
+    rows = read_jsonl(drawn_mapper[0] / "decoded.jsonl")
+    flags = vi_demo.vi_generation(tmp_path, mapper_path=mapped, stage="images")
+    for row, message in (({"index": 0}, "no decoded trial"), (rows[0] | {"true_label": 12}, "expected one of dog"),
+                         (rows[0] | {"true_name": "feet"}, "class 'feet'")):  # fmt: skip
+        write_jsonl([row], tmp_path / "decoded.jsonl")
+        done = script("generate_vi_eeg2img.py", *flags)
+        assert done.code == 2 and message in done.error_line
 
 
 def test_embedding_conditioning_without_embeddings_says_what_to_do(vi_demo, mapped, drawn_mapper, script, tmp_path):

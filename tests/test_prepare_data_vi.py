@@ -170,6 +170,16 @@ def test_amplitudes_out_of_range_stop_with_the_value_and_the_flag(prepare, tmp_p
     assert 0.05 < open_store(store).read(trial).std() < 0.5
 
 
+@pytest.mark.parametrize("sfreq, n_times, message", [(333.33, 4000, "333.33 Hz"), (1000, 2000, "less than one window")])
+def test_odd_rates_and_short_recordings_are_one_line(prepare, tmp_path, sfreq, n_times, message):
+    info = mne.create_info(list(VI.electrodes), sfreq, "eeg")
+    raw = mne.io.RawArray(2e-5 * np.random.default_rng(0).standard_normal((32, n_times)), info, verbose="ERROR")
+    raw.set_annotations(mne.Annotations([0.5], 0.001, ["1"]))
+    (tmp_path / "raw").mkdir()
+    raw.save(tmp_path / "raw/sub-01_ses-01_task-AVI_eeg.fif", verbose="ERROR")
+    refused(*prepare(tmp_path / "raw", "--skip_download"), message)
+
+
 def test_bad_recordings_are_one_line_and_leave_no_store(prepare, tmp_path):
     folder = tmp_path / "raw"
     path = one_recording(folder)
@@ -225,6 +235,7 @@ def article(raw, tmp_path_factory):
     for name in DESCRIPTION.stimuli.values():
         (folder / name).write_bytes(photo())
     with zipfile.ZipFile(folder.parent / "30227503.zip", "w") as archive:
+        archive.writestr("__MACOSX/._sub-13.zip", b"what a Mac adds")
         for path in sorted(folder.iterdir()):
             archive.write(path, f"stimuli/{path.name}" if path.suffix == ".jpg" else path.name)
     return folder

@@ -1,9 +1,12 @@
 """Unpacking zip files from strangers: no path leaves the folder, nothing grows without limit."""
 
+import errno
+import lzma
 import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -13,19 +16,23 @@ from utils.paths import written_whole
 MAX_RATIO = 50  # unpacked size over packed size; EEG shrinks to a third at best
 SMALL = 100 << 20  # bytes that any archive may unpack to
 MAX_DEPTH = 2  # zips inside a zip
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def unpack(archive: Path, destination: Callable[[PurePosixPath], Path | None], depth: int = 0) -> int:
+def unpack(archive: Path, destination: Callable[[PurePosixPath], Path | None], scratch: Path) -> int:
     """Unpack what is wanted of a zip file and of the zip files in it.
 
-    Every member is checked before the first is written, and each file appears whole or not at all. A file that is there
-    already in the right size is left alone.
+    Every member of a zip is checked before its first is written, and each file appears whole or not at all. A file that
+    is there already in the right size is left alone.
 
     Parameters
     ----------
     archive : Path
     destination : callable
-        A member's path → where to put it, or None to leave it out.
+        A member's path → where to put it, or None to leave it out. Zip files inside are asked about as well; where to
+        is of no matter for them.
+    scratch : Path
+        Folder for zip files from inside, while they are read.
 
     Returns
     -------
@@ -35,56 +42,62 @@ def unpack(archive: Path, destination: Callable[[PurePosixPath], Path | None], d
     Raises
     ------
     UserError
-        If the archive is damaged, would write outside its folder, unpacks to too much, or nests too deep.
+        If the archive is damaged, would write outside its folder, unpacks to too much (with all that is nested in it),
+        or nests too deep.
     """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = [member for member in opened.infolist() if not member.is_dir()]
-            check_members(archive, members)
-            count = 0
-            for member in members:
-                name = PurePosixPath(member.filename)
-                if name.suffix.lower() == ".zip":
-                    count += _unpack_nested(archive, opened, member, destination, depth)
-                elif (target := destination(name)) is not None:
-                    if not target.exists() or target.stat().st_size != member.file_size:
-                        with written_whole(target) as unfinished:
-                            copy_member(opened, member, unfinished)
-                    count += 1
-            return count
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(
-            f"{archive}: cannot be unpacked ({error}); it is damaged or encrypted, fetch it again"
-        ) from None
+    return _Unpacking(destination, scratch, max(SMALL, MAX_RATIO * archive.stat().st_size)).open(archive, archive.name)
 
 
-def check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raise UserError for a member that would leave its folder, and for an archive that unpacks to too much."""
-    for member in members:
-        name = member.filename.replace("\\", "/")
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or ":" in name:
-            raise UserError(f"{archive}: its member {member.filename!r} leaves the folder; nothing was unpacked")
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise UserError(f"{archive}: its member {member.filename!r} is a link; nothing was unpacked")
-    packed = archive.stat().st_size
-    unpacked = sum(member.file_size for member in members)
-    # members that overlap in the file share their packed bytes, which is how small bombs grow
-    if sum(member.compress_size for member in members) > packed or unpacked > max(SMALL, MAX_RATIO * packed):
-        raise UserError(
-            f"{archive}: {packed} bytes that unpack to {unpacked}; that is no recording, nothing was unpacked"
-        )
+class _Unpacking:
+    """One archive with all that is nested in it: they share one budget of bytes."""
 
+    def __init__(self, destination, scratch: Path, budget: int):
+        self.destination, self.scratch, self.budget = destination, scratch, budget
 
-def _unpack_nested(archive, opened, member, destination, depth) -> int:
-    if depth == MAX_DEPTH:
-        raise UserError(
-            f"{archive}: zip files nested deeper than {MAX_DEPTH}; nothing of {member.filename} was unpacked"
-        )
-    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
-        nested = Path(folder) / PurePosixPath(member.filename).name
-        copy_member(opened, member, nested)
-        return unpack(nested, destination, depth + 1)
+    def open(self, archive: Path, name: str, depth: int = 0) -> int:
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                members = [member for member in opened.infolist() if not member.is_dir()]
+                self.check(archive, name, members)
+                return sum(self.take(opened, member, name, depth) for member in members)
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
+                raise
+            raise UserError(
+                f"{name}: cannot be unpacked ({error}); it is damaged or encrypted, fetch it again"
+            ) from None
+
+    def check(self, archive: Path, name: str, members: list[zipfile.ZipInfo]) -> None:
+        """Raise UserError for a member that would leave its folder, and when the budget is spent."""
+        for member in members:
+            inside = member.filename.replace("\\", "/")
+            path = PurePosixPath(inside)
+            if path.is_absolute() or ".." in path.parts or ":" in inside:
+                raise UserError(f"{name}: its member {member.filename!r} leaves the folder; nothing of it was unpacked")
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise UserError(f"{name}: its member {member.filename!r} is a link; nothing of it was unpacked")
+        unpacked = sum(member.file_size for member in members)
+        self.budget -= unpacked
+        # members that overlap in the file share their packed bytes, which is how small bombs grow
+        if sum(member.compress_size for member in members) > archive.stat().st_size or self.budget < 0:
+            raise UserError(f"{name} would unpack to {unpacked} bytes, too many for its size; that is no recording")
+
+    def take(self, opened: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, depth: int) -> int:
+        inside = PurePosixPath(member.filename)
+        target = self.destination(inside)
+        if target is None:
+            return 0
+        if inside.suffix.lower() == ".zip":
+            if depth == MAX_DEPTH:
+                raise UserError(f"{name}: zip files nested deeper than {MAX_DEPTH}; nothing of {inside} was unpacked")
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+                copy_member(opened, member, Path(folder) / "nested.zip")
+                return self.open(Path(folder) / "nested.zip", f"{name}: {inside.name}", depth + 1)
+        if not target.exists() or target.stat().st_size != member.file_size:
+            with written_whole(target) as unfinished:
+                copy_member(opened, member, unfinished)
+        return 1
 
 
 def copy_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:

@@ -2,9 +2,12 @@
 
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from utils.errors import UserError
@@ -38,6 +41,38 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; expected a dict of tensors")
     return content
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file; UserError where it is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"{path} is not there")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and it is made anew") from None
+
+
+def best_checkpoint(place: Path, pattern: str) -> Path:
+    """A checkpoint as it is named, or of a run's folder the best epoch's.
+
+    Parameters
+    ----------
+    place : Path
+    pattern : str
+        The checkpoints' names, with {} for the epoch.
+
+    Raises
+    ------
+    UserError
+        If a folder has no results.
+    """
+    if not place.is_dir():
+        return place
+    try:
+        return place / pattern.format(json.loads((place / "results.json").read_text())["best_epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{place} has no results.json of a finished run; name a {pattern.format('N')} in it") from None
 
 
 def load_weights(module: nn.Module, path: str | Path, allow_partial: bool = False) -> str:

@@ -19,6 +19,8 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(_fail(" ".join(str(error).split())))
+    except (NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError) as error:
+        sys.exit(_fail(f"{error.filename}: {error.strerror}; choose another place"))
     except Exception as error:  # libraries wrap the system's word for a full disk in errors of their own
         if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             raise

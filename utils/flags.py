@@ -1,6 +1,7 @@
 """Flags that the generating scripts share, so that each has one meaning and one help text."""
 
 import argparse
+import math
 
 from utils.device import PRECISIONS
 from utils.paths import default
@@ -64,3 +65,19 @@ def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **
         value = getattr(args, name)
         if value is not None and value < smallest:
             parser.error(f"--{name} must be {smallest} or more")
+
+
+def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """End the script where a rate or a weight is negative or no number."""
+    for name in names:
+        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
+            parser.error(f"--{name} must be a number, 0 or more")
+
+
+def check_window(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the script where --tmin and --tmax do not span a whole number of seconds, CSBrain's patches."""
+    seconds = args.tmax - args.tmin
+    if not math.isfinite(seconds) or seconds < 1 or abs(seconds - round(seconds)) > 1e-9:
+        parser.error(
+            f"--tmin {args.tmin:g} --tmax {args.tmax:g}: the window must be a whole number of seconds, 1 or more"
+        )

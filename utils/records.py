@@ -63,12 +63,25 @@ def report_decoded(rows: list[dict], chance: float, output_dir: Path, record: di
         print(f"  {readout:10} {result}")
 
 
-def read_decoded(output_dir: Path) -> list[dict]:
-    """The trials that the decoding stage left for the image stage."""
+def read_decoded(output_dir: Path, classes: tuple[str, ...]) -> list[dict]:
+    """The trials that the decoding stage left for the image stage.
+
+    Raises
+    ------
+    UserError
+        If they are not there, damaged, or of other classes.
+    """
     path = output_dir / "decoded.jsonl"
     if not path.exists():
         raise UserError(f"{path} is not there; run --stage decode first")
-    return read_jsonl(path)
+    rows = read_jsonl(path)
+    for line, row in enumerate(rows, start=1):
+        needed = {"index", "true_label", "true_name", "predicted_label", "predicted_name", "prompt"}
+        if not isinstance(row, dict) or not needed <= set(row):
+            raise UserError(f"{path} is damaged: line {line} is no decoded trial; run --stage decode again")
+        if row["true_name"] not in classes or classes.index(row["true_name"]) != row["true_label"]:
+            raise UserError(f"{path}, line {line}: class {row['true_name']!r}; expected one of {', '.join(classes)}")
+    return rows
 
 
 def open_run(run_dir: Path, args, free: set[str], store: str, checkpoints: str) -> tuple[dict, bool]:

@@ -170,6 +170,15 @@ def test_a_damaged_tsv_is_refused_with_its_line(eeg, signal, text, message):
         read_recording(name(eeg, ".fif"))
 
 
+@pytest.mark.parametrize("content", ["onset\tvalue\n0.5\t1\n".encode("utf-16"), "onset\tvalue\tn\n0.5\t1\té\n".encode("latin-1"),
+                                     b"onset\tvalue\n0.5\t1.9\n"])  # fmt: skip
+def test_a_tsv_in_another_encoding_or_with_half_codes_is_refused(eeg, signal, content):
+    write_fif(name(eeg, ".fif"), signal, [])
+    (eeg / "sub-01_ses-01_task-AVI_events.tsv").write_bytes(content)
+    with pytest.raises(UserError, match="sub-01_ses-01_task-AVI_events.tsv"):
+        read_recording(name(eeg, ".fif"))
+
+
 def test_samples_serve_where_a_tsv_has_no_onset(eeg, signal):
     write_fif(name(eeg, ".fif"), signal, [])
     (eeg / "sub-01_ses-01_task-AVI_events.tsv").write_text("sample\tvalue\tnote\n500\t1\ta\n1500\t2\tb\n2500\t3.0\tc\n")
@@ -212,3 +221,14 @@ def test_two_files_of_one_recording_are_refused(eeg, signal):
     with pytest.raises(UserError, match="same recording"):
         find_recordings(eeg.parent, SUBJECTS)
     assert find_recordings(eeg.parent, ["S02"]) == []
+
+
+def test_leftovers_are_skipped_and_strange_names_are_said(eeg, signal, capsys):
+    write_bdf(eeg / "sub-01_ses-01_task-AVI_eeg.BDF", signal, EVENTS)
+    leftover = eeg / ".sub-01_ses-01_task-AVI_eeg.bdf.part-x"
+    leftover.mkdir()
+    (leftover / "sub-01_ses-01_task-AVI_eeg.bdf").write_bytes(b"half")
+    (eeg / "sub-01_ses-01_task-AVI_run-01_eeg.bdf").write_bytes(b"x")
+    (file,) = find_recordings(eeg.parent, SUBJECTS)
+    assert read_recording(file.path).events == EVENTS and file.task == "AVI"
+    assert "run-01_eeg.bdf is left out" in capsys.readouterr().out

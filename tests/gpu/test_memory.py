@@ -3,7 +3,16 @@
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaForCausalLM
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from transformers import (
+    AutoConfig,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from models.CSBrain import CSBrain
 from models.eeg_clip_mapper import EEGCLIPMapper, mapper_loss
@@ -45,8 +54,11 @@ def stable_diffusion(tmp_path_factory):
             )),
             tokenizer=tokenizer,
             unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-            scheduler=DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1), safety_checker=None,
-            feature_extractor=None, requires_safety_checker=False,
+            scheduler=DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1), feature_extractor=CLIPImageProcessorPil(),
+            safety_checker=StableDiffusionSafetyChecker(CLIPConfig(  # the published repository has it
+                projection_dim=768, vision_config=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
+                                                       num_attention_heads=16, patch_size=14, projection_dim=768),
+            )),
         )  # fmt: skip
     finally:
         torch.set_default_dtype(torch.float32)

@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -152,6 +153,9 @@ def test_image_targets_are_clips_projected_embeddings_built_once(vi_pth, tmp_pat
 
     monkeypatch.setattr(CLIPImageTargetBuilder, "_encode", never)
     assert torch.equal(builder.build(photos), targets)
+    shutil.copytree(vi_pth / "clip", tmp_path / "another_clip")
+    with pytest.raises(AssertionError, match="encoded twice"):
+        CLIPImageTargetBuilder(str(tmp_path / "another_clip"), tmp_path / "cache").build(photos)
     Image.new("RGB", (90, 70), "white").save(photos[0])  # another photo under the same name
     with pytest.raises(AssertionError, match="encoded twice"):
         builder.build(photos)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datasets.description import load_dataset
 from models.image_generator import Conditioning, EEGImageGenerator
@@ -85,6 +86,18 @@ def test_schedulers_steps_and_guidance_are_the_published_ones(generator):
         assert type(generator.pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
         assert generator.pipeline.scheduler.config.algorithm_type == "dpmsolver++"
         assert (generator.steps, generator.guidance_scale) == (25, 7.5)
+
+
+def test_a_blackened_picture_is_said(vi_pth, capsys):
+    from types import SimpleNamespace
+
+    small = EEGImageGenerator(str(vi_pth / "stable-diffusion"), CPU, steps=1, image_size=64)
+    original = small.pipeline
+    black = SimpleNamespace(images=[Image.new("RGB", (64, 64))], nsfw_content_detected=[True])
+    small.pipeline = type("Checked", (), {"__call__": lambda self, **inputs: black, "device": CPU,
+                                          "encode_prompt": staticmethod(original.encode_prompt)})()  # fmt: skip
+    small.generate("anything", 0)
+    assert "safety checker" in capsys.readouterr().out
 
 
 def test_a_small_model_draws_at_its_own_size_and_is_enlarged(vi_pth):

@@ -2,6 +2,7 @@ import io
 import stat
 import zipfile
 
+import numpy as np
 import pytest
 
 from utils.archives import unpack
@@ -22,7 +23,7 @@ def place(tmp_path):
 
     def run(content: bytes):
         (tmp_path / "in.zip").write_bytes(content)
-        return unpack(tmp_path / "in.zip", lambda member: tmp_path / "out" / member)
+        return unpack(tmp_path / "in.zip", lambda member: tmp_path / "out" / member, tmp_path / "out")
 
     return run
 
@@ -64,14 +65,29 @@ def test_links_are_refused(place):
 
 
 def test_bombs_are_refused(place, tmp_path):
-    with pytest.raises(UserError, match="unpack to"):
+    with pytest.raises(UserError, match="would unpack to"):
         place(zipped({f"{k}": bytes(30 << 20) for k in range(4)}))
     content = zipped({"a": b"x"})
     for _ in range(4):
         content = zipped({"a.zip": content})
     with pytest.raises(UserError, match="nested deeper"):
         place(content)
-    assert not (tmp_path / "out").exists()
+    small = zipped({"a": bytes(20 << 20)})
+    with pytest.raises(UserError, match="too many for its size"):  # each is small; together they are not
+        place(zipped({f"{k}.zip": small for k in range(8)}))
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 110 << 20
+
+
+def test_damage_of_every_kind_is_one_error(place):
+    content = zipped({"a": np.random.default_rng(0).integers(0, 4, 20_000).astype("u1").tobytes()})
+    for seed in range(40):
+        rng, damaged = np.random.default_rng(seed), bytearray(content)
+        for k in rng.integers(40, len(content) - 100, 30):
+            damaged[k] = rng.integers(256)
+        with pytest.raises(UserError, match="in.zip: cannot be unpacked"):
+            place(bytes(damaged))
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        place(zipped({"x" * 300: b"1"}))
 
 
 def test_a_member_cannot_be_longer_than_it_says(place, tmp_path):
