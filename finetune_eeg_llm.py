@@ -32,7 +32,7 @@ from utils.errors import UserError, run_script
 from utils.flags import check_at_least, check_numbers
 from utils.montages import TOKEN_POOLINGS
 from utils.paths import default, written_whole
-from utils.records import learning_curve, open_run, write_json, write_jsonl
+from utils.records import learning_curve, open_run, report_test, write_json, write_jsonl
 from utils.seeds import seed_everything
 from utils.statistics import TEXT_READOUTS, score_readouts
 
@@ -242,19 +242,8 @@ def main() -> None:
         model.encoder.load_state_dict(checkpoint["encoder"])
     load_lora(model.language_model, model_dir / f"lora_epoch{best['epoch']}")
     rows = evaluate(accelerator, model, splits["test"], description, args, "test")
-    test = score_readouts(rows, description.chance)
-    results = {"best_epoch": best["epoch"], "selected_by": args.select_by, "val": best["val"],
-               "test": {readout: result.as_dict() for readout, result in test.items()}}  # fmt: skip
     if accelerator.is_main_process:
-        write_jsonl(rows, model_dir / "decoded_test.jsonl")
-        write_json(results, model_dir / "results.json")
-    twin = " with SHUFFLED labels" if args.shuffle_labels else ""
-    say(f"\nbest epoch {best['epoch']} by validation accuracy ({args.select_by}); test{twin}:")
-    for readout, result in test.items():
-        say(f"  {readout:10} {result}")
-    if not rows:
-        say("  no test trials in this store, so no score")
-    say(f"checkpoints and metrics in {model_dir}")
+        report_test(model_dir, rows, best, args.select_by, description.chance, args.shuffle_labels)
     accelerator.end_training()
 
 

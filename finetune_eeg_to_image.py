@@ -44,7 +44,7 @@ from utils.errors import UserError, run_script
 from utils.flags import check_at_least, check_numbers
 from utils.montages import TOKEN_POOLINGS
 from utils.paths import default
-from utils.records import learning_curve, open_run, write_json, write_jsonl
+from utils.records import learning_curve, open_run, report_test, write_json, write_jsonl
 from utils.seeds import seed_everything
 from utils.statistics import score_readouts
 
@@ -285,19 +285,8 @@ def main() -> None:
     best = max(history, key=lambda row: (row["val"]["head"]["accuracy"], -row["epoch"]))
     mapper.load_state_dict(read_checkpoint(output_dir / f"mapper_epoch{best['epoch']}.pth")["mapper"])
     rows = evaluate(accelerator, mapper, splits["test"], targets[0], args)
-    test = score_readouts(rows, DESCRIPTION.chance)
-    results = {"best_epoch": best["epoch"], "selected_by": "head", "val": best["val"],
-               "test": {readout: result.as_dict() for readout, result in test.items()}}  # fmt: skip
     if accelerator.is_main_process:
-        write_jsonl(rows, output_dir / "decoded_test.jsonl")
-        write_json(results, output_dir / "results.json")
-    twin = " with SHUFFLED labels" if args.shuffle_labels else ""
-    say(f"\nbest epoch {best['epoch']} by validation accuracy (head); test{twin}:")
-    for readout, result in test.items():
-        say(f"  {readout:10} {result}")
-    if not rows:
-        say("  no test trials in this store, so no score")
-    say(f"checkpoints and metrics in {output_dir}")
+        report_test(output_dir, rows, best, "head", DESCRIPTION.chance, args.shuffle_labels)
     accelerator.end_training()
 
 

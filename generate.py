@@ -11,17 +11,12 @@ The prompt comes from the decoded text and from nothing else; true labels name f
 """
 
 import argparse
-from pathlib import Path
 
 from datasets.description import DATASETS, load_dataset
-from models.pictures import draw_pictures
-from models.text_decoding import decode_text, find_checkpoint
-from utils.device import pick_device
-from utils.drawing import stimulus_pictures
+from models.text_decoding import text_to_pictures
 from utils.errors import run_script
 from utils.flags import add_encoder_flags, add_image_flags, add_text_flags, add_trial_flags, check_at_least
 from utils.paths import default
-from utils.records import read_decoded, report_decoded
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,25 +37,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     description, Loader = load_dataset(args.downstream_dataset)
     args.image_model = args.image_model or description.image_model
-    draws = args.stage == "images" or (args.stage == "all" and args.generate_images)
-    if draws:
-        stimuli = stimulus_pictures(description.stimuli, len(description.classes), Path(args.stimuli_dir))
-
-    # ------------------------------------------------------------ stage 1: EEG → decoded.jsonl
-    if args.stage != "images":
-        dataset = Loader(args.datasets_dir, args.split)
-        projection_file, lora_dir = find_checkpoint(Path(args.projection_dir), args.lora_dir)
-        chosen = dataset.spread(args.num_samples)
-        rows = decode_text(description, dataset, chosen, projection_file, lora_dir, args, device)
-        record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(projection_file)}
-        report_decoded(rows, description.chance, output_dir, record)
-
-    # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
-    if draws:
-        draw_pictures(read_decoded(output_dir, description.classes), stimuli, args, device)
+    text_to_pictures(description, Loader, args.projection_dir, args)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,12 @@ itself where it names none; true labels name files and colour headers.
 """
 
 import argparse
-from pathlib import Path
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION, VisualImageryLLMDataset
-from models.pictures import draw_pictures
-from models.text_decoding import decode_text, find_checkpoint
-from utils.device import pick_device
-from utils.drawing import stimulus_pictures
+from models.text_decoding import text_to_pictures
 from utils.errors import run_script
 from utils.flags import add_encoder_flags, add_image_flags, add_text_flags, add_trial_flags, check_at_least
 from utils.paths import default
-from utils.records import read_decoded, report_decoded
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,22 +34,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
-    if args.stage != "decode":  # asked before anything is decoded
-        stimuli = stimulus_pictures(DESCRIPTION.stimuli, len(DESCRIPTION.classes), Path(args.stimuli_dir))
-
-    # ------------------------------------------------------------ stage 1: EEG → decoded.jsonl
-    if args.stage != "images":
-        dataset = VisualImageryLLMDataset(args.datasets_dir, args.split)
-        projection_file, lora_dir = find_checkpoint(Path(args.projection_path), args.lora_dir)
-        chosen = dataset.spread(args.num_samples)
-        rows = decode_text(DESCRIPTION, dataset, chosen, projection_file, lora_dir, args, device)
-        record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(projection_file)}
-        report_decoded(rows, DESCRIPTION.chance, output_dir, record)
-
-    # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
-    if args.stage != "decode":
-        draw_pictures(read_decoded(output_dir, DESCRIPTION.classes), stimuli, args, device)
+    args.generate_images = True
+    text_to_pictures(DESCRIPTION, VisualImageryLLMDataset, args.projection_path, args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Prompts, or states in a text encoder's space, → pictures, with Stable Diffusion or aMUSEd."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +111,11 @@ class EEGImageGenerator:
         out = self.pipeline.text_encoder(ids.to(self.pipeline.device), output_hidden_states=True)
         return Conditioning(out.hidden_states[-2], out.text_embeds)  # (1, 77, D), (1, D)
 
+    @functools.cached_property
+    def empty(self) -> Conditioning:
+        """The empty prompt, which guidance leads away from; the same for all pictures."""
+        return self.embed("")
+
     @torch.inference_mode()
     def generate(self, conditioning: Conditioning | str, seed: int) -> Image.Image:
         """One picture, from a prompt or from states.
@@ -123,7 +129,7 @@ class EEGImageGenerator:
         """
         if isinstance(conditioning, str):
             conditioning = self.embed(conditioning)
-        empty = self.embed("")  # what guidance leads away from
+        empty = self.empty
         conditioning.must_be_as_wide_as(empty)
         if self.is_amused:
             inputs = {

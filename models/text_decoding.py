@@ -1,4 +1,4 @@
-"""Stage 1 of the text pipelines: trials → decoded text, with a checkpoint of finetune_eeg_llm.py."""
+"""The text pipelines: trials → decoded text, with a checkpoint of finetune_eeg_llm.py, → pictures."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,12 @@ from tqdm import tqdm
 
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora
 from models.features import tokens_for
+from models.pictures import draw_pictures
 from utils.checkpoints import best_checkpoint, read_checkpoint
-from utils.device import PRECISIONS, pick_precision
+from utils.device import PRECISIONS, pick_device, pick_precision
+from utils.drawing import stimulus_pictures
 from utils.errors import UserError
+from utils.records import read_decoded, report_decoded
 
 
 def find_checkpoint(projection: Path, lora_dir: str | None) -> tuple[Path, Path]:
@@ -86,3 +89,35 @@ def decode_text(
             decoded = description.text_readouts(text, score.softmax(0).tolist())
             rows.append(dataset.truth(index) | decoded | description.to_draw(decoded, args.readout))
     return rows
+
+
+def text_to_pictures(description, Loader: type, projection: str, args) -> None:
+    """The whole way of a script: EEG → decoded.jsonl, then decoded.jsonl → pictures, as `args.stage` asks.
+
+    Parameters
+    ----------
+    description : DatasetDescription
+    Loader : type
+        The dataset's loader.
+    projection : str
+        Checkpoint or a run's folder.
+    args : argparse.Namespace
+        The flags of `utils.flags`; `generate_images` False ends stage `all` with decoded.jsonl.
+    """
+    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
+    draws = args.stage == "images" or (args.stage == "all" and args.generate_images)
+    if draws:  # asked before anything is decoded
+        stimuli = stimulus_pictures(description.stimuli, len(description.classes), Path(args.stimuli_dir))
+
+    # stage 1: EEG → decoded.jsonl
+    if args.stage != "images":
+        dataset = Loader(args.datasets_dir, args.split)
+        projection_file, lora_dir = find_checkpoint(Path(projection), args.lora_dir)
+        chosen = dataset.spread(args.num_samples)
+        rows = decode_text(description, dataset, chosen, projection_file, lora_dir, args, device)
+        record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(projection_file)}
+        report_decoded(rows, description.chance, output_dir, record)
+
+    # stage 2: decoded.jsonl → pictures
+    if draws:
+        draw_pictures(read_decoded(output_dir, description.classes), stimuli, args, device)

@@ -1,6 +1,5 @@
 """Unpacking zip files from strangers: no path leaves the folder, nothing grows without limit."""
 
-import errno
 import lzma
 import shutil
 import stat
@@ -10,13 +9,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from utils.errors import UserError
+from utils.errors import FULL_DISK, UserError
 from utils.paths import written_whole
 
 MAX_RATIO = 50  # unpacked size over packed size; EEG shrinks to a third at best
 SMALL = 100 << 20  # bytes that any archive may unpack to
 MAX_DEPTH = 2  # zips inside a zip
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unpack(archive: Path, destination: Callable[[PurePosixPath], Path | None], scratch: Path) -> int:

@@ -115,6 +115,11 @@ class Pen:
         for x, y in ((ax, ay), (bx, by)):
             self.draw.ellipse([x - r, y - r, x + r, y + r], fill=fill)
 
+    def stroke(self, points, width, fill) -> None:
+        """Thick lines from point to point."""
+        for a, b in zip(points, points[1:], strict=False):
+            self.bar(a, b, width, fill)
+
     def done(self) -> Image.Image:
         return self.image.resize((self.size, self.size), Image.Resampling.LANCZOS)
 
@@ -235,16 +240,14 @@ def _pentagram(pen: Pen, rng: np.random.Generator) -> None:
     ink, turn = _pick(rng, INKS), np.deg2rad(rng.uniform(-6, 6))
     angles = turn + np.pi * (4 * np.arange(6) / 5 - 0.5)
     points = np.stack([50 + 43 * np.cos(angles), 54 + 43 * np.sin(angles)], axis=1)
-    for a, b in zip(points, points[1:], strict=False):
-        pen.bar(a, b, 6, ink)
+    pen.stroke(points, 6, ink)
 
 
 def _square(pen: Pen, rng: np.random.Generator) -> None:
     """The outline of a square."""
     ink, half = _pick(rng, INKS), rng.uniform(31, 37)
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) * half + 50
-    for a, b in zip(corners, corners[1:], strict=False):
-        pen.bar(a, b, 8, ink)
+    pen.stroke(corners, 8, ink)
 
 
 def _circle(pen: Pen, rng: np.random.Generator) -> None:
@@ -252,8 +255,7 @@ def _circle(pen: Pen, rng: np.random.Generator) -> None:
     ink, radius = _pick(rng, INKS), rng.uniform(34, 40)
     t = np.linspace(0, 2 * np.pi, 49)
     points = np.stack([50 + radius * np.cos(t), 50 + radius * np.sin(t)], axis=1)
-    for a, b in zip(points, points[1:], strict=False):
-        pen.bar(a, b, 8, ink)
+    pen.stroke(points, 8, ink)
 
 
 def _scissor(pen: Pen, rng: np.random.Generator) -> None:
@@ -270,8 +272,7 @@ def _scissor(pen: Pen, rng: np.random.Generator) -> None:
         pen.bar((50, 50), tip, 4, metal)
         pen.bar((50, 50), (50 - side * 11, 66), 7, handle)
         points = np.stack([12 * np.cos(t), 14 * np.sin(t)], axis=1) + ring
-        for a, b in zip(points, points[1:], strict=False):
-            pen.bar(a, b, 6, handle)
+        pen.stroke(points, 6, handle)
     pen.ellipse(50, 50, 3.5, 3.5, BLACK)
 
 

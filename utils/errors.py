@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(Exception):
     """What was found, what was expected and what to do, in one line."""
@@ -22,7 +24,7 @@ def run_script(main: Callable[[], None]) -> None:
     except (NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError) as error:
         sys.exit(_fail(f"{error.filename}: {error.strerror}; choose another place"))
     except Exception as error:  # libraries wrap the system's word for a full disk in errors of their own
-        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+        if not any(os.strerror(code) in str(error) for code in FULL_DISK):
             raise
         sys.exit(_fail(f"cannot write the output ({error}); free some disk space and run again"))
     except KeyboardInterrupt:

@@ -121,6 +121,36 @@ def open_run(run_dir: Path, args, free: set[str], store: str, checkpoints: str) 
     return record, True
 
 
+def report_test(run_dir: Path, rows: list[dict], best: dict, select_by: str, chance: float, shuffled: bool) -> None:
+    """Write `decoded_test.jsonl` and `results.json` of a training run's best epoch, and print its test scores.
+
+    Parameters
+    ----------
+    run_dir : Path
+    rows : list of dict
+        The decoded test trials.
+    best : dict
+        The best epoch's line of the history.
+    select_by : str
+        The read-out whose validation accuracy chose it.
+    chance : float
+    shuffled : bool
+        Whether the labels were shuffled: the twin.
+    """
+    test = score_readouts(rows, chance)
+    results = {"best_epoch": best["epoch"], "selected_by": select_by, "val": best["val"],
+               "test": {readout: result.as_dict() for readout, result in test.items()}}  # fmt: skip
+    write_jsonl(rows, run_dir / "decoded_test.jsonl")
+    write_json(results, run_dir / "results.json")
+    twin = " with SHUFFLED labels" if shuffled else ""
+    print(f"\nbest epoch {best['epoch']} by validation accuracy ({select_by}); test{twin}:")
+    for readout, result in test.items():
+        print(f"  {readout:10} {result}")
+    if not rows:
+        print("  no test trials in this store, so no score")
+    print(f"checkpoints and metrics in {run_dir}")
+
+
 def learning_curve(history: list[dict], chance: float, path: Path) -> None:
     """Loss and validation accuracy by epoch; the joint phase is shaded, chance is dashed."""
     epochs = [row["epoch"] for row in history]
