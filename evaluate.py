@@ -1,50 +1,88 @@
-"""Decoded trials → a table of accuracies with intervals, chance, p-values and shuffled-labels twins, and a figure.
+"""Decoded trials → a table of accuracies with intervals, chance, p-values and shuffled-label controls, and figures.
 
     python evaluate.py pth_downtasks/eeg_llm_bcic_new --output_dir outputs/tables
 
-A run's twin is the folder of the same name with "_shuffled" behind it: the same command with --shuffle_labels.
+A run's control is the folder of the same name with "_shuffled" behind it: the same command with --shuffle_labels.
 """
 
 import argparse
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+
+from utils.errors import UserError, run_script
+from utils.flags import new_parser
+
+
+def parse_args() -> argparse.Namespace:
+    parser = new_parser(__doc__)
+    parser.add_argument("runs", nargs="+", help="folders of a training or generating script, or .jsonl files")
+    parser.add_argument(
+        "--control_suffix", default="_shuffled", help="what a control's folder has behind the run's name"
+    )
+    parser.add_argument("--output_dir", help="folder for table.md and a confusion matrix a run")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
 
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
-from utils.errors import UserError, run_script  # noqa: E402
-from utils.paths import written_whole  # noqa: E402
-from utils.records import read_jsonl  # noqa: E402
-from utils.statistics import Accuracy, chance_interval, readouts_of, score_readouts  # noqa: E402
+from stages.rows import Row, read_rows
+from stages.scores import Accuracy, chance_interval, p_value, percent, score_rows
+from utils.paths import written_whole
 
 
-def read_decoded(place: Path) -> list[dict]:
-    """Rows of a run's test trials, or of what generate.py decoded."""
+def read_decoded(place: Path) -> list[Row]:
+    """Rows of a run's test trials, or of what a generating script decoded."""
     for path in (place, place / "decoded_test.jsonl", place / "decoded.jsonl"):
         if path.is_file():
-            rows = read_jsonl(path)
-            if not rows:
-                raise UserError(f"{path} has no trials, so there is no accuracy")
-            return rows
+            return read_rows(path)
     raise UserError(f"{place} has no decoded_test.jsonl or decoded.jsonl; train or decode first")
 
 
-def score(rows: list[dict]) -> dict[str, Accuracy]:
-    """All read-outs' accuracies; the classes are as many as there are probabilities."""
-    return score_readouts(rows, 1 / len(rows[0]["probabilities"]))
+def table_line(run: str, readout: str, s: Accuracy, control: Accuracy | None) -> str:
+    """One line of the table. The control keeps what the recording tells, so its level is the recording's line."""
+    level = s.chance if s.recording_line is None else s.recording_line
+    low, high = chance_interval((control or s).n, level)
+    told = "not run"
+    if control:
+        place = "ABOVE" if control.accuracy > high else "at" if control.accuracy >= low else "below"
+        told = f"{percent(control.accuracy)} ({control.n}), {place} its level"
+    within = s.within_task
+    by_task = [percent(s.task.accuracy), f"{percent(within.accuracy)} ({within.n})" if within else "no trials",
+               percent(s.recording_line)] if s.recording_line is not None else ["", "", ""]  # fmt: skip
+    return " | ".join([
+        f"| {run}", readout, percent(s.accuracy), str(s.n), str(s.people),
+        f"{100 * s.low:.1f} to {percent(s.high)}", percent(s.chance, 0), p_value(s.p).removeprefix("p = ").removeprefix("p "),
+        *by_task, told, f"{percent(level)}: {100 * low:.1f} to {percent(high)} |",
+    ])  # fmt: skip
 
 
-def confusion_figure(rows: list[dict], title: str, path: Path) -> None:
+def by_person(run: str, rows: Sequence[Row]) -> str:
+    """Accuracy of the first read-out for every person."""
+    people = defaultdict(list)
+    for row in rows:
+        people[row.subject].append(row)
+    readout = next(iter(rows[0].readouts))
+    each = ", ".join(f"{person} {percent(score_rows(of)[readout].accuracy)} (n = {len(of)})"
+                     for person, of in sorted(people.items()))  # fmt: skip
+    return f"{run}, {readout}, by person: {each}"
+
+
+def confusion_figure(rows: Sequence[Row], title: str, path: Path) -> None:
     """How many trials of each true class were decoded as each class, or as none, by the first read-out."""
-    readout = readouts_of(rows)[0]
-    names = {row["true_label"]: row["true_name"] for row in rows}
-    n_classes = len(rows[0]["probabilities"])
+    readout = next(iter(rows[0].readouts))
+    names = {row.true_label: row.true_name for row in rows}
+    n_classes = round(1 / rows[0].readouts[readout].chance)
     counts = np.zeros((n_classes, n_classes + 1))
     for row in rows:
-        counts[row["true_label"], row[f"{readout}_label"]] += 1  # −1 is the last column
+        counts[row.true_label, row.readouts[readout].label] += 1  # −1 is the last column
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axis = plt.subplots(figsize=(1.5 + 0.8 * n_classes, 1 + 0.7 * n_classes), layout="constrained")
     axis.imshow(share, vmin=0, vmax=1, cmap="Blues")
@@ -59,51 +97,37 @@ def confusion_figure(rows: list[dict], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="folders of finetune_eeg_llm.py or generate.py, or .jsonl files")
-    parser.add_argument("--twin_suffix", default="_shuffled", help="what a twin's folder has behind the run's name")
-    parser.add_argument("--output_dir", help="folder for table.md and a confusion matrix a run")
-    args = parser.parse_args()
-
-    lines = [
-        "| run | read-out | accuracy | n | 95 % interval | chance | p | shuffled twin (n) | 95 % of guessing |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    people = []
+def main(args: argparse.Namespace) -> None:
+    heads = ("run", "read-out", "accuracy", "n", "people", "95 % interval", "chance", "p", "task", "within task (n)",
+             "recording alone", "shuffled-label control (n)", "control's level: 95 % of guessing")  # fmt: skip
+    lines = [" | ".join(heads).join(("| ", " |")), "|" + " --- |" * len(heads)]
+    people, by_recording = [], False
     for run in map(Path, args.runs):
         rows = read_decoded(run)
-        twin_dir = run.with_name(run.name + args.twin_suffix)
-        twin_rows = read_decoded(twin_dir) if twin_dir.exists() else None
-        for readout in readouts_of(rows):
-            s = score(rows)[readout]
-            low, high = chance_interval(s.n, s.chance)
-            twin = "not run"
-            if twin_rows:
-                t = score(twin_rows)[readout]
-                low, high = chance_interval(t.n, t.chance)
-                verdict = "at chance" if low <= t.accuracy <= high else "NOT at chance"
-                twin = f"{100 * t.accuracy:.1f} % ({t.n}), {verdict}"
-            p = f"{s.p:.2g}" if s.p >= 1e-4 else "< 0.0001"
-            lines.append(
-                f"| {run.name} | {readout} | {100 * s.accuracy:.1f} % | {s.n} | {100 * s.low:.1f} to {100 * s.high:.1f} % "
-                f"| {100 * s.chance:.0f} % | {p} | {twin} | {100 * low:.1f} to {100 * high:.1f} % |"
-            )
-        by_person = defaultdict(list)
-        for row in rows:
-            by_person[row["subject"]].append(row)
-        each = ", ".join(f"{subject} {100 * score(of)[readouts_of(of)[0]].accuracy:.1f} % (n = {len(of)})"
-                         for subject, of in sorted(by_person.items()))  # fmt: skip
-        people.append(f"{run.name}, {readouts_of(rows)[0]}, by person: {each}")
+        control_dir = run.with_name(run.name + args.control_suffix)
+        control = score_rows(read_decoded(control_dir)) if control_dir.exists() else {}
+        for readout, score in score_rows(rows).items():
+            lines.append(table_line(run.name, readout, score, control.get(readout)))
+            by_recording |= score.recording_line is not None
+        people.append(by_person(run.name, rows))
         if args.output_dir:
             confusion_figure(rows, run.name, Path(args.output_dir) / f"confusion_{run.name}.png")
 
-    print("\n".join(lines), *people, sep="\n")
+    notes = [
+        "The control permutes labels within each recording, in all splits: a pipeline that hands labels around scores above "
+        "its level. It does not show a label that is written into the signal, copied trials, or an epoch chosen on test."
+    ]
+    if by_recording:
+        notes.append(
+            "Where each recording holds some of the classes only, knowing the recording is worth the line 'recording "
+            "alone'. The control keeps that, so its level is this line and not chance; a weak decoder's control lies below."
+        )
+    print("\n".join(lines), *people, *notes, sep="\n")
     if args.output_dir:
         with written_whole(Path(args.output_dir) / "table.md") as unfinished:
-            unfinished.write_text("\n".join([*lines, "", *people]) + "\n")
+            unfinished.write_text("\n".join([*lines, "", *(f"{line}\n" for line in (*people, *notes))]))
         print(f"wrote {Path(args.output_dir) / 'table.md'} and the confusion matrices")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: main(args))

@@ -2,10 +2,12 @@
 
     python finetune_eeg_llm.py --downstream_dataset BCICIV2a --datasets_dir data/BCICIV2a/processed_lmdb \
         --model_dir pth_downtasks/eeg_llm_bcic_new --foundation_dir pth/CSBrain.pth
+    python finetune_eeg_llm.py … --encoder eegnet                   # trained from scratch: needs no CSBrain.pth
+    python finetune_eeg_llm.py … --protocol loso:A03                # leave one subject out; or within:A03
     accelerate launch --multi_gpu --num_processes 2 finetune_eeg_llm.py …             # several GPUs
     accelerate launch --multi_gpu --num_processes 2 finetune_eeg_llm.py … --cuda -1   # several CPU processes
     python finetune_eeg_llm.py … --resume                           # go on after an interruption
-    python finetune_eeg_llm.py … --shuffle_labels                   # the twin that must score at chance
+    python finetune_eeg_llm.py … --shuffle_labels                   # the shuffled-label control
 
 Leaves in --model_dir: projection_epochN.pth, lora_epochN/, metrics.jsonl, learning_curve.png, run.json, results.json
 (the test score of the best epoch, reloaded from disk) and decoded_test.jsonl.
@@ -16,76 +18,90 @@ import math
 import time
 from pathlib import Path
 
-import torch
-from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
-
-from datasets.description import DATASETS, load_dataset
-from datasets.text import TextCollator, shuffled_labels
-from models.CSBrain import load_encoder
-from models.eeg_llm import EEGLanguageModel, EEGProjection, EEGTokenReducer, add_lora, load_language_model, load_lora
-from models.features import TokenCache
-from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
-from utils.device import PRECISIONS, start_accelerator
+from datasets.description import DATASETS, load_description
+from datasets.splits import check_protocol
+from models import ENCODERS, POOLINGS
+from stages.rows import TEXT_READOUTS
 from utils.errors import UserError, run_script
-from utils.flags import check_at_least, check_numbers
-from utils.montages import TOKEN_POOLINGS
-from utils.paths import default, written_whole
-from utils.records import learning_curve, open_run, report_test, write_json, write_jsonl
-from utils.seeds import seed_everything
-from utils.statistics import TEXT_READOUTS, score_readouts
+from utils.flags import (
+    add_encoder_flags,
+    add_store_flags,
+    add_training_flags,
+    check_at_least,
+    check_numbers,
+    check_phases,
+    check_share,
+    new_parser,
+)
 
 MIN_LR = 1e-6  # where the cosine ends
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add = parser.add_argument
+    epochs = ", ".join(f"{name} {load_description(name).epochs}" for name in DATASETS)
+    warmup = ", ".join(f"{name} {load_description(name).warmup_epochs}" for name in DATASETS)
     add("--downstream_dataset", choices=list(DATASETS), required=True, help="which dataset's words and montage")
-    add("--datasets_dir", required=True, help="trial store (or CBraMod's LMDB)")
+    add_store_flags(parser, None)
     add("--model_dir", required=True, help="folder for checkpoints, metrics and results")
-    add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
-        help="load --foundation_dir; --no-use_pretrained_weights runs on a random frozen encoder")  # fmt: skip
-    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="CSBrain's checkpoint")
-    add("--allow_partial", action="store_true", help="load what fits of the checkpoint and list what does not")
+    add_encoder_flags(parser, ENCODERS)
     add("--llm", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", help="chat model: local folder or hub address")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
-    add("--token_pooling", choices=TOKEN_POOLINGS, default="region",
-        help="region: the seed's; hemisphere: left, midline and right apart; electrode: no pooling")  # fmt: skip
-    add("--epochs", type=int, help="epochs in all, warm-up included (default: the dataset's)")
-    add("--warmup_epochs", type=int, help="epochs that train the projection only (default: the dataset's)")
+    add("--lora_r", type=int, default=8, help="LoRA's rank")
+    add("--lora_alpha", type=float, default=16, help="LoRA's scale")
+    add("--lora_targets", nargs="+", default=["q_proj", "v_proj"], help="linear layers that get LoRA")
+    add("--epochs", type=int, help=f"epochs in all, warm-up included (default: {epochs})")
+    add("--warmup_epochs", type=int, help=f"epochs without LoRA (default: {warmup})")
     add("--batch_size", type=int, default=4, help="trials a micro-batch and process")
     add("--gradient_accumulation_steps", type=int, default=8, help="micro-batches an optimiser step")
     add("--eval_batch_size", type=int, default=32, help="trials decoded at once")
     add("--warmup_lr", type=float, default=5e-4, help="peak learning rate of the warm-up phase")
     add("--lr", type=float, default=2e-4, help="peak learning rate of the joint phase")
-    add("--weight_decay", type=float, default=0.01, help="AdamW's")
-    add("--clip", type=float, default=1.0, help="largest gradient norm")
-    add("--train_encoder", action="store_true", help="train CSBrain as well in the joint phase (no token cache)")
-    add("--encoder_lr", type=float, default=1e-5, help="peak learning rate of the encoder with --train_encoder")
-    add("--no_cache_features", action="store_true", help="encode every trial anew in every epoch")
-    add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--max_new_tokens", type=int, default=64, help="longest decoded text, in tokens")
-    add("--select_by", choices=TEXT_READOUTS, default="keyword",
+    add("--select_by", choices=list(TEXT_READOUTS), default="keyword",
         help="read-out whose validation accuracy picks the best epoch")  # fmt: skip
-    add("--shuffle_labels", action="store_true", help="shuffle the labels of all splits: the twin, to score at chance")
-    add("--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
-    add("--cuda", type=int, default=0, help="number of the GPU; -1 for the CPU")
-    add("--seed", type=int, default=0, help="of everything random")
-    add("--resume", action="store_true", help="go on with the run in --model_dir")
+    add_training_flags(parser, POOLINGS)
     args = parser.parse_args()
-    description = load_dataset(args.downstream_dataset)[0]
+    description = load_description(args.downstream_dataset)
     args.epochs = description.epochs if args.epochs is None else args.epochs
     args.warmup_epochs = (
         min(description.warmup_epochs, args.epochs) if args.warmup_epochs is None else args.warmup_epochs
     )
-    check_at_least(parser, args, epochs=1, batch_size=1, gradient_accumulation_steps=1, eval_batch_size=1, seed=0)
-    check_numbers(parser, args, "warmup_lr", "lr", "encoder_lr", "weight_decay", "clip")
-    if not 0 <= args.warmup_epochs <= args.epochs:
-        parser.error(f"--warmup_epochs {args.warmup_epochs} must lie between 0 and --epochs {args.epochs}")
+    args.token_pooling = args.token_pooling or "region"
+    try:
+        check_protocol(args.protocol)
+    except UserError as error:
+        parser.error(str(error))
+    check_at_least(
+        parser, args, epochs=1, batch_size=1, gradient_accumulation_steps=1, eval_batch_size=1, seed=0, lora_r=1,
+        max_new_tokens=1,
+    )  # fmt: skip
+    check_numbers(parser, args, "warmup_lr", "lr", "encoder_lr", "weight_decay", "clip", "lora_alpha")
+    check_share(parser, args, "label_smoothing")
+    check_phases(parser, args)
     return args
 
+
+if __name__ == "__main__":
+    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
+
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from datasets.trials import TextCollator, load_splits
+from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora
+from stages.rows import new_row, text_readouts
+from stages.runs import best_epoch, finish_run, open_run, save_history, validation_line
+from stages.scores import score_rows
+from stages.tokens import TokenCache, encoder_for, reducer_for
+from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
+from utils.device import PRECISIONS, start_accelerator
+from utils.files import write_json
+from utils.paths import written_whole
+from utils.seeds import seed_everything
 
 # ---------------------------------------------------------------- one epoch, one evaluation
 
@@ -93,11 +109,12 @@ def parse_args() -> argparse.Namespace:
 def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> float:
     """One pass over the training trials; the last, partial accumulation group counts in full. Returns the mean loss."""
     model.train()
+    accelerator.unwrap_model(model).read_prefix()
     group, n_batches, total = args.gradient_accumulation_steps, len(loader), 0.0
     for step, batch in enumerate(loader):
         in_group = min(group, n_batches - step // group * group)
         with accelerator.accumulate(model):
-            loss = model(batch["x"], batch["target_ids"], batch["target_mask"])
+            loss = model(batch["x"], batch["target_ids"], batch["target_mask"], args.label_smoothing)
             accelerator.backward(loss * group / in_group)  # accelerate divides by `group`, which the last may not fill
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), args.clip)
@@ -110,69 +127,71 @@ def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> f
     return float(accelerator.reduce(torch.as_tensor(total / n_batches), reduction="mean"))
 
 
-def evaluate(accelerator, model, dataset, description, args, name: str) -> list[dict]:
-    """Decode a split with both read-outs; one row a trial, in the split's order, on every process."""
+def evaluate(accelerator, model, dataset, args, name: str) -> list:
+    """Decode a split with all read-outs; one row a trial, in the split's order, on every process."""
     model = accelerator.unwrap_model(model).eval()
     mine = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
-    loader = DataLoader(mine, args.eval_batch_size)
     rows = []
-    for batch in tqdm(loader, desc=name, unit="batch", leave=False, disable=not accelerator.is_main_process):
+    with accelerator.autocast():
+        model.read_prefix()
+    for batch in tqdm(DataLoader(mine, args.eval_batch_size), desc=name, unit="batch", leave=False,
+                      disable=not accelerator.is_main_process):  # fmt: skip
         with accelerator.autocast():
-            texts, scores = model.decode(batch["x"].to(accelerator.device), description.canonical, args.max_new_tokens)
-        for i, text, score in zip(batch["index"].tolist(), texts, scores.cpu(), strict=True):
-            rows.append(dataset.truth(i) | description.text_readouts(text, score.softmax(0).tolist()))
-    return sorted(gather_object(rows), key=lambda row: row["index"])
+            texts, scores = model.decode(
+                batch["x"].to(accelerator.device), dataset.description.canonical, args.max_new_tokens
+            )
+        for index, text, score in zip(batch["index"].tolist(), texts, scores.cpu(), strict=True):
+            readouts = text_readouts(dataset.description, text, score.softmax(0).tolist())
+            rows.append(new_row(dataset, index, readouts, text))
+    return sorted(gather_object(rows), key=lambda row: row.index)
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     model_dir = Path(args.model_dir)
+    description = load_description(args.downstream_dataset)
 
     # ------------------------------------------------------------ set-up
     accelerator, precision = start_accelerator(args.cuda, args.precision, args.gradient_accumulation_steps, args.seed)
     say = accelerator.print
-    description, Loader = load_dataset(args.downstream_dataset)
-    splits = {mode: Loader(args.datasets_dir, mode) for mode in ("train", "val", "test")}
-    for mode in ("train", "val"):
-        if not len(splits[mode]):
-            raise UserError(f"{args.datasets_dir} has no {mode} trials; training needs train and val")
+    splits = load_splits(args.datasets_dir, description, args.protocol)
     if args.shuffle_labels:
         for dataset in splits.values():
-            dataset.labels = shuffled_labels(dataset.trials, args.seed)
-    free = {"model_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
-    record, goes_on = open_run(model_dir, args, free, splits["train"].store.fingerprint, "projection_epoch*.pth")
-    state = read_checkpoint(model_dir / "last.pth") if goes_on else {}
-    accelerator.wait_for_everyone()  # all have looked before the first one writes
-
-    # ------------------------------------------------------------ EEG tokens: the frozen encoder runs once
-    montage = description.montage
-    encoder = load_encoder(
-        montage, args.foundation_dir if args.use_pretrained_weights else None, args.allow_partial, args.seed
-    )
-    reducer = EEGTokenReducer(montage, args.token_pooling)
+            dataset.shuffle_labels(args.seed)
+    encoder = encoder_for(
+        splits["train"], args.encoder, args.foundation_dir if args.use_pretrained_weights else None,
+        args.allow_partial, args.seed,
+    )  # fmt: skip
     encoder_fingerprint = fingerprint(encoder)
-    if state and state["encoder_fingerprint"] != encoder_fingerprint:
-        raise UserError(f"--resume: the run in {model_dir} had another encoder than {args.foundation_dir}")
-    cached = not (args.no_cache_features or args.train_encoder)
-    if cached:
-        cache = TokenCache(args.cache_dir, encoder, montage, args.token_pooling)
-        with accelerator.main_process_first():
-            for dataset in splits.values():
-                dataset.tokens = cache.tokens(dataset, accelerator.device)
+    depends_on = {"store": splits["train"].store.fingerprint, "encoder": encoder_fingerprint}
+    record, state = open_run(model_dir, vars(args), {"model_dir"}, depends_on, "projection_epoch*.pth")
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
 
     # ------------------------------------------------------------ language model, LoRA, projection
     dtype = PRECISIONS[precision]
     language_model, tokenizer = load_language_model(args.llm, accelerator.device, not args.no_quantize, dtype)
     seed_everything(args.seed)
-    language_model = add_lora(language_model)
-    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1])
+    language_model = add_lora(language_model, args.lora_r, args.lora_alpha, args.lora_targets)
+    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width)
+
+    # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
+    cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)
+    if cached:
+        cache = TokenCache(args.cache_dir, encoder, description.montage, args.token_pooling)
+        with accelerator.main_process_first():
+            for dataset in splits.values():
+                dataset.tokens = cache.tokens(dataset, accelerator.device)
+    else:
+        for dataset in splits.values():
+            dataset.prepare = encoder.prepare
+    reducer = reducer_for(encoder, description.montage, args.token_pooling)
+    train_encoder = "joint" if args.train_encoder else "never"
     model = EEGLanguageModel(
         language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
-        None if cached else encoder, None if cached else reducer, args.train_encoder,
+        None if cached else encoder, None if cached else reducer, train_encoder if encoder.pretrained else "always",
     ).to(accelerator.device)  # fmt: skip
     say(
-        f"{description.name}: {' / '.join(str(len(d)) for d in splits.values())} train / val / test trials, "
-        f"{len(reducer.groups)} groups × {splits['train'].signal(0).shape[1]} patches; projection "
+        f"{description.name}, {args.protocol}: {' / '.join(str(len(d)) for d in splits.values())} train / val / test "
+        f"trials, tokens: {len(reducer.groups)} groups × {encoder.width} features; projection "
         f"{sum(p.numel() for p in projection.parameters()):,} and LoRA {sum(p.numel() for p in model.lora_parameters()):,} "
         f"parameters; {'4-bit NF4' if not args.no_quantize else 'full'} language model, {precision}, "
         f"{accelerator.num_processes} process(es) on {accelerator.device}"
@@ -193,9 +212,10 @@ def main() -> None:
                 accelerator.free_memory()
             elif history:
                 load_trained(model, state)
-            groups = [{"params": model.set_phase(joint), "lr": args.lr if joint else args.warmup_lr}]
-            if joint and args.train_encoder:
-                groups.append({"params": [p for p in encoder.parameters() if p.requires_grad], "lr": args.encoder_lr})
+            trained, of_encoder = model.set_phase(joint)
+            groups = [{"params": trained, "lr": args.lr if joint else args.warmup_lr}]
+            if of_encoder:
+                groups.append({"params": of_encoder, "lr": encoder.lr if args.encoder_lr is None else args.encoder_lr})
             optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
             loader = DataLoader(splits["train"], args.batch_size, shuffle=True, collate_fn=collator)
             model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -220,55 +240,54 @@ def main() -> None:
         if not math.isfinite(train_loss):
             raise UserError(f"the loss of epoch {epoch} is {train_loss}; lower --lr, or use --precision bf16 or fp32")
         seconds = time.perf_counter() - started
-        rows = evaluate(accelerator, model, splits["val"], description, args, "validation")
-        val = {readout: result.as_dict() for readout, result in score_readouts(rows, description.chance).items()}
+        rows = evaluate(accelerator, model, splits["val"], args, "validation")
+        val = {readout: result.as_dict() for readout, result in score_rows(rows).items()}
         history.append({
             "epoch": epoch, "phase": phase, "train_loss": train_loss, "lr": schedule.get_last_lr()[0],
             "train_seconds": seconds, "seconds": time.perf_counter() - started, "val": val,
         })  # fmt: skip
-        say(f"epoch {epoch} ({phase}): loss {train_loss:.4f}, validation "
-            + ", ".join(f"{readout} {100 * result['accuracy']:.1f} %" for readout, result in val.items()))  # fmt: skip
+        say(f"epoch {epoch} ({phase}): loss {train_loss:.4f}, validation {validation_line(val)}")
         if accelerator.is_main_process:
-            save_epoch(model_dir, accelerator, model, optimizer, schedule, history, encoder_fingerprint, args)
-            learning_curve(history, description.chance, model_dir / "learning_curve.png")
+            facts = {
+                "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
+                "token_pooling": args.token_pooling, "encoder_fingerprint": encoder_fingerprint,
+                "n_times": splits["train"].n_times, "sfreq": splits["train"].sfreq,
+                "llm": str(Path(args.llm).resolve()) if Path(args.llm).is_dir() else args.llm,
+            }  # fmt: skip
+            save_history(history, description.chance, model_dir)
+            save_epoch(model_dir, accelerator, model, optimizer, schedule, history, facts)
         accelerator.wait_for_everyone()
 
-    # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test people
+    # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    best = max(history, key=lambda row: (row["val"][args.select_by]["accuracy"], -row["epoch"]))
+    best = best_epoch(history, args.select_by)
     checkpoint = read_checkpoint(model_dir / f"projection_epoch{best['epoch']}.pth")
     model.projection.load_state_dict(checkpoint["projection"])
     if checkpoint["encoder"] is not None:
         model.encoder.load_state_dict(checkpoint["encoder"])
     load_lora(model.language_model, model_dir / f"lora_epoch{best['epoch']}")
-    rows = evaluate(accelerator, model, splits["test"], description, args, "test")
+    rows = evaluate(accelerator, model, splits["test"], args, "test")
     if accelerator.is_main_process:
-        report_test(model_dir, rows, best, args.select_by, description.chance, args.shuffle_labels)
+        finish_run(model_dir, rows, best, args.select_by, args.shuffle_labels)
     accelerator.end_training()
 
 
 # ---------------------------------------------------------------- what a run keeps
 
 
-def save_epoch(model_dir, accelerator, model, optimizer, schedule, history, encoder_fingerprint, args) -> None:
-    """This epoch's checkpoint under the seed's names, the metrics so far, and last of all the state to resume from."""
+def save_epoch(model_dir, accelerator, model, optimizer, schedule, history, facts: dict) -> None:
+    """This epoch's checkpoint under the seed's names, and last of all the state to resume from."""
     model = accelerator.unwrap_model(model)
     epoch = history[-1]["epoch"]
-    encoder = model.encoder.state_dict() if args.train_encoder else None
-    save_checkpoint({
-        "dataset": args.downstream_dataset, "token_pooling": args.token_pooling, "epoch": epoch,
-        "encoder_fingerprint": encoder_fingerprint, "llm": str(Path(args.llm).resolve()) if Path(args.llm).is_dir() else args.llm,
-        "projection": model.projection.state_dict(),
-        "encoder": encoder,
-    }, model_dir / f"projection_epoch{epoch}.pth")  # fmt: skip
+    encoder = None if model.train_encoder == "never" else model.encoder.state_dict()
+    weights = {"projection": model.projection.state_dict(), "encoder": encoder}
+    save_checkpoint(facts | {"epoch": epoch} | weights, model_dir / f"projection_epoch{epoch}.pth")
     with written_whole(model_dir / f"lora_epoch{epoch}") as unfinished:
         model.language_model.save_pretrained(unfinished)
-    write_jsonl(history, model_dir / "metrics.jsonl")
     save_checkpoint({
-        "history": history, "encoder_fingerprint": encoder_fingerprint, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+        "history": history, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-        "projection": model.projection.state_dict(), "encoder": encoder,
-        "lora": [p.detach() for p in model.lora_parameters()],
+        "lora": [p.detach() for p in model.lora_parameters()], **weights,
     }, model_dir / "last.pth")  # fmt: skip
 
 
@@ -282,4 +301,4 @@ def load_trained(model: EEGLanguageModel, state: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: main(args))

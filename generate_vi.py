@@ -11,32 +11,117 @@ itself where it names none; true labels name files and colour headers.
 """
 
 import argparse
+from pathlib import Path
 
-from datasets.visual_imagery_llm_dataset import DESCRIPTION, VisualImageryLLMDataset
-from models.text_decoding import text_to_pictures
-from utils.errors import run_script
-from utils.flags import add_encoder_flags, add_image_flags, add_text_flags, add_trial_flags, check_at_least
+from datasets.description import load_description
+from datasets.splits import check_protocol
+from stages.rows import TEXT_READOUTS
+from utils.errors import UserError, run_script
+from utils.flags import (
+    add_generation_flags,
+    add_image_flags,
+    add_store_flags,
+    add_text_flags,
+    add_trained_encoder_flags,
+    check_at_least,
+    new_parser,
+)
 from utils.paths import default
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--projection_path", default=default("pth_downtasks/eeg_llm_vi"),
-                        help="projection_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
-    add_trial_flags(parser, "data/VisualImagery/processed_lmdb", "outputs/vi_images")
-    add_encoder_flags(parser)
-    add_text_flags(parser)
-    add_image_flags(parser, DESCRIPTION.image_model, "data/VisualImagery/stimuli")
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("--projection_path", default=default("pth_downtasks/eeg_llm_vi"),
+        help="projection_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
+    add_store_flags(parser, "data/VisualImagery/processed_lmdb")
+    add_generation_flags(parser, "outputs/vi_images")
+    add_trained_encoder_flags(parser)
+    add_text_flags(parser, TEXT_READOUTS)
+    add_image_flags(parser, load_description("VI").image_model, "data/VisualImagery/stimuli")
     args = parser.parse_args()
+    try:
+        check_protocol(args.protocol)
+    except UserError as error:
+        parser.error(str(error))
     check_at_least(parser, args, num_samples=1, batch_size=1, num_inference_steps=1, image_size=8)
     return args
 
 
-def main() -> None:
-    args = parse_args()
-    args.generate_images = True
-    text_to_pictures(DESCRIPTION, VisualImageryLLMDataset, args.projection_path, args)
+if __name__ == "__main__":
+    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from datasets.trials import TrialDataset
+from models.image_generator import EEGImageGenerator, image_model_address
+from stages.decoding import (
+    FOR_TEXT,
+    checkpoint_encoder,
+    checkpoint_tokens,
+    find_text_checkpoint,
+    load_text_model,
+    read_run_checkpoint,
+)
+from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free
+from stages.rows import draw_what, new_row, read_rows, text_readouts
+from stages.runs import report_decoded
+from utils.device import PRECISIONS, pick_device, pick_precision
+from utils.hub import fetch_nothing
+
+
+def main(args: argparse.Namespace) -> None:
+    description = load_description("VI")
+    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
+    draws = args.stage != "decode"
+    if draws:  # asked before anything is decoded
+        stimuli = Stimuli(description.stimuli, len(description.classes), Path(args.stimuli_dir))
+        image_model = image_model_address(args.image_model)
+        fetch_nothing(image_model, "model_index.json", "--image_model")
+
+    # ------------------------------------------------------------ stage 1: EEG → decoded.jsonl
+    if args.stage != "images":
+        dataset = TrialDataset(args.datasets_dir, args.split, args.protocol, description)
+        chosen = dataset.spread(args.num_samples)
+        projection, lora_dir = find_text_checkpoint(args.projection_path, args.lora_dir)
+        checkpoint = read_run_checkpoint(projection, FOR_TEXT, "finetune_eeg_llm.py", description)
+        foundation = args.foundation_dir if args.use_pretrained_weights else None
+        encoder = checkpoint_encoder(checkpoint, projection, dataset, foundation, args.allow_partial, args.encoder_seed)
+        reducer = checkpoint_tokens(checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
+        precision = pick_precision(args.precision, device)
+        model = load_text_model(
+            checkpoint, projection, lora_dir, args.llm, not args.no_quantize, PRECISIONS[precision], device,
+            description, encoder, reducer,
+        )  # fmt: skip
+        rows = []
+        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+            model.read_prefix()
+            for batch in tqdm(DataLoader(Subset(dataset, chosen), args.batch_size), desc="decoding", unit="batch"):
+                texts, scores = model.decode(batch["x"].to(device), description.canonical, args.max_new_tokens)
+                for index, text, score in zip(batch["index"].tolist(), texts, scores.cpu(), strict=True):
+                    readouts = text_readouts(description, text, score.softmax(0).tolist())
+                    rows.append(draw_what(new_row(dataset, index, readouts, text), description, args.readout))
+        record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(projection)}
+        report_decoded(rows, output_dir, record)
+        del dataset, checkpoint, encoder, reducer, model, batch, scores, score  # the image stage has the GPU for itself
+
+    # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
+    if draws:
+        rows = read_rows(output_dir / "decoded.jsonl", description.classes)
+        recipe = {"model": image_model, "steps": args.num_inference_steps, "guidance": args.guidance_scale,
+                  "size": args.image_size}  # fmt: skip
+        pictures = PictureFolder(output_dir, rows, recipe, args.seed)
+        if pictures.missing:
+            check_gpu_is_free(device, args.max_held_mib)
+            generator = EEGImageGenerator(
+                image_model, device, args.num_inference_steps, args.guidance_scale, args.image_size
+            )
+            for row, seed in pictures.to_draw():
+                pictures.keep(row, generator.generate(row.prompt, seed))
+        pictures.finish(stimuli.of)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: main(args))

@@ -1,4 +1,4 @@
-"""The embedded default: small raw recordings with a planted effect, and stand-ins for the published weights.
+"""The embedded default: simulated raw recordings, and tiny models in place of the published weights.
 
     python prepare_demo.py --data_dir data/demo --pth_dir pth/demo
 
@@ -12,39 +12,47 @@ real EEG. What is there already is left alone.
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+from utils.errors import UserError, run_script
+from utils.flags import check_at_least, new_parser
+from utils.paths import ROOT, default, written_whole
+
+NAMES = ("BCICIV2a", "BCICIV2b", "VI")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("--data_dir", default=default("data/demo"), help="folder for the recordings")
+    add("--pth_dir", default=default("pth/demo"), help="folder for the tiny models")
+    add("--datasets", nargs="*", choices=NAMES, default=["BCICIV2a", "VI"], help="whose recordings to write")
+    add("--runs", type=int, default=6, help="BCIC-like: task runs a recording (the real ones have 6)")
+    add("--trials_per_run", type=int, default=12, help="BCIC-like: trials a run (the real ones have 48)")
+    add("--trials_per_class", type=int, default=3, help="VI-like: trials a class and session (the real ones have 40)")
+    add("--llm_steps", type=int, default=600, help="steps of text training of the chat model")
+    add("--seed", type=int, default=0, help="of people, signals and models")
+    args = parser.parse_args()
+    check_at_least(parser, args, runs=1, trials_per_run=1, trials_per_class=1, llm_steps=1)
+    return args
+
+
+if __name__ == "__main__":
+    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
 
 import numpy as np
 
-from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCIC
-from datasets.recordings import BCIC_FILES
-from datasets.synthetic import DemoSize, write_bcic_like
-from datasets.synthetic_vi import VIDemoSize, write_vi_like
-from datasets.visual_imagery_llm_dataset import DESCRIPTION as VI
-from models.stand_ins import complete_image_model, write_csbrain, write_language_model
-from utils.drawing import drawing
-from utils.errors import UserError, run_script
-from utils.flags import check_at_least
-from utils.paths import ROOT, default, written_whole
+from datasets.description import DatasetDescription, load_description
+from demo.bcic_like import DemoSize, write_bcic2b_like, write_bcic_like
+from demo.drawings import drawing
+from demo.tiny_models import complete_image_model, write_csbrain, write_language_model
+from demo.vi_like import VIDemoSize, write_vi_like
 
-DATASETS = ("BCICIV2a", "VI")
+BCIC, VI = load_description("BCICIV2a"), load_description("VI")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default=default("data/demo"), help="folder for the recordings")
-    parser.add_argument("--pth_dir", default=default("pth/demo"), help="folder for the stand-ins")
-    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="whose recordings to write")
-    parser.add_argument("--runs", type=int, default=6, help="BCIC-like: task runs a recording (the real ones have 6)")
-    parser.add_argument(
-        "--trials_per_run", type=int, default=12, help="BCIC-like: trials a run (the real ones have 48)"
-    )
-    parser.add_argument("--trials_per_class", type=int, default=3,
-                        help="VI-like: trials a class and session (the real ones have 40)")  # fmt: skip
-    parser.add_argument("--llm_steps", type=int, default=600, help="steps of text training of the chat model")
-    parser.add_argument("--seed", type=int, default=0, help="of people, signals and stand-ins")
-    args = parser.parse_args()
-    check_at_least(parser, args, runs=1, trials_per_run=1, trials_per_class=1, llm_steps=1)
+def main(args: argparse.Namespace) -> None:
     data, pth = Path(args.data_dir), Path(args.pth_dir)
     sizes = {"runs": args.runs, "trials_per_run": args.trials_per_run, "trials_per_class": args.trials_per_class}
     same_settings(data, {"seed": args.seed} | sizes)
@@ -52,10 +60,9 @@ def main() -> None:
 
     # recordings
     if "BCICIV2a" in args.datasets:
-        raw = data / "BCICIV2a/raw"
-        missing = [name for name in BCIC_FILES if not (raw / name).exists()]
-        write_bcic_like(raw, DemoSize(runs=args.runs, trials_per_run=args.trials_per_run), args.seed, missing)
-        print(f"{raw}: {len(BCIC_FILES)} recordings, {len(missing)} of them written now")
+        write_missing(data / "BCICIV2a/raw", BCIC, write_bcic_like, args)
+    if "BCICIV2b" in args.datasets:
+        write_missing(data / "BCICIV2b/raw", load_description("BCICIV2b"), write_bcic2b_like, args)
     if "VI" in args.datasets:
         raw, stimuli = data / "VisualImagery/raw", data / "VisualImagery/stimuli"
         n_all, n_new = write_vi_like(raw, VIDemoSize(trials_per_class=args.trials_per_class), args.seed)
@@ -67,14 +74,14 @@ def main() -> None:
                     picture.save(unfinished, format="JPEG", quality=92)
         print(f"{stimuli}: {len(VI.stimuli)} drawn stimuli")
 
-    # stand-ins
+    # tiny models
     if not (pth / "CSBrain.pth").exists():
         write_csbrain(pth / "CSBrain.pth", args.seed)
     print(f"{pth / 'CSBrain.pth'}: published names and shapes, weights made by rule")
 
     llm = pth / "TinyLlama-1.1B-Chat-v1.0"
     if not llm.exists():
-        conversations = [
+        conversations = [  # 2b's are among 2a's
             (d.system_prompt, d.user_prompt, d.keywords[label], d.phrasings[label])
             for d in (BCIC, VI)
             for label in range(len(d.classes))
@@ -83,7 +90,7 @@ def main() -> None:
     print(f"{llm}: a small chat model that has read text only")
 
     for name in ("stable-diffusion", "amused", "clip"):
-        shipped, folder = ROOT / "assets" / name, pth / name
+        shipped, folder = ROOT / "demo/assets" / name, pth / name
         if not folder.exists():
             if not (shipped / "config.json").exists() and not (shipped / "model_index.json").exists():
                 raise UserError(f"{shipped} is not there; restore it from the repository or run train_demo_images.py")
@@ -93,6 +100,13 @@ def main() -> None:
             else:
                 complete_image_model(shipped, folder)
         print(f"{folder}: small, from drawn pictures")
+
+
+def write_missing(raw: Path, description: DatasetDescription, write: Callable, args: argparse.Namespace) -> None:
+    """Write the raw files of a BNCI-like dataset that are not there yet."""
+    missing = tuple(name for name in description.all_files if not (raw / name).exists())
+    write(raw, DemoSize(runs=args.runs, trials_per_run=args.trials_per_run), args.seed, missing)
+    print(f"{raw}: {len(description.all_files)} recordings, {len(missing)} of them written now")
 
 
 def same_settings(folder: Path, settings: dict) -> None:
@@ -105,4 +119,4 @@ def same_settings(folder: Path, settings: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: main(args))

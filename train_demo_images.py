@@ -1,6 +1,6 @@
 """Train the small image models that the demo uses, on drawn pictures of the classes.
 
-    python train_demo_images.py --models stable-diffusion amused clip --assets_dir assets
+    python train_demo_images.py --models stable-diffusion amused clip --assets_dir demo/assets
 
 stable-diffusion: a VAE (64×64×3 → 16×16×4), then a UNet, for all drawn classes. amused: a VQ model (64×64×3 → 8×8
 tokens), then a U-ViT that fills in masked tokens, for the classes of Visual Imagery. clip: both towers, pictures
@@ -14,6 +14,31 @@ import argparse
 import math
 import shutil
 from pathlib import Path
+
+from utils.flags import new_parser
+from utils.paths import default
+
+NAMES = ("stable-diffusion", "amused", "clip")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("--models", nargs="+", choices=NAMES, default=list(NAMES), help="which to train")
+    add("--assets_dir", default=default("demo/assets"), help="folder of the models' folders")
+    add("--drawings", type=int, default=600, help="training pictures a class")
+    add("--autoencoder_steps", type=int, default=2500, help="steps of 16 pictures, VAE and VQ model")
+    add("--unet_steps", type=int, default=12000, help="steps of 16 pictures, UNet")
+    add("--uvit_steps", type=int, default=8000, help="steps of 16 pictures, U-ViT")
+    add("--clip_steps", type=int, default=600, help="steps of one picture a class, CLIP")
+    add("--lr", type=float, default=1e-3, help="peak learning rate of the one-cycle schedule")
+    add("--sheet_dir", default=default("outputs/demo_image_models"), help="samples to look at")
+    add("--seed", type=int, default=0, help="of drawings, weights and batches")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
 
 import numpy as np
 import torch
@@ -32,32 +57,19 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
-from datasets.description import DATASETS, load_dataset
-from models.stand_ins import byte_tokenizer, random_text_encoder
-from utils.drawing import DRAWINGS, drawing
-from utils.paths import default
+from datasets.description import load_description
+from demo.drawings import DRAWINGS, drawing
+from demo.tiny_models import byte_tokenizer, random_text_encoder
 
 IMAGE_SIZE = 64  # pixels
 BATCH = 16
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = {"stable-diffusion": train_stable_diffusion, "amused": train_amused, "clip": train_clip}
-    parser.add_argument("--models", nargs="+", choices=models, default=list(models), help="which to train")
-    parser.add_argument("--assets_dir", default=default("assets"), help="folder of the models' folders")
-    parser.add_argument("--drawings", type=int, default=600, help="training pictures a class")
-    parser.add_argument("--autoencoder_steps", type=int, default=2500, help="steps of 16 pictures, VAE and VQ model")
-    parser.add_argument("--unet_steps", type=int, default=12000, help="steps of 16 pictures, UNet")
-    parser.add_argument("--uvit_steps", type=int, default=8000, help="steps of 16 pictures, U-ViT")
-    parser.add_argument("--clip_steps", type=int, default=600, help="steps of one picture a class, CLIP")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the one-cycle schedule")
-    parser.add_argument("--sheet_dir", default=default("outputs/demo_image_models"), help="samples to look at")
-    parser.add_argument("--seed", type=int, default=0, help="of drawings, weights and batches")
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
+    train = {"stable-diffusion": train_stable_diffusion, "amused": train_amused, "clip": train_clip}
     for name in args.models:
         torch.manual_seed(args.seed)
-        models[name](args, Path(args.assets_dir) / name)
+        train[name](args, Path(args.assets_dir) / name)
 
 
 # ---------------------------------------------------------------- data: drawings and the prompts that datasets use for them
@@ -67,7 +79,7 @@ def class_prompts(datasets: list[str]) -> dict[str, str]:
     """Class name → image prompt, for the drawn classes of some datasets."""
     prompts = {}
     for name in datasets:
-        description = load_dataset(name)[0]
+        description = load_description(name)
         prompts |= {c: description.image_prompts[k] for k, c in enumerate(description.classes) if c in DRAWINGS}
     return prompts
 
@@ -89,7 +101,7 @@ def left_out(label: torch.Tensor, n_classes: int) -> torch.Tensor:
 
 
 def train_stable_diffusion(args, folder: Path) -> None:
-    prompts = class_prompts(list(DATASETS))
+    prompts = class_prompts(["BCICIV2a", "VI"])
     x, label = drawn(list(prompts), args)
     x = 2 * x - 1
     tokenizer = byte_tokenizer()
@@ -247,7 +259,7 @@ def finish(pipeline, prompts: dict[str, str], folder: Path, sheet_dir: Path, ste
     sheet_dir.mkdir(parents=True, exist_ok=True)
     sheet.save(sheet_dir / f"{folder.name}.png")
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
-    for part in ("text_encoder", "tokenizer"):  # made by rule, see models/stand_ins.py
+    for part in ("text_encoder", "tokenizer"):  # made by rule, see demo/tiny_models.py
         shutil.rmtree(folder / part)
     print(f"wrote {folder} and {sheet_dir / folder.name}.png")
 
@@ -286,4 +298,4 @@ class TrainingBatches:
 
 
 if __name__ == "__main__":
-    main()
+    main(args)

@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.bciciv2a_llm_dataset import DESCRIPTION, BCICIV2aLLMDataset  # noqa: E402
 from datasets.text import TextCollator  # noqa: E402
+from models.features import TokenCache  # noqa: E402
+
+from datasets.bciciv2a_llm_dataset import DESCRIPTION, BCICIV2aLLMDataset  # noqa: E402
 from finetune_eeg_llm import train_epoch  # noqa: E402
 from models.CSBrain import load_encoder  # noqa: E402
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model  # noqa: E402
-from models.features import TokenCache  # noqa: E402
 
 
 def main():

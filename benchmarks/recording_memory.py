@@ -16,10 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
-
-from datasets.preprocessing import Preprocessing  # noqa: E402
 from datasets.synthetic_vi import write_bdf, write_fif  # noqa: E402
 from datasets.visual_imagery_recordings import RecordingFile  # noqa: E402
+
+from datasets.preprocessing import Preprocessing  # noqa: E402
 
 
 def peak_of_preparing(path: Path) -> tuple[int, float]:

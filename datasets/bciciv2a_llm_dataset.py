@@ -1,17 +1,91 @@
-"""BCIC-IV-2a with words: classes, phrasings, prompts, cues; trials with text targets.
+"""BCIC-IV-2a: four-class motor imagery, 9 people, 22 electrodes. Everything that is particular to it.
 
-Four-class motor imagery, 9 people, 22 electrodes (BCI Competition IV, data set 2a; BNCI Horizon 2020 001-2014).
-Where the rhythm changes: imagining a hand weakens the 8–13 Hz rhythm over the other side's motor cortex
+BCI Competition IV, data set 2a (Tangermann et al., Frontiers in Neuroscience 6:55, 2012); BNCI Horizon 2020, set
+001-2014. Where the rhythm changes: imagining a hand weakens the 8–13 Hz rhythm over the other side's motor cortex
 (Pfurtscheller & Lopes da Silva, Clinical Neurophysiology 110, 1999).
 """
 
-from datasets.description import DatasetDescription
-from datasets.text import EEGTextDataset
-from utils.montages import BCIC
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from datasets.bnci import read_bnci_mat
+from datasets.description import SPLITS, DatasetDescription
+from datasets.montage import Montage
+from datasets.recording import Recording
+from datasets.trials import TrialDataset
+
+SFREQ = 250.0  # Hz
+MONTAGE = Montage(
+    electrodes=tuple("Fz FC3 FC1 FCz FC2 FC4 C5 C3 C1 Cz C2 C4 C6 CP3 CP1 CPz CP2 CP4 P1 Pz P2 POz".split()),
+    topology={
+        0: ("Fz",),
+        1: tuple("P1 Pz P2 POz".split()),
+        4: tuple("FC3 FC1 FCz FC2 FC4 C5 C3 C1 Cz C2 C4 C6 CP3 CP1 CPz CP2 CP4".split()),
+    },
+)
+FILES = tuple(f"A0{subject}{session}.mat" for subject in range(1, 10) for session in "TE")
+CALIBRATION_STRUCTS = 3  # what the published preprocessing drops from every file, A04T's real runs among them
+TRIAL_SETS = ("published", "all")
+EXPECTED_TRIALS = {
+    "published": {"train": 2784, "val": 1152, "test": 1152},
+    "all": {"train": 2880, "val": 1152, "test": 1152},
+}
+FIRST_STRUCTS = "dropped: first three structs"
+
+
+def files(raw_dir: Path) -> list[Path]:
+    """A01T.mat … A09E.mat that are there."""
+    return sorted(path for path in raw_dir.glob("*.mat") if re.fullmatch(r"A0[1-9][TE]\.mat", path.name))
+
+
+def recordings(path: Path, trial_set: str = "published") -> Iterator[Recording]:
+    """The runs of one file. Calibration runs come without trials, and so do real runs that `trial_set` leaves out.
+
+    Parameters
+    ----------
+    path : Path
+    trial_set : {"published", "all"}
+        "published" drops the first three structs of every file, as the published splits do; "all" drops runs without
+        trials only.
+    """
+    subject, session = path.stem[:3], path.stem[3]
+    task_number = 0
+    for run in read_bnci_mat(path, MONTAGE.electrodes, len(DESCRIPTION.classes), SFREQ):
+        task_number += not run.is_calibration
+        recording = Recording(
+            run.signal, run.sfreq, run.onsets, run.labels, subject, session, task_number, artifacts=run.artifacts
+        )
+        if run.is_calibration:
+            recording.kind = "calibration runs"
+        elif trial_set == "published" and run.number <= CALIBRATION_STRUCTS:
+            recording.kind = "task runs among the first three structs"
+            recording.left_out = Counter((FIRST_STRUCTS, int(label)) for label in run.labels)
+            recording.onsets = recording.labels = np.array([], int)
+        yield recording
+
+
+def closing(options: dict, sources: list[dict], counts: Counter) -> tuple[dict, list[str]]:
+    """Expected trials, and why the published splits have fewer than there are."""
+    sets = {name: "/".join(str(expected[split]) for split in SPLITS) for name, expected in EXPECTED_TRIALS.items()}
+    n_lost = sum(n for (fate, *_), n in counts.items() if fate == FIRST_STRUCTS)
+    n_runs = counts["recordings", "task runs among the first three structs"]
+    lines = [
+        f"--trial_set {options['trial_set']}. The complete data give {sets['published']} trials (published) or "
+        f"{sets['all']} (all):",
+        "the published splits drop the first three structs of every file as calibration; A04T has one calibration run,",
+        f"so two real runs go too. Here that cost {n_lost} trials in {n_runs} runs."
+        + (" Use --trial_set all to keep them." if n_lost else ""),
+    ]
+    return {"expected": EXPECTED_TRIALS[options["trial_set"]]}, lines
+
 
 DESCRIPTION = DatasetDescription(
     name="BCICIV2a",
-    montage=BCIC,
+    montage=MONTAGE,
     classes=("left hand", "right hand", "feet", "tongue"),
     keywords={
         0: ("left hand", "left fist", "left fingers"),
@@ -54,10 +128,22 @@ DESCRIPTION = DatasetDescription(
     epochs=20,
     warmup_epochs=5,
     image_model="stabilityai/stable-diffusion-2-1",
+    people={"train": ("A01", "A02", "A03", "A04", "A05"), "val": ("A06", "A07"), "test": ("A08", "A09")},
+    test_sessions=("E",),
+    window=(2.0, 6.0),
+    window_starts="the `trial` sample (the fixation cross; the cue comes 2 s after it)",
+    files=files,
+    recordings=recordings,
+    addresses=(
+        "https://lampx.tugraz.at/~bci/database/001-2014/",
+        "http://bnci-horizon-2020.eu/database/data-sets/001-2014/",
+    ),
+    all_files=FILES,
+    closing=closing,
 )
 
 
-class BCICIV2aLLMDataset(EEGTextDataset):
-    """Trials of one split with text targets; see `EEGTextDataset`."""
+class BCICIV2aLLMDataset(TrialDataset):
+    """Trials of one split, (22, n_times) microvolts; see `TrialDataset`."""
 
     description = DESCRIPTION

@@ -1,21 +1,23 @@
-"""What a dataset is, in one record: electrodes, splits, classes, words, prompts, stimuli.
+"""What a dataset is, in one record: electrodes, people, classes, words, prompts, stimuli, recordings.
 
-Scripts ask this record instead of knowing a dataset. Adding a dataset is adding a file that defines one, and its name
-to `DATASETS`.
+Scripts ask this record instead of knowing a dataset. Adding a dataset is adding a file that defines `DESCRIPTION`, and
+its line in `DATASETS`. Nothing here imports a slow library: a script's -h reads it.
 """
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from utils.montages import Montage
+from datasets.montage import Montage
 
-# name on the command line → (module, class of the loader); the module's DESCRIPTION describes the dataset
-DATASETS = {
-    "BCICIV2a": ("datasets.bciciv2a_llm_dataset", "BCICIV2aLLMDataset"),
-    "VI": ("datasets.visual_imagery_llm_dataset", "VisualImageryLLMDataset"),
-    "FACED": ("datasets.faced_llm_dataset", "FACEDLLMDataset"),
+# name on the command line → module with a DESCRIPTION (or the description itself)
+DATASETS: dict[str, "str | DatasetDescription"] = {
+    "BCICIV2a": "datasets.bciciv2a_llm_dataset",
+    "BCICIV2b": "datasets.bciciv2b_dataset",
+    "VI": "datasets.visual_imagery_llm_dataset",
+    "FACED": "datasets.faced_llm_dataset",
 }
 SPLITS = ("train", "val", "test")
 
@@ -38,13 +40,39 @@ class DatasetDescription:
     image_prompts : mapping of int to str
         What the image model is asked to draw, by label.
     stimuli : mapping of int to str
-        What the person saw, by label: "arrow left" is drawn, a file name is looked up in the stimuli folder.
+        What the person saw, by label: "arrow left" is drawn, a file name is looked up in the stimuli folder. A trial
+        with an image of its own (`Trial.image`) overrides it.
     system_prompt, user_prompt : str
         The chat; "{eeg}" in the user's turn marks where the EEG tokens stand.
     epochs, warmup_epochs : int
-        The seed's numbers of epochs, warm-up included in `epochs`.
+        Epochs of EEG → text training, warm-up included in `epochs`.
     image_model : str
-        The seed's image model.
+        The image model that pictures are drawn with by default.
+    people : mapping of split to tuple of str
+        Who is in which split as published. Empty where the stored file itself says it (CBraMod's layout).
+    test_sessions : tuple of str
+        The sessions that `--protocol within:PERSON` tests on; the others train. Empty: the later half.
+    tasks : tuple of str
+        By label, the kind of recording that the class occurs in, where recordings do not hold all classes; else empty.
+    window : (float, float)
+        Default of --tmin and --tmax, seconds after a trial's reference sample.
+    window_starts : str
+        What that sample is.
+    reference : {"average", "none"}
+        "average" subtracts the mean over electrodes at each sample.
+    extra_channels : int
+        Channels that stored trials may have behind the electrodes; they are not read.
+    files : callable, optional
+        Folder → its recordings' files, in the store's order. None: the dataset comes in CBraMod's layout.
+    recordings : callable, optional
+        (file, options) → `Recording`s, one an uninterrupted run.
+    addresses : tuple of str
+        Where the raw files are, tried in this order; empty where a script of its own fetches them.
+    all_files : tuple of str
+        Names of the raw files of the complete dataset.
+    closing : callable, optional
+        (options, sources, counts) → columns {heading: {split: trials}} and lines for the end of preparation: what was
+        expected, and what the user should know.
     """
 
     name: str
@@ -59,6 +87,18 @@ class DatasetDescription:
     epochs: int
     warmup_epochs: int
     image_model: str
+    people: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    test_sessions: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    window: tuple[float, float] = (0.0, 4.0)
+    window_starts: str = "the trial's start"
+    reference: str = "average"
+    extra_channels: int = 0
+    files: Callable[[Path], list] | None = None
+    recordings: Callable[..., Iterator] | None = None
+    addresses: tuple[str, ...] = ()
+    all_files: tuple[str, ...] = ()
+    closing: Callable[..., tuple[dict, list[str]]] | None = None
 
     @property
     def canonical(self) -> list[str]:
@@ -68,6 +108,10 @@ class DatasetDescription:
     @property
     def chance(self) -> float:
         return 1 / len(self.classes)
+
+    def split_of(self, subject: str) -> str | None:
+        """The published split of a person; None for people it does not name."""
+        return next((split for split, people in self.people.items() if subject in people), None)
 
     def class_name(self, label: int) -> str | None:
         """None for −1, a text that names no class."""
@@ -93,44 +137,8 @@ class DatasetDescription:
         label = self.keyword_label(text)
         return self.image_prompts[label] if label >= 0 else text
 
-    def text_readouts(self, text: str, probabilities: Sequence[float]) -> dict:
-        """Both read-outs of a decoded text, for `decoded.jsonl`; no true label comes near them.
 
-        Parameters
-        ----------
-        text : str
-            As generated.
-        probabilities : sequence of float
-            Of the canonical sentences, by label.
-        """
-        return {
-            "keyword_label": self.keyword_label(text),
-            "likelihood_label": max(range(len(probabilities)), key=lambda label: probabilities[label]),
-            "probabilities": [round(p, 6) for p in probabilities],
-            "text": text,
-        }
-
-    def to_draw(self, decoded: Mapping, readout: str) -> dict:
-        """Predicted label and image prompt, from the read-outs of one text alone.
-
-        Parameters
-        ----------
-        decoded : mapping
-            From `text_readouts`.
-        readout : {"keyword", "likelihood"}
-            Draw what the text says, or the class whose sentence is likeliest.
-        """
-        text = decoded["text"] if readout == "keyword" else self.canonical[decoded["likelihood_label"]]
-        label = self.keyword_label(text)
-        return {
-            "predicted_label": label,
-            "predicted_name": self.class_name(label),
-            "prompt": self.image_prompt(text),
-        }
-
-
-def load_dataset(name: str) -> tuple[DatasetDescription, type]:
-    """The description and the loader class of a dataset named on the command line."""
-    module, loader = DATASETS[name]
-    module = importlib.import_module(module)
-    return module.DESCRIPTION, getattr(module, loader)
+def load_description(name: str) -> DatasetDescription:
+    """The description of a dataset named on the command line."""
+    entry = DATASETS[name]
+    return importlib.import_module(entry).DESCRIPTION if isinstance(entry, str) else entry

@@ -1,14 +1,25 @@
-"""FACED with words: nine emotions felt while watching film clips, 123 people, 30 electrodes.
+"""FACED: nine emotions felt while watching film clips, 123 people, 30 electrodes.
 
 Chen et al., Scientific Data 10:740, 2023. Trials come as CBraMod's LMDB (32 or 30 electrodes, 10 patches, microvolts);
 of 32 electrodes the first 30 are used.
 """
 
-import torch
-
 from datasets.description import DatasetDescription
-from datasets.text import EEGTextDataset
-from utils.montages import FACED
+from datasets.montage import Montage
+from datasets.trials import TrialDataset
+
+MONTAGE = Montage(
+    electrodes=tuple(
+        "Fp1 Fp2 Fz F3 F4 F7 F8 FC1 FC2 FC5 FC6 Cz C3 C4 T7 T8 CP1 CP2 CP5 CP6 Pz P3 P4 P7 P8 PO3 PO4 Oz O1 O2".split()
+    ),
+    topology={
+        0: tuple("Fp1 FC5 FC1 F7 F3 Fz F4 F8 FC2 FC6 Fp2".split()),
+        1: tuple("P7 P3 Pz P4 P8".split()),
+        2: tuple("T7 T8".split()),
+        3: tuple("PO3 O1 Oz O2 PO4".split()),
+        4: tuple("CP5 CP1 C3 Cz C4 CP2 CP6".split()),
+    },
+)
 
 _WORDS = {
     0: ("anger", ("anger", "angry", "furious"), "angry, with arousal that rises and a pull to confront"),
@@ -24,7 +35,7 @@ _WORDS = {
 
 DESCRIPTION = DatasetDescription(
     name="FACED",
-    montage=FACED,
+    montage=MONTAGE,
     classes=tuple(name for name, _, _ in _WORDS.values()),
     keywords={label: words for label, (_, words, _) in _WORDS.items()},
     phrasings={
@@ -42,13 +53,11 @@ DESCRIPTION = DatasetDescription(
     epochs=20,
     warmup_epochs=5,
     image_model="stabilityai/stable-diffusion-2-1",
+    extra_channels=2,  # the files have 32 or 30 channels
 )
 
 
-class FACEDLLMDataset(EEGTextDataset):
-    """Trials of one split with text targets; see `EEGTextDataset`. Signals are (30, 10, 200)."""
+class FACEDLLMDataset(TrialDataset):
+    """Trials of one split, (30, 2000) microvolts at 200 Hz; see `TrialDataset`."""
 
     description = DESCRIPTION
-
-    def signal(self, index: int) -> torch.Tensor:
-        return super().signal(index)[: len(self.description.montage.electrodes)]

@@ -6,12 +6,12 @@ arXiv 2506.23075. The constructor, the call and the 295 parameter names are the 
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
 from models.CSBrain_transformer import BrainEmbedEEGLayer, CSBrain_TransformerEncoder, TemEmbedEEGLayer
-from utils.checkpoints import load_weights
-from utils.montages import Montage
+from utils.signals import to_patches
 
 CSBRAIN_KERNELS = [(1,), (3,), (5,)]  # patches or electrodes
 
@@ -111,6 +111,36 @@ class CSBrain(nn.Module):
         self.proj_out = nn.Sequential(nn.Linear(d_model, out_dim))
         self.apply(_init_weights)
 
+    # ------------------------------------------------------------ what this project asks of an encoder (models/encoders.py)
+
+    pretrained, lr = True, 1e-4  # the authors' learning rate when they train it on BCIC-IV-2a
+
+    @classmethod
+    def build(cls, brain_regions: Sequence[int], sorted_indices: Sequence[int], **_) -> "CSBrain":
+        return cls(brain_regions=brain_regions, sorted_indices=sorted_indices)
+
+    @property
+    def width(self) -> int:
+        return self.patch_embedding.spectral_proj[0].out_features
+
+    @property
+    def electrode_order(self) -> list[int]:
+        return self.sorted_indices.tolist()
+
+    def prepare(self, x: np.ndarray, sfreq: float) -> np.ndarray:
+        """(C, n_times) microvolts → (C, P, 200): patches of one second at 200 Hz, units of 100 µV."""
+        return to_patches(x, sfreq)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """All but the mask token and the blocks of regions that this montage does not have."""
+        unused = [self.patch_embedding.mask_encoding]
+        for name, block in self.BrainEmbedEEGLayer.region_blocks.items():
+            unused += [] if name in self.area_config else block.parameters()
+        unused = {id(p) for p in unused}
+        return [p for p in self.parameters() if id(p) not in unused]
+
+    # ------------------------------------------------------------ the published call
+
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Encode a batch of trials.
 
@@ -135,31 +165,3 @@ class CSBrain(nn.Module):
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv1d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def load_encoder(montage: Montage, checkpoint: str | None, allow_partial: bool = False, seed: int = 0) -> CSBrain:
-    """The encoder for a montage, ready for downstream use: evaluation mode, frozen, without `proj_out`.
-
-    Parameters
-    ----------
-    montage : Montage
-    checkpoint : str or None
-        `CSBrain.pth`; None gives random weights, for those who ask for them by name.
-    allow_partial : bool
-        See `load_weights`.
-    seed : int
-        Of the random weights.
-
-    Raises
-    ------
-    UserError
-        If the checkpoint does not fit.
-    """
-    torch.manual_seed(seed)
-    encoder = CSBrain(brain_regions=montage.brain_regions, sorted_indices=montage.sorted_indices)
-    if checkpoint is None:
-        print(f"encoder: RANDOM weights (seed {seed}), as asked for; its features are not CSBrain's")
-    else:
-        print(f"encoder: {checkpoint}: {load_weights(encoder, checkpoint, allow_partial)}")
-    encoder.proj_out = nn.Identity()
-    return encoder.eval().requires_grad_(False)

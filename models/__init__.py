@@ -1,8 +1,48 @@
-"""CSBrain, token reducer, projection, language model, mapper, image generator, stand-ins. Never imports datasets/."""
+"""Encoders, token pooling, projection, language model, mapper, targets, image models. Never imports datasets/.
 
+The tables below are what flags choose from. An entry is a class or function, or where it is, "module:name": so that a
+script's -h needs no slow import.
+"""
+
+import importlib
 import logging
 import os
+from collections.abc import Callable, Mapping
 
 # What these libraries say while they are imported concerns optional parts that nothing here uses.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+# --encoder: see models/encoders.py for what an encoder has
+ENCODERS = {
+    "csbrain": "models.CSBrain:CSBrain",
+    "eegnet": "models.encoders:EEGNet",
+    "shallow": "models.encoders:ShallowFBCSPNet",
+}
+# --token_pooling: functions (electrode names, region names), in the encoder's order → {group: positions}
+POOLINGS = {
+    "region": "models.poolings:region",
+    "hemisphere": "models.poolings:hemisphere",
+    "electrode": "models.poolings:electrode",
+}
+# --mapper: see models/eeg_clip_mapper.py
+MAPPERS = {
+    "qformer": "models.eeg_clip_mapper:QFormerMapper",
+    "mlp": "models.eeg_clip_mapper:MLPMapper",
+    "linear": "models.eeg_clip_mapper:LinearMapper",
+}
+# class named in an image model's model_index.json → its family, see models/image_generator.py
+IMAGE_FAMILIES = {
+    "StableDiffusionPipeline": "models.image_generator:StableDiffusion",
+    "StableDiffusionXLPipeline": "models.image_generator:StableDiffusionXL",
+    "AmusedPipeline": "models.image_generator:Amused",
+}
+
+
+def choose(table: Mapping, name: str) -> Callable:
+    """The class or function that a table has under a name."""
+    entry = table[name]
+    if not isinstance(entry, str):
+        return entry
+    module, _, attribute = entry.partition(":")
+    return getattr(importlib.import_module(module), attribute)

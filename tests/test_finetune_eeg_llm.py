@@ -9,10 +9,10 @@ import time
 
 import pytest
 import torch
+from utils.records import read_jsonl
 
 from datasets.store import Trial, write_store
 from tests.conftest import ROOT
-from utils.records import read_jsonl
 
 
 def metrics(model_dir):

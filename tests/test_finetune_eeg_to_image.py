@@ -8,10 +8,10 @@ import time
 
 import pytest
 import torch
+from utils.records import read_jsonl
 
 from datasets.store import Trial, open_store, write_store
 from tests.conftest import ROOT
-from utils.records import read_jsonl
 
 SCRIPT = "finetune_eeg_to_image.py"
 

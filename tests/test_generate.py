@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from utils.records import read_jsonl
 
 from datasets.store import Trial, open_store, write_store
-from utils.records import read_jsonl
 
 
 def pictures(folder, kind="generated"):

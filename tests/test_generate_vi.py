@@ -11,10 +11,10 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from transformers import PreTrainedModel
+from utils.records import read_jsonl, write_jsonl
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION
 from tests.test_generate import pictures
-from utils.records import read_jsonl, write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.signal
+from datasets.recordings import BCIC_FILES
+from datasets.synthetic import DemoSize, write_bcic_like
 
 from datasets.bciciv2a_dataset import BCICIV2aDataset
-from datasets.recordings import BCIC_FILES
 from datasets.store import open_store
-from datasets.synthetic import DemoSize, write_bcic_like
 from tests.conftest import ROOT
 
 

@@ -11,12 +11,12 @@ import mne
 import numpy as np
 import pytest
 import scipy.signal
+from datasets.synthetic_vi import VIDemoSize, write_bdf, write_tsv, write_vi_like
 from PIL import Image
+from utils.montages import VI
 
 from datasets.store import open_store
-from datasets.synthetic_vi import VIDemoSize, write_bdf, write_tsv, write_vi_like
 from datasets.visual_imagery_llm_dataset import DESCRIPTION, VisualImageryLLMDataset
-from utils.montages import VI
 
 
 @pytest.fixture(scope="module")

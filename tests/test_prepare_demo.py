@@ -2,13 +2,13 @@ import filecmp
 import json
 
 import numpy as np
+from datasets.recordings import read_bcic_mat
+from datasets.synthetic_vi import VIDemoSize, write_vi_like
+from datasets.visual_imagery_recordings import find_recordings, read_header, read_recording
 from PIL import Image
 
-from datasets.recordings import read_bcic_mat
 from datasets.store import open_store
-from datasets.synthetic_vi import VIDemoSize, write_vi_like
 from datasets.visual_imagery_llm_dataset import DESCRIPTION, SUBJECTS
-from datasets.visual_imagery_recordings import find_recordings, read_header, read_recording
 from tests.conftest import SIZES
 
 
@@ -22,8 +22,9 @@ def test_demo_recordings_have_the_real_files_structure(demo):
 
 def test_people_differ_and_the_effect_is_where_it_was_planted(demo):
     """8–13 Hz power at C3 and C4 during imagery: a hand dims the other side, and people differ in gain."""
-    from datasets.bciciv2a_dataset import BCICIV2aDataset
     from utils.montages import BCIC
+
+    from datasets.bciciv2a_dataset import BCICIV2aDataset
 
     dataset = BCICIV2aDataset(str(demo.store), "train")
     c3, c4 = (BCIC.electrodes.index(name) for name in ("C3", "C4"))

@@ -1,8 +1,8 @@
 import torch
+from models.stand_ins import complete_image_model
 from PIL import Image
 
 from models.image_generator import EEGImageGenerator
-from models.stand_ins import complete_image_model
 from tests.conftest import ROOT
 
 

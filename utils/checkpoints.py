@@ -3,11 +3,12 @@
 import hashlib
 import io
 import json
+import zlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import nn
 
 from utils.errors import UserError
@@ -51,6 +52,43 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and it is made anew") from None
+
+
+def keep(tensors: dict[str, torch.Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
+    """Put tensors into a cache with a checksum; a cache that cannot be written is reported, and no error."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    notes = (notes or {}) | {"checksum": _checksum(tensors)}
+    try:
+        with written_whole(path) as unfinished:
+            unfinished.write_bytes(save(tensors, metadata=notes))
+    except OSError as error:
+        print(
+            f"notice: {path.parent} cannot be written ({error.strerror}), so nothing is kept; --cache_dir names another"
+        )
+
+
+def read_kept(path: Path, notes: dict[str, str] | None = None) -> dict[str, torch.Tensor] | None:
+    """Tensors from a cache; None where they are not there, damaged, not finite or of other notes."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, found = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError):
+        tensors, found = {}, {}
+    finite = all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    if not finite or found != (notes or {}) | {"checksum": _checksum(tensors)}:
+        print(f"notice: {path.name} in the cache is damaged or of something else; made anew")
+        return None
+    return tensors
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    """CRC-32 of all tensors' names and bytes."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].numpy().tobytes(), zlib.crc32(f"{name} {tensors[name].shape}".encode(), crc))
+    return f"{crc:08x}"
 
 
 def best_checkpoint(place: Path, pattern: str) -> Path:

@@ -20,7 +20,10 @@ def pick_device(cuda: int) -> torch.device:
     UserError
         If there are GPUs but none of that number.
     """
-    if cuda < 0 or not torch.cuda.is_available():
+    if cuda < 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        print(f"notice: --cuda {cuda}, but PyTorch finds no GPU; the CPU is used (--cuda -1 asks for it)")
         return torch.device("cpu")
     if cuda >= torch.cuda.device_count():
         raise UserError(f"--cuda {cuda}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")

@@ -1,47 +1,118 @@
-"""Flags that the generating scripts share, so that each has one meaning and one help text."""
+"""Flags that several scripts share, so that each has one meaning and one help text. Imports nothing slow: -h reads it."""
 
 import argparse
 import math
 
-from utils.device import PRECISIONS
 from utils.paths import default
-from utils.statistics import TEXT_READOUTS
+
+PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 
 
-def add_trial_flags(parser: argparse.ArgumentParser, datasets_dir: str, output_dir: str) -> None:
-    """Which trials, which stages, where to."""
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows a script's docstring as it is, and the default of every flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or action.default is False or "(default" in (action.help or ""):
+            return action.help or ""
+        return super()._get_help_string(action)
+
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """A parser that shows a script's docstring and every default."""
+    return argparse.ArgumentParser(description=description, formatter_class=Formatter)
+
+
+# ---------------------------------------------------------------- what scripts share
+
+
+def add_prepare_flags(parser: argparse.ArgumentParser, workers: int) -> None:
+    """From raw files to a store, whatever the dataset."""
     add = parser.add_argument
-    add("--datasets_dir", default=default(datasets_dir), help="trial store")
+    add("--scale", type=float, help="multiply the microvolts that are read, and leave out the check of amplitudes")
+    add("--workers", type=int, default=workers, help="files prepared at the same time")
+    add("--overwrite", action="store_true", help="replace what is at --lmdb_dir")
+
+
+def add_store_flags(parser: argparse.ArgumentParser, datasets_dir: str | None) -> None:
+    """Which trials."""
+    add = parser.add_argument
+    add("--datasets_dir", default=datasets_dir and default(datasets_dir), required=datasets_dir is None,
+        help="trial store (or CBraMod's LMDB)")  # fmt: skip
+    add("--protocol", default="published", help="published: the published people; loso:A03: leave one subject out; "
+        "within:A03: one person across sessions")  # fmt: skip
+
+
+def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:
+    """The encoder and its cache."""
+    add = parser.add_argument_group("encoder").add_argument
+    add("--encoder", choices=list(encoders), default="csbrain",
+        help="csbrain: pretrained and frozen; the others are trained from scratch")  # fmt: skip
+    add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
+        help="csbrain: load --foundation_dir; --no-use_pretrained_weights: random weights")  # fmt: skip
+    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    add("--allow_partial", action="store_true", help="load what fits of the checkpoint and list what does not")
+    add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
+    add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode anew")
+
+
+def add_trained_encoder_flags(parser: argparse.ArgumentParser) -> None:
+    """The encoder as it was in training: which one it is, the checkpoint says."""
+    add = parser.add_argument_group("encoder").add_argument
+    add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
+        help="csbrain: load --foundation_dir; --no-use_pretrained_weights: the random encoder of --encoder_seed")  # fmt: skip
+    add("--encoder_seed", type=int, default=0, help="training's --seed, where it ran on a random encoder")
+    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    add("--allow_partial", action="store_true", help="load what fits of it, as in training")
+    add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
+    add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode the chosen trials anew")
+
+
+def add_training_flags(parser: argparse.ArgumentParser, poolings) -> None:
+    """What both training scripts have."""
+    add = parser.add_argument
+    add("--token_pooling", choices=list(poolings),
+        help="region: means over brain regions; hemisphere: left, midline and right apart; electrode: no pooling "
+        "(default: region)")  # fmt: skip
+    add("--train_encoder", action="store_true", help="csbrain: train it as well in the joint phase (no token cache)")
+    add("--encoder_lr", type=float,
+        help="peak learning rate of a trained encoder (default: 1e-4 for csbrain, 1e-3 from scratch)")  # fmt: skip
+    add("--weight_decay", type=float, default=0.01, help="AdamW's")
+    add("--clip", type=float, default=1.0, help="largest gradient norm")
+    add("--label_smoothing", type=float, default=0.0, help="of the cross-entropy, 0 to 1")
+    add("--shuffle_labels", action="store_true",
+        help="permute the labels within each recording, in all splits: the shuffled-label control")  # fmt: skip
+    add("--resume", action="store_true", help="go on with the run that is in the output folder")
+    add_run_flags(parser)
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Device and seed."""
+    parser.add_argument("--cuda", type=int, default=0, help="number of the GPU; -1 for the CPU")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+
+
+def add_generation_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    """Which trials are decoded, which stages run, where to."""
+    add = parser.add_argument
     add("--split", choices=("train", "val", "test"), default="test", help="whose trials are decoded")
     add("--num_samples", type=int, default=20, help="trials, spread evenly over the split")
     add("--stage", choices=("decode", "images", "all"), default="all",
         help="decode: EEG → decoded.jsonl; images: decoded.jsonl → pictures; all: one after the other")  # fmt: skip
     add("--output_dir", default=default(output_dir), help="folder for decoded.jsonl and pictures")
     add("--batch_size", type=int, default=16, help="trials decoded at once")
-    add("--seed", type=int, default=0, help="trial i is drawn from seed + i")
-    add("--cuda", type=int, default=0, help="number of the GPU; -1 for the CPU")
+    add_run_flags(parser)
 
 
-def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
-    """The frozen encoder, as it was in training."""
-    add = parser.add_argument_group("encoder").add_argument
-    add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
-        help="load --foundation_dir; --no-use_pretrained_weights: the random encoder of --encoder_seed")  # fmt: skip
-    add("--encoder_seed", type=int, default=0, help="training's --seed, where it ran on a random encoder")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="CSBrain's checkpoint")
-    add("--allow_partial", action="store_true", help="load what fits of it, as in training")
-    add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
-
-
-def add_text_flags(parser: argparse.ArgumentParser) -> None:
+def add_text_flags(parser: argparse.ArgumentParser, readouts) -> None:
     """The language model and how its text is read."""
     add = parser.add_argument_group("text").add_argument
     add("--lora_dir", help="adapter folder (default: lora_epochN beside the projection)")
     add("--llm", help="chat model: local folder or hub address (default: the one trained with)")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
-    add("--precision", choices=("auto", *PRECISIONS), default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
-    add("--readout", choices=TEXT_READOUTS, default="keyword",
-        help="what is drawn: the generated text, or the likeliest class's sentence")  # fmt: skip
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
+    add("--readout", choices=list(readouts), default="keyword",
+        help="what is drawn: the generated text, or the sentence of the class that another read-out names")  # fmt: skip
     add("--max_new_tokens", type=int, default=64, help="longest decoded text, in tokens")
 
 
@@ -59,6 +130,9 @@ def add_image_flags(parser: argparse.ArgumentParser, image_model: str | None, st
     add("--max_held_mib", type=float, default=256, help="GPU memory still held above which no image model is loaded")
 
 
+# ---------------------------------------------------------------- checks
+
+
 def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: int) -> None:
     """End the script where a number is too small."""
     for name, smallest in least.items():
@@ -70,14 +144,28 @@ def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **
 def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
     """End the script where a rate or a weight is negative or no number."""
     for name in names:
-        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
             parser.error(f"--{name} must be a number, 0 or more")
 
 
-def check_window(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the script where --tmin and --tmax do not span a whole number of seconds, CSBrain's patches."""
-    seconds = args.tmax - args.tmin
-    if not math.isfinite(seconds) or seconds < 1 or abs(seconds - round(seconds)) > 1e-9:
-        parser.error(
-            f"--tmin {args.tmin:g} --tmax {args.tmax:g}: the window must be a whole number of seconds, 1 or more"
-        )
+def check_share(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """End the script where a share is not between 0 and 1 (1 excluded)."""
+    for name in names:
+        if not 0 <= getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name):g} must lie between 0 and 1")
+
+
+def check_phases(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the script where the warm-up is longer than the training."""
+    if not 0 <= args.warmup_epochs <= args.epochs:
+        parser.error(f"--warmup_epochs {args.warmup_epochs} must lie between 0 and --epochs {args.epochs}")
+
+
+def check_prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the script where the window is empty, or --workers or --scale is no number to work with."""
+    if not (math.isfinite(args.tmin) and math.isfinite(args.tmax) and args.tmax > args.tmin):
+        parser.error(f"--tmin {args.tmin:g} --tmax {args.tmax:g}: the window must end after it begins")
+    check_at_least(parser, args, workers=1)
+    if args.scale is not None and not (math.isfinite(args.scale) and args.scale > 0):
+        parser.error("--scale must be a positive number")

@@ -1,6 +1,5 @@
 """Default places, so that a script finds them from whatever folder it is started."""
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -65,9 +64,8 @@ def make_room(path: Path, is_ours: Callable[[Path], bool], overwrite: bool) -> I
         whose = "not made by this script" if foreign else "already there"
         raise UserError(f"{path} is {whose}; nothing was written: choose another folder or say --overwrite")
     if foreign:
-        aside = path.with_name(path.name + ".old")
-        if aside.exists():
-            raise UserError(f"{path} is not made by this script and {aside} is taken; move one of them away")
+        numbers = ("", *range(2, 100))
+        aside = next(p for n in numbers if not (p := path.with_name(f"{path.name}.old{n}")).exists())
         path.rename(aside)
         print(f"moved what was at {path} to {aside}")
         try:
@@ -78,12 +76,3 @@ def make_room(path: Path, is_ours: Callable[[Path], bool], overwrite: bool) -> I
             raise
     else:
         yield
-
-
-def source_record(path: Path) -> dict:
-    """Name, size and SHA-256 of a source file, read piece by piece."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -8,7 +8,13 @@ from tqdm import tqdm
 
 
 def in_order(function: Callable, jobs: Sequence[tuple], workers: int, desc: str) -> Iterator:
-    """Yield `function(*job)` for every job, in order, whichever worker is done first; results are not kept."""
+    """Yield `function(*job)` for every job, in order, whichever worker is done first; results are not kept.
+
+    One worker is this process itself.
+    """
+    if workers == 1:
+        yield from (function(*job) for job in tqdm(jobs, desc=desc, unit="file"))
+        return
     with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
         running = deque(pool.submit(function, *job) for job in jobs)
         try:

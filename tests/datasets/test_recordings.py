@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import scipy.io
-
 from datasets.recordings import read_bcic_mat
+
 from utils.errors import UserError
 
 

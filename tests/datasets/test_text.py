@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from datasets.text import TextCollator, shuffled_labels
 
 from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCIC
 from datasets.description import DATASETS, load_dataset
 from datasets.store import Trial
-from datasets.text import TextCollator, shuffled_labels
 
 
 @pytest.mark.parametrize("name", list(DATASETS))

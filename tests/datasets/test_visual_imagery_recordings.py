@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import scipy.io
-
 from datasets.synthetic_vi import write_bdf, write_fif, write_tsv
-from datasets.visual_imagery_llm_dataset import SUBJECTS
 from datasets.visual_imagery_recordings import find_recordings, read_recording, status_events
-from utils.errors import UserError
 from utils.montages import VI
+
+from datasets.visual_imagery_llm_dataset import SUBJECTS
+from utils.errors import UserError
 
 EVENTS = [(500, 1), (1500, 2), (2500, 3)]
 

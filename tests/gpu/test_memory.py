@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from models.stand_ins import byte_tokenizer
 from transformers import (
     AutoConfig,
     CLIPConfig,
@@ -18,7 +19,6 @@ from models.CSBrain import CSBrain
 from models.eeg_clip_mapper import EEGCLIPMapper, mapper_loss
 from models.eeg_llm import EEGLanguageModel, EEGProjection, EEGTokenReducer, add_lora, load_language_model
 from models.image_generator import EEGImageGenerator
-from models.stand_ins import byte_tokenizer
 from utils import montages
 from utils.device import free_gpu_memory
 

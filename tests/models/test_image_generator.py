@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from utils.drawing import drawing
 
 from datasets.description import load_dataset
 from models.image_generator import Conditioning, EEGImageGenerator
-from utils.drawing import drawing
 from utils.errors import UserError
 
 CPU = torch.device("cpu")

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 from PIL import Image
-
 from utils.drawing import DRAWINGS, GREEN, RED, comparison, cue_arrow, drawing, summary_grid
 
 

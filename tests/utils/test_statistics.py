@@ -1,5 +1,4 @@
 import pytest
-
 from utils.statistics import accuracy, chance_interval
 
 

@@ -1,4 +1,4 @@
-"""Small stand-ins for the published weights, in the same file layouts, for the embedded default and the tests.
+"""Tiny models in place of the published weights, in the same file layouts, for the embedded default and the tests.
 
 They are not the published models, and nothing else in the code knows that they are small.
 """
@@ -29,8 +29,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from datasets.visual_imagery_llm_dataset import MONTAGE
 from models.CSBrain import CSBrain
-from utils import montages
 from utils.checkpoints import save_checkpoint
 from utils.paths import written_whole
 
@@ -49,7 +49,7 @@ def write_csbrain(path: Path, seed: int = 0) -> None:
     stream are small, and the spectral projection outweighs the convolutions.
     """
     torch.manual_seed(seed)
-    model = CSBrain(brain_regions=montages.VI.brain_regions, sorted_indices=montages.VI.sorted_indices)
+    model = CSBrain(brain_regions=MONTAGE.brain_regions, sorted_indices=MONTAGE.sorted_indices)
     state = model.state_dict()
     for key, value in state.items():
         branch = key.endswith(("attn.out_proj.weight", "linear2.weight")) or key.startswith(("TemEmbed", "BrainEmbed"))
@@ -163,7 +163,7 @@ def byte_tokenizer() -> CLIPTokenizer:
 def random_text_encoder(kind: type, tokenizer: CLIPTokenizer) -> CLIPTextModel | CLIPTextModelWithProjection:
     """A frozen CLIP text encoder of the published width, 768, and two layers, whose weights are made by rule.
 
-    The image stand-ins were trained on its outputs. Made by rule it need not be shipped: 13 MB in half precision.
+    The tiny image models were trained on its outputs. Made by rule it need not be shipped: 13 MB in half precision.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def random_text_encoder(kind: type, tokenizer: CLIPTokenizer) -> CLIPTextModel |
 
 
 def complete_image_model(shipped: Path, folder: Path) -> None:
-    """Copy a shipped image stand-in and write its text encoder and tokenizer beside the rest."""
+    """Copy a shipped tiny image model and write its text encoder and tokenizer beside the rest."""
     tokenizer = byte_tokenizer()
     name = json.loads((shipped / "model_index.json").read_text())["text_encoder"][1]
     kind = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}[name]

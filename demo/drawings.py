@@ -1,83 +1,14 @@
-"""Pictures made without a model: cue arrows, the demo's drawings, comparisons, the summary grid."""
+"""The demo's drawings: a picture a class, drawn without a model, from which the tiny image models learn."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-
-from utils.errors import UserError
-
-PANEL = 256  # pixels, edge of one picture in a comparison
-HEADER = 40  # pixels, height of a comparison's coloured header
-GREEN, RED, GREY = (34, 139, 58), (190, 40, 40), (110, 110, 110)
-
-# ---------------------------------------------------------------- cues
-
-
-def cue_arrow(direction: str, size: int = PANEL) -> Image.Image:
-    """The cue that BCIC-IV-2a's subjects saw: a white arrow on a fixation cross, black ground.
-
-    Parameters
-    ----------
-    direction : {"left", "right", "down", "up"}
-        left hand, right hand, feet, tongue.
-    size : int
-        Edge in pixels.
-    """
-    image = Image.new("RGB", (size, size), "black")
-    draw = ImageDraw.Draw(image)
-    c, arm, line = size / 2, size * 0.30, max(1, size // 42)
-    draw.line([(c - arm, c), (c + arm, c)], fill=GREY, width=line)
-    draw.line([(c, c - arm), (c, c + arm)], fill=GREY, width=line)
-    # an arrow that points right, turned as asked
-    shaft, head = size * 0.20, size * 0.13
-    points = np.array([(0, -line), (shaft, -line), (shaft, -head), (shaft + 1.5 * head, 0)])
-    points = np.concatenate([points, (points * [1, -1])[::-1]])
-    turn = {"right": 0, "down": 90, "left": 180, "up": 270}[direction]
-    draw.polygon([tuple(p) for p in _turned(points, turn) + c], fill="white")
-    return image
+from PIL import Image, ImageDraw
 
 
 def _turned(points: np.ndarray, degrees: float) -> np.ndarray:
     a = np.deg2rad(degrees)
     return points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
-
-
-# ---------------------------------------------------------------- stimuli
-
-
-def read_photo(path: Path) -> Image.Image:
-    """A photo in RGB; UserError names what is missing or no picture."""
-    if not path.is_file():
-        raise UserError(
-            f"the stimulus photo {path} is missing; prepare_data_vi.py fetches it, --stimuli_dir names its folder"
-        )
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except Exception:  # whatever a file that is no picture makes Pillow say
-        raise UserError(f"the stimulus photo {path} is not a picture; fetch it again") from None
-
-
-def stimulus_pictures(stimuli: Mapping[int, str], n_classes: int, folder: Path) -> dict[int, Image.Image]:
-    """What the person saw, by label: "arrow left" is drawn, a file name is read from `folder`, nothing is a grey panel.
-
-    Raises
-    ------
-    UserError
-        If a photo is missing or no picture.
-    """
-    pictures = {}
-    for label in range(n_classes):
-        name = stimuli.get(label)
-        if name is None:
-            pictures[label] = Image.new("RGB", (PANEL, PANEL), "lightgrey")
-        elif name.startswith("arrow "):
-            pictures[label] = cue_arrow(name.removeprefix("arrow "))
-        else:
-            pictures[label] = read_photo(folder / name)
-    return pictures
 
 
 # ---------------------------------------------------------------- the demo's drawings
@@ -356,43 +287,3 @@ def drawing(name: str, rng: np.random.Generator, size: int = 64) -> Image.Image:
     pen = Pen(size, ground, rng.uniform(0.86, 1.0), rng.uniform(-4, 4, 2))
     DRAWINGS[name](pen, rng)
     return pen.done()
-
-
-# ---------------------------------------------------------------- comparisons and the grid
-
-
-def comparison(
-    stimulus: Image.Image, generated: Image.Image, true_name: str, predicted_name: str | None
-) -> Image.Image:
-    """Stimulus | generated under a header, green when right and red when wrong.
-
-    Parameters
-    ----------
-    stimulus, generated : PIL images
-    true_name : str
-    predicted_name : str or None
-        None where the decoded text named no class.
-    """
-    image = Image.new("RGB", (2 * PANEL, PANEL + HEADER), "white")
-    draw = ImageDraw.Draw(image)
-    draw.rectangle([0, 0, 2 * PANEL, HEADER], fill=GREEN if predicted_name == true_name else RED)
-    text = f"true: {true_name}   decoded: {predicted_name or 'no class'}"
-    size = 20
-    while draw.textlength(text, font=ImageFont.load_default(size)) > 2 * PANEL - 12:
-        size -= 1
-    draw.text((PANEL, HEADER / 2), text, fill="white", font=ImageFont.load_default(size), anchor="mm")
-    for k, panel in enumerate((stimulus, generated)):
-        image.paste(ImageOps.fit(panel.convert("RGB"), (PANEL, PANEL)), (k * PANEL, HEADER))
-    return image
-
-
-def summary_grid(comparisons: Sequence[Path], columns: int = 4, gap: int = 8) -> Image.Image:
-    """All comparisons as thumbnails, `columns` a row (the seed's four)."""
-    pictures = [Image.open(path).convert("RGB") for path in comparisons]
-    w, h = PANEL, (PANEL + HEADER) // 2
-    rows = -(-len(pictures) // columns)
-    grid = Image.new("RGB", (columns * (w + gap) + gap, rows * (h + gap) + gap), "white")
-    for k, picture in enumerate(pictures):
-        at = (gap + k % columns * (w + gap), gap + k // columns * (h + gap))
-        grid.paste(picture.resize((w, h), Image.Resampling.LANCZOS), at)
-    return grid

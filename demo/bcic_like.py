@@ -1,21 +1,23 @@
-"""Raw recordings with a planted effect, in the real datasets' containers, for the embedded default and the tests.
+"""Motor-imagery-like recordings, simulated, in BNCI's containers, for the embedded default and the tests.
 
-Motor imagery: every person has three 8–13 Hz sources, over the left motor cortex, the midline and the right motor
+Every person has three 8–13 Hz sources, over the left motor cortex, the midline and the right motor
 cortex; during imagery a class dims some of them. People differ in gain, noise, rhythm and electrode offsets, so what is
 learnt on some must carry over to others.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 from scipy.signal import butter, sosfiltfilt
 
-from datasets.recordings import BCIC_FILES, BCIC_SFREQ
-from utils.montages import BCIC, hemisphere
+from datasets.bciciv2a_llm_dataset import FILES, MONTAGE, SFREQ
+from datasets.bciciv2b_dataset import DESCRIPTION as BCICIV2B
+from models.poolings import side_of
 from utils.paths import written_whole
 
+FILES_2B, MONTAGE_2B = BCICIV2B.all_files, BCICIV2B.montage
 # which of (left, midline, right) motor sources a class dims: imagery of a hand dims the other side
 DIMMED = {0: (2,), 1: (0,), 2: (1,), 3: (0, 2)}
 SOURCE_PLACES = np.array([(-2.0, 0.0), (0.0, 0.0), (2.0, 0.0)])  # C3, Cz, C4 on the grid of `place`
@@ -30,18 +32,19 @@ class DemoSize:
     trials_per_run: int = 12
     dimming: float = 0.8  # share of the rhythm's amplitude that imagery takes away
     trial_seconds: float = 7.0  # 2 s fixation, 4 s imagery, 1 s rest
+    cue_seconds: float = 2.0  # from a trial's start to its imagery
 
 
 def place(electrode: str) -> tuple[float, float]:
     """A 10-20 electrode on a flat grid: columns left to right by number, rows front to back by letters."""
     rows = {"F": 2.0, "FC": 1.0, "C": 0.0, "CP": -1.0, "P": -2.0, "PO": -3.0}
     letters = electrode.rstrip("z0123456789")
-    side = {"left": -1, "midline": 0, "right": 1}[hemisphere(electrode)]
+    side = {"left": -1, "midline": 0, "right": 1}[side_of(electrode)]
     column = 0 if side == 0 else (int(electrode[len(letters) :]) + 1) // 2
     return side * float(column), rows[letters]
 
 
-def write_bcic_like(folder: Path, size: DemoSize, seed: int, files: list[str] = BCIC_FILES) -> None:
+def write_bcic_like(folder: Path, size: DemoSize, seed: int, files: tuple[str, ...] = FILES) -> None:
     """Write `.mat` files in the structure of BNCI 001-2014, A04T's missing calibration runs included."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in files:
@@ -53,15 +56,35 @@ def write_bcic_like(folder: Path, size: DemoSize, seed: int, files: list[str] = 
         for _ in range(size.runs):
             labels = rng.permutation(np.arange(size.trials_per_run) % len(DIMMED))
             runs.append(_run(rng, traits, size, labels))
-        data = np.empty((1, len(runs)), dtype=object)
-        data[0] = runs
-        with written_whole(folder / name) as unfinished:
-            scipy.io.savemat(unfinished, {"data": data}, do_compression=False, appendmat=False)
+        _write(folder / name, runs)
+
+
+def write_bcic2b_like(folder: Path, size: DemoSize, seed: int, files: tuple[str, ...] = FILES_2B) -> None:
+    """Write `.mat` files in the structure of BNCI 004-2014: three electrodes, two hands, a struct a session."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = replace(size, trial_seconds=8.0, cue_seconds=3.0)
+    chosen = [*(MONTAGE.electrodes.index(name) for name in MONTAGE_2B.electrodes), -3, -2, -1]  # and three EOG
+    for name in files:
+        rng = np.random.default_rng((seed, 100 + int(name[2]), "TE".index(name[3])))
+        traits = _traits(np.random.default_rng((seed, 100 + int(name[2]))))
+        runs = []
+        for _ in range({"T": 3, "E": 2}[name[3]]):
+            run = _run(rng, traits, size, rng.permutation(np.arange(size.trials_per_run) % 2))
+            runs.append(run | {"X": run["X"][:, chosen]})
+        _write(folder / name, runs)
+
+
+def _write(path: Path, runs: list[dict]) -> None:
+    """BNCI's cell of structs."""
+    data = np.empty((1, len(runs)), dtype=object)
+    data[0] = runs
+    with written_whole(path) as unfinished:
+        scipy.io.savemat(unfinished, {"data": data}, do_compression=False, appendmat=False)
 
 
 def _traits(person: np.random.Generator) -> dict:
     """What makes a person: gain, noise, rhythm, electrode offsets, and how strongly imagery shows."""
-    n_chans = len(BCIC.electrodes)
+    n_chans = len(MONTAGE.electrodes)
     return {
         "gain": person.uniform(0.85, 1.2),
         "noise": person.uniform(5.0, 8.0),  # microvolts
@@ -77,10 +100,10 @@ def _traits(person: np.random.Generator) -> dict:
 
 def _run(rng: np.random.Generator, traits: dict, size: DemoSize, labels: np.ndarray) -> dict:
     """One struct of the cell: signal, trials and labels of a run; no labels make it a calibration run."""
-    sfreq = BCIC_SFREQ
+    sfreq = SFREQ
     n_times = int(((len(labels) or 2) * size.trial_seconds + 2) * sfreq)
     onsets = (np.arange(len(labels)) * size.trial_seconds * sfreq + rng.integers(50, 250)).astype(int)  # 0-based
-    n_chans = len(BCIC.electrodes)
+    n_chans = len(MONTAGE.electrodes)
 
     background = _pink(rng, n_chans, n_times) * traits["noise"]
     common = _pink(rng, 1, n_times) * 4  # volume-conducted activity, the same everywhere
@@ -91,11 +114,11 @@ def _run(rng: np.random.Generator, traits: dict, size: DemoSize, labels: np.ndar
     sources *= traits["amplitude"][:, None] / sources.std(axis=1, keepdims=True)
     envelope = np.ones((3, n_times))
     for onset, label in zip(onsets, labels, strict=True):
-        imagery = slice(onset + int(2.0 * sfreq), onset + int(6.0 * sfreq))
+        imagery = onset + int(size.cue_seconds * sfreq) + np.arange(int(4.0 * sfreq))
         envelope[list(DIMMED[int(label)]), imagery] = 1 - size.dimming * traits["strength"] * rng.uniform(0.8, 1.1)
     ramp = np.hanning(int(0.5 * sfreq))
     envelope = np.apply_along_axis(np.convolve, 1, envelope, ramp / ramp.sum(), mode="same")
-    places = np.array([place(name) for name in BCIC.electrodes])
+    places = np.array([place(name) for name in MONTAGE.electrodes])
     distance = np.linalg.norm(places[:, None] - SOURCE_PLACES, axis=-1)  # (C, 3)
     mixing = np.exp(-((distance / traits["spread"]) ** 2) / 2)
 
@@ -124,7 +147,7 @@ def _run(rng: np.random.Generator, traits: dict, size: DemoSize, labels: np.ndar
 
 def _pink(rng: np.random.Generator, n_chans: int, n_times: int) -> np.ndarray:
     """1/f noise of unit standard deviation."""
-    freqs = np.fft.rfftfreq(n_times, 1 / BCIC_SFREQ)
+    freqs = np.fft.rfftfreq(n_times, 1 / SFREQ)
     spectrum = rng.standard_normal((n_chans, len(freqs))) + 1j * rng.standard_normal((n_chans, len(freqs)))
     signal = np.fft.irfft(spectrum / np.sqrt(np.maximum(freqs, 0.5)), n_times, axis=-1)
     return signal / signal.std(axis=1, keepdims=True)

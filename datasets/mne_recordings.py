@@ -1,19 +1,16 @@
-"""Reader of the Visual Imagery recordings: one task's file in, its signal in microvolts and its events out."""
+"""Reader of recordings through MNE: one file in, its signal in microvolts and its events out, units put right."""
 
 import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import mne
 import numpy as np
 
-from datasets.visual_imagery_llm_dataset import TASKS
 from utils.errors import UserError
-from utils.montages import VI
 
-FIGSHARE = "https://api.figshare.com/v2/articles/30227503"  # the article's file list
 READERS = {
     ".bdf": mne.io.read_raw_bdf,
     ".fif": mne.io.read_raw_fif,
@@ -21,32 +18,19 @@ READERS = {
     ".set": mne.io.read_raw_eeglab,
     ".vhdr": mne.io.read_raw_brainvision,
 }
-RECORDING = re.compile(
-    rf"sub-(\d+)_ses-(\d+)_task-({'|'.join(TASKS)})_eeg({'|'.join(map(re.escape, READERS))})", re.IGNORECASE
-)
 ANNOTATION = re.compile(r"(?:Stimulus/)?\s*S?\s*(\d+)(?:\.0*)?")  # "3", "S  3", "Stimulus/S  3"
 TOLERANCE = 1  # samples by which two sources of events may differ
 SAMPLE_BYTES = {".bdf": 3, ".edf": 2}
 
 
-@dataclass(frozen=True, order=True)
-class RecordingFile:
-    """Where one task of one session was recorded; `subject` is "S01" … "S22", `session` "01" or "02"."""
-
-    subject: str
-    session: str
-    task: str
-    path: Path = field(compare=False)
-
-
 @dataclass
-class VIRecording:
+class ReadFile:
     """What a file holds.
 
     Attributes
     ----------
-    signal : (32, n_times) float64 array
-        Electrodes in montage order, microvolts.
+    signal : (n_chans, n_times) float64 array
+        Electrodes as asked for, microvolts.
     sfreq : float
         Hz.
     events : list of (int, int)
@@ -64,33 +48,7 @@ class VIRecording:
     corrections: list[str]
 
 
-def find_recordings(raw_dir: Path, subjects: Sequence[str]) -> list[RecordingFile]:
-    """The recordings of some people under a folder, however deep, in the order of person, session and task.
-
-    Raises
-    ------
-    UserError
-        If a task was recorded in two files.
-    """
-    found: dict[RecordingFile, RecordingFile] = {}
-    for path in sorted(raw_dir.rglob("sub-*_eeg.*")):
-        if any(part.startswith(".") for part in path.relative_to(raw_dir).parts):
-            continue  # what a run that died left behind
-        parts = RECORDING.fullmatch(path.name)
-        if not parts:
-            if path.suffix.lower() in READERS:
-                print(f"notice: {path} is left out; expected a name like sub-01_ses-01_task-AVI_eeg.bdf")
-            continue
-        file = RecordingFile(f"S{int(parts[1]):02d}", f"{int(parts[2]):02d}", parts[3].upper(), path)
-        if file.subject not in subjects:
-            continue
-        if file in found:
-            raise UserError(f"{path} and {found[file].path} are the same recording; keep one of them")
-        found[file] = file
-    return sorted(found)
-
-
-def read_recording(path: Path) -> VIRecording:
+def read_recording(path: Path, electrodes: Sequence[str]) -> ReadFile:
     """Read one recording through MNE, put its units right and compare its sources of events.
 
     Units: a BDF file whose header claims 16-bit digital limits holds 24-bit samples, which a plain reader makes 256
@@ -106,10 +64,10 @@ def read_recording(path: Path) -> VIRecording:
     try:
         raw = READERS[path.suffix.lower()](path, preload=False, verbose="ERROR")
         names = {name.lower(): name for name in raw.ch_names}
-        missing = [name for name in VI.electrodes if name.lower() not in names]
+        missing = [name for name in electrodes if name.lower() not in names]
         if missing:
             raise UserError(f"{path} has no electrode {', '.join(missing)}; it has {', '.join(raw.ch_names)}")
-        signal = raw.get_data(picks=[names[name.lower()] for name in VI.electrodes])  # (32, n_times) volts
+        signal = raw.get_data(picks=[names[name.lower()] for name in electrodes])  # (n_chans, n_times) volts
         events = {"annotations": annotated_events(raw)}
         if "status" in names:
             events["Status"] = status_events(raw.get_data(picks=[names["status"]])[0])
@@ -121,12 +79,12 @@ def read_recording(path: Path) -> VIRecording:
 
     sfreq, n_times = float(raw.info["sfreq"]), signal.shape[1]
     signal *= 1e6
-    corrections = unit_corrections(path)
+    corrections = unit_corrections(path, electrodes)
     for factor, _ in corrections:
         signal *= factor[:, None]
     if not np.isfinite(signal).all():
         chan, sample = np.argwhere(~np.isfinite(signal))[0]
-        raise UserError(f"{path} has NaN or infinity in {VI.electrodes[chan]} at sample {sample}; expected microvolts")
+        raise UserError(f"{path} has NaN or infinity in {electrodes[chan]} at sample {sample}; expected microvolts")
 
     tsv = path.with_name(path.name.replace(f"_eeg{path.suffix}", "_events.tsv"))
     if tsv.exists():
@@ -138,7 +96,7 @@ def read_recording(path: Path) -> VIRecording:
     outside = [sample for sample, _ in chosen if not 0 <= sample < n_times]
     if outside:
         raise UserError(f"{path}: an event at sample {outside[0]}, but the recording has {n_times} samples")
-    return VIRecording(signal, sfreq, chosen, sources, [what for _, what in corrections])
+    return ReadFile(signal, sfreq, chosen, sources, [what for _, what in corrections])
 
 
 # ---------------------------------------------------------------- BDF and EDF headers
@@ -188,13 +146,13 @@ def check_whole(path: Path) -> None:
         )
 
 
-def unit_corrections(path: Path) -> list[tuple[np.ndarray, str]]:
-    """What must be multiplied to what MNE reads, per electrode: [((32,) factors, what it is), …]."""
+def unit_corrections(path: Path, electrodes: Sequence[str]) -> list[tuple[np.ndarray, str]]:
+    """What must be multiplied to what MNE reads, per electrode: [((n_chans,) factors, what it is), …]."""
     if path.suffix.lower() not in SAMPLE_BYTES:
         return []
     header = read_header(path)
     labels = [label.lower() for label in header["labels"]]
-    places = [labels.index(name.lower()) for name in VI.electrodes]
+    places = [labels.index(name.lower()) for name in electrodes]
     limits = [(header["digital_min"][k], header["digital_max"][k]) for k in places]
     small = np.array([path.suffix.lower() == ".bdf" and max(map(abs, pair)) <= 2**15 for pair in limits])
     blank = np.array([not header["dimensions"][k] for k in places])

@@ -1,4 +1,4 @@
-"""Visual-Imagery-like recordings with a planted effect, in the containers, and with the faults, of the real ones.
+"""Visual-Imagery-like recordings with a simulated effect, in the containers, and with the faults, of the real ones.
 
 Every brain region has an 8–13 Hz and an 18–24 Hz rhythm; while a picture is imagined, the class's rhythm grows in the
 class's region. People differ in gain, noise, rhythms and electrode offsets.
@@ -12,14 +12,13 @@ import numpy as np
 import scipy.fft
 from scipy.signal import butter, sosfiltfilt
 
-from datasets.visual_imagery_llm_dataset import CODES, N_SESSIONS, SUBJECTS, TASKS
-from utils.montages import VI
+from datasets.visual_imagery_llm_dataset import CODES, MONTAGE, N_SESSIONS, SUBJECTS, TASKS
 from utils.paths import written_whole
 
 SFREQ = 1000  # Hz
 BDF_MICROVOLTS = 187500.0  # physical limits of Neuracle's header, for 24-bit samples
 STRAY = ("S13", "02", "AVI", 5)  # the real data have a code 5 in this session, which no task knows
-REGIONS = sorted(VI.topology)
+REGIONS = sorted(MONTAGE.topology)
 EFFECT = {label: (label % 5, label // 5) for label in range(10)}  # class → (region, rhythm) that grows
 
 
@@ -76,7 +75,7 @@ def write_vi_like(raw_dir: Path, size: VIDemoSize, seed: int) -> tuple[int, int]
 
 def _traits(person: np.random.Generator) -> dict:
     """What makes a person."""
-    n_chans = len(VI.electrodes)
+    n_chans = len(MONTAGE.electrodes)
     return {
         "gain": person.uniform(0.85, 1.2),
         "noise": person.uniform(6.0, 9.0),  # microvolts
@@ -107,9 +106,9 @@ def _recording(rng: np.random.Generator, traits: dict, size: VIDemoSize, task: s
         growth = 1 + size.growth * traits["strength"] * rng.uniform(0.85, 1.15) * envelope
         sources[region, rhythm, onset : onset + 4600] *= growth
 
-    region_of = np.array([REGIONS.index(code) for code in VI.brain_regions])
+    region_of = np.array([REGIONS.index(code) for code in MONTAGE.brain_regions])
     eeg = sources.sum(axis=1)[region_of] * traits["weight"][:, None]
-    eeg += _pink(rng, len(VI.electrodes), n_times) * traits["noise"] + _pink(rng, 1, n_times) * 4
+    eeg += _pink(rng, len(MONTAGE.electrodes), n_times) * traits["noise"] + _pink(rng, 1, n_times) * 4
     eeg += 2 * np.sin(2 * np.pi * 50 * np.arange(n_times) / SFREQ)  # mains
     signal = traits["gain"] * eeg + traits["offset"][:, None]
     return signal, [(int(onset), int(code)) for onset, code in zip(onsets, codes, strict=True)]
@@ -136,7 +135,7 @@ def write_tsv(path: Path, events: list[tuple[int, int]]) -> None:
 
 def write_fif(path: Path, signal: np.ndarray, events: list[tuple[int, int]]) -> None:
     """A FIF file in volts, with annotations."""
-    raw = mne.io.RawArray(signal * 1e-6, mne.create_info(list(VI.electrodes), SFREQ, "eeg"), verbose="ERROR")
+    raw = mne.io.RawArray(signal * 1e-6, mne.create_info(list(MONTAGE.electrodes), SFREQ, "eeg"), verbose="ERROR")
     raw.set_annotations(mne.Annotations([k / SFREQ for k, _ in events], 0.001, [str(code) for _, code in events]))
     with written_whole(path) as unfinished:
         unfinished.parent.mkdir(exist_ok=True)
@@ -145,7 +144,7 @@ def write_fif(path: Path, signal: np.ndarray, events: list[tuple[int, int]]) -> 
 
 def write_bdf(
     path: Path, signal: np.ndarray, events: list[tuple[int, int]], rest: int = 0, dimension: str = "uV",
-    digital: tuple[int, int] = (-32768, 32767), labels: tuple[str, ...] = VI.electrodes,
+    digital: tuple[int, int] = (-32768, 32767), labels: tuple[str, ...] = MONTAGE.electrodes,
 ) -> None:  # fmt: skip
     """A BDF file with 24-bit samples, by default under the 16-bit digital limits that Neuracle's headers claim.
 

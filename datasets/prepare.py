@@ -1,0 +1,171 @@
+"""One way from raw recordings to a store, for every dataset: recordings → filter → window → trials → store → closing table."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.description import SPLITS, DatasetDescription
+from datasets.preprocessing import Preprocessing, filter_run, window
+from datasets.recording import Recording
+from datasets.store import DTYPE, Trial, write_store
+from utils.errors import UserError
+from utils.files import environment, source_record
+from utils.workers import in_order
+
+AMPLITUDES = (1.0, 200.0)  # microvolts, the median electrode's standard deviation after filtering
+
+
+def prepare(
+    description: DatasetDescription, files: Sequence[Path], lmdb_dir: Path, settings: Preprocessing, workers: int,
+    scale: float | None = None, options: dict | None = None,
+) -> None:  # fmt: skip
+    """Write the store of a dataset and print the closing table.
+
+    Parameters
+    ----------
+    description : DatasetDescription
+    files : sequence of Path
+        Raw files, in the store's order, whichever worker is done first.
+    lmdb_dir : Path
+    settings : Preprocessing
+    workers : int
+        Files prepared at the same time.
+    scale : float, optional
+        Multiplies what is read, and leaves the check of amplitudes out.
+    options : dict, optional
+        Of `description.recordings`; kept in the store's metadata.
+
+    Raises
+    ------
+    UserError
+        If a file is damaged, amplitudes cannot be right, or nothing is left.
+    """
+    options = options or {}
+    meta = {
+        "dataset": description.name, "electrodes": description.montage.electrodes, "classes": description.classes,
+        "options": options, "preprocessing": settings.as_dict(), "scale_flag": scale, "environment": environment(),
+        "sfreq": 0.0, "sources": [], "counts": {},
+    }  # fmt: skip
+    counts: Counter = Counter()
+
+    def parts():
+        jobs = [(description, file, settings, scale, options) for file in files]
+        for kept, found, source in in_order(prepare_file, jobs, workers, "preparing"):
+            counts.update(found)
+            meta["sources"].append(source)
+            rates = {recording["sfreq"] for recording in source["recordings"]} | ({meta["sfreq"]} - {0.0})
+            if len(rates) > 1:
+                raise UserError(f"{source['name']} has another sampling rate ({rates} Hz) than the files before it")
+            meta["sfreq"] = max(rates, default=0.0)
+            yield kept
+        if not any(fate == "kept" for fate, *_ in counts):
+            dropped = sum(n for (fate, *_), n in counts.items() if fate.startswith("dropped"))
+            raise UserError(
+                f"none of the {len(files)} recordings gives a trial: "
+                + (f"{dropped} were dropped" if dropped else "no events in them")
+                + f"; {files[0]} is the first"
+            )
+        meta["counts"] = {"/".join(map(str, key)): n for key, n in counts.items()}  # JSON has no tuples: "kept/A01/0"
+
+    meta = write_store(lmdb_dir, meta, parts())
+    closing_table(description, meta, counts)
+
+
+def prepare_file(
+    description: DatasetDescription, path: Path, settings: Preprocessing, scale: float | None, options: dict
+) -> tuple[list[tuple[Trial, np.ndarray]], Counter, dict]:
+    """All trials of one file; counts by (fate, subject, label) and of recordings by kind; the file's facts."""
+    kept, counts, facts = [], Counter(), []
+    for recording in description.recordings(path, **options):
+        counts["recordings", recording.kind] += 1
+        counts.update({(cause, recording.subject, what): n for (cause, what), n in recording.left_out.items()})
+        trials, amplitude = cut_trials(recording, path, settings, scale, counts)
+        kept += trials
+        facts.append({
+            "subject": recording.subject, "session": recording.session, "run": recording.run, "kind": recording.kind,
+            "sfreq": recording.sfreq, "median_sd_microvolts": amplitude, **recording.notes,
+        })  # fmt: skip
+    return kept, counts, source_record(path) | {"recordings": facts}
+
+
+def cut_trials(
+    recording: Recording, path: Path, settings: Preprocessing, scale: float | None, counts: Counter
+) -> tuple[list[tuple[Trial, np.ndarray]], float | None]:
+    """Filter one run and cut its trials; also its amplitude. Counts what is kept and what is dropped.
+
+    Raises
+    ------
+    UserError
+        If the run is too short, its rate does not fit the filter, or its amplitude is out of range.
+    """
+    signal, sfreq = recording.signal, recording.sfreq
+    if settings.h_freq >= sfreq / 2 or sfreq != round(sfreq):
+        raise UserError(f"{path} is sampled at {sfreq:g} Hz; expected a whole number above {2 * settings.h_freq:g}")
+    if not len(recording.onsets):
+        return [], None
+    if signal.shape[1] < sfreq * (settings.tmax - settings.tmin):
+        raise UserError(f"{path} has {signal.shape[1]} samples, less than one window; fetch it again")
+    if scale is not None:
+        signal *= scale
+    filtered = filter_run(signal, sfreq, settings)
+    amplitude = float(np.median([chan.std() for chan in filtered]))  # microvolts
+    if scale is None and not AMPLITUDES[0] <= amplitude <= AMPLITUDES[1]:
+        raise UserError(
+            f"{path}: the median electrode's standard deviation after filtering is {amplitude:.4g} microvolts; expected "
+            f"{AMPLITUDES[0]:g} to {AMPLITUDES[1]:g}: is the unit wrong? --scale sets a factor and goes on (--scale 1: as it is)"
+        )
+    n = len(recording.onsets)
+    numbers = np.arange(1, n + 1) if recording.numbers is None else recording.numbers
+    artifacts = np.zeros(n, bool) if recording.artifacts is None else recording.artifacts
+    kept = []
+    for place, (onset, label) in enumerate(zip(recording.onsets, recording.labels.tolist(), strict=True)):
+        samples = window(onset, sfreq, settings)
+        if samples.start < 0 or samples.stop > signal.shape[1]:
+            counts["dropped: window leaves the run", recording.subject, label] += 1
+            continue
+        number = int(numbers[place])
+        key = f"{recording.subject}-{recording.session}-r{recording.run}-t{number:03d}"
+        image = recording.images[place] if recording.images else ""
+        trial = Trial(key, label, recording.subject, recording.session, recording.run, number, image)
+        kept.append((trial, filtered[:, samples].astype(DTYPE)))
+        counts["kept", recording.subject, label] += 1
+        if artifacts[place]:
+            counts["of these marked as artifact", recording.subject, label] += 1
+    return kept, round(amplitude, 3)
+
+
+def closing_table(description: DatasetDescription, meta: dict, counts: Counter) -> None:
+    """Print files and recordings, trials kept and dropped by cause, by the published splits, against what was expected."""
+    kinds = [f"{n} {key[1]}" for key, n in counts.items() if key[0] == "recordings"]
+    people = {recording["subject"] for source in meta["sources"] for recording in source["recordings"]}
+    print(f"\nfiles {len(meta['sources'])}, people {len(people)}: {', '.join(kinds)}\n")
+    columns, lines = description.closing(meta["options"], meta["sources"], counts) if description.closing else ({}, [])
+    labels = range(len(description.classes))
+    fates = dict.fromkeys(["kept", *sorted(key[0] for key in counts if isinstance(key[-1], int) and len(key) == 3)])
+    width = max(map(len, fates)) + 2
+    heads = (*description.classes, "trials", *columns)
+    size = max(map(len, heads)) + 2
+    print(" " * (6 + width) + "".join(f"{name:>{size}}" for name in heads))
+    split_of = {subject: description.split_of(subject) or "other" for subject in people}
+    for split in (*SPLITS, *({"other"} & set(split_of.values()))):
+        for fate in fates:
+            row = [sum(counts[fate, who, label] for who in people if split_of[who] == split) for label in labels]
+            expected = [f"{column.get(split, 0):{size}d}" for column in columns.values()] if fate == "kept" else []
+            print(f"{split:6}{fate:{width}}" + "".join(f"{n:{size}d}" for n in (*row, sum(row))) + "".join(expected))
+        if split not in split_of.values():
+            lines.append(
+                f"notice: no {split} trials; the people of the published {split} split are not among the files"
+            )
+    if meta["scale_flag"] is not None:
+        lines.insert(0, f"--scale {meta['scale_flag']:g} was applied to all recordings; amplitudes were not checked")
+    n_chans, n_times = meta["shape"]
+    print("", *lines, f"{meta['n_trials']} trials of {n_chans} electrodes × {n_times} samples at {meta['sfreq']:g} Hz, "
+          f"microvolts; fingerprint {meta['fingerprint'][:16]}", sep="\n")  # fmt: skip
+
+
+def default_workers(most: int) -> int:
+    """As many as there are processors, at most `most`."""
+    return max(1, min(most, os.cpu_count() or 1))

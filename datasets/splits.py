@@ -1,0 +1,119 @@
+"""Protocols: which trials of a store train, validate and test. Chosen by the run, with `--protocol NAME` or `NAME:PERSON`.
+
+published      the people of the published splits
+loso:PERSON    leave one subject out: PERSON tests; of the others, in alphabetical order and starting behind PERSON (after
+               the last one comes the first), as many validate as in the published splits; the rest trains
+within:PERSON  one person across sessions: the dataset's test sessions test; of the earlier ones the last validates where
+               there are three sessions or more in all. With two, nothing validates and the last epoch is tested
+
+Nothing that tests is ever used to choose: `check_no_leak` asks what the protocol promises (no person, or no session and
+no trial, in two splits).
+"""
+
+from collections.abc import Callable, Sequence
+
+from datasets.description import SPLITS, DatasetDescription
+from datasets.store import Trial
+from utils.errors import UserError
+
+Split = dict[str, list[Trial]]
+
+
+def published(store, description: DatasetDescription, person: str) -> Split:
+    """The published people; a file in CBraMod's layout says itself who is where."""
+    if person:
+        raise UserError(f"--protocol published:{person}: published takes no person")
+    where = store.own_splits or {t.key: description.split_of(t.subject) for t in store.trials}
+    unknown = sorted({t.subject for t in store.trials if where[t.key] is None})
+    if unknown:
+        raise UserError(
+            f"{store.path}: {', '.join(unknown)} is in no published split of {description.name}; choose another --protocol"
+        )
+    return {split: [t for t in store.trials if where[t.key] == split] for split in SPLITS}
+
+
+def leave_one_subject_out(store, description: DatasetDescription, person: str) -> Split:
+    """`person` tests, the next ones in alphabetical order validate."""
+    people = _people(store, person, at_least=3)
+    place = people.index(person)
+    others = [*people[place + 1 :], *people[:place]]
+    n_val = min(max(len(description.people.get("val", ())), 1), len(others) - 1)
+    chosen = {person: "test"} | dict.fromkeys(others[:n_val], "val") | dict.fromkeys(others[n_val:], "train")
+    return {split: [t for t in store.trials if chosen[t.subject] == split] for split in SPLITS}
+
+
+def within_person(store, description: DatasetDescription, person: str) -> Split:
+    """The sessions of `person`: later ones test, earlier ones train."""
+    _people(store, person, at_least=1)
+    trials = [t for t in store.trials if t.subject == person]
+    sessions = list(dict.fromkeys(t.session for t in trials))
+    test = [s for s in sessions if s in description.test_sessions] or sessions[(len(sessions) + 1) // 2 :]
+    earlier = [s for s in sessions if s not in test]
+    if not test or not earlier:
+        raise UserError(f"{store.path}: {person} has session {', '.join(sessions)} only; within needs two")
+    val = earlier[-1:] if len(earlier) > 1 else []
+    chosen = dict.fromkeys(test, "test") | dict.fromkeys(val, "val")
+    return {split: [t for t in trials if chosen.get(t.session, "train") == split] for split in SPLITS}
+
+
+# name on the command line → (how it splits, what may not be in two splits)
+PROTOCOLS: dict[str, tuple[Callable[..., Split], str]] = {
+    "published": (published, "person"),
+    "loso": (leave_one_subject_out, "person"),
+    "within": (within_person, "session"),
+}
+
+
+def split_trials(store, description: DatasetDescription, protocol: str = "published") -> Split:
+    """The trials of a store by split, in the store's order.
+
+    Parameters
+    ----------
+    store : TrialStore or CBraModStore
+    description : DatasetDescription
+    protocol : str
+        "published", "loso:A03", "within:A03", …
+
+    Raises
+    ------
+    UserError
+        If the protocol or the person is unknown, or what it promises does not hold.
+    """
+    check_protocol(protocol)
+    name, _, person = protocol.partition(":")
+    make, promise = PROTOCOLS[name]
+    splits = make(store, description, person)
+    check_no_leak(splits, promise, store.path)
+    return splits
+
+
+def check_protocol(protocol: str) -> str:
+    """The protocol itself; UserError where its name is none."""
+    if protocol.partition(":")[0] not in PROTOCOLS:
+        raise UserError(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}, as in loso:A03")
+    return protocol
+
+
+def check_no_leak(splits: Split, promise: str, path) -> None:
+    """Raise UserError where a trial, or what the protocol promises to keep apart, is in two splits."""
+    kinds = {
+        "person": lambda t: t.subject,
+        "session": lambda t: f"{t.subject} session {t.session}",
+        "trial": lambda t: t.key,
+    }
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        for kind in dict.fromkeys((promise, "trial")):
+            both = {kinds[kind](t) for t in splits[a]} & {kinds[kind](t) for t in splits[b]} - {""}
+            if both:
+                raise UserError(
+                    f"{path}: {', '.join(sorted(both)[:5])} in both {a} and {b}; a {kind} may be in one split only"
+                )
+
+
+def _people(store, person: str, at_least: int) -> Sequence[str]:
+    people = sorted({t.subject for t in store.trials})
+    if person not in people:
+        raise UserError(f"{store.path} has no person {person or '(none named)'}; it has {', '.join(people)}")
+    if len(people) < at_least:
+        raise UserError(f"{store.path} has {len(people)} people; leaving one out needs {at_least} or more")
+    return people

@@ -1,0 +1,216 @@
+"""Trials of one split as a map-style dataset, batches with text targets, and the labels of the shuffled-label control.
+
+PyTorch is imported where it is used: a script's -h reads the datasets' files, and must not wait for it.
+"""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.description import SPLITS, DatasetDescription
+from datasets.splits import split_trials
+from datasets.store import Trial, open_store
+from utils.errors import UserError
+
+
+class TrialDataset:
+    """Trials of one split.
+
+    Parameters
+    ----------
+    data_dir : str or Path
+        A store of this project, or CBraMod's LMDB.
+    mode : {"train", "val", "test"}
+    protocol : str
+        See `datasets.splits`.
+    description : DatasetDescription, optional
+        The subclasses of the datasets' files have it already.
+    store : TrialStore or CBraModStore, optional
+        Where it is open already.
+
+    Items are dicts: `x`, `label` and `index`. `x` is the (n_chans, n_times) float32 signal in microvolts at `sfreq` Hz;
+    with `prepare` set, what it makes of that, kept in memory after the first time; with `tokens` set, an (N, n, width) tensor, its row. `trials[i]` tells item
+    i's subject, session, run and number. `labels` may be replaced (see `shuffled_labels`).
+
+    Raises
+    ------
+    UserError
+        If the store has other electrodes or labels than the dataset.
+    """
+
+    description: DatasetDescription  # set by each dataset
+
+    def __init__(
+        self, data_dir: str | Path, mode: str, protocol: str = "published",
+        description: DatasetDescription | None = None, store=None,
+    ):  # fmt: skip
+        self.description = description or self.description
+        self.store = store or open_store(data_dir)
+        self.trials: list[Trial] = split_trials(self.store, self.description, protocol)[mode]
+        self.labels = [trial.label for trial in self.trials]
+        self.mode, self.sfreq = mode, self.store.sfreq
+        self.prepare: Callable | None = None
+        self.tokens = None
+        self._prepared: dict[int, object] = {}
+        self._check(data_dir)
+
+    def _check(self, data_dir) -> None:
+        name, electrodes = self.description.name, self.description.montage.electrodes
+        of = self.store.meta.get("dataset", name)
+        if of != name:
+            raise UserError(f"{data_dir} is a store of {of}; expected {name}")
+        n_chans, n_times = self.store.shape
+        if self.trials and n_chans not in (len(electrodes), len(electrodes) + self.description.extra_channels):
+            raise UserError(f"{data_dir}: trials are ({n_chans}, {n_times}); {name} has {len(electrodes)} electrodes")
+        if tuple(self.store.meta.get("electrodes", electrodes)) != electrodes:
+            raise UserError(f"{data_dir} has other electrodes than {name}")
+        wrong = {label for label in self.labels if not 0 <= label < len(self.description.classes)}
+        if wrong:
+            raise UserError(
+                f"{data_dir}: label {min(wrong)} in {self.mode}; expected 0 to {len(self.description.classes) - 1}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __getitem__(self, index: int) -> dict:
+        x = self._x(index) if self.tokens is None else self.tokens[index]
+        return {"x": x, "label": self.labels[index], "index": index}
+
+    def _x(self, index: int) -> "torch.Tensor":  # noqa: F821
+        import torch
+
+        if self.prepare is None:
+            return self.signal(index)
+        if index not in self._prepared:
+            x = self.prepare(self.samples(self.trials[index]), self.sfreq)
+            self._prepared[index] = torch.from_numpy(np.ascontiguousarray(x, np.float32))
+        return self._prepared[index]
+
+    def samples(self, trial: Trial) -> np.ndarray:
+        """(n_chans, n_times) float32 microvolts; channels behind the dataset's electrodes stay behind."""
+        return self.store.read(trial)[: len(self.description.montage.electrodes)]
+
+    def signal(self, index: int) -> "torch.Tensor":  # noqa: F821
+        """(n_chans, n_times) float32 microvolts of trial `index`."""
+        import torch
+
+        return torch.from_numpy(self.samples(self.trials[index]).copy())
+
+    def shuffle_labels(self, seed: int) -> None:
+        """Make this the shuffled-label control: see `shuffled_labels`."""
+        self.labels = shuffled_labels(self.trials, seed)
+
+    @property
+    def n_times(self) -> int:
+        """Samples a trial."""
+        return self.store.shape[1]
+
+    def spread(self, n: int) -> list[int]:
+        """`n` trials spread evenly over the split, or all where there are fewer, with a notice.
+
+        Raises
+        ------
+        UserError
+            If the split is empty.
+        """
+        if not len(self):
+            raise UserError(f"{self.store.path} has no {self.mode} trials")
+        if n > len(self):
+            print(f"notice: --num_samples {n}, but {self.mode} has {len(self)} trials; all are used")
+            n = len(self)
+        return np.linspace(0, len(self) - 1, n).round().astype(int).tolist()
+
+
+def load_splits(data_dir: str | Path, description: DatasetDescription, protocol: str) -> dict[str, TrialDataset]:
+    """All three splits of a store, opened once. A split may be empty.
+
+    Raises
+    ------
+    UserError
+        If nothing is there to train on, or nothing validates under a protocol that chooses by validation.
+    """
+    store = open_store(data_dir)
+    splits = {mode: TrialDataset(data_dir, mode, protocol, description, store) for mode in SPLITS}
+    for mode in ("train", "val"):
+        if not len(splits[mode]) and not (mode == "val" and protocol.startswith("within")):
+            raise UserError(
+                f"{data_dir} has no {mode} trials under --protocol {protocol}; training needs train and val"
+            )
+    if not len(splits["val"]):
+        print(f"notice: {protocol} leaves no session to validate on; the last epoch is tested, and nothing is chosen")
+    return splits
+
+
+class TextCollator:
+    """Batches items and attaches tokenised targets.
+
+    Parameters
+    ----------
+    description : DatasetDescription
+    tokenizer : transformers tokenizer
+    seed : int
+        With `epoch`, decides which phrasing a trial gets; the choice depends on nothing else.
+
+    Batches are dicts: `x` (B, …), `label` (B,), `index` (B,), `target_ids` (B, T) int64, `target_mask` (B, T) bool.
+    Every target ends with the end-of-sequence token. The mask, and never a token id, says what is padding: TinyLlama's
+    padding token is its end token, and masking by id would remove the lesson to stop.
+    """
+
+    def __init__(self, description: DatasetDescription, tokenizer, seed: int = 0):
+        self.seed, self.epoch = seed, 0
+        self.pad_id = tokenizer.eos_token_id  # any id will do: padded places are masked
+        self.target_ids = {label: [target_ids(text, tokenizer) for text in description.phrasings[label]]
+                           for label in description.phrasings}  # fmt: skip
+
+    def __call__(self, items: Sequence[dict]) -> dict:
+        import torch
+
+        targets = []
+        for item in items:
+            phrasings = self.target_ids[item["label"]]
+            rng = np.random.default_rng((self.seed, self.epoch, item["index"]))
+            targets.append(phrasings[rng.integers(len(phrasings))])
+        longest = max(map(len, targets))
+        return {
+            "x": torch.stack([item["x"] for item in items]),
+            "label": torch.tensor([item["label"] for item in items]),
+            "index": torch.tensor([item["index"] for item in items]),
+            "target_ids": torch.tensor([t + [self.pad_id] * (longest - len(t)) for t in targets]),
+            "target_mask": torch.tensor([[True] * len(t) + [False] * (longest - len(t)) for t in targets]),
+        }
+
+
+def target_ids(text: str, tokenizer) -> list[int]:
+    """Token ids of an answer, ended by the end-of-sequence token."""
+    return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+
+
+def shuffled_labels(trials: Sequence[Trial], seed: int) -> list[int]:
+    """Labels of the shuffled-label control: a plain random permutation within each recording (subject, session, run).
+
+    What a recording as a whole tells stays: where recordings hold some of the classes only, as in Visual Imagery, the
+    control scores what knowing the recording is worth, and not 1 / number of classes. The permutation of a recording
+    depends on `seed` and on the recording alone, so it is the same under every protocol.
+
+    Parameters
+    ----------
+    trials : sequence of Trial
+    seed : int
+
+    Returns
+    -------
+    list of int, in the order of `trials`.
+    """
+    places = defaultdict(list)
+    for place, trial in enumerate(trials):
+        places[trial.subject, trial.session, trial.run].append(place)
+    shuffled = [trial.label for trial in trials]
+    for recording, of in places.items():
+        rng = np.random.default_rng((seed, zlib.crc32("/".join(map(str, recording)).encode())))
+        for place, source in zip(of, rng.permutation(of), strict=True):
+            shuffled[place] = trials[source].label
+    return shuffled

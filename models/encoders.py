@@ -1,0 +1,166 @@
+"""What an encoder is, two small ones that are trained from scratch, and how any is made.
+
+An encoder is an `nn.Module` with
+    build(electrodes, brain_regions, sorted_indices, n_times, sfreq)   class method: made for trials of this kind
+    prepare(x, sfreq)       (n_chans, n_times) microvolts at `sfreq` Hz → what `forward` reads, as a NumPy array
+    forward(x)              → features (B, C or 1, P, width): C electrodes, or 1 where it mixes them; P moments in time
+    width                   of a feature
+    electrode_order         input positions of the electrodes along C; None where it mixes them
+    pretrained              True: loaded from a checkpoint, frozen and cached by default; False: trained from the first epoch
+    lr                      default of --encoder_lr
+    trainable_parameters()  those that training may change
+`ENCODERS` in models/__init__.py lists them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from models import ENCODERS, choose
+from utils.checkpoints import load_weights
+from utils.errors import UserError
+from utils.signals import resample
+
+
+def load_encoder(
+    name: str, checkpoint: str | None = None, allow_partial: bool = False, seed: int = 0, *,
+    electrodes: Sequence[str], brain_regions: Sequence[int], sorted_indices: Sequence[int], n_times: int, sfreq: float,
+) -> nn.Module:  # fmt: skip
+    """An encoder for trials of one kind, in evaluation mode, without gradients.
+
+    Parameters
+    ----------
+    name : str
+        A key of `ENCODERS`.
+    checkpoint : str or None
+        Weights of a pretrained encoder; None gives random weights, for those who ask for them by name.
+    allow_partial : bool
+        See `load_weights`.
+    seed : int
+        Of random weights.
+    electrodes, brain_regions, sorted_indices : sequences
+        Names and CSBrain's region codes in input order; positions region by region.
+    n_times : int
+        Samples a trial, at `sfreq` Hz.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint does not fit, or the encoder cannot read such trials.
+    """
+    torch.manual_seed(seed)
+    kind = choose(ENCODERS, name)
+    encoder = kind.build(
+        electrodes=list(electrodes), brain_regions=list(brain_regions), sorted_indices=list(sorted_indices),
+        n_times=n_times, sfreq=sfreq,
+    )  # fmt: skip
+    if not kind.pretrained:
+        print(f"encoder: {name}, trained from scratch, {sum(p.numel() for p in encoder.parameters()):,} parameters")
+    elif checkpoint is None:
+        print(
+            f"encoder: {name} with RANDOM weights (seed {seed}), as asked for; its features are not the published ones"
+        )
+    else:
+        print(f"encoder: {checkpoint}: {load_weights(encoder, checkpoint, allow_partial)}")
+    if hasattr(encoder, "proj_out"):
+        encoder.proj_out = nn.Identity()  # CSBrain's own head; downstream use drops it
+    return encoder.eval().requires_grad_(False)
+
+
+class EEGNet(nn.Module):
+    """EEGNet-8,2 (Lawhern et al., J. Neural Eng. 15:056013, 2018) up to its classifier: 16 features every 250 ms.
+
+    Parameters
+    ----------
+    n_chans, n_times : int
+        Electrodes; samples a trial at 128 Hz.
+    dropout : float
+        0.25 is the paper's value across people, 0.5 within a person.
+    """
+
+    sfreq, pretrained, electrode_order, lr = 128.0, False, None, 1e-3
+    filters, depth = 8, 2
+    width = filters * depth
+
+    def __init__(self, n_chans: int, n_times: int, dropout: float = 0.25):
+        super().__init__()
+        f, d = self.filters, self.depth
+        # kernels of even length: one zero more behind than before keeps the length
+        self.temporal = nn.Sequential(
+            nn.ZeroPad2d((31, 32, 0, 0)), nn.Conv2d(1, f, (1, 64), bias=False), nn.BatchNorm2d(f)
+        )
+        self.spatial = nn.Conv2d(f, f * d, (n_chans, 1), groups=f, bias=False)
+        self.after_spatial = nn.Sequential(nn.BatchNorm2d(f * d), nn.ELU(), nn.AvgPool2d((1, 4)), nn.Dropout(dropout))
+        self.separable = nn.Sequential(
+            nn.ZeroPad2d((7, 8, 0, 0)),
+            nn.Conv2d(f * d, f * d, (1, 16), groups=f * d, bias=False),
+            nn.Conv2d(f * d, self.width, 1, bias=False),
+            nn.BatchNorm2d(self.width), nn.ELU(), nn.AvgPool2d((1, 8)), nn.Dropout(dropout),
+        )  # fmt: skip
+        if n_times < 32:
+            raise UserError(f"trials of {n_times / self.sfreq:g} s are too short for eegnet, which pools over 0.25 s")
+
+    @classmethod
+    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, **_) -> "EEGNet":
+        return cls(len(electrodes), int(n_times * cls.sfreq / sfreq))
+
+    def prepare(self, x: np.ndarray, sfreq: float) -> np.ndarray:
+        """(C, n_times) microvolts → (C, T) at 128 Hz, in units of 10 µV."""
+        return (resample(x, sfreq, self.sfreq) / 10).astype(np.float32)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, T) → (B, 1, T / 32, 16)."""
+        h = self.temporal(x[:, None])  # (B, 8, C, T)
+        weight = torch.renorm(self.spatial.weight, 2, 0, 1.0)  # the paper's limit on each spatial filter's norm
+        h = nn.functional.conv2d(h, weight, groups=self.filters)  # (B, 16, 1, T)
+        h = self.separable(self.after_spatial(h))  # (B, 16, 1, T / 32)
+        return h.permute(0, 2, 3, 1)
+
+
+class ShallowFBCSPNet(nn.Module):
+    """ShallowFBCSPNet (Schirrmeister et al., Human Brain Mapping 38:5391, 2017) up to its classifier: log power.
+
+    Parameters
+    ----------
+    n_chans, n_times : int
+        Electrodes; samples a trial at 250 Hz.
+    dropout : float
+    """
+
+    sfreq, pretrained, electrode_order, lr = 250.0, False, None, 1e-3
+    filters = 40
+    together = 4  # pooled moments, 60 ms apart, that make one token of 160 features
+    width = filters * together
+
+    def __init__(self, n_chans: int, n_times: int, dropout: float = 0.5):
+        super().__init__()
+        self.temporal = nn.Conv2d(1, self.filters, (1, 25))
+        self.spatial = nn.Conv2d(self.filters, self.filters, (n_chans, 1), bias=False)
+        self.norm, self.pool = nn.BatchNorm2d(self.filters), nn.AvgPool2d((1, 75), stride=(1, 15))
+        self.dropout = nn.Dropout(dropout)
+        if n_times < 24 + 75 + 15 * (self.together - 1):
+            raise UserError(f"trials of {n_times / self.sfreq:g} s are too short for shallow, which pools over 0.3 s")
+
+    @classmethod
+    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, **_) -> "ShallowFBCSPNet":
+        return cls(len(electrodes), int(n_times * cls.sfreq / sfreq))
+
+    def prepare(self, x: np.ndarray, sfreq: float) -> np.ndarray:
+        """(C, n_times) microvolts → (C, T) at 250 Hz, in units of 10 µV."""
+        return (resample(x, sfreq, self.sfreq) / 10).astype(np.float32)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, T) → (B, 1, P, 160); a 4 s trial gives 15 tokens."""
+        h = self.norm(self.spatial(self.temporal(x[:, None])))  # (B, 40, 1, T')
+        h = self.dropout(self.pool(h.square()).clamp(min=1e-6).log())[:, :, 0]  # (B, 40, T'')
+        n = h.shape[-1] // self.together
+        h = h[..., : n * self.together].unflatten(-1, (n, self.together))  # (B, 40, P, 4)
+        return h.permute(0, 2, 1, 3).flatten(2)[:, None]

@@ -1,0 +1,154 @@
+"""Checkpoints of the training scripts, brought back for decoding: whether they are whole and fit, and the models in them."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from datasets.description import DatasetDescription
+from datasets.trials import TrialDataset
+from models import ENCODERS, MAPPERS, choose
+from models.eeg_clip_mapper import EEGMapperModel
+from models.eeg_llm import (
+    EEGLanguageModel,
+    EEGProjection,
+    EEGTokenReducer,
+    add_lora,
+    load_language_model,
+    load_lora,
+    read_lora_settings,
+)
+from stages.tokens import TokenCache, encoder_for, reducer_for
+from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
+from utils.errors import UserError
+
+FOR_ALL = {"dataset", "encoder_name", "token_pooling", "encoder_fingerprint", "encoder", "n_times", "sfreq"}
+FOR_TEXT = FOR_ALL | {"projection", "llm"}
+FOR_MAPPER = FOR_ALL | {"classes", "mapper_name", "settings", "mapper", "prototypes", "image_model"}
+
+
+def find_text_checkpoint(place: str | Path, lora_dir: str | None) -> tuple[Path, Path]:
+    """The projection file and adapter folder; of a run's folder, the best epoch's."""
+    projection = best_checkpoint(Path(place), "projection_epoch{}.pth")
+    if lora_dir:
+        return projection, Path(lora_dir)
+    epoch = re.fullmatch(r"projection_epoch(\d+)\.pth", projection.name)
+    if not epoch:
+        raise UserError(f"--lora_dir is needed: {projection.name} does not tell the epoch")
+    return projection, projection.with_name(f"lora_epoch{epoch[1]}")
+
+
+def read_run_checkpoint(path: Path, needed: set[str], script: str, description: DatasetDescription) -> dict:
+    """A checkpoint of a training script on this dataset.
+
+    Raises
+    ------
+    UserError
+        If it is damaged, of another script, of another dataset or of other classes.
+    """
+    checkpoint = read_checkpoint(path)
+    missing = needed - set(checkpoint)
+    if missing:
+        raise UserError(
+            f"{path} is not a checkpoint of this version's {script} (it has no {', '.join(sorted(missing))})"
+        )
+    if checkpoint["dataset"] != description.name:
+        raise UserError(f"{path} was trained on {checkpoint['dataset']}; expected {description.name}")
+    if tuple(checkpoint.get("classes", description.classes)) != description.classes:
+        raise UserError(
+            f"{path} was trained on the classes {', '.join(checkpoint['classes'])}; expected {', '.join(description.classes)}"
+        )
+    if checkpoint["encoder_name"] not in ENCODERS:
+        raise UserError(f"{path} has the encoder {checkpoint['encoder_name']!r}; expected one of {', '.join(ENCODERS)}")
+    return checkpoint
+
+
+def checkpoint_encoder(
+    checkpoint: dict, path: Path, dataset: TrialDataset, foundation: str | None, allow_partial: bool, seed: int
+) -> nn.Module:
+    """The encoder that a checkpoint was trained with, with the weights that it was trained to where it was.
+
+    Raises
+    ------
+    UserError
+        If the trials have another length or rate, or `foundation` is another encoder.
+    """
+    if (dataset.n_times, dataset.sfreq) != (checkpoint["n_times"], checkpoint["sfreq"]):
+        raise UserError(
+            f"{path} was trained on trials of {checkpoint['n_times']} samples at {checkpoint['sfreq']:g} Hz; "
+            f"{dataset.store.path} has {dataset.n_times} at {dataset.sfreq:g} Hz: another window or recorder"
+        )
+    encoder = encoder_for(dataset, checkpoint["encoder_name"], foundation, allow_partial, seed)
+    if encoder.pretrained and fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
+        raise UserError(f"{path} was trained on the features of another encoder than {foundation}")
+    if checkpoint["encoder"] is not None:
+        load_state(encoder, checkpoint["encoder"], path)
+    return encoder
+
+
+def checkpoint_tokens(
+    checkpoint: dict,
+    encoder: nn.Module,
+    dataset: TrialDataset,
+    cache_dir: str | None,
+    cached: bool,
+    device: torch.device,
+) -> EEGTokenReducer | None:
+    """Give the dataset its tokens (a frozen encoder) or its prepared signals, and then the pooling as well."""
+    montage = dataset.description.montage
+    if cached and encoder.pretrained:
+        cache = TokenCache(cache_dir, encoder, montage, checkpoint["token_pooling"])
+        dataset.tokens = cache.tokens(dataset, device)
+        return None
+    dataset.prepare = encoder.prepare
+    return reducer_for(encoder, montage, checkpoint["token_pooling"])
+
+
+def load_text_model(
+    checkpoint: dict, path: Path, lora_dir: Path, llm: str | None, quantize: bool, dtype: torch.dtype,
+    device: torch.device, description: DatasetDescription, encoder: nn.Module, reducer: EEGTokenReducer | None,
+) -> EEGLanguageModel:  # fmt: skip
+    """The language model with its adapter, the projection, and the encoder where `reducer` is given.
+
+    Raises
+    ------
+    UserError
+        If a part is missing, damaged, or made for another part.
+    """
+    if not lora_dir.is_dir():
+        raise UserError(f"{lora_dir}: no such LoRA folder; --lora_dir names the one saved beside the projection")
+    lora = read_lora_settings(lora_dir)
+    language_model, tokenizer = load_language_model(llm or checkpoint["llm"], device, quantize, dtype)
+    language_model = add_lora(language_model, **lora)
+    load_lora(language_model, lora_dir)
+    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width)
+    try:
+        projection.load_state_dict(checkpoint["projection"])
+    except RuntimeError:
+        raise UserError(f"{path} does not fit the language model's width; --llm names another") from None
+    return EEGLanguageModel(
+        language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
+        encoder if reducer else None, reducer,
+    ).to(device).eval()  # fmt: skip
+
+
+def load_mapper_model(
+    checkpoint: dict, path: Path, device: torch.device, encoder: nn.Module, reducer: EEGTokenReducer | None
+) -> EEGMapperModel:
+    """The mapper, and the encoder where `reducer` is given; UserError where the checkpoint is damaged."""
+    try:
+        mapper = choose(MAPPERS, checkpoint["mapper_name"])(**checkpoint["settings"])
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: its settings make no mapper ({error})") from None
+    load_state(mapper, checkpoint["mapper"], path)
+    return EEGMapperModel(mapper, encoder if reducer else None, reducer).to(device).eval()
+
+
+def load_state(module: nn.Module, state: dict, path: Path) -> None:
+    """Put a checkpoint's weights into a module; UserError where they do not fit."""
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged: its weights do not fit its settings ({reason})") from None

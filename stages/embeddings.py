@@ -1,0 +1,71 @@
+"""The mapper's states on their way to the image model: `embeddings.safetensors` beside `decoded.jsonl`."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from models.image_generator import Conditioning
+from stages.rows import Row
+from utils.checkpoints import read_tensors
+from utils.errors import UserError
+from utils.paths import written_whole
+
+
+def digest(states: torch.Tensor, pooled: torch.Tensor) -> str:
+    """Tells one trial's states from another's."""
+    return hashlib.sha256(states.numpy().tobytes() + pooled.numpy().tobytes()).hexdigest()[:16]
+
+
+def write_embeddings(
+    path: Path, rows: Sequence[Row], outputs: Mapping[int, tuple[torch.Tensor, torch.Tensor]], image_model: str
+) -> None:
+    """Keep text states (1, 77, D) and pooled vector (1, D) by trial index, and mark each row with their digest.
+
+    Without outputs, what another run left is removed: it would not belong to these trials.
+    """
+    path.unlink(missing_ok=True)
+    if not outputs:
+        return
+    kept = {
+        "index": torch.tensor(list(outputs)),
+        "states": torch.cat([states.float().cpu() for states, _ in outputs.values()]),  # (n, 77, D)
+        "pooled": torch.cat([pooled.float().cpu() for _, pooled in outputs.values()]),  # (n, D)
+    }
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(save(kept))
+    for row, states, pooled in zip(rows, kept["states"], kept["pooled"], strict=True):
+        row.embedding, row.embedding_of = digest(states, pooled), image_model
+
+
+def read_embeddings(path: Path, rows: Sequence[Row], image_model: str) -> dict[int, Conditioning]:
+    """The mapper's states and pooled vector of every decoded trial, by index.
+
+    Raises
+    ------
+    UserError
+        If they are not there, damaged, or belong to other decoded trials.
+    """
+    if not path.exists() or not all(row.embedding for row in rows):
+        raise UserError(
+            f"{path} is not there, or not of these trials; --conditioning embedding and blend need it: run --stage decode "
+            "with the same flag"
+        )
+    kept = read_tensors(path)
+    if set(kept) != {"index", "states", "pooled"} or len({len(tensor) for tensor in kept.values()}) > 1:
+        raise UserError(
+            f"{path} is damaged: it does not hold index, states and pooled of the same trials; decode again"
+        )
+    found = {}
+    for index, states, pooled in zip(kept["index"].tolist(), kept["states"], kept["pooled"], strict=True):
+        found[index] = digest(states, pooled), Conditioning(states[None], pooled[None])
+    for row in rows:
+        if found.get(row.index, ("", None))[0] != row.embedding:
+            raise UserError(f"{path} belongs to other trials than decoded.jsonl (trial {row.index}); decode again")
+    others = {row.embedding_of for row in rows} - {image_model}
+    if others:
+        print(f"notice: the mapper's states were trained towards {', '.join(sorted(others))}, and {image_model} "
+              "reads them now; another kind of model reads other states")  # fmt: skip
+    return {index: conditioning for index, (_, conditioning) in found.items()}

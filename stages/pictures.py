@@ -1,0 +1,221 @@
+"""Pictures: what a person saw, the folder of what is drawn for each decoded trial, comparisons, the grid."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from tqdm import tqdm
+
+from stages.rows import Row
+from utils.device import free_gpu_memory
+from utils.errors import UserError
+from utils.paths import written_whole
+
+PANEL = 256  # pixels, edge of one picture in a comparison
+HEADER = 40  # pixels, height of a comparison's coloured header
+GREEN, RED, GREY = (34, 139, 58), (190, 40, 40), (110, 110, 110)
+
+# ---------------------------------------------------------------- cues
+
+
+def cue_arrow(direction: str, size: int = PANEL) -> Image.Image:
+    """The cue that BCIC-IV-2a's subjects saw: a white arrow on a fixation cross, black ground.
+
+    Parameters
+    ----------
+    direction : {"left", "right", "down", "up"}
+        left hand, right hand, feet, tongue.
+    size : int
+        Edge in pixels.
+    """
+    image = Image.new("RGB", (size, size), "black")
+    draw = ImageDraw.Draw(image)
+    c, arm, line = size / 2, size * 0.30, max(1, size // 42)
+    draw.line([(c - arm, c), (c + arm, c)], fill=GREY, width=line)
+    draw.line([(c, c - arm), (c, c + arm)], fill=GREY, width=line)
+    # an arrow that points right, turned as asked
+    shaft, head = size * 0.20, size * 0.13
+    points = np.array([(0, -line), (shaft, -line), (shaft, -head), (shaft + 1.5 * head, 0)])
+    points = np.concatenate([points, (points * [1, -1])[::-1]])
+    turn = np.deg2rad({"right": 0, "down": 90, "left": 180, "up": 270}[direction])
+    turned = points @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    draw.polygon([tuple(p) for p in turned + c], fill="white")
+    return image
+
+
+# ---------------------------------------------------------------- stimuli
+
+
+def read_photo(path: Path) -> Image.Image:
+    """A photo in RGB; UserError names what is missing or no picture."""
+    if not path.is_file():
+        raise UserError(
+            f"the stimulus photo {path} is missing; preparing the dataset fetches it, --stimuli_dir names its folder"
+        )
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except Exception:  # whatever a file that is no picture makes Pillow say
+        raise UserError(f"the stimulus photo {path} is not a picture; fetch it again") from None
+
+
+class Stimuli:
+    """What the person saw: "arrow left" is drawn, a file name is read from `folder`, nothing is a grey panel.
+
+    Parameters
+    ----------
+    by_label : mapping of int to str
+        `DatasetDescription.stimuli`.
+    n_classes : int
+    folder : Path
+
+    Raises
+    ------
+    UserError
+        If a photo is missing or no picture.
+    """
+
+    def __init__(self, by_label: Mapping[int, str], n_classes: int, folder: Path):
+        self.folder = folder
+        self.by_label = [self._picture(by_label.get(label)) for label in range(n_classes)]
+
+    def _picture(self, name: str | None) -> Image.Image:
+        if name is None:
+            return Image.new("RGB", (PANEL, PANEL), "lightgrey")
+        if name.startswith("arrow "):
+            return cue_arrow(name.removeprefix("arrow "))
+        return read_photo(self.folder / name)
+
+    def of(self, row: Row) -> Image.Image:
+        """The trial's own image where it has one, else its class's."""
+        if not row.image:
+            return self.by_label[row.true_label]
+        path = (self.folder / row.image).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            raise UserError(f"the image {row.image!r} of trial {row.index} is outside {self.folder}")
+        return read_photo(path)
+
+
+# ---------------------------------------------------------------- the folder of drawn pictures
+
+
+class PictureFolder:
+    """What is drawn for decoded trials. A picture carries its recipe, so a repeated run draws only what is missing.
+
+    The true label names files and colours headers; neither the prompt nor the seed depends on it.
+
+    Parameters
+    ----------
+    folder : Path
+    rows : sequence of Row
+    recipe : dict
+        What all pictures are drawn with: model, steps, guidance, size.
+    seed : int
+        Trial i is drawn from seed + i.
+    more : callable, optional
+        Row → what a picture depends on besides prompt, seed and `recipe`.
+    """
+
+    def __init__(
+        self, folder: Path, rows: Sequence[Row], recipe: dict, seed: int, more: Callable[[Row], dict] | None = None
+    ):
+        self.folder, self.rows, self.seed = folder, rows, seed
+        self.recipes = {
+            row.index: {"prompt": row.prompt, "seed": seed + row.index} | recipe | (more(row) if more else {})
+            for row in rows
+        }
+        self.missing = [row for row in rows if drawn_with(self.path("generated", row)) != self.recipes[row.index]]
+
+    def path(self, kind: str, row: Row) -> Path:
+        """File of a trial; made of integers only."""
+        return self.folder / f"{kind}_{row.index:04d}_true{row.true_label}_pred{row.predicted_label}.png"
+
+    def to_draw(self) -> Iterator[tuple[Row, int]]:
+        """Rows without a picture, each with its seed, under a bar."""
+        for row in tqdm(self.missing, desc="drawing", unit="image"):
+            yield row, self.seed + row.index
+
+    def keep(self, row: Row, picture: Image.Image) -> None:
+        """Write a picture with its recipe."""
+        note = PngImagePlugin.PngInfo()
+        note.add_text("recipe", json.dumps(self.recipes[row.index]))
+        with written_whole(self.path("generated", row)) as unfinished:
+            picture.save(unfinished, format="PNG", pnginfo=note)
+
+    def finish(self, stimulus: Callable[[Row], Image.Image]) -> None:
+        """Comparisons and the grid; pictures of trials that were decoded otherwise before are removed."""
+        for row in self.rows:
+            with Image.open(self.path("generated", row)) as picture:
+                pair = comparison(stimulus(row), picture, row.true_name, row.predicted_name)
+            with written_whole(self.path("comparison", row)) as unfinished:
+                pair.save(unfinished, format="PNG")
+            for kind in ("generated", "comparison"):
+                for path in self.folder.glob(f"{kind}_{row.index:04d}_true*_pred*.png"):
+                    if path != self.path(kind, row):
+                        path.unlink()
+        with written_whole(self.folder / "summary_grid.png") as unfinished:
+            summary_grid([self.path("comparison", row) for row in self.rows]).save(unfinished, format="PNG")
+        print(f"{len(self.missing)} images drawn, {len(self.rows) - len(self.missing)} were there; "
+              f"{self.folder / 'summary_grid.png'}")  # fmt: skip
+
+
+def check_gpu_is_free(device: torch.device, limit_mib: float) -> None:
+    """Say how much GPU memory is still held; UserError where it is too much to load an image model beside it."""
+    held = free_gpu_memory(device)
+    print(f"GPU memory still held before the image model loads: {held:.0f} MiB (limit {limit_mib:.0f} MiB)"
+          + ("" if device.type == "cuda" else "; no GPU in use"))  # fmt: skip
+    if held > limit_mib:
+        raise UserError(f"{held:.0f} MiB of GPU memory are still held; the limit is --max_held_mib {limit_mib:.0f}")
+
+
+def drawn_with(path: Path) -> dict | None:
+    """What a picture says it was drawn with; None where there is no whole picture."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return json.loads(picture.info["recipe"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+# ---------------------------------------------------------------- comparisons and the grid
+
+
+def comparison(
+    stimulus: Image.Image, generated: Image.Image, true_name: str, predicted_name: str | None
+) -> Image.Image:
+    """Stimulus | generated under a header, green when right and red when wrong.
+
+    Parameters
+    ----------
+    stimulus, generated : PIL images
+    true_name : str
+    predicted_name : str or None
+        None where the decoded text named no class.
+    """
+    image = Image.new("RGB", (2 * PANEL, PANEL + HEADER), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle([0, 0, 2 * PANEL, HEADER], fill=GREEN if predicted_name == true_name else RED)
+    text = f"true: {true_name}   decoded: {predicted_name or 'no class'}"
+    size = 20
+    while draw.textlength(text, font=ImageFont.load_default(size)) > 2 * PANEL - 12:
+        size -= 1
+    draw.text((PANEL, HEADER / 2), text, fill="white", font=ImageFont.load_default(size), anchor="mm")
+    for k, panel in enumerate((stimulus, generated)):
+        image.paste(ImageOps.fit(panel.convert("RGB"), (PANEL, PANEL)), (k * PANEL, HEADER))
+    return image
+
+
+def summary_grid(comparisons: Sequence[Path], columns: int = 4, gap: int = 8) -> Image.Image:
+    """All comparisons as thumbnails, `columns` a row (the seed's four)."""
+    pictures = [Image.open(path).convert("RGB") for path in comparisons]
+    w, h = PANEL, (PANEL + HEADER) // 2
+    rows = -(-len(pictures) // columns)
+    grid = Image.new("RGB", (columns * (w + gap) + gap, rows * (h + gap) + gap), "white")
+    for k, picture in enumerate(pictures):
+        at = (gap + k % columns * (w + gap), gap + k // columns * (h + gap))
+        grid.paste(picture.resize((w, h), Image.Resampling.LANCZOS), at)
+    return grid

@@ -1,0 +1,254 @@
+"""The decoded trial: one line of `decoded.jsonl`, declared here and nowhere else, and the read-outs that fill it.
+
+Adding a read-out is adding one entry to `TEXT_READOUTS` or `MAPPER_READOUTS`. Imports nothing slow: a script's -h reads it.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from datasets.description import DatasetDescription
+from utils.errors import UserError
+from utils.files import write_jsonl
+
+LONGEST_TEXT = 4000  # characters
+
+# ---------------------------------------------------------------- read-outs
+
+
+def most_likely(probabilities: Sequence[float]) -> int:
+    """The label with the highest probability."""
+    return max(range(len(probabilities)), key=lambda label: probabilities[label])
+
+
+# name → (description, generated text, probabilities of the canonical sentences) → label, and probabilities or None
+TEXT_READOUTS: dict[str, Callable[..., tuple[int, list[float] | None]]] = {
+    "keyword": lambda description, text, probabilities: (description.keyword_label(text), None),
+    "likelihood": lambda description, text, probabilities: (most_likely(probabilities), probabilities),
+}
+# name → (pooled vectors (B, D), class logits (B, K), prototypes (K, D), all float tensors) → probabilities (B, K)
+MAPPER_READOUTS: dict[str, Callable] = {
+    "head": lambda pooled, logits, prototypes: logits.softmax(dim=-1),
+    "prototype": lambda pooled, logits, prototypes: (_unit(pooled) @ _unit(prototypes).T / 0.5).softmax(dim=-1),
+}
+
+
+def _unit(vectors):
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+@dataclass
+class Readout:
+    """What one way of reading says.
+
+    Attributes
+    ----------
+    label : int
+        −1: no class.
+    chance : float
+        1 / number of classes.
+    probabilities : list of float, optional
+        By label, where the read-out has them.
+    """
+
+    label: int
+    chance: float
+    probabilities: list[float] | None = None
+
+
+def text_readouts(description: DatasetDescription, text: str, probabilities: Sequence[float]) -> dict[str, Readout]:
+    """All read-outs of a decoded text; no true label comes near them.
+
+    Parameters
+    ----------
+    description : DatasetDescription
+    text : str
+        As generated.
+    probabilities : sequence of float
+        Of the canonical sentences, by label.
+    """
+    probabilities = [round(p, 6) for p in probabilities]
+    return {name: Readout(label, description.chance, kept)
+            for name, read in TEXT_READOUTS.items() for label, kept in [read(description, text, probabilities)]}  # fmt: skip
+
+
+def mapper_readouts(outputs: tuple, prototypes) -> list[dict[str, Readout]]:
+    """All read-outs of a batch of the mapper's outputs, one dict a trial."""
+    _, pooled, logits = (output.detach().float() for output in outputs)
+    of_batch = {name: read(pooled, logits, prototypes).cpu().tolist() for name, read in MAPPER_READOUTS.items()}
+    return [
+        {name: Readout(most_likely(p[k]), 1 / len(p[k]), [round(v, 6) for v in p[k]]) for name, p in of_batch.items()}
+        for k in range(len(logits))
+    ]
+
+
+# ---------------------------------------------------------------- the row
+
+
+@dataclass
+class Row:
+    """One decoded trial.
+
+    Attributes
+    ----------
+    index : int
+        Of the trial in its split.
+    subject, session : str
+    run, trial : int
+    true_label : int
+    true_name : str
+    readouts : dict of name to Readout
+    text : str
+        What was generated, or the sentence of the decoded class.
+    image : str
+        The stimulus, where it differs within a class; else empty.
+    tasks : list of str
+        By label, the kind of recording a class occurs in; empty where recordings hold all classes.
+    predicted_label : int
+        What is drawn; −1 where the text names no class.
+    predicted_name : str or None
+    prompt : str
+        What the image model is told, from what was decoded and from nothing else.
+    embedding, embedding_of : str
+        Digest of the mapper's states in embeddings.safetensors, and the image model that they were trained towards.
+    """
+
+    index: int
+    subject: str
+    session: str
+    run: int
+    trial: int
+    true_label: int
+    true_name: str
+    readouts: dict[str, Readout]
+    text: str = ""
+    image: str = ""
+    tasks: list[str] = field(default_factory=list)
+    predicted_label: int = -1
+    predicted_name: str | None = None
+    prompt: str = ""
+    embedding: str = ""
+    embedding_of: str = ""
+
+
+def new_row(dataset, index: int, readouts: dict[str, Readout], text: str) -> Row:
+    """The row of trial `index` of a `TrialDataset`."""
+    trial, label, description = dataset.trials[index], dataset.labels[index], dataset.description
+    return Row(
+        index, trial.subject, trial.session, trial.run, trial.trial, label, description.class_name(label), readouts,
+        text, trial.image, list(description.tasks),
+    )  # fmt: skip
+
+
+def draw_what(row: Row, description: DatasetDescription, readout: str) -> Row:
+    """Fill in what is drawn, from one read-out: for "keyword" what the text says, else the sentence of the decoded class."""
+    label = row.readouts[readout].label
+    text = row.text if readout == "keyword" or label < 0 else description.canonical[label]
+    row.predicted_label = description.keyword_label(text)
+    row.predicted_name = description.class_name(row.predicted_label)
+    row.prompt = description.image_prompt(text)
+    return row
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write one JSON object a line."""
+    write_jsonl([asdict(row) for row in rows], path)
+
+
+def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
+    """Read what `write_rows` wrote, and believe none of it unseen.
+
+    Parameters
+    ----------
+    path : Path
+    classes : sequence of str, optional
+        What the labels must mean.
+
+    Raises
+    ------
+    UserError
+        If the file is empty or damaged, or a value has another type or range than `Row` says; names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; run --stage decode first") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged: it is no UTF-8 text") from None
+    if not lines:
+        raise UserError(f"{path} has no trials, so there is nothing to score or draw; decode again")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(_row(json.loads(line), classes))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path}, line {number} is no decoded trial: {error}; decode again") from None
+    indices = [row.index for row in rows]
+    if len(set(indices)) < len(indices):
+        twice = next(index for index in indices if indices.count(index) > 1)
+        raise UserError(f"{path} has the trial {twice} twice; decode again")
+    if len({tuple(row.readouts) for row in rows}) > 1:
+        raise UserError(f"{path}: its lines have different read-outs; decode again")
+    return rows
+
+
+def _row(content: dict, classes: Sequence[str] | None) -> Row:
+    """Check one line; ValueError says what is wrong."""
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__} where an object was expected")
+    unknown = set(content) - {f.name for f in fields(Row)}
+    if unknown:
+        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+    missing = {"index", "subject", "true_label", "true_name", "readouts"} - set(content)
+    if missing:
+        raise ValueError(f"no {', '.join(sorted(missing))}")
+    readouts = {_text(name, "a read-out's name"): _readout(value) for name, value in content["readouts"].items()}
+    if not readouts:
+        raise ValueError("no read-out")
+    row = Row(**{"session": "", "run": 0, "trial": 0} | content | {"readouts": readouts})
+    n_classes = round(1 / next(iter(readouts.values())).chance)
+    for name, least, most in (("index", 0, 10**9), ("run", 0, 10**9), ("trial", 0, 10**9),
+                              ("true_label", 0, n_classes - 1), ("predicted_label", -1, n_classes - 1)):  # fmt: skip
+        value = getattr(row, name)
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
+    for name in ("subject", "session", "true_name", "text", "image", "prompt", "embedding", "embedding_of"):
+        _text(getattr(row, name), name)
+    if row.predicted_name is not None:
+        _text(row.predicted_name, "predicted_name")
+    if not isinstance(row.tasks, list) or len(row.tasks) not in (0, n_classes):
+        raise ValueError(f"tasks is {row.tasks!r}; expected one name a class, or none")
+    for task in row.tasks:
+        _text(task, "tasks")
+    if classes is not None:
+        if row.true_name not in classes or classes.index(row.true_name) != row.true_label:
+            raise ValueError(f"class {row.true_name!r}; expected one of {', '.join(classes)}")
+        if row.predicted_name != (classes[row.predicted_label] if row.predicted_label >= 0 else None):
+            raise ValueError(f"predicted_name is {row.predicted_name!r} for the label {row.predicted_label}")
+    return row
+
+
+def _readout(value: dict) -> Readout:
+    if not isinstance(value, dict) or not {"label", "chance"} <= set(value) <= {"label", "chance", "probabilities"}:
+        raise ValueError("a read-out has label, chance and probabilities")
+    readout = Readout(**value)
+    if type(readout.chance) not in (int, float) or not 0 < readout.chance <= 1:
+        raise ValueError(f"chance is {readout.chance!r}; expected a number between 0 and 1")
+    n_classes = round(1 / readout.chance)
+    if type(readout.label) is not int or not -1 <= readout.label < n_classes:
+        raise ValueError(f"label is {readout.label!r}; expected −1 to {n_classes - 1}")
+    p = readout.probabilities
+    if p is not None and not (
+        isinstance(p, list) and len(p) == n_classes and all(type(v) in (int, float) and math.isfinite(v) for v in p)
+    ):
+        raise ValueError(f"probabilities are {str(p)[:80]}; expected {n_classes} numbers")
+    return readout
+
+
+def _text(value: str, name: str) -> str:
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        raise ValueError(f"{name} is {str(value)[:80]!r}; expected text of at most {LONGEST_TEXT} characters")
+    value.encode("utf-8")  # a lone surrogate is no text
+    return value

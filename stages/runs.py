@@ -1,0 +1,161 @@
+"""A training run's folder: opened, gone on with, finished; the best epoch; its report and its figure."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
+
+from stages.rows import Row, write_rows  # noqa: E402
+from stages.scores import score_rows  # noqa: E402
+from utils.checkpoints import read_checkpoint  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+from utils.files import environment, read_json, write_json, write_jsonl  # noqa: E402
+from utils.paths import written_whole  # noqa: E402
+
+ALWAYS_FREE = {"resume", "cuda", "cache_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
+
+
+def open_run(
+    run_dir: Path, settings: Mapping, free: set[str], depends_on: Mapping, checkpoints: str
+) -> tuple[dict, dict]:
+    """The record of a run, and the state to go on from ({} for a new run). Nothing is overwritten unasked.
+
+    Parameters
+    ----------
+    run_dir : Path
+    settings : mapping
+        All flags, `resume` among them.
+    free : set of str
+        Flags that may differ when a run goes on, besides `ALWAYS_FREE`.
+    depends_on : mapping
+        Fingerprints of what the run depends on: the store's, the encoder's, …
+    checkpoints : str
+        Pattern of the checkpoints' names.
+
+    Raises
+    ------
+    UserError
+        If the folder holds another run, finished epochs without --resume, or a run with other settings.
+    """
+    flags = json.loads(json.dumps(dict(settings), default=str))
+    fixed = {k: v for k, v in flags.items() if k not in free | ALWAYS_FREE}
+    record = {"arguments": flags, "fixed": fixed, "depends_on": dict(depends_on), "environment": environment()}
+    if not (run_dir / "last.pth").exists():
+        if not (run_dir / "run.json").exists() and any(run_dir.glob(checkpoints)):
+            raise UserError(f"{run_dir} holds checkpoints of another run; choose another folder")
+        if settings["resume"]:
+            print(f"notice: {run_dir} has no finished epoch to go on from; starting anew")
+        return record, {}
+    if not settings["resume"]:
+        raise UserError(f"{run_dir} holds finished epochs; go on with --resume, or choose another folder")
+    before = read_json(run_dir / "run.json")
+    changed = [f"{k} was {before.get('fixed', {}).get(k)!r} and is {v!r}"
+               for k, v in fixed.items() if before.get("fixed", {}).get(k) != v]  # fmt: skip
+    changed += [f"it has another {k}" for k, v in depends_on.items() if before.get("depends_on", {}).get(k) != v]
+    if changed:
+        raise UserError(f"--resume: the run in {run_dir} differs: {'; '.join(changed)}")
+    return record, read_checkpoint(run_dir / "last.pth")
+
+
+def best_epoch(history: Sequence[dict], readout: str) -> dict:
+    """The epoch with the best validation accuracy, the earlier one of equals; the last one where nothing validates."""
+    if not history[-1]["val"]:
+        return history[-1]
+    return max(history, key=lambda row: (row["val"][readout]["accuracy"], -row["epoch"]))
+
+
+def validation_line(val: Mapping) -> str:
+    """Validation accuracies of an epoch in one line."""
+    parts = []
+    for readout, result in val.items():
+        task = f" (task {100 * result['task']['accuracy']:.1f} %)" if result.get("task") else ""
+        parts.append(f"{readout} {100 * result['accuracy']:.1f} %{task}")
+    line = next((r["recording_line"] for r in val.values() if r.get("recording_line")), None)
+    if parts:
+        n = next(iter(val.values()))["n"]
+        parts[-1] += f", n = {n}" + (f"; the recording alone gives {100 * line:.1f} %" if line else "")
+    return ", ".join(parts) or "none"
+
+
+def finish_run(run_dir: Path, rows: Sequence[Row], best: dict, select_by: str, shuffled: bool) -> None:
+    """Write `decoded_test.jsonl` and `results.json` of a run's best epoch, and print its test scores.
+
+    Parameters
+    ----------
+    run_dir : Path
+    rows : sequence of Row
+        The decoded test trials.
+    best : dict
+        The best epoch's line of the history.
+    select_by : str
+        The read-out whose validation accuracy chose it.
+    shuffled : bool
+        Whether this is the shuffled-label control.
+    """
+    test = score_rows(rows)
+    chosen_by = select_by if best["val"] else "none: the last epoch"
+    results = {"best_epoch": best["epoch"], "selected_by": chosen_by, "val": best["val"],
+               "test": {readout: result.as_dict() for readout, result in test.items()}}  # fmt: skip
+    write_rows(rows, run_dir / "decoded_test.jsonl")
+    write_json(results, run_dir / "results.json")
+    control = " with SHUFFLED labels" if shuffled else ""
+    print(f"\nbest epoch {best['epoch']} by validation accuracy ({chosen_by}); test{control}:")
+    print_scores(test)
+    if not rows:
+        print("  no test trials in this store, so no score")
+    print(f"checkpoints and metrics in {run_dir}")
+
+
+def print_scores(scores: Mapping) -> None:
+    """One line a read-out."""
+    for readout, result in scores.items():
+        print(f"  {readout:10} {result}")
+
+
+def report_decoded(rows: Sequence[Row], output_dir: Path, record: dict) -> None:
+    """Write `decoded.jsonl` and `run.json`; print some lines and the scores."""
+    write_rows(rows, output_dir / "decoded.jsonl")
+    write_json(record | {"environment": environment()}, output_dir / "run.json")
+    print(f"\nwrote {output_dir / 'decoded.jsonl'}")
+    for row in rows[:5]:
+        print(f"  {row.subject} {row.session} {row.index:5d}  true {row.true_name}: {row.text!r}")
+    print_scores(score_rows(rows))
+
+
+def save_history(history: Sequence[dict], chance: float, run_dir: Path) -> None:
+    """`metrics.jsonl`, one line an epoch, and `learning_curve.png`."""
+    write_jsonl(list(history), run_dir / "metrics.jsonl")
+    learning_curve(history, chance, run_dir / "learning_curve.png")
+
+
+def learning_curve(history: Sequence[dict], chance: float, path: Path) -> None:
+    """Loss and validation accuracy by epoch; the joint phase is shaded, chance and the recording's line are dashed."""
+    epochs = [row["epoch"] for row in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(epochs, [row["train_loss"] for row in history], "o-", ms=3)
+    left.set(xlabel="epoch", ylabel="training loss")
+    for readout in history[0]["val"]:
+        scores = [row["val"][readout] for row in history]
+        mean = [100 * score["accuracy"] for score in scores]
+        right.plot(epochs, mean, "o-", ms=3, label=f"{readout}, n = {scores[0]['n']}")
+        low, high = ([100 * score[end] for score in scores] for end in ("low", "high"))
+        right.fill_between(epochs, low, high, alpha=0.15, linewidth=0)
+    right.axhline(100 * chance, color="grey", ls="--", lw=1, label="chance")
+    lines = [score["recording_line"] for score in history[0]["val"].values() if score.get("recording_line")]
+    if lines:
+        right.axhline(100 * lines[0], color="firebrick", ls="--", lw=1, label="recording alone")
+    right.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 100))
+    right.legend(fontsize=8)
+    joint = [row["epoch"] for row in history if row["phase"] == "joint"]
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if joint:
+            axis.axvspan(joint[0] - 0.5, joint[-1] + 0.5, color="grey", alpha=0.08, linewidth=0)
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
+    plt.close(figure)

@@ -1,0 +1,141 @@
+"""No accuracy without its n, people, interval, chance and p-value; and without what the recording alone would give."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.stats import binom, binomtest
+
+from stages.rows import Row
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy with what is needed to believe it.
+
+    Attributes
+    ----------
+    correct, n, people : int
+        Right trials, trials, and people that they are from.
+    accuracy, low, high : float
+        Share of correct trials and its 95 % Wilson interval. Trials of one person resemble each other, so the
+        interval speaks of these people and not of people in general.
+    chance, p : float
+        Chance level and the one-sided exact binomial p-value of doing this well by chance.
+    task, within_task : Accuracy, optional
+        Where recordings hold some classes only: is the kind of recording (task) right; and the class, asked among
+        the classes of the trial's own task. A read-out without probabilities is asked for the latter on those trials
+        whose task it has right.
+    recording_line : float, optional
+        The accuracy of knowing the recording and guessing among its classes.
+    """
+
+    correct: int
+    n: int
+    people: int
+    accuracy: float
+    low: float
+    high: float
+    chance: float
+    p: float
+    task: "Accuracy | None" = None
+    within_task: "Accuracy | None" = None
+    recording_line: float | None = None
+
+    def __str__(self) -> str:
+        text = (
+            f"{percent(self.accuracy)} (n = {self.n}, {self.people} people, 95 % interval {100 * self.low:.1f} to "
+            f"{percent(self.high)}, chance {percent(self.chance, 0)}, {p_value(self.p)})"
+        )
+        return text + (f"\n{'':13}{self.by_task}" if self.by_task else "")
+
+    @property
+    def by_task(self) -> str:
+        """Task, class within the task, and the line of the recording, in words; empty where recordings hold all classes."""
+        if self.recording_line is None:
+            return ""
+        within = self.within_task
+        inside = (
+            f"{percent(within.accuracy)} (n = {within.n}, chance {percent(within.chance)})" if within else "no trials"
+        )
+        return (
+            f"task {percent(self.task.accuracy)} (chance {percent(self.task.chance)}), within the task {inside}; "
+            f"knowing the recording alone gives {percent(self.recording_line)}"
+        )
+
+    as_dict = asdict
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """ "37.5 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def p_value(p: float) -> str:
+    """ "p = 0.012", or "p < 0.0001"."""
+    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+
+
+def accuracy(right: Sequence[bool], chance: float, people: int, **more) -> Accuracy:
+    """Score trials.
+
+    Parameters
+    ----------
+    right : sequence of bool
+    chance : float
+    people : int
+
+    Raises
+    ------
+    ValueError
+        If there are no trials: no accuracy without n.
+    """
+    n, correct = len(right), int(sum(right))
+    if n == 0:
+        raise ValueError("no trials to score")
+    test = binomtest(correct, n, chance, alternative="greater")
+    interval = binomtest(correct, n, chance).proportion_ci(0.95, method="wilson")
+    return Accuracy(
+        correct, n, people, correct / n, float(interval.low), float(interval.high), chance, float(test.pvalue), **more
+    )
+
+
+def score_rows(rows: Sequence[Row]) -> dict[str, Accuracy]:
+    """Accuracies of decoded trials by read-out; −1 (no class) counts as wrong. Empty without trials."""
+    return {name: _score(rows, name) for name in rows[0].readouts} if rows else {}
+
+
+def _score(rows: Sequence[Row], name: str) -> Accuracy:
+    people = len({row.subject for row in rows})
+    chance = rows[0].readouts[name].chance
+    by_task = _by_task(rows, name, people) if rows[0].tasks else {}
+    return accuracy([row.readouts[name].label == row.true_label for row in rows], chance, people, **by_task)
+
+
+def _by_task(rows: Sequence[Row], name: str, people: int) -> dict:
+    """Task, class within the task, and the line of the recording."""
+    tasks = rows[0].tasks
+    classes = {task: [label for label, of in enumerate(tasks) if of == task] for task in tasks}
+    task_right, within, within_chance = [], [], []
+    for row in rows:
+        readout, true_task = row.readouts[name], tasks[row.true_label]
+        hit = readout.label >= 0 and tasks[readout.label] == true_task
+        task_right.append(hit)
+        label = readout.label
+        if readout.probabilities is not None:
+            label = max(classes[true_task], key=lambda k, p=readout.probabilities: p[k])
+        elif not hit:
+            continue
+        within.append(label == row.true_label)
+        within_chance.append(1 / len(classes[true_task]))
+    return {
+        "task": accuracy(task_right, 1 / len(classes), people),
+        "within_task": accuracy(within, float(np.mean(within_chance)), people) if within else None,
+        "recording_line": float(np.mean([1 / len(classes[tasks[row.true_label]]) for row in rows])),
+    }
+
+
+def chance_interval(n: int, chance: float) -> tuple[float, float]:
+    """Where 95 % of the accuracies of guessing at a level on n trials lie (exact binomial quantiles)."""
+    low, high = binom.ppf([0.025, 0.975], n, chance) / n
+    return float(low), float(high)

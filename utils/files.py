@@ -1,0 +1,69 @@
+"""JSON files, a source file's record, and what a run was made with."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.paths import ROOT, written_whole
+
+PACKAGES = ("torch", "transformers", "diffusers", "peft", "bitsandbytes", "accelerate", "numpy", "scipy", "mne", "lmdb")
+
+
+def environment() -> dict:
+    """Versions of Python and the libraries that matter, and the commit (with "+" where files differ from it)."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
+        commit += "+" if changed else ""
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    installed = {dist.metadata["Name"].lower() for dist in importlib.metadata.distributions()}
+    versions = {name: importlib.metadata.version(name) if name in installed else "not installed" for name in PACKAGES}
+    return {"commit": commit, "python": platform.python_version(), **versions}
+
+
+def source_record(path: Path) -> dict:
+    """Name, size and SHA-256 of a source file, read piece by piece."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def write_json(content: dict, path: Path) -> None:
+    """Write a readable JSON file, whole or not at all."""
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object; UserError where the file is missing, damaged or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged: it is no JSON") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def write_jsonl(rows: list[dict], path: Path) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    with written_whole(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """Read what `write_jsonl` wrote."""
+    try:
+        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged: a line of it is not JSON; make it anew") from None

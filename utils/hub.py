@@ -1,0 +1,65 @@
+"""Models from a local folder or the hub: whether one can be had at all, found out within seconds."""
+
+import functools
+import os
+from pathlib import Path
+
+from utils.errors import UserError
+
+TIMEOUT = 5.0  # seconds
+
+
+def fetch_nothing(name: str, file: str, flag: str) -> bool:
+    """Whether a model is to be loaded from this machine alone.
+
+    Parameters
+    ----------
+    name : str
+        Local folder or hub address.
+    file : str
+        A file that every model of the kind has: "config.json", "model_index.json".
+    flag : str
+        The flag that named it, for the message.
+
+    Raises
+    ------
+    UserError
+        If it is neither a folder with that file, nor in the hub's cache, nor the hub can be asked.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / file).is_file():
+            raise UserError(
+                f"{flag} {name}: cannot be loaded: the folder has no {file}; give a folder in the hub's layout"
+            )
+        return True
+    if not hub_answers():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            cached = isinstance(try_to_load_from_cache(name, file), str)
+        except HFValidationError:
+            cached = False
+        if not cached:
+            raise UserError(
+                f"{flag} {name}: cannot be loaded: no such folder, not in the hub's cache, and the hub cannot be reached; "
+                "give a local folder"
+            )
+        return True
+    return False
+
+
+@functools.cache
+def hub_answers() -> bool:
+    """Whether the hub can be asked; False at once where HF_HUB_OFFLINE is set."""
+    import requests
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1":
+        return False
+    try:
+        requests.head(constants.ENDPOINT, timeout=TIMEOUT, allow_redirects=False)
+        return True
+    except requests.RequestException:
+        print(f"notice: {constants.ENDPOINT} cannot be reached; only models on this machine are used")
+        return False

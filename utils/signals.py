@@ -1,0 +1,38 @@
+"""Resampling and cutting of multichannel signals."""
+
+from fractions import Fraction
+
+import numpy as np
+
+from utils.errors import UserError
+
+
+def resample(x: np.ndarray, sfreq: float, new_sfreq: float) -> np.ndarray:
+    """(n_chans, n_times) at `sfreq` → (n_chans, n_times · new_sfreq / sfreq), both in Hz.
+
+    Polyphase and not FFT: an FFT resample rings at the ends of a window.
+    """
+    ratio = Fraction(new_sfreq / sfreq).limit_denominator(1000)
+    if ratio == 1:
+        return x
+    from scipy.signal import resample_poly  # slow to import
+
+    return resample_poly(x, ratio.numerator, ratio.denominator, axis=-1)
+
+
+def to_patches(x: np.ndarray, sfreq: float, new_sfreq: float = 200, patch: int = 200, unit: float = 100) -> np.ndarray:
+    """Trials as CSBrain reads them: (n_chans, n_times) microvolts → (n_chans, n_patches, 200), units of 100 µV.
+
+    Raises
+    ------
+    UserError
+        If the trial does not last a whole number of patches (seconds).
+    """
+    resampled = resample(x.astype(np.float64), sfreq, new_sfreq)
+    n_chans, n_times = resampled.shape
+    if n_times % patch or not n_times:
+        raise UserError(
+            f"trials last {x.shape[1] / sfreq:g} s; --encoder csbrain reads whole seconds: prepare with such a "
+            "--tmin and --tmax, or choose another --encoder"
+        )
+    return (resampled.reshape(n_chans, n_times // patch, patch) / unit).astype(np.float32)
