@@ -10,12 +10,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils import flags
 from utils.errors import UserError, run_script
-from utils.flags import new_parser
 
 
 def parse_args() -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = flags.new_parser(__doc__)
     parser.add_argument("runs", nargs="+", help="folders of a training or generating script, or .jsonl files")
     parser.add_argument(
         "--control_suffix", default="_shuffled", help="what a control's folder has behind the run's name"

@@ -22,30 +22,21 @@ from datasets.description import DATASETS, load_description
 from datasets.splits import check_protocol
 from models import ENCODERS, POOLINGS
 from stages.rows import TEXT_READOUTS
+from utils import flags
 from utils.errors import UserError, run_script
-from utils.flags import (
-    add_encoder_flags,
-    add_store_flags,
-    add_training_flags,
-    check_at_least,
-    check_numbers,
-    check_phases,
-    check_share,
-    new_parser,
-)
 
 MIN_LR = 1e-6  # where the cosine ends
 
 
 def parse_args() -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = flags.new_parser(__doc__)
     add = parser.add_argument
     epochs = ", ".join(f"{name} {load_description(name).epochs}" for name in DATASETS)
     warmup = ", ".join(f"{name} {load_description(name).warmup_epochs}" for name in DATASETS)
     add("--downstream_dataset", choices=list(DATASETS), required=True, help="which dataset's words and montage")
-    add_store_flags(parser, None)
+    flags.add_store_flags(parser, None, check_protocol)
     add("--model_dir", required=True, help="folder for checkpoints, metrics and results")
-    add_encoder_flags(parser, ENCODERS)
+    flags.add_encoder_flags(parser, ENCODERS)
     add("--llm", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", help="chat model: local folder or hub address")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
     add("--lora_r", type=int, default=8, help="LoRA's rank")
@@ -61,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     add("--max_new_tokens", type=int, default=64, help="longest decoded text, in tokens")
     add("--select_by", choices=list(TEXT_READOUTS), default="keyword",
         help="read-out whose validation accuracy picks the best epoch")  # fmt: skip
-    add_training_flags(parser, POOLINGS)
+    flags.add_training_flags(parser, POOLINGS)
     args = parser.parse_args()
     description = load_description(args.downstream_dataset)
     args.epochs = description.epochs if args.epochs is None else args.epochs
@@ -69,17 +60,13 @@ def parse_args() -> argparse.Namespace:
         min(description.warmup_epochs, args.epochs) if args.warmup_epochs is None else args.warmup_epochs
     )
     args.token_pooling = args.token_pooling or "region"
-    try:
-        check_protocol(args.protocol)
-    except UserError as error:
-        parser.error(str(error))
-    check_at_least(
+    flags.check_at_least(
         parser, args, epochs=1, batch_size=1, gradient_accumulation_steps=1, eval_batch_size=1, seed=0, lora_r=1,
         max_new_tokens=1,
     )  # fmt: skip
-    check_numbers(parser, args, "warmup_lr", "lr", "encoder_lr", "weight_decay", "clip", "lora_alpha")
-    check_share(parser, args, "label_smoothing")
-    check_phases(parser, args)
+    flags.check_numbers(parser, args, "warmup_lr", "lr", "encoder_lr", "weight_decay", "clip", "lora_alpha")
+    flags.check_share(parser, args, "label_smoothing")
+    flags.check_phases(parser, args)
     return args
 
 

@@ -24,17 +24,8 @@ from datasets.description import DATASETS, load_description
 from datasets.splits import check_protocol
 from models import ENCODERS, MAPPERS, POOLINGS
 from stages.rows import MAPPER_READOUTS
+from utils import flags
 from utils.errors import UserError, run_script
-from utils.flags import (
-    add_encoder_flags,
-    add_store_flags,
-    add_training_flags,
-    check_at_least,
-    check_numbers,
-    check_phases,
-    check_share,
-    new_parser,
-)
 from utils.paths import default
 
 # name of a loss term → (default weight, what it is); the terms themselves: LOSS_TERMS in models/eeg_clip_mapper.py
@@ -48,14 +39,14 @@ NOT_IN_WARMUP = {"mse"}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = flags.new_parser(__doc__)
     add = parser.add_argument
     add("--downstream_dataset", choices=list(DATASETS), default="VI", help="which dataset's words, stimuli and montage")
-    add_store_flags(parser, "data/VisualImagery/processed_lmdb")
+    flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", check_protocol)
     add("--stimuli_dir", default=default("data/VisualImagery/stimuli"), help="folder of the stimulus photos")
     add("--output_dir", "--model_dir", default=default("pth_downtasks/eeg_direct"),
         help="folder for checkpoints, metrics and results")  # fmt: skip
-    add_encoder_flags(parser, ENCODERS)
+    flags.add_encoder_flags(parser, ENCODERS)
     add("--warm_start", help="projection_epochN.pth of finetune_eeg_llm.py on the same dataset: take over its token "
         "pooling, and its encoder where that was trained")  # fmt: skip
     add("--mapper", choices=list(MAPPERS), default="qformer",
@@ -80,21 +71,17 @@ def parse_args() -> argparse.Namespace:
     add("--temperature", type=float, default=0.5, help="τ of InfoNCE")
     add("--select_by", choices=list(MAPPER_READOUTS), default="head",
         help="read-out whose validation accuracy picks the best epoch")  # fmt: skip
-    add_training_flags(parser, POOLINGS)
+    flags.add_training_flags(parser, POOLINGS)
     args = parser.parse_args()
     args.warmup_epochs = min(5, args.epochs) if args.warmup_epochs is None else args.warmup_epochs
-    try:
-        check_protocol(args.protocol)
-    except UserError as error:
-        parser.error(str(error))
     if not load_description(args.downstream_dataset).stimuli:
         parser.error(f"--downstream_dataset {args.downstream_dataset} has no stimuli to map to")
-    check_at_least(parser, args, epochs=1, batch_size=1, eval_batch_size=1, seed=0, warmup_epochs=0)
-    check_numbers(
+    flags.check_at_least(parser, args, epochs=1, batch_size=1, eval_batch_size=1, seed=0, warmup_epochs=0)
+    flags.check_numbers(
         parser, args, "lr", "joint_lr", "encoder_lr", "weight_decay", "clip", *(f"lambda_{n}" for n in LAMBDAS)
     )
-    check_share(parser, args, "label_smoothing", "dropout")
-    check_phases(parser, args)
+    flags.check_share(parser, args, "label_smoothing", "dropout")
+    flags.check_phases(parser, args)
     if not (math.isfinite(args.temperature) and args.temperature > 0):
         parser.error("--temperature must be positive")
     return args

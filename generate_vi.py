@@ -16,35 +16,23 @@ from pathlib import Path
 from datasets.description import load_description
 from datasets.splits import check_protocol
 from stages.rows import TEXT_READOUTS
-from utils.errors import UserError, run_script
-from utils.flags import (
-    add_generation_flags,
-    add_image_flags,
-    add_store_flags,
-    add_text_flags,
-    add_trained_encoder_flags,
-    check_at_least,
-    new_parser,
-)
+from utils import flags
+from utils.errors import run_script
 from utils.paths import default
 
 
 def parse_args() -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = flags.new_parser(__doc__)
     add = parser.add_argument
     add("--projection_path", default=default("pth_downtasks/eeg_llm_vi"),
         help="projection_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
-    add_store_flags(parser, "data/VisualImagery/processed_lmdb")
-    add_generation_flags(parser, "outputs/vi_images")
-    add_trained_encoder_flags(parser)
-    add_text_flags(parser, TEXT_READOUTS)
-    add_image_flags(parser, load_description("VI").image_model, "data/VisualImagery/stimuli")
+    flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", check_protocol)
+    flags.add_generation_flags(parser, "outputs/vi_images")
+    flags.add_trained_encoder_flags(parser)
+    flags.add_text_flags(parser, TEXT_READOUTS)
+    flags.add_image_flags(parser, load_description("VI").image_model, "data/VisualImagery/stimuli")
     args = parser.parse_args()
-    try:
-        check_protocol(args.protocol)
-    except UserError as error:
-        parser.error(str(error))
-    check_at_least(parser, args, num_samples=1, batch_size=1, num_inference_steps=1, image_size=8)
+    flags.check_generation(parser, args)
     return args
 
 
@@ -57,14 +45,7 @@ from tqdm import tqdm
 
 from datasets.trials import TrialDataset
 from models.image_generator import EEGImageGenerator, image_model_address
-from stages.decoding import (
-    FOR_TEXT,
-    checkpoint_encoder,
-    checkpoint_tokens,
-    find_text_checkpoint,
-    load_text_model,
-    read_run_checkpoint,
-)
+from stages import decoding
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free
 from stages.rows import draw_what, new_row, read_rows, text_readouts
 from stages.runs import report_decoded
@@ -85,16 +66,18 @@ def main(args: argparse.Namespace) -> None:
     if args.stage != "images":
         dataset = TrialDataset(args.datasets_dir, args.split, args.protocol, description)
         chosen = dataset.spread(args.num_samples)
-        projection, lora_dir = find_text_checkpoint(args.projection_path, args.lora_dir)
-        checkpoint = read_run_checkpoint(projection, FOR_TEXT, "finetune_eeg_llm.py", description)
+        projection, lora_dir = decoding.find_text_checkpoint(args.projection_path, args.lora_dir)
+        checkpoint = decoding.read_run_checkpoint(projection, decoding.FOR_TEXT, "finetune_eeg_llm.py", description)
         foundation = args.foundation_dir if args.use_pretrained_weights else None
-        encoder = checkpoint_encoder(checkpoint, projection, dataset, foundation, args.allow_partial, args.encoder_seed)
-        reducer = checkpoint_tokens(checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
+        encoder = decoding.checkpoint_encoder(
+            checkpoint, projection, dataset, foundation, args.allow_partial, args.encoder_seed
+        )
         precision = pick_precision(args.precision, device)
-        model = load_text_model(
+        model = decoding.load_text_model(
             checkpoint, projection, lora_dir, args.llm, not args.no_quantize, PRECISIONS[precision], device,
-            description, encoder, reducer,
+            description, encoder.width,
         )  # fmt: skip
+        decoding.give_tokens(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
         rows = []
         with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
             model.read_prefix()
@@ -105,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
                     rows.append(draw_what(new_row(dataset, index, readouts, text), description, args.readout))
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(projection)}
         report_decoded(rows, output_dir, record)
-        del dataset, checkpoint, encoder, reducer, model, batch, scores, score  # the image stage has the GPU for itself
+        del dataset, checkpoint, encoder, model, batch, scores, score  # the image stage has the GPU for itself
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if draws:

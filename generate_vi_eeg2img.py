@@ -16,22 +16,15 @@ from pathlib import Path
 from datasets.description import DATASETS, load_description
 from datasets.splits import check_protocol
 from stages.rows import MAPPER_READOUTS
-from utils.errors import UserError, run_script
-from utils.flags import (
-    add_generation_flags,
-    add_image_flags,
-    add_store_flags,
-    add_trained_encoder_flags,
-    check_at_least,
-    new_parser,
-)
+from utils import flags
+from utils.errors import run_script
 from utils.paths import default
 
 CONDITIONINGS = ("class", "embedding", "blend")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = flags.new_parser(__doc__)
     add = parser.add_argument
     add("--downstream_dataset", choices=list(DATASETS), default="VI", help="which dataset's words and stimuli")
     add("--mapper_path", default=default("pth_downtasks/eeg_direct"),
@@ -40,16 +33,12 @@ def parse_args() -> argparse.Namespace:
     add("--conditioning", choices=CONDITIONINGS, default="class",
         help="class: the predicted class's prompt; embedding: the mapper's states; blend: between the two")  # fmt: skip
     add("--blend", type=float, default=0.5, help="share of the mapper's states in --conditioning blend, 0 to 1")
-    add_store_flags(parser, "data/VisualImagery/processed_lmdb")
-    add_generation_flags(parser, "outputs/vi_eeg2img")
-    add_trained_encoder_flags(parser)
-    add_image_flags(parser, "runwayml/stable-diffusion-v1-5", "data/VisualImagery/stimuli")
+    flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", check_protocol)
+    flags.add_generation_flags(parser, "outputs/vi_eeg2img")
+    flags.add_trained_encoder_flags(parser)
+    flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", "data/VisualImagery/stimuli")
     args = parser.parse_args()
-    try:
-        check_protocol(args.protocol)
-    except UserError as error:
-        parser.error(str(error))
-    check_at_least(parser, args, num_samples=1, batch_size=1, num_inference_steps=1, image_size=8)
+    flags.check_generation(parser, args)
     if not 0 <= args.blend <= 1:
         parser.error(f"--blend {args.blend:g} must lie between 0 and 1")
     return args
@@ -64,13 +53,7 @@ from tqdm import tqdm
 
 from datasets.trials import TrialDataset
 from models.image_generator import EEGImageGenerator, image_model_address
-from stages.decoding import (
-    FOR_MAPPER,
-    checkpoint_encoder,
-    checkpoint_tokens,
-    load_mapper_model,
-    read_run_checkpoint,
-)
+from stages import decoding
 from stages.embeddings import read_embeddings, write_embeddings
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free
 from stages.rows import draw_what, mapper_readouts, new_row, read_rows
@@ -95,13 +78,15 @@ def main(args: argparse.Namespace) -> None:
         dataset = TrialDataset(args.datasets_dir, args.split, args.protocol, description)
         chosen = dataset.spread(args.num_samples)
         mapper_file = best_checkpoint(Path(args.mapper_path), "mapper_epoch{}.pth")
-        checkpoint = read_run_checkpoint(mapper_file, FOR_MAPPER, "finetune_eeg_to_image.py", description)
+        checkpoint = decoding.read_run_checkpoint(
+            mapper_file, decoding.FOR_MAPPER, "finetune_eeg_to_image.py", description
+        )
         foundation = args.foundation_dir if args.use_pretrained_weights else None
-        encoder = checkpoint_encoder(
+        encoder = decoding.checkpoint_encoder(
             checkpoint, mapper_file, dataset, foundation, args.allow_partial, args.encoder_seed
         )
-        reducer = checkpoint_tokens(checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
-        model = load_mapper_model(checkpoint, mapper_file, device, encoder, reducer)
+        model = decoding.load_mapper_model(checkpoint, mapper_file, device)
+        decoding.give_tokens(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
         prototypes = checkpoint["prototypes"].to(device)
         rows, alone = [], {}
         with torch.no_grad():

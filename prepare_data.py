@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from datasets.description import DATASETS, load_description
+from utils import flags
 from utils.errors import UserError, run_script
-from utils.flags import add_prepare_flags, check_prepare, new_parser
 from utils.paths import default, make_room
 
 NAMES = ("BCICIV2a", "BCICIV2b")
@@ -21,7 +21,7 @@ TRIAL_SETS = ("published", "all")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = flags.new_parser(__doc__)
     add = parser.add_argument
     windows = "; ".join(f"{n} {load_description(n).window}, after {load_description(n).window_starts}" for n in NAMES)
     add("--downstream_dataset", choices=[n for n in DATASETS if load_description(n).addresses], default=NAMES[0],
@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
         "(default: published)")  # fmt: skip
     add("--tmin", type=float, help=f"window start, seconds (default: {windows})")
     add("--tmax", type=float, help="window end, seconds (default: see --tmin)")
-    add_prepare_flags(parser, workers=2)
+    flags.add_prepare_flags(parser, workers=2)
     args = parser.parse_args()
     description = load_description(args.downstream_dataset)
     args.raw_dir = Path(args.raw_dir or default(f"data/{description.name}/raw"))
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     args.tmax = description.window[1] if args.tmax is None else args.tmax
     if args.trial_set and args.downstream_dataset != "BCICIV2a":
         parser.error(f"--trial_set belongs to BCICIV2a; {description.name} has one set of trials")
-    check_prepare(parser, args)
+    flags.check_prepare(parser, args)
     return args
 
 

@@ -13,13 +13,13 @@ import re
 from pathlib import Path, PurePosixPath
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION, FIGSHARE, SUBJECTS
+from utils import flags
 from utils.errors import UserError, run_script
-from utils.flags import add_prepare_flags, check_prepare, new_parser
 from utils.paths import default, make_room
 
 
 def parse_args() -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = flags.new_parser(__doc__)
     add = parser.add_argument
     add("--skip_download", action="store_true", help="use the recordings that are in --raw_dir")
     add("--zip_path", help="a subject's zip or the article's zip of zips, unpacked instead of downloading")
@@ -34,9 +34,9 @@ def parse_args() -> argparse.Namespace:
     )
     add("--tmax", type=float, default=DESCRIPTION.window[1], help="window end, seconds, likewise")
     add("--subjects", nargs="+", default=list(SUBJECTS), help="only these people, e.g. 1 17 or S01 S17 (default: all)")
-    add_prepare_flags(parser, workers=2)  # each takes about 1.6 GB of memory
+    flags.add_prepare_flags(parser, workers=2)  # each takes about 1.6 GB of memory
     args = parser.parse_args()
-    check_prepare(parser, args)
+    flags.check_prepare(parser, args)
     named = {name: re.fullmatch(r"(?:S|sub-)?(\d+)", name, re.IGNORECASE) for name in args.subjects}
     args.subjects = sorted({f"S{int(number[1]):02d}" if number else name for name, number in named.items()})
     unknown = set(args.subjects) - set(SUBJECTS)
@@ -107,10 +107,7 @@ def fetch(args: argparse.Namespace) -> None:
 def figshare_files() -> list[dict]:
     """The article's files: name, size, download_url and md5 sums.
 
-    Raises
-    ------
-    UserError
-        If Figshare does not answer.
+    Raises UserError if Figshare does not answer.
     """
     try:
         answer = requests.get(FIGSHARE, timeout=60)

@@ -15,15 +15,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from utils import flags
 from utils.errors import UserError, run_script
-from utils.flags import check_at_least, new_parser
 from utils.paths import ROOT, default, written_whole
 
 NAMES = ("BCICIV2a", "BCICIV2b", "VI")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = flags.new_parser(__doc__)
     add = parser.add_argument
     add("--data_dir", default=default("data/demo"), help="folder for the recordings")
     add("--pth_dir", default=default("pth/demo"), help="folder for the tiny models")
@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     add("--llm_steps", type=int, default=600, help="steps of text training of the chat model")
     add("--seed", type=int, default=0, help="of people, signals and models")
     args = parser.parse_args()
-    check_at_least(parser, args, runs=1, trials_per_run=1, trials_per_class=1, llm_steps=1)
+    flags.check_at_least(parser, args, runs=1, trials_per_run=1, trials_per_class=1, llm_steps=1)
     return args
 
 

@@ -13,13 +13,9 @@ from utils.signals import to_patches
 class BCICIV2aDataset:
     """Trials of one split for a classifier.
 
-    Parameters
-    ----------
-    data_dir : str
-        A store of `prepare_data.py`, or CBraMod's LMDB.
+    data_dir : str. A store of `prepare_data.py`, or CBraMod's LMDB.
     mode : {"train", "val", "test"}
-    protocol : str
-        See `datasets.splits`.
+    protocol : str. See `datasets.splits`.
 
     Items are `(x, label)`: a (22, 4, 200) float32 tensor (200 Hz, units of 100 µV), and an int. `trials[i]` tells item
     i's subject, session, run and trial number.

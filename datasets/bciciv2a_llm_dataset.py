@@ -45,12 +45,9 @@ def files(raw_dir: Path) -> list[Path]:
 def recordings(path: Path, trial_set: str = "published") -> Iterator[Recording]:
     """The runs of one file. Calibration runs come without trials, and so do real runs that `trial_set` leaves out.
 
-    Parameters
-    ----------
     path : Path
-    trial_set : {"published", "all"}
-        "published" drops the first three structs of every file, as the published splits do; "all" drops runs without
-        trials only.
+    trial_set : {"published", "all"}. "published" drops the first three structs of every file, as the published splits
+        do; "all" drops runs without trials only.
     """
     subject, session = path.stem[:3], path.stem[3]
     task_number = 0

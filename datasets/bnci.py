@@ -12,20 +12,12 @@ from utils.errors import UserError
 class Run:
     """One struct of a file.
 
-    Attributes
-    ----------
-    signal : (n_chans, n_times) float64 array
-        The EEG electrodes, microvolts.
-    onsets : (n_trials,) int array
-        0-based sample at which each trial starts.
-    labels : (n_trials,) int array
-        0-based class.
-    artifacts : (n_trials,) bool array
-        Marked by the expert.
-    sfreq : float
-        Hz.
-    number : int
-        Position among the file's structs, from 1.
+    signal : (n_chans, n_times) float64 array. The EEG electrodes, microvolts.
+    onsets : (n_trials,) int array. 0-based sample at which each trial starts.
+    labels : (n_trials,) int array. 0-based class.
+    artifacts : (n_trials,) bool array. Marked by the expert.
+    sfreq : float. Hz.
+    number : int. Position among the file's structs, from 1.
     """
 
     signal: np.ndarray
@@ -44,25 +36,14 @@ class Run:
 def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> list[Run]:
     """Read one file.
 
-    Parameters
-    ----------
-    path : Path
-        A MATLAB v5 file whose `data` is a cell of structs with `X` (samples × channels, microvolts, the EEG electrodes
-        first), `trial` (1-based samples), `y` (1, 2, …), `fs`, `artifacts`.
-    electrodes : tuple of str
-        The first columns of `X`; what follows (EOG) stays behind.
+    path : Path. A MATLAB v5 file whose `data` is a cell of structs with `X` (samples × channels, microvolts, the EEG
+        electrodes first), `trial` (1-based samples), `y` (1, 2, …), `fs`, `artifacts`.
+    electrodes : tuple of str. The first columns of `X`; what follows (EOG) stays behind.
     n_classes : int
-    sfreq : float
-        What `fs` must be, Hz.
-
-    Returns
-    -------
-    list of Run, runs without trials included.
-
-    Raises
-    ------
-    UserError
-        If the file is truncated, is no such file, or its content cannot be right; names the file and the run.
+    sfreq : float. What `fs` must be, Hz.
+    Returns list of Run, runs without trials included.
+    Raises UserError if the file is truncated, is no such file, or its content cannot be right; names the file and the
+        run.
     """
     import scipy.io  # slow to import, and a script's -h reads the datasets' files
 

@@ -34,10 +34,7 @@ class CBraModStore(MappedFolder):
     Records are `{"sample": (n_chans, n_patches, 200), "label": int}`, unpickled by `SafeUnpickler`. Person and session
     come from the file name in the key where it has them; `own_splits` says which split the file puts a key in.
 
-    Raises
-    ------
-    UserError
-        If a pickle holds anything but arrays and plain containers, or a record is none.
+    Raises UserError if a pickle holds anything but arrays and plain containers, or a record is none.
     """
 
     sfreq = SFREQ

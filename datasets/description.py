@@ -26,53 +26,36 @@ SPLITS = ("train", "val", "test")
 class DatasetDescription:
     """The facts of one dataset.
 
-    Attributes
-    ----------
-    name : str
-        As on the command line.
+    name : str. As on the command line.
     montage : Montage
-    classes : tuple of str
-        Names by label.
-    keywords : mapping of int to tuple of str
-        Words that name a class in decoded text, by label.
-    phrasings : mapping of int to tuple of str
-        Target texts for training, by label; the first is the canonical one that scoring uses.
-    image_prompts : mapping of int to str
-        What the image model is asked to draw, by label.
-    stimuli : mapping of int to str
-        What the person saw, by label: "arrow left" is drawn, a file name is looked up in the stimuli folder. A trial
-        with an image of its own (`Trial.image`) overrides it.
-    system_prompt, user_prompt : str
-        The chat; "{eeg}" in the user's turn marks where the EEG tokens stand.
-    epochs, warmup_epochs : int
-        Epochs of EEG → text training, warm-up included in `epochs`.
-    image_model : str
-        The image model that pictures are drawn with by default.
-    people : mapping of split to tuple of str
-        Who is in which split as published. Empty where the stored file itself says it (CBraMod's layout).
-    test_sessions : tuple of str
-        The sessions that `--protocol within:PERSON` tests on; the others train. Empty: the later half.
-    tasks : tuple of str
-        By label, the kind of recording that the class occurs in, where recordings do not hold all classes; else empty.
-    window : (float, float)
-        Default of --tmin and --tmax, seconds after a trial's reference sample.
-    window_starts : str
-        What that sample is.
-    reference : {"average", "none"}
-        "average" subtracts the mean over electrodes at each sample.
-    extra_channels : int
-        Channels that stored trials may have behind the electrodes; they are not read.
-    files : callable, optional
-        Folder → its recordings' files, in the store's order. None: the dataset comes in CBraMod's layout.
-    recordings : callable, optional
-        (file, options) → `Recording`s, one an uninterrupted run.
-    addresses : tuple of str
-        Where the raw files are, tried in this order; empty where a script of its own fetches them.
-    all_files : tuple of str
-        Names of the raw files of the complete dataset.
-    closing : callable, optional
-        (options, sources, counts) → columns {heading: {split: trials}} and lines for the end of preparation: what was
-        expected, and what the user should know.
+    classes : tuple of str. Names by label.
+    keywords : mapping of int to tuple of str. Words that name a class in decoded text, by label.
+    phrasings : mapping of int to tuple of str. Target texts for training, by label; the first is the canonical one
+        that scoring uses.
+    image_prompts : mapping of int to str. What the image model is asked to draw, by label.
+    stimuli : mapping of int to str. What the person saw, by label: "arrow left" is drawn, a file name is looked up in
+        the stimuli folder. A trial with an image of its own (`Trial.image`) overrides it.
+    system_prompt, user_prompt : str. The chat; "{eeg}" in the user's turn marks where the EEG tokens stand.
+    epochs, warmup_epochs : int. Epochs of EEG → text training, warm-up included in `epochs`.
+    image_model : str. The image model that pictures are drawn with by default.
+    people : mapping of split to tuple of str. Who is in which split as published. Empty where the stored file itself
+        says it (CBraMod's layout).
+    test_sessions : tuple of str. The sessions that `--protocol within:PERSON` tests on; the others train. Empty: the
+        later half.
+    tasks : tuple of str. By label, the kind of recording that the class occurs in, where recordings do not hold all
+        classes; else empty.
+    window : (float, float). Default of --tmin and --tmax, seconds after a trial's reference sample.
+    window_starts : str. What that sample is.
+    reference : {"average", "none"}. "average" subtracts the mean over electrodes at each sample.
+    extra_channels : int. Channels that stored trials may have behind the electrodes; they are not read.
+    files : callable, optional. Folder → its recordings' files, in the store's order. None: the dataset comes in
+        CBraMod's layout.
+    recordings : callable, optional. (file, options) → `Recording`s, one an uninterrupted run.
+    addresses : tuple of str. Where the raw files are, tried in this order; empty where a script of its own fetches
+        them.
+    all_files : tuple of str. Names of the raw files of the complete dataset.
+    closing : callable, optional. (options, sources, counts) → columns {heading: {split: trials}} and lines for the
+        end of preparation: what was expected, and what the user should know.
     """
 
     name: str

@@ -27,18 +27,11 @@ SAMPLE_BYTES = {".bdf": 3, ".edf": 2}
 class ReadFile:
     """What a file holds.
 
-    Attributes
-    ----------
-    signal : (n_chans, n_times) float64 array
-        Electrodes as asked for, microvolts.
-    sfreq : float
-        Hz.
-    events : list of (int, int)
-        0-based sample and code, in order of time.
-    sources : list of str
-        Where the events were found; all agree.
-    corrections : list of str
-        What was wrong with the units and put right.
+    signal : (n_chans, n_times) float64 array. Electrodes as asked for, microvolts.
+    sfreq : float. Hz.
+    events : list of (int, int). 0-based sample and code, in order of time.
+    sources : list of str. Where the events were found; all agree.
+    corrections : list of str. What was wrong with the units and put right.
     """
 
     signal: np.ndarray
@@ -55,10 +48,8 @@ def read_recording(path: Path, electrodes: Sequence[str]) -> ReadFile:
     times too large; numbers without a physical dimension are microvolts, where MNE takes them for volts.
     Events: `events.tsv` beside the file, the `Status` channel, the file's annotations.
 
-    Raises
-    ------
-    UserError
-        If the file is truncated or damaged, lacks an electrode, holds NaN, or its sources of events disagree.
+    Raises UserError if the file is truncated or damaged, lacks an electrode, holds NaN, or its sources of events
+        disagree.
     """
     check_whole(path)
     try:
@@ -105,11 +96,8 @@ def read_recording(path: Path, electrodes: Sequence[str]) -> ReadFile:
 def read_header(path: Path) -> dict:
     """The fields of a BDF or EDF header that decide on units and size (European Data Format, Kemp et al. 1992).
 
-    Returns
-    -------
-    dict
-        labels, dimensions (lists of str), digital_min, digital_max (lists of float), expected_bytes (of the whole file,
-        None where the header leaves the number of records open).
+    Returns dict: labels, dimensions (lists of str), digital_min, digital_max (lists of float), expected_bytes (of the
+        whole file, None where the header leaves the number of records open).
     """
     with open(path, "rb") as file:
         fixed = file.read(256)
@@ -192,10 +180,7 @@ def annotated_events(raw: mne.io.BaseRaw) -> list[tuple[int, int]]:
 def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:
     """Events of a BIDS `events.tsv`: `onset` in seconds, or `sample` or `latency` in samples, and `value`.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, a number is none, or `onset` and samples disagree.
+    Raises UserError if a column is missing, a number is none, or `onset` and samples disagree.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:

@@ -10,12 +10,8 @@ REGION_NAMES = {0: "frontal", 1: "parietal", 2: "temporal", 3: "occipital", 4: "
 class Montage:
     """Where the electrodes of a recording sit.
 
-    Attributes
-    ----------
-    electrodes : tuple of str
-        In the order of the stored trials.
-    topology : dict of int to tuple of str
-        Region code → its electrodes, in the order in which CSBrain sees them.
+    electrodes : tuple of str. In the order of the stored trials.
+    topology : dict of int to tuple of str. Region code → its electrodes, in the order in which CSBrain sees them.
     """
 
     electrodes: tuple[str, ...]

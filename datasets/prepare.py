@@ -24,24 +24,14 @@ def prepare(
 ) -> None:  # fmt: skip
     """Write the store of a dataset and print the closing table.
 
-    Parameters
-    ----------
     description : DatasetDescription
-    files : sequence of Path
-        Raw files, in the store's order, whichever worker is done first.
+    files : sequence of Path. Raw files, in the store's order, whichever worker is done first.
     lmdb_dir : Path
     settings : Preprocessing
-    workers : int
-        Files prepared at the same time.
-    scale : float, optional
-        Multiplies what is read, and leaves the check of amplitudes out.
-    options : dict, optional
-        Of `description.recordings`; kept in the store's metadata.
-
-    Raises
-    ------
-    UserError
-        If a file is damaged, amplitudes cannot be right, or nothing is left.
+    workers : int. Files prepared at the same time.
+    scale : float, optional. Multiplies what is read, and leaves the check of amplitudes out.
+    options : dict, optional. Of `description.recordings`; kept in the store's metadata.
+    Raises UserError if a file is damaged, amplitudes cannot be right, or nothing is left.
     """
     options = options or {}
     meta = {
@@ -96,10 +86,7 @@ def cut_trials(
 ) -> tuple[list[tuple[Trial, np.ndarray]], float | None]:
     """Filter one run and cut its trials; also its amplitude. Counts what is kept and what is dropped.
 
-    Raises
-    ------
-    UserError
-        If the run is too short, its rate does not fit the filter, or its amplitude is out of range.
+    Raises UserError if the run is too short, its rate does not fit the filter, or its amplitude is out of range.
     """
     signal, sfreq = recording.signal, recording.sfreq
     if settings.h_freq >= sfreq / 2 or sfreq != round(sfreq):

@@ -14,16 +14,10 @@ from scipy.signal import butter, sosfiltfilt
 class Preprocessing:
     """The settings of one run over a dataset; all of them go into the store's metadata.
 
-    Attributes
-    ----------
-    tmin, tmax : float
-        Window in seconds after the trial's reference sample; `tmax` excluded.
-    reference : {"average", "none"}
-        "average" subtracts the mean over electrodes at each sample.
-    l_freq, h_freq : float
-        Hz, corner frequencies of the band-pass.
-    order : int
-        Butterworth order; the filter runs forwards and backwards, so the phase is zero.
+    tmin, tmax : float. Window in seconds after the trial's reference sample; `tmax` excluded.
+    reference : {"average", "none"}. "average" subtracts the mean over electrodes at each sample.
+    l_freq, h_freq : float. Hz, corner frequencies of the band-pass.
+    order : int. Butterworth order; the filter runs forwards and backwards, so the phase is zero.
     """
 
     tmin: float
@@ -39,16 +33,9 @@ class Preprocessing:
 def filter_run(signal: np.ndarray, sfreq: float, settings: Preprocessing) -> np.ndarray:
     """Reference, then zero-phase band-pass over the whole run.
 
-    Parameters
-    ----------
-    signal : (n_chans, n_times) array
-        Microvolts.
-    sfreq : float
-        Hz.
-
-    Returns
-    -------
-    (n_chans, n_times) float64 array, microvolts.
+    signal : (n_chans, n_times) array. Microvolts.
+    sfreq : float. Hz.
+    Returns (n_chans, n_times) float64 array, microvolts.
     """
     filtered = signal - (signal.mean(axis=0, keepdims=True) if settings.reference == "average" else 0.0)
     sos = butter(settings.order, (settings.l_freq, settings.h_freq), "bandpass", fs=sfreq, output="sos")

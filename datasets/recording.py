@@ -10,31 +10,18 @@ import numpy as np
 class Recording:
     """One uninterrupted run.
 
-    Attributes
-    ----------
-    signal : (n_chans, n_times) float64 array
-        EEG electrodes in montage order, microvolts.
-    sfreq : float
-        Hz.
-    onsets : (n_trials,) int array
-        0-based sample of each trial's reference point.
-    labels : (n_trials,) int array
-        0-based class.
+    signal : (n_chans, n_times) float64 array. EEG electrodes in montage order, microvolts.
+    sfreq : float. Hz.
+    onsets : (n_trials,) int array. 0-based sample of each trial's reference point.
+    labels : (n_trials,) int array. 0-based class.
     subject, session : str
-    run : int
-        Counts within the session from 1.
-    numbers : (n_trials,) int array, optional
-        Number of each trial within its run; 1, 2, … where it is not given.
-    images : list of str
-        What was shown in each trial, where it differs within a class; else empty.
-    artifacts : (n_trials,) bool array, optional
-        Marked by the expert.
-    left_out : Counter
-        Trials that the dataset's file leaves out: (cause, label or text) → how many.
-    kind : str
-        What the closing table counts it as.
-    notes : dict
-        Facts for the store's record of sources.
+    run : int. Counts within the session from 1.
+    numbers : (n_trials,) int array, optional. Number of each trial within its run; 1, 2, … where it is not given.
+    images : list of str. What was shown in each trial, where it differs within a class; else empty.
+    artifacts : (n_trials,) bool array, optional. Marked by the expert.
+    left_out : Counter. Trials that the dataset's file leaves out: (cause, label or text) → how many.
+    kind : str. What the closing table counts it as.
+    notes : dict. Facts for the store's record of sources.
     """
 
     signal: np.ndarray

@@ -67,17 +67,10 @@ PROTOCOLS: dict[str, tuple[Callable[..., Split], str]] = {
 def split_trials(store, description: DatasetDescription, protocol: str = "published") -> Split:
     """The trials of a store by split, in the store's order.
 
-    Parameters
-    ----------
     store : TrialStore or CBraModStore
     description : DatasetDescription
-    protocol : str
-        "published", "loso:A03", "within:A03", …
-
-    Raises
-    ------
-    UserError
-        If the protocol or the person is unknown, or what it promises does not hold.
+    protocol : str. "published", "loso:A03", "within:A03", …
+    Raises UserError if the protocol or the person is unknown, or what it promises does not hold.
     """
     check_protocol(protocol)
     name, _, person = protocol.partition(":")

@@ -28,19 +28,12 @@ DTYPE = np.dtype("<f4")
 class Trial:
     """Where a trial comes from and what was imagined or seen.
 
-    Attributes
-    ----------
-    key : str
-        Unique in its store.
-    label : int
-        0-based class.
+    key : str. Unique in its store.
+    label : int. 0-based class.
     subject, session : str
-    run, trial : int
-        `trial` counts within its run; both from 1.
-    image : str
-        What was shown, where it differs within a class; else empty.
-    checksum : int
-        CRC-32 of the stored samples.
+    run, trial : int. `trial` counts within its run; both from 1.
+    image : str. What was shown, where it differs within a class; else empty.
+    checksum : int. CRC-32 of the stored samples.
     """
 
     key: str
@@ -59,25 +52,13 @@ class Trial:
 def write_store(path: Path, meta: dict, parts: Iterable[list[tuple[Trial, np.ndarray]]]) -> dict:
     """Write a whole store, or nothing.
 
-    Parameters
-    ----------
-    path : Path
-        The store's folder; replaced only once the new one is whole.
-    meta : dict
-        Facts to keep; `sfreq` (Hz) is required. The caller may still fill it in while `parts` is consumed.
-    parts : iterable of lists of (Trial, samples)
-        Samples are float32 arrays (n_chans, n_times) in microvolts, all of one shape. `Trial.checksum` is filled in here.
-
-    Returns
-    -------
-    dict
-        The metadata as written, with `n_trials`, `shape` and `fingerprint` (SHA-256 of keys and samples in order;
-        labels are not part of it, so features computed from the samples stay valid when labels change).
-
-    Raises
-    ------
-    UserError
-        If the disk is full, a key comes twice or the samples have several shapes.
+    path : Path. The store's folder; replaced only once the new one is whole.
+    meta : dict. Facts to keep; `sfreq` (Hz) is required. The caller may still fill it in while `parts` is consumed.
+    parts : iterable of lists of (Trial, samples). Samples are float32 arrays (n_chans, n_times) in microvolts, all of
+        one shape. `Trial.checksum` is filled in here.
+    Returns dict: The metadata as written, with `n_trials`, `shape` and `fingerprint` (SHA-256 of keys and samples in
+        order; labels are not part of it, so features computed from the samples stay valid when labels change).
+    Raises UserError if the disk is full, a key comes twice or the samples have several shapes.
     """
     digest = hashlib.sha256()
     rows: dict[str, dict] = {}
@@ -142,24 +123,14 @@ class MappedFolder:
 class TrialStore(MappedFolder):
     """Read-only view of a store written by `write_store`.
 
-    Parameters
-    ----------
     path : str or Path
 
-    Attributes
-    ----------
     meta : dict
     trials : list of Trial
-    sfreq : float
-        Hz.
+    sfreq : float. Hz.
     shape : (n_chans, n_times)
-    fingerprint : str
-        Of the samples, as written; changes as well when somebody writes into the store later.
-
-    Raises
-    ------
-    UserError
-        If the folder is no store, is truncated, or a store of another version.
+    fingerprint : str. Of the samples, as written; changes as well when somebody writes into the store later.
+    Raises UserError if the folder is no store, is truncated, or a store of another version.
     """
 
     own_splits: dict[str, str] = {}  # this layout leaves the splits to the run
@@ -190,10 +161,7 @@ class TrialStore(MappedFolder):
     def read(self, trial: Trial) -> np.ndarray:
         """The samples as a read-only view of the mapped file: float32, (n_chans, n_times), microvolts.
 
-        Raises
-        ------
-        UserError
-            If the samples are not those that were written; asked once a trial and process.
+        Raises UserError if the samples are not those that were written; asked once a trial and process.
         """
         raw = self.raw(trial.key)
         if trial.key not in self._verified:
@@ -259,9 +227,7 @@ def check_whole(file: Path) -> None:
     (8 each), two database records of 48 bytes (the first begins with the page size), the number of the last page and
     the number of the last transaction (8 each). The one with the later transaction counts. Source: LMDB's mdb.c.
 
-    Raises
-    ------
-    UserError
+    Raises UserError.
     """
     magic_number, last_page_at = 0xBEEFC0DE, 16 + 4 + 4 + 8 + 8 + 2 * 48
     size = file.stat().st_size

@@ -19,26 +19,17 @@ from utils.errors import UserError
 class TrialDataset:
     """Trials of one split.
 
-    Parameters
-    ----------
-    data_dir : str or Path
-        A store of this project, or CBraMod's LMDB.
+    data_dir : str or Path. A store of this project, or CBraMod's LMDB.
     mode : {"train", "val", "test"}
-    protocol : str
-        See `datasets.splits`.
-    description : DatasetDescription, optional
-        The subclasses of the datasets' files have it already.
-    store : TrialStore or CBraModStore, optional
-        Where it is open already.
+    protocol : str. See `datasets.splits`.
+    description : DatasetDescription, optional. The subclasses of the datasets' files have it already.
+    store : TrialStore or CBraModStore, optional. Where it is open already.
 
     Items are dicts: `x`, `label` and `index`. `x` is the (n_chans, n_times) float32 signal in microvolts at `sfreq` Hz;
     with `prepare` set, what it makes of that, kept in memory after the first time; with `tokens` set, an (N, n, width) tensor, its row. `trials[i]` tells item
     i's subject, session, run and number. `labels` may be replaced (see `shuffled_labels`).
 
-    Raises
-    ------
-    UserError
-        If the store has other electrodes or labels than the dataset.
+    Raises UserError if the store has other electrodes or labels than the dataset.
     """
 
     description: DatasetDescription  # set by each dataset
@@ -112,10 +103,7 @@ class TrialDataset:
     def spread(self, n: int) -> list[int]:
         """`n` trials spread evenly over the split, or all where there are fewer, with a notice.
 
-        Raises
-        ------
-        UserError
-            If the split is empty.
+        Raises UserError if the split is empty.
         """
         if not len(self):
             raise UserError(f"{self.store.path} has no {self.mode} trials")
@@ -128,10 +116,8 @@ class TrialDataset:
 def load_splits(data_dir: str | Path, description: DatasetDescription, protocol: str) -> dict[str, TrialDataset]:
     """All three splits of a store, opened once. A split may be empty.
 
-    Raises
-    ------
-    UserError
-        If nothing is there to train on, or nothing validates under a protocol that chooses by validation.
+    Raises UserError if nothing is there to train on, or nothing validates under a protocol that chooses by
+        validation.
     """
     store = open_store(data_dir)
     splits = {mode: TrialDataset(data_dir, mode, protocol, description, store) for mode in SPLITS}
@@ -148,12 +134,9 @@ def load_splits(data_dir: str | Path, description: DatasetDescription, protocol:
 class TextCollator:
     """Batches items and attaches tokenised targets.
 
-    Parameters
-    ----------
     description : DatasetDescription
     tokenizer : transformers tokenizer
-    seed : int
-        With `epoch`, decides which phrasing a trial gets; the choice depends on nothing else.
+    seed : int. With `epoch`, decides which phrasing a trial gets; the choice depends on nothing else.
 
     Batches are dicts: `x` (B, …), `label` (B,), `index` (B,), `target_ids` (B, T) int64, `target_mask` (B, T) bool.
     Every target ends with the end-of-sequence token. The mask, and never a token id, says what is padding: TinyLlama's
@@ -196,14 +179,9 @@ def shuffled_labels(trials: Sequence[Trial], seed: int) -> list[int]:
     control scores what knowing the recording is worth, and not 1 / number of classes. The permutation of a recording
     depends on `seed` and on the recording alone, so it is the same under every protocol.
 
-    Parameters
-    ----------
     trials : sequence of Trial
     seed : int
-
-    Returns
-    -------
-    list of int, in the order of `trials`.
+    Returns list of int, in the order of `trials`.
     """
     places = defaultdict(list)
     for place, trial in enumerate(trials):

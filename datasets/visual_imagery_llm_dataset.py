@@ -52,10 +52,7 @@ def origin(path: Path) -> tuple[str, str, str] | None:
 def files(raw_dir: Path, subjects: Sequence[str] = SUBJECTS) -> list[Path]:
     """The recordings of some people under a folder, however deep, in the order of person, session and task.
 
-    Raises
-    ------
-    UserError
-        If a task was recorded in two files.
+    Raises UserError if a task was recorded in two files.
     """
     found: dict[tuple, Path] = {}
     for path in sorted(raw_dir.rglob("sub-*_eeg.*")):

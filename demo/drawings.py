@@ -275,13 +275,9 @@ DRAWINGS: dict[str, Callable[[Pen, np.random.Generator], None]] = {
 def drawing(name: str, rng: np.random.Generator, size: int = 64) -> Image.Image:
     """A drawn picture of one class, different for every state of `rng`.
 
-    Parameters
-    ----------
-    name : str
-        A key of `DRAWINGS`.
+    name : str. A key of `DRAWINGS`.
     rng : numpy Generator
-    size : int
-        Edge in pixels.
+    size : int. Edge in pixels.
     """
     ground = GROUNDS[rng.integers(len(GROUNDS))]
     pen = Pen(size, ground, rng.uniform(0.86, 1.0), rng.uniform(-4, 4, 2))

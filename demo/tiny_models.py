@@ -73,8 +73,6 @@ def write_language_model(
     It is trained on text alone: chats in which the user's turn hints at something in words and the assistant answers in
     a sentence. It never sees EEG.
 
-    Parameters
-    ----------
     folder : Path
     conversations : sequence of (system prompt, user prompt with "{eeg}", hint words, answers)
     seed, steps : int
@@ -120,10 +118,7 @@ def _chat(rng, tokenizer, system: str, user: str, hints, answers) -> tuple[list[
     words = list(rng.choice(FILLER, rng.integers(4, 16)))
     for _ in range(rng.integers(1, 4)):
         words.insert(rng.integers(len(words) + 1), hints[rng.integers(len(hints))])
-    chat = [
-        {"role": "system", "content": system},
-        {"role": "user", "content": user.replace("{eeg}", " ".join(words))},
-    ]
+    chat = [{"role": "system", "content": system}, {"role": "user", "content": user.replace("{eeg}", " ".join(words))}]
     prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     answer = tokenizer(answers[rng.integers(len(answers))], add_special_tokens=False).input_ids
     return tokenizer(prompt, add_special_tokens=False).input_ids, [*answer, tokenizer.eos_token_id]
@@ -165,10 +160,8 @@ def random_text_encoder(kind: type, tokenizer: CLIPTokenizer) -> CLIPTextModel |
 
     The tiny image models were trained on its outputs. Made by rule it need not be shipped: 13 MB in half precision.
 
-    Parameters
-    ----------
-    kind : {CLIPTextModel, CLIPTextModelWithProjection}
-        The second adds the projection that gives aMUSEd its pooled vector; the rest is the same.
+    kind : {CLIPTextModel, CLIPTextModelWithProjection}. The second adds the projection that gives aMUSEd its pooled
+        vector; the rest is the same.
     tokenizer : CLIPTokenizer
     """
     model = kind(

@@ -38,10 +38,7 @@ def write_vi_like(raw_dir: Path, size: VIDemoSize, seed: int) -> tuple[int, int]
     Of three people one has FIF (annotations and `events.tsv`), one BDF with 16-bit digital limits (`events.tsv` and
     Status, resting at 0), one the same without physical dimension and without `events.tsv` (Status resting at 131071).
 
-    Returns
-    -------
-    (int, int)
-        Recordings, and how many of them were written now.
+    Returns (int, int): Recordings, and how many of them were written now.
     """
     n_all = n_new = 0
     for subject in size.only:
@@ -148,19 +145,12 @@ def write_bdf(
 ) -> None:  # fmt: skip
     """A BDF file with 24-bit samples, by default under the 16-bit digital limits that Neuracle's headers claim.
 
-    Parameters
-    ----------
     path : Path
-    signal : (n_chans, n_times) array
-        Microvolts; whole seconds.
-    events : list of (sample, code)
-        Pulses of one sample in the `Status` channel.
-    rest : int
-        Status between the events.
-    dimension : str
-        Physical dimension of the electrodes in the header.
-    digital : (int, int)
-        Digital limits of the electrodes in the header; the samples are 24-bit whatever it says.
+    signal : (n_chans, n_times) array. Microvolts; whole seconds.
+    events : list of (sample, code). Pulses of one sample in the `Status` channel.
+    rest : int. Status between the events.
+    dimension : str. Physical dimension of the electrodes in the header.
+    digital : (int, int). Digital limits of the electrodes in the header; the samples are 24-bit whatever it says.
     labels : tuple of str
     """
     status = np.full(signal.shape[1], rest)

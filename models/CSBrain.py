@@ -35,9 +35,7 @@ class PatchEmbedding(nn.Module):
             nn.GELU(),
         )
         self.spectral_proj = nn.Sequential(nn.Linear(in_dim // 2 + 1, d_model), nn.Dropout(0.1))
-        self.positional_encoding = nn.Sequential(
-            nn.Conv2d(d_model, d_model, (19, 7), padding=(9, 3), groups=d_model),
-        )
+        self.positional_encoding = nn.Sequential(nn.Conv2d(d_model, d_model, (19, 7), padding=(9, 3), groups=d_model))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         b, c, p, t = x.shape
@@ -54,29 +52,18 @@ class PatchEmbedding(nn.Module):
 class CSBrain(nn.Module):
     """The encoder.
 
-    Parameters
-    ----------
-    in_dim, out_dim, d_model : int
-        Samples a patch, width of `proj_out`, width inside; 200 each in the published model.
-    dim_feedforward, seq_len, n_layer, nhead : int
-        800, any (kept for the published call; nothing depends on it), 12, 8.
-    TemEmbed_kernel_sizes : list of 1-tuples
-        Kernels in patches and electrodes; [(1,), (3,), (5,)].
-    brain_regions : sequence of int
-        Region code of every electrode in input order: 0 frontal, 1 parietal, 2 temporal, 3 occipital, 4 central.
-    sorted_indices : sequence of int
-        Electrodes region by region (ascending code). The output stays in this order.
+    in_dim, out_dim, d_model : int. Samples a patch, width of `proj_out`, width inside; 200 each in the published
+        model.
+    dim_feedforward, seq_len, n_layer, nhead : int. 800, any (kept for the published call; nothing depends on it), 12,
+        8.
+    TemEmbed_kernel_sizes : list of 1-tuples. Kernels in patches and electrodes; [(1,), (3,), (5,)].
+    brain_regions : sequence of int. Region code of every electrode in input order: 0 frontal, 1 parietal, 2 temporal,
+        3 occipital, 4 central.
+    sorted_indices : sequence of int. Electrodes region by region (ascending code). The output stays in this order.
     dropout : float
 
-    Attributes
-    ----------
-    area_config : dict
-        "region_<code>" to {"channels": n, "slice": slice in the sorted order}.
-
-    Raises
-    ------
-    ValueError
-        If `sorted_indices` is no permutation of the electrodes or does not go region by region.
+    area_config : dict. "region_<code>" to {"channels": n, "slice": slice in the sorted order}.
+    Raises ValueError if `sorted_indices` is no permutation of the electrodes or does not go region by region.
     """
 
     def __init__(
@@ -144,17 +131,11 @@ class CSBrain(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Encode a batch of trials.
 
-        Parameters
-        ----------
-        x : (B, C, P, 200) float tensor
-            Patches of one second at 200 Hz, in units of 100 µV, electrodes in input order.
-        mask : (B, C, P) tensor, optional
-            1 where a patch is replaced by `mask_encoding`; electrodes in **region order**, since the published code
-            reorders the signal before it masks.
-
-        Returns
-        -------
-        (B, C, P, 200) tensor, electrodes in **region order** (`sorted_indices`).
+        x : (B, C, P, 200) float tensor. Patches of one second at 200 Hz, in units of 100 µV, electrodes in input
+            order.
+        mask : (B, C, P) tensor, optional. 1 where a patch is replaced by `mask_encoding`; electrodes in **region
+            order**, since the published code reorders the signal before it masks.
+        Returns (B, C, P, 200) tensor, electrodes in **region order** (`sorted_indices`).
         """
         x = x[:, self.sorted_indices]
         h = self.patch_embedding(x, mask)

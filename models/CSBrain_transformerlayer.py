@@ -16,14 +16,8 @@ def region_attention_mask(area_config: dict) -> torch.Tensor:
     Group g takes electrode number g modulo the region's size from every region; a pair may attend
     if some group holds both.
 
-    Parameters
-    ----------
-    area_config : dict
-        `CSBrain.area_config`: region name to {"channels": n, "slice": slice}.
-
-    Returns
-    -------
-    (C, C) bool tensor, True where attention is **forbidden** (PyTorch's convention).
+    area_config : dict. `CSBrain.area_config`: region name to {"channels": n, "slice": slice}.
+    Returns (C, C) bool tensor, True where attention is **forbidden** (PyTorch's convention).
     """
     slices = [area["slice"] for area in area_config.values()]
     n_chans = max(s.stop for s in slices)
@@ -37,11 +31,8 @@ def region_attention_mask(area_config: dict) -> torch.Tensor:
 class CSBrain_TransformerEncoderLayer(nn.Module):
     """Pre-norm layer on (B, C, P, D) with electrodes in region order.
 
-    Parameters
-    ----------
     d_model, nhead, dim_feedforward : int
-    area_config : dict
-        `CSBrain.area_config`.
+    area_config : dict. `CSBrain.area_config`.
     dropout : float
     """
 

@@ -31,18 +31,13 @@ TOKEN_POSITIONS = ("none", "learned")
 class QFormerMapper(nn.Module):
     """The seed's mapper: an MLP, four transformer layers, 77 queries that attend to the tokens; 10,862,602 parameters.
 
-    Parameters
-    ----------
     n_classes : int
-    n_tokens : int
-        EEG tokens a trial; only learned positions depend on it.
-    clip_width : int
-        D, 768 for CLIP ViT-L/14.
-    token_positions : {"none", "learned"}
-        "none" is the seed's: the output is then the same for any order of the tokens. "learned" adds an embedding a token.
+    n_tokens : int. EEG tokens a trial; only learned positions depend on it.
+    clip_width : int. D, 768 for CLIP ViT-L/14.
+    token_positions : {"none", "learned"}. "none" is the seed's: the output is then the same for any order of the
+        tokens. "learned" adds an embedding a token.
     dropout : float
-    in_dim : int
-        Width of a token, 200 for CSBrain.
+    in_dim : int. Width of a token, 200 for CSBrain.
     """
 
     def __init__(
@@ -138,13 +133,10 @@ EEGCLIPMapper = QFormerMapper  # the seed's name
 class EEGMapperModel(nn.Module):
     """A mapper, with the encoder and the pooling before it where there are no cached tokens.
 
-    Parameters
-    ----------
     mapper : nn.Module
     encoder : nn.Module, optional
     reducer : EEGTokenReducer, optional
-    train_encoder : {"never", "joint", "always"}
-        "always" for encoders that start from scratch.
+    train_encoder : {"never", "joint", "always"}. "always" for encoders that start from scratch.
     """
 
     def __init__(
@@ -180,19 +172,12 @@ class EEGMapperModel(nn.Module):
 class MapperBatch:
     """What a loss term may look at.
 
-    Attributes
-    ----------
-    states, pooled, logits : (B, 77, D), (B, D), (B, K) float tensors
-        The mapper's outputs.
+    states, pooled, logits : (B, 77, D), (B, D), (B, K) float tensors. The mapper's outputs.
     label : (B,) int64
-    prototypes : (K, D)
-        One target vector a class: CLIP embeddings of the photos (or of the prompts).
-    text_states : (K, 77, D)
-        The image model's own text states of the class prompts.
-    temperature : float
-        τ of InfoNCE over the K prototypes.
-    label_smoothing : float
-        Of the head's cross-entropy.
+    prototypes : (K, D). One target vector a class: CLIP embeddings of the photos (or of the prompts).
+    text_states : (K, 77, D). The image model's own text states of the class prompts.
+    temperature : float. τ of InfoNCE over the K prototypes.
+    label_smoothing : float. Of the head's cross-entropy.
     """
 
     states: torch.Tensor
@@ -241,10 +226,7 @@ def mean_pairwise_cosine(vectors: torch.Tensor) -> float:
 class CLIPImageTargetBuilder:
     """Projected CLIP embeddings of pictures, (K, 768), built once and kept by model and pixels.
 
-    Parameters
-    ----------
-    name : str
-        A folder laid out like `openai/clip-vit-large-patch14` (nothing is downloaded then), or a hub address.
+    name : str. A folder laid out like `openai/clip-vit-large-patch14` (nothing is downloaded then), or a hub address.
     cache_dir : Path
     """
 
@@ -277,10 +259,7 @@ class CLIPImageTargetBuilder:
 class CLIPTextTargetBuilder:
     """Text states (K, 77, D) and pooled vectors (K, D) of prompts, as the image model that will draw reads them.
 
-    Parameters
-    ----------
-    name : str
-        The image model: a local folder or a hub address. Only its tokenizers and text encoders are loaded.
+    name : str. The image model: a local folder or a hub address. Only its tokenizers and text encoders are loaded.
     cache_dir : Path
     """
 

@@ -24,12 +24,8 @@ LORA_R, LORA_ALPHA, LORA_TARGETS, LORA_DROPOUT = 8, 16, ("q_proj", "v_proj"), 0.
 class EEGTokenReducer(nn.Module):
     """Mean over each group's electrodes: features (B, C, P, D) → tokens (B, groups·P, D), group-major.
 
-    Parameters
-    ----------
-    groups : mapping of str to sequence of int
-        Name → positions along C, from a function of `POOLINGS`.
-    n_positions : int
-        C: electrodes, or 1 for an encoder that mixes them.
+    groups : mapping of str to sequence of int. Name → positions along C, from a function of `POOLINGS`.
+    n_positions : int. C: electrodes, or 1 for an encoder that mixes them.
 
     It has no parameters.
     """
@@ -64,19 +60,14 @@ class EEGProjection(nn.Module):
 class EEGLanguageModel(nn.Module):
     """A causal language model that reads EEG tokens inside the user's turn of its chat.
 
-    Parameters
-    ----------
-    language_model : transformers or peft causal language model
-        Its base weights stay as they are; LoRA layers are trained where `set_phase` says so.
+    language_model : transformers or peft causal language model. Its base weights stay as they are; LoRA layers are
+        trained where `set_phase` says so.
     tokenizer : its tokenizer, with a chat template
-    system_prompt, user_prompt : str
-        `user_prompt` holds "{eeg}" once, where the EEG tokens stand.
+    system_prompt, user_prompt : str. `user_prompt` holds "{eeg}" once, where the EEG tokens stand.
     projection : EEGProjection
-    encoder : nn.Module, optional
-        For prepared signals instead of cached tokens.
+    encoder : nn.Module, optional. For prepared signals instead of cached tokens.
     reducer : EEGTokenReducer, optional
-    train_encoder : {"never", "joint", "always"}
-        "always" for encoders that start from scratch.
+    train_encoder : {"never", "joint", "always"}. "always" for encoders that start from scratch.
 
     Inputs `x` are what the encoder reads, (B, …); without an encoder, EEG tokens (B, n, D).
 
@@ -128,13 +119,10 @@ class EEGLanguageModel(nn.Module):
     ) -> torch.Tensor:
         """Mean next-token cross-entropy over the target tokens only.
 
-        Parameters
-        ----------
         x : (B, …)
-        target_ids : (B, T) int64
-            Answers, each ended by the end-of-sequence token, padded on the right with anything.
-        target_mask : (B, T) bool
-            False where padded.
+        target_ids : (B, T) int64. Answers, each ended by the end-of-sequence token, padded on the right with
+            anything.
+        target_mask : (B, T) bool. False where padded.
         label_smoothing : float
         """
         prompt = self._embed_prompt(x)  # (B, n + S, H)
@@ -160,11 +148,9 @@ class EEGLanguageModel(nn.Module):
     ) -> tuple[list[str], torch.Tensor]:
         """Greedy text, and how likely each of the given sentences is.
 
-        Returns
-        -------
-        texts : list of B str
-        scores : (B, K) float tensor
-            Mean log-probability per token of each sentence with its end-of-sequence token.
+        Returns texts : list of B str
+        Returns scores : (B, K) float tensor: Mean log-probability per token of each sentence with its end-of-sequence
+            token.
         """
         cache, length = self._prefix_cache(len(x))
         prompt = self._embed_prompt(x)  # (B, n + S, H)
@@ -257,10 +243,7 @@ def split_prompt(tokenizer, system_prompt: str, user_prompt: str) -> tuple[list[
     cut off; that token then goes, and no placeholder text is left. Where the template has no system role, the system
     prompt stands at the beginning of the user's turn.
 
-    Raises
-    ------
-    UserError
-        If the tokenizer has no chat template, or one that loses the user's turn.
+    Raises UserError if the tokenizer has no chat template, or one that loses the user's turn.
     """
     if not tokenizer.chat_template:
         raise UserError("the language model's tokenizer has no chat template; use a chat model such as TinyLlama-Chat")
@@ -297,19 +280,11 @@ def _apply(tokenizer, chat: list[dict]) -> str | None:
 def load_language_model(name: str, device: torch.device, quantize: bool, dtype: torch.dtype) -> tuple:
     """A causal language model and its tokenizer, from a local folder or the hub.
 
-    Parameters
-    ----------
-    name : str
-        A folder laid out like `TinyLlama/TinyLlama-1.1B-Chat-v1.0` (nothing is downloaded then), or a hub address.
-    quantize : bool
-        4-bit NF4 with double quantisation (bitsandbytes).
-    dtype : torch.dtype
-        Of the weights, and of the arithmetic on quantised ones.
-
-    Raises
-    ------
-    UserError
-        If the model cannot be loaded.
+    name : str. A folder laid out like `TinyLlama/TinyLlama-1.1B-Chat-v1.0` (nothing is downloaded then), or a hub
+        address.
+    quantize : bool. 4-bit NF4 with double quantisation (bitsandbytes).
+    dtype : torch.dtype. Of the weights, and of the arithmetic on quantised ones.
+    Raises UserError if the model cannot be loaded.
     """
     safe = {"local_files_only": fetch_nothing(name, "config.json", "--llm"), "trust_remote_code": False}
     config = BitsAndBytesConfig(
@@ -338,17 +313,9 @@ def add_lora(
 ) -> peft.PeftModel:
     """Wrap a plain language model in LoRA; the defaults are the seed's, 1,126,400 parameters for TinyLlama.
 
-    Parameters
-    ----------
-    r, alpha : int, float
-        Rank and scale.
-    targets : sequence of str
-        Names of the linear layers.
-
-    Raises
-    ------
-    UserError
-        If the language model has no such layers.
+    r, alpha : int, float. Rank and scale.
+    targets : sequence of str. Names of the linear layers.
+    Raises UserError if the language model has no such layers.
     """
     if isinstance(language_model, peft.PeftModel):
         raise ValueError("the language model has an adapter already; an adapter around an adapter trains nothing right")
@@ -364,10 +331,7 @@ def add_lora(
 def read_lora_settings(folder: Path) -> dict:
     """`r`, `alpha` and `targets` of an adapter folder, for `add_lora`.
 
-    Raises
-    ------
-    UserError
-        If the folder is missing, or its adapter_config.json is none.
+    Raises UserError if the folder is missing, or its adapter_config.json is none.
     """
     file = folder / "adapter_config.json"
     if not file.is_file():
@@ -383,10 +347,7 @@ def read_lora_settings(folder: Path) -> dict:
 def load_lora(model: peft.PeftModel, folder: str | Path) -> None:
     """Put an adapter's weights from disk into a model that `add_lora` made.
 
-    Raises
-    ------
-    UserError
-        If the folder is missing, is no adapter, or one of another shape.
+    Raises UserError if the folder is missing, is no adapter, or one of another shape.
     """
     folder = Path(folder)
     if not (folder / "adapter_model.safetensors").is_file():

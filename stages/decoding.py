@@ -10,15 +10,7 @@ from datasets.description import DatasetDescription
 from datasets.trials import TrialDataset
 from models import ENCODERS, MAPPERS, choose
 from models.eeg_clip_mapper import EEGMapperModel
-from models.eeg_llm import (
-    EEGLanguageModel,
-    EEGProjection,
-    EEGTokenReducer,
-    add_lora,
-    load_language_model,
-    load_lora,
-    read_lora_settings,
-)
+from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, read_lora_settings
 from stages.tokens import TokenCache, encoder_for, reducer_for
 from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
 from utils.errors import UserError
@@ -42,10 +34,7 @@ def find_text_checkpoint(place: str | Path, lora_dir: str | None) -> tuple[Path,
 def read_run_checkpoint(path: Path, needed: set[str], script: str, description: DatasetDescription) -> dict:
     """A checkpoint of a training script on this dataset.
 
-    Raises
-    ------
-    UserError
-        If it is damaged, of another script, of another dataset or of other classes.
+    Raises UserError if it is damaged, of another script, of another dataset or of other classes.
     """
     checkpoint = read_checkpoint(path)
     missing = needed - set(checkpoint)
@@ -69,10 +58,7 @@ def checkpoint_encoder(
 ) -> nn.Module:
     """The encoder that a checkpoint was trained with, with the weights that it was trained to where it was.
 
-    Raises
-    ------
-    UserError
-        If the trials have another length or rate, or `foundation` is another encoder.
+    Raises UserError if the trials have another length or rate, or `foundation` is another encoder.
     """
     if (dataset.n_times, dataset.sfreq) != (checkpoint["n_times"], checkpoint["sfreq"]):
         raise UserError(
@@ -87,34 +73,34 @@ def checkpoint_encoder(
     return encoder
 
 
-def checkpoint_tokens(
-    checkpoint: dict,
-    encoder: nn.Module,
-    dataset: TrialDataset,
-    cache_dir: str | None,
-    cached: bool,
-    device: torch.device,
-) -> EEGTokenReducer | None:
-    """Give the dataset its tokens (a frozen encoder) or its prepared signals, and then the pooling as well."""
-    montage = dataset.description.montage
+def give_tokens(
+    model: EEGLanguageModel | EEGMapperModel, checkpoint: dict, encoder: nn.Module, dataset: TrialDataset,
+    cache_dir: str | None, cached: bool, device: torch.device,
+) -> None:  # fmt: skip
+    """Give the dataset its tokens (a frozen encoder), or the model its encoder and pooling.
+
+    Raises UserError if a trial has another number of tokens than the mapper was trained on.
+    """
+    montage, pooling = dataset.description.montage, checkpoint["token_pooling"]
     if cached and encoder.pretrained:
-        cache = TokenCache(cache_dir, encoder, montage, checkpoint["token_pooling"])
-        dataset.tokens = cache.tokens(dataset, device)
-        return None
-    dataset.prepare = encoder.prepare
-    return reducer_for(encoder, montage, checkpoint["token_pooling"])
+        dataset.tokens = TokenCache(cache_dir, encoder, montage, pooling).tokens(dataset, device)
+        n_tokens = checkpoint.get("settings", {}).get("n_tokens", dataset.tokens.shape[1])
+        if n_tokens != dataset.tokens.shape[1]:
+            raise UserError(
+                f"the mapper was trained on {n_tokens} tokens a trial; {dataset.store.path} gives {dataset.tokens.shape[1]}"
+            )
+    else:
+        dataset.prepare = encoder.prepare
+        model.encoder, model.reducer = encoder.to(device).eval(), reducer_for(encoder, montage, pooling).to(device)
 
 
 def load_text_model(
     checkpoint: dict, path: Path, lora_dir: Path, llm: str | None, quantize: bool, dtype: torch.dtype,
-    device: torch.device, description: DatasetDescription, encoder: nn.Module, reducer: EEGTokenReducer | None,
+    device: torch.device, description: DatasetDescription, width: int,
 ) -> EEGLanguageModel:  # fmt: skip
-    """The language model with its adapter, the projection, and the encoder where `reducer` is given.
+    """The language model with its adapter, and the projection of tokens of a width.
 
-    Raises
-    ------
-    UserError
-        If a part is missing, damaged, or made for another part.
+    Raises UserError if a part is missing, damaged, or made for another part.
     """
     if not lora_dir.is_dir():
         raise UserError(f"{lora_dir}: no such LoRA folder; --lora_dir names the one saved beside the projection")
@@ -122,27 +108,23 @@ def load_text_model(
     language_model, tokenizer = load_language_model(llm or checkpoint["llm"], device, quantize, dtype)
     language_model = add_lora(language_model, **lora)
     load_lora(language_model, lora_dir)
-    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width)
+    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], width)
     try:
         projection.load_state_dict(checkpoint["projection"])
     except RuntimeError:
         raise UserError(f"{path} does not fit the language model's width; --llm names another") from None
-    return EEGLanguageModel(
-        language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
-        encoder if reducer else None, reducer,
-    ).to(device).eval()  # fmt: skip
+    model = EEGLanguageModel(language_model, tokenizer, description.system_prompt, description.user_prompt, projection)
+    return model.to(device).eval()
 
 
-def load_mapper_model(
-    checkpoint: dict, path: Path, device: torch.device, encoder: nn.Module, reducer: EEGTokenReducer | None
-) -> EEGMapperModel:
-    """The mapper, and the encoder where `reducer` is given; UserError where the checkpoint is damaged."""
+def load_mapper_model(checkpoint: dict, path: Path, device: torch.device) -> EEGMapperModel:
+    """The mapper; UserError where the checkpoint is damaged."""
     try:
         mapper = choose(MAPPERS, checkpoint["mapper_name"])(**checkpoint["settings"])
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is damaged: its settings make no mapper ({error})") from None
     load_state(mapper, checkpoint["mapper"], path)
-    return EEGMapperModel(mapper, encoder if reducer else None, reducer).to(device).eval()
+    return EEGMapperModel(mapper).to(device).eval()
 
 
 def load_state(module: nn.Module, state: dict, path: Path) -> None:

@@ -43,10 +43,7 @@ def write_embeddings(
 def read_embeddings(path: Path, rows: Sequence[Row], image_model: str) -> dict[int, Conditioning]:
     """The mapper's states and pooled vector of every decoded trial, by index.
 
-    Raises
-    ------
-    UserError
-        If they are not there, damaged, or belong to other decoded trials.
+    Raises UserError if they are not there, damaged, or belong to other decoded trials.
     """
     if not path.exists() or not all(row.embedding for row in rows):
         raise UserError(

@@ -24,12 +24,8 @@ GREEN, RED, GREY = (34, 139, 58), (190, 40, 40), (110, 110, 110)
 def cue_arrow(direction: str, size: int = PANEL) -> Image.Image:
     """The cue that BCIC-IV-2a's subjects saw: a white arrow on a fixation cross, black ground.
 
-    Parameters
-    ----------
-    direction : {"left", "right", "down", "up"}
-        left hand, right hand, feet, tongue.
-    size : int
-        Edge in pixels.
+    direction : {"left", "right", "down", "up"}. left hand, right hand, feet, tongue.
+    size : int. Edge in pixels.
     """
     image = Image.new("RGB", (size, size), "black")
     draw = ImageDraw.Draw(image)
@@ -65,17 +61,10 @@ def read_photo(path: Path) -> Image.Image:
 class Stimuli:
     """What the person saw: "arrow left" is drawn, a file name is read from `folder`, nothing is a grey panel.
 
-    Parameters
-    ----------
-    by_label : mapping of int to str
-        `DatasetDescription.stimuli`.
+    by_label : mapping of int to str. `DatasetDescription.stimuli`.
     n_classes : int
     folder : Path
-
-    Raises
-    ------
-    UserError
-        If a photo is missing or no picture.
+    Raises UserError if a photo is missing or no picture.
     """
 
     def __init__(self, by_label: Mapping[int, str], n_classes: int, folder: Path):
@@ -107,16 +96,11 @@ class PictureFolder:
 
     The true label names files and colours headers; neither the prompt nor the seed depends on it.
 
-    Parameters
-    ----------
     folder : Path
     rows : sequence of Row
-    recipe : dict
-        What all pictures are drawn with: model, steps, guidance, size.
-    seed : int
-        Trial i is drawn from seed + i.
-    more : callable, optional
-        Row → what a picture depends on besides prompt, seed and `recipe`.
+    recipe : dict. What all pictures are drawn with: model, steps, guidance, size.
+    seed : int. Trial i is drawn from seed + i.
+    more : callable, optional. Row → what a picture depends on besides prompt, seed and `recipe`.
     """
 
     def __init__(
@@ -189,12 +173,9 @@ def comparison(
 ) -> Image.Image:
     """Stimulus | generated under a header, green when right and red when wrong.
 
-    Parameters
-    ----------
     stimulus, generated : PIL images
     true_name : str
-    predicted_name : str or None
-        None where the decoded text named no class.
+    predicted_name : str or None. None where the decoded text named no class.
     """
     image = Image.new("RGB", (2 * PANEL, PANEL + HEADER), "white")
     draw = ImageDraw.Draw(image)

@@ -43,14 +43,9 @@ def _unit(vectors):
 class Readout:
     """What one way of reading says.
 
-    Attributes
-    ----------
-    label : int
-        −1: no class.
-    chance : float
-        1 / number of classes.
-    probabilities : list of float, optional
-        By label, where the read-out has them.
+    label : int. −1: no class.
+    chance : float. 1 / number of classes.
+    probabilities : list of float, optional. By label, where the read-out has them.
     """
 
     label: int
@@ -61,13 +56,9 @@ class Readout:
 def text_readouts(description: DatasetDescription, text: str, probabilities: Sequence[float]) -> dict[str, Readout]:
     """All read-outs of a decoded text; no true label comes near them.
 
-    Parameters
-    ----------
     description : DatasetDescription
-    text : str
-        As generated.
-    probabilities : sequence of float
-        Of the canonical sentences, by label.
+    text : str. As generated.
+    probabilities : sequence of float. Of the canonical sentences, by label.
     """
     probabilities = [round(p, 6) for p in probabilities]
     return {name: Readout(label, description.chance, kept)
@@ -91,28 +82,20 @@ def mapper_readouts(outputs: tuple, prototypes) -> list[dict[str, Readout]]:
 class Row:
     """One decoded trial.
 
-    Attributes
-    ----------
-    index : int
-        Of the trial in its split.
+    index : int. Of the trial in its split.
     subject, session : str
     run, trial : int
     true_label : int
     true_name : str
     readouts : dict of name to Readout
-    text : str
-        What was generated, or the sentence of the decoded class.
-    image : str
-        The stimulus, where it differs within a class; else empty.
-    tasks : list of str
-        By label, the kind of recording a class occurs in; empty where recordings hold all classes.
-    predicted_label : int
-        What is drawn; −1 where the text names no class.
+    text : str. What was generated, or the sentence of the decoded class.
+    image : str. The stimulus, where it differs within a class; else empty.
+    tasks : list of str. By label, the kind of recording a class occurs in; empty where recordings hold all classes.
+    predicted_label : int. What is drawn; −1 where the text names no class.
     predicted_name : str or None
-    prompt : str
-        What the image model is told, from what was decoded and from nothing else.
-    embedding, embedding_of : str
-        Digest of the mapper's states in embeddings.safetensors, and the image model that they were trained towards.
+    prompt : str. What the image model is told, from what was decoded and from nothing else.
+    embedding, embedding_of : str. Digest of the mapper's states in embeddings.safetensors, and the image model that
+        they were trained towards.
     """
 
     index: int
@@ -160,16 +143,10 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     """Read what `write_rows` wrote, and believe none of it unseen.
 
-    Parameters
-    ----------
     path : Path
-    classes : sequence of str, optional
-        What the labels must mean.
-
-    Raises
-    ------
-    UserError
-        If the file is empty or damaged, or a value has another type or range than `Row` says; names the line.
+    classes : sequence of str, optional. What the labels must mean.
+    Raises UserError if the file is empty or damaged, or a value has another type or range than `Row` says; names the
+        line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -198,35 +175,29 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
     """Check one line; ValueError says what is wrong."""
     if not isinstance(content, dict):
         raise ValueError(f"a {type(content).__name__} where an object was expected")
-    unknown = set(content) - {f.name for f in fields(Row)}
-    if unknown:
-        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
-    missing = {"index", "subject", "true_label", "true_name", "readouts"} - set(content)
-    if missing:
-        raise ValueError(f"no {', '.join(sorted(missing))}")
+    wrong = {"index", "subject", "true_label", "true_name", "readouts"} - set(content)
+    wrong |= set(content) - {f.name for f in fields(Row)}
+    if wrong:
+        raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
     readouts = {_text(name, "a read-out's name"): _readout(value) for name, value in content["readouts"].items()}
     if not readouts:
         raise ValueError("no read-out")
     row = Row(**{"session": "", "run": 0, "trial": 0} | content | {"readouts": readouts})
     n_classes = round(1 / next(iter(readouts.values())).chance)
-    for name, least, most in (("index", 0, 10**9), ("run", 0, 10**9), ("trial", 0, 10**9),
-                              ("true_label", 0, n_classes - 1), ("predicted_label", -1, n_classes - 1)):  # fmt: skip
-        value = getattr(row, name)
-        if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
-    for name in ("subject", "session", "true_name", "text", "image", "prompt", "embedding", "embedding_of"):
-        _text(getattr(row, name), name)
-    if row.predicted_name is not None:
-        _text(row.predicted_name, "predicted_name")
+    limits = dict.fromkeys(("index", "run", "trial"), (0, 10**9)) | {"true_label": (0, n_classes - 1)}
+    for name, (least, most) in (limits | {"predicted_label": (-1, n_classes - 1)}).items():
+        _whole(getattr(row, name), name, least, most)
     if not isinstance(row.tasks, list) or len(row.tasks) not in (0, n_classes):
         raise ValueError(f"tasks is {row.tasks!r}; expected one name a class, or none")
-    for task in row.tasks:
-        _text(task, "tasks")
-    if classes is not None:
-        if row.true_name not in classes or classes.index(row.true_name) != row.true_label:
-            raise ValueError(f"class {row.true_name!r}; expected one of {', '.join(classes)}")
-        if row.predicted_name != (classes[row.predicted_label] if row.predicted_label >= 0 else None):
-            raise ValueError(f"predicted_name is {row.predicted_name!r} for the label {row.predicted_label}")
+    texts = ("subject", "session", "true_name", "text", "image", "prompt", "embedding", "embedding_of")
+    for name, value in (*((name, getattr(row, name)) for name in texts), *(("tasks", task) for task in row.tasks)):
+        _text(value, name)
+    names = [None if row.predicted_name is None else _text(row.predicted_name, "predicted_name"), row.true_name]
+    labels = [row.predicted_label, row.true_label]
+    if classes is not None and names != [classes[label] if 0 <= label < len(classes) else None for label in labels]:
+        raise ValueError(
+            f"class {names[1]!r} or {names[0]!r} for the labels {labels}; expected one of {', '.join(classes)}"
+        )
     return row
 
 
@@ -234,17 +205,20 @@ def _readout(value: dict) -> Readout:
     if not isinstance(value, dict) or not {"label", "chance"} <= set(value) <= {"label", "chance", "probabilities"}:
         raise ValueError("a read-out has label, chance and probabilities")
     readout = Readout(**value)
-    if type(readout.chance) not in (int, float) or not 0 < readout.chance <= 1:
+    if type(readout.chance) not in (int, float) or not 1e-6 < readout.chance <= 1:
         raise ValueError(f"chance is {readout.chance!r}; expected a number between 0 and 1")
     n_classes = round(1 / readout.chance)
-    if type(readout.label) is not int or not -1 <= readout.label < n_classes:
-        raise ValueError(f"label is {readout.label!r}; expected −1 to {n_classes - 1}")
+    _whole(readout.label, "label", -1, n_classes - 1)
     p = readout.probabilities
-    if p is not None and not (
-        isinstance(p, list) and len(p) == n_classes and all(type(v) in (int, float) and math.isfinite(v) for v in p)
-    ):
+    numbers = isinstance(p, list) and all(type(v) in (int, float) and math.isfinite(v) for v in p)
+    if p is not None and not (numbers and len(p) == n_classes):
         raise ValueError(f"probabilities are {str(p)[:80]}; expected {n_classes} numbers")
     return readout
+
+
+def _whole(value: int, name: str, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is {str(value)[:80]!r}; expected a whole number from {least} to {most}")
 
 
 def _text(value: str, name: str) -> str:

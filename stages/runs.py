@@ -24,22 +24,12 @@ def open_run(
 ) -> tuple[dict, dict]:
     """The record of a run, and the state to go on from ({} for a new run). Nothing is overwritten unasked.
 
-    Parameters
-    ----------
     run_dir : Path
-    settings : mapping
-        All flags, `resume` among them.
-    free : set of str
-        Flags that may differ when a run goes on, besides `ALWAYS_FREE`.
-    depends_on : mapping
-        Fingerprints of what the run depends on: the store's, the encoder's, …
-    checkpoints : str
-        Pattern of the checkpoints' names.
-
-    Raises
-    ------
-    UserError
-        If the folder holds another run, finished epochs without --resume, or a run with other settings.
+    settings : mapping. All flags, `resume` among them.
+    free : set of str. Flags that may differ when a run goes on, besides `ALWAYS_FREE`.
+    depends_on : mapping. Fingerprints of what the run depends on: the store's, the encoder's, …
+    checkpoints : str. Pattern of the checkpoints' names.
+    Raises UserError if the folder holds another run, finished epochs without --resume, or a run with other settings.
     """
     flags = json.loads(json.dumps(dict(settings), default=str))
     fixed = {k: v for k, v in flags.items() if k not in free | ALWAYS_FREE}
@@ -84,17 +74,11 @@ def validation_line(val: Mapping) -> str:
 def finish_run(run_dir: Path, rows: Sequence[Row], best: dict, select_by: str, shuffled: bool) -> None:
     """Write `decoded_test.jsonl` and `results.json` of a run's best epoch, and print its test scores.
 
-    Parameters
-    ----------
     run_dir : Path
-    rows : sequence of Row
-        The decoded test trials.
-    best : dict
-        The best epoch's line of the history.
-    select_by : str
-        The read-out whose validation accuracy chose it.
-    shuffled : bool
-        Whether this is the shuffled-label control.
+    rows : sequence of Row. The decoded test trials.
+    best : dict. The best epoch's line of the history.
+    select_by : str. The read-out whose validation accuracy chose it.
+    shuffled : bool. Whether this is the shuffled-label control.
     """
     test = score_rows(rows)
     chosen_by = select_by if best["val"] else "none: the last epoch"

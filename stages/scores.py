@@ -13,21 +13,14 @@ from stages.rows import Row
 class Accuracy:
     """An accuracy with what is needed to believe it.
 
-    Attributes
-    ----------
-    correct, n, people : int
-        Right trials, trials, and people that they are from.
-    accuracy, low, high : float
-        Share of correct trials and its 95 % Wilson interval. Trials of one person resemble each other, so the
-        interval speaks of these people and not of people in general.
-    chance, p : float
-        Chance level and the one-sided exact binomial p-value of doing this well by chance.
-    task, within_task : Accuracy, optional
-        Where recordings hold some classes only: is the kind of recording (task) right; and the class, asked among
-        the classes of the trial's own task. A read-out without probabilities is asked for the latter on those trials
-        whose task it has right.
-    recording_line : float, optional
-        The accuracy of knowing the recording and guessing among its classes.
+    correct, n, people : int. Right trials, trials, and people that they are from.
+    accuracy, low, high : float. Share of correct trials and its 95 % Wilson interval. Trials of one person resemble
+        each other, so the interval speaks of these people and not of people in general.
+    chance, p : float. Chance level and the one-sided exact binomial p-value of doing this well by chance.
+    task, within_task : Accuracy, optional. Where recordings hold some classes only: is the kind of recording (task)
+        right; and the class, asked among the classes of the trial's own task. A read-out without probabilities is
+        asked for the latter on those trials whose task it has right.
+    recording_line : float, optional. The accuracy of knowing the recording and guessing among its classes.
     """
 
     correct: int
@@ -79,16 +72,10 @@ def p_value(p: float) -> str:
 def accuracy(right: Sequence[bool], chance: float, people: int, **more) -> Accuracy:
     """Score trials.
 
-    Parameters
-    ----------
     right : sequence of bool
     chance : float
     people : int
-
-    Raises
-    ------
-    ValueError
-        If there are no trials: no accuracy without n.
+    Raises ValueError if there are no trials: no accuracy without n.
     """
     n, correct = len(right), int(sum(right))
     if n == 0:

@@ -51,15 +51,11 @@ class TokenCache:
     electrodes; it also keeps the tokens of a fixed noise trial, so that other code in encoder, preparation or pooling is
     noticed. Before tokens are served, the stored samples are compared with their checksums.
 
-    Parameters
-    ----------
-    folder : str, Path or None
-        None: `token_cache` beside the store.
-    encoder : nn.Module
-        See `models/encoders.py`.
+    folder : str, Path or None. None: `token_cache` beside the store.
+    encoder : nn.Module. See `models/encoders.py`.
     montage : Montage
-    pooling : str
-        What is asked for. Small poolings are always kept, so that comparing them costs one pass of the encoder.
+    pooling : str. What is asked for. Small poolings are always kept, so that comparing them costs one pass of the
+        encoder.
     """
 
     def __init__(self, folder: str | Path | None, encoder: nn.Module, montage: Montage, pooling: str):
@@ -73,10 +69,7 @@ class TokenCache:
     def tokens(self, dataset: TrialDataset, device: torch.device) -> torch.Tensor:
         """(N, n, D) tokens of a split, in its order: from the cache, or encoded now and kept.
 
-        Raises
-        ------
-        UserError
-            If stored samples are damaged, or the encoder gives NaN.
+        Raises UserError if stored samples are damaged, or the encoder gives NaN.
         """
         if not len(dataset):
             return torch.empty(0, 0, self.encoder.width)

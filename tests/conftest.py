@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may be fetched
@@ -124,11 +125,28 @@ class Demo:
         } | flags)  # fmt: skip
 
 
+def small_store(path: Path, description, people, trials: int = 4, sfreq: float = 200.0, seconds: float = 1.0, seed: int = 0):
+    """A store of noise: every person has `trials` trials, of all classes in turn, in one session and run."""
+    from datasets.store import Trial, write_store
+
+    rng = np.random.default_rng(seed)
+    shape = len(description.montage.electrodes), round(seconds * sfreq)
+    rows = [
+        (Trial(f"{person}-T-r1-t{k:03d}", k % len(description.classes), person, "T", 1, k + 1),
+         (20 * rng.standard_normal(shape)).astype(np.float32))
+        for person in people for k in range(trials)
+    ]  # fmt: skip
+    write_store(path, {"sfreq": sfreq, "dataset": description.name}, [rows])
+    return path
+
+
 def flat(flags: dict) -> list[str]:
     parts = []
     for name, value in flags.items():
         if value is True:
             parts += [f"--{name}"]
+        elif isinstance(value, list):
+            parts += [f"--{name}", *map(str, value)]
         elif value is not None:
             parts += [f"--{name}", str(value)]
     return parts
@@ -162,7 +180,7 @@ def vi_demo(demo) -> Demo:
 
 @pytest.fixture(scope="session")
 def vi_pth(demo) -> Path:
-    """The folder of stand-ins."""
+    """The folder of tiny models."""
     return demo.pth
 
 

@@ -23,25 +23,13 @@ def unpack(archive: Path, destination: Callable[[PurePosixPath], Path | None], s
     Every member of a zip is checked before its first is written, and each file appears whole or not at all. A file that
     is there already in the right size is left alone.
 
-    Parameters
-    ----------
     archive : Path
-    destination : callable
-        A member's path → where to put it, or None to leave it out. Zip files inside are asked about as well; where to
-        is of no matter for them.
-    scratch : Path
-        Folder for zip files from inside, while they are read.
-
-    Returns
-    -------
-    int
-        Files that are now in place.
-
-    Raises
-    ------
-    UserError
-        If the archive is damaged, would write outside its folder, unpacks to too much (with all that is nested in it),
-        or nests too deep.
+    destination : callable. A member's path → where to put it, or None to leave it out. Zip files inside are asked
+        about as well; where to is of no matter for them.
+    scratch : Path. Folder for zip files from inside, while they are read.
+    Returns int: Files that are now in place.
+    Raises UserError if the archive is damaged, would write outside its folder, unpacks to too much (with all that is
+        nested in it), or nests too deep.
     """
     return _Unpacking(destination, scratch, max(SMALL, MAX_RATIO * archive.stat().st_size)).open(archive, archive.name)
 

@@ -26,10 +26,7 @@ def save_checkpoint(content: dict, path: Path) -> None:
 def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint without running any code it may carry.
 
-    Raises
-    ------
-    UserError
-        If the file is missing, damaged, or holds more than tensors and plain containers.
+    Raises UserError if the file is missing, damaged, or holds more than tensors and plain containers.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,16 +91,9 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
 def best_checkpoint(place: Path, pattern: str) -> Path:
     """A checkpoint as it is named, or of a run's folder the best epoch's.
 
-    Parameters
-    ----------
     place : Path
-    pattern : str
-        The checkpoints' names, with {} for the epoch.
-
-    Raises
-    ------
-    UserError
-        If a folder has no results.
+    pattern : str. The checkpoints' names, with {} for the epoch.
+    Raises UserError if a folder has no results.
     """
     if not place.is_dir():
         return place
@@ -116,22 +106,12 @@ def best_checkpoint(place: Path, pattern: str) -> Path:
 def load_weights(module: nn.Module, path: str | Path, allow_partial: bool = False) -> str:
     """Load a plain state dict, "module." prefixes stripped, into a module.
 
-    Parameters
-    ----------
     module : nn.Module
     path : str or Path
-    allow_partial : bool
-        Skip tensors that are missing, unknown or misshapen, and list them; without it each is an error.
-
-    Returns
-    -------
-    str
-        "295/295 loaded" and, with `allow_partial`, what was skipped.
-
-    Raises
-    ------
-    UserError
-        Names every tensor that does not fit.
+    allow_partial : bool. Skip tensors that are missing, unknown or misshapen, and list them; without it each is an
+        error.
+    Returns str: "295/295 loaded" and, with `allow_partial`, what was skipped.
+    Raises UserError names every tensor that does not fit.
     """
     given = {str(key).removeprefix("module."): value for key, value in read_checkpoint(path).items()}
     wanted = module.state_dict()

@@ -15,10 +15,7 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float
 def pick_device(cuda: int) -> torch.device:
     """The GPU numbered `cuda`, or the CPU for −1 and where there is no GPU.
 
-    Raises
-    ------
-    UserError
-        If there are GPUs but none of that number.
+    Raises UserError if there are GPUs but none of that number.
     """
     if cuda < 0:
         return torch.device("cpu")

@@ -11,12 +11,8 @@ from utils.errors import UserError
 class ResumingDownloader:
     """A downloader for `pooch.retrieve` that keeps an unfinished `.part` file and asks for the rest only.
 
-    Parameters
-    ----------
-    part : Path
-        Where the unfinished file is kept, beside its final place.
-    timeout : float
-        Seconds without an answer after which an attempt ends.
+    part : Path. Where the unfinished file is kept, beside its final place.
+    timeout : float. Seconds without an answer after which an attempt ends.
     """
 
     def __init__(self, part: Path, timeout: float = 60):
@@ -50,19 +46,11 @@ class ResumingDownloader:
 def download(urls: list[str], path: Path, attempts: int = 3, md5: str | None = None) -> None:
     """Fetch a file from the first address that gives it whole; a file that is there already is left alone.
 
-    Parameters
-    ----------
-    urls : list of str
-        Tried in this order, `attempts` times.
+    urls : list of str. Tried in this order, `attempts` times.
     path : Path
     attempts : int
-    md5 : str, optional
-        What the file must hash to. Without it, the size that the server states is the check.
-
-    Raises
-    ------
-    UserError
-        If no address gives it.
+    md5 : str, optional. What the file must hash to. Without it, the size that the server states is the check.
+    Raises UserError if no address gives it.
     """
     import pooch  # slow to import, and most runs download nothing
 

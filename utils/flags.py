@@ -2,7 +2,9 @@
 
 import argparse
 import math
+from collections.abc import Callable
 
+from utils.errors import UserError
 from utils.paths import default
 
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
@@ -33,12 +35,19 @@ def add_prepare_flags(parser: argparse.ArgumentParser, workers: int) -> None:
     add("--overwrite", action="store_true", help="replace what is at --lmdb_dir")
 
 
-def add_store_flags(parser: argparse.ArgumentParser, datasets_dir: str | None) -> None:
-    """Which trials."""
+def add_store_flags(parser: argparse.ArgumentParser, datasets_dir: str | None, check_protocol: Callable) -> None:
+    """Which trials. `check_protocol` gives a protocol back or raises UserError."""
+
+    def protocol(text: str) -> str:
+        try:
+            return check_protocol(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
     add = parser.add_argument
     add("--datasets_dir", default=datasets_dir and default(datasets_dir), required=datasets_dir is None,
         help="trial store (or CBraMod's LMDB)")  # fmt: skip
-    add("--protocol", default="published", help="published: the published people; loso:A03: leave one subject out; "
+    add("--protocol", type=protocol, default="published", help="published: the published people; loso:A03: leave one subject out; "
         "within:A03: one person across sessions")  # fmt: skip
 
 
@@ -160,6 +169,11 @@ def check_phases(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     """End the script where the warm-up is longer than the training."""
     if not 0 <= args.warmup_epochs <= args.epochs:
         parser.error(f"--warmup_epochs {args.warmup_epochs} must lie between 0 and --epochs {args.epochs}")
+
+
+def check_generation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the script where a generating script's number is too small."""
+    check_at_least(parser, args, num_samples=1, batch_size=1, num_inference_steps=1, image_size=8)
 
 
 def check_prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

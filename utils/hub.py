@@ -12,19 +12,10 @@ TIMEOUT = 5.0  # seconds
 def fetch_nothing(name: str, file: str, flag: str) -> bool:
     """Whether a model is to be loaded from this machine alone.
 
-    Parameters
-    ----------
-    name : str
-        Local folder or hub address.
-    file : str
-        A file that every model of the kind has: "config.json", "model_index.json".
-    flag : str
-        The flag that named it, for the message.
-
-    Raises
-    ------
-    UserError
-        If it is neither a folder with that file, nor in the hub's cache, nor the hub can be asked.
+    name : str. Local folder or hub address.
+    file : str. A file that every model of the kind has: "config.json", "model_index.json".
+    flag : str. The flag that named it, for the message.
+    Raises UserError if it is neither a folder with that file, nor in the hub's cache, nor the hub can be asked.
     """
     if Path(name).is_dir():
         if not (Path(name) / file).is_file():

@@ -21,10 +21,8 @@ def default(path: str) -> str:
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Write a file or a folder beside its place and rename it when whole, so that a dying run leaves no half.
 
-    Yields
-    ------
-    Path
-        A fresh, not yet existing path in the same folder. An old file or folder at `path` is replaced at the end.
+    Yields Path: A fresh, not yet existing path in the same folder. An old file or folder at `path` is replaced at the
+        end.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,17 +45,9 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 def make_room(path: Path, is_ours: Callable[[Path], bool], overwrite: bool) -> Iterator[None]:
     """Refuse to write over something that is there; with `overwrite`, what is not ours is moved aside, not deleted.
 
-    Parameters
-    ----------
-    path : Path
-        The folder about to be written; an empty one counts as not there.
-    is_ours : callable
-        Whether a folder was made by this project.
-
-    Raises
-    ------
-    UserError
-        If something is there and `overwrite` is not set.
+    path : Path. The folder about to be written; an empty one counts as not there.
+    is_ours : callable. Whether a folder was made by this project.
+    Raises UserError if something is there and `overwrite` is not set.
     """
     foreign = path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_ours(path)))
     if path.exists() and (foreign or any(path.iterdir())) and not overwrite:

@@ -23,10 +23,7 @@ def resample(x: np.ndarray, sfreq: float, new_sfreq: float) -> np.ndarray:
 def to_patches(x: np.ndarray, sfreq: float, new_sfreq: float = 200, patch: int = 200, unit: float = 100) -> np.ndarray:
     """Trials as CSBrain reads them: (n_chans, n_times) microvolts → (n_chans, n_patches, 200), units of 100 µV.
 
-    Raises
-    ------
-    UserError
-        If the trial does not last a whole number of patches (seconds).
+    Raises UserError if the trial does not last a whole number of patches (seconds).
     """
     resampled = resample(x.astype(np.float64), sfreq, new_sfreq)
     n_chans, n_times = resampled.shape

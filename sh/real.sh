@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Real EEG on a laptop's CPU: no GPU, no model hub, no CSBrain.pth. `bash sh/real.sh`: under 30 minutes on 2 cores.
+# BCIC-IV-2b (nine people, left against right hand) → store → EEG → text with an encoder trained from scratch and the
+# demo's tiny language model, its shuffled-label control beside it → pictures. Downloads about 250 MB once;
+# EEG2IMAGE_2B_RAW=FOLDER takes the raw files B01T.mat … B09E.mat from there instead.
+# Where B08 and B09 are not in the folder, B07 is left out for the test (--protocol loso:B07), and the run says so.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+store=data/BCICIV2b/processed_lmdb pth=pth/demo runs=pth_downtasks/real images=outputs/real
+started=$SECONDS
+rm -rf "$runs" "$images" # an earlier run's results
+mkdir -p $runs
+
+echo "== tiny language and image models"
+python prepare_demo.py --datasets --pth_dir $pth
+echo "== raw recordings → trial store"
+if [ -n "${EEG2IMAGE_2B_RAW:-}" ]; then from="--skip_download --raw_dir $EEG2IMAGE_2B_RAW"; else from=; fi
+# shellcheck disable=SC2086  # two flags
+python prepare_data.py --downstream_dataset BCICIV2b $from --lmdb_dir $store --overwrite
+protocol=published
+if [ ! -e "${EEG2IMAGE_2B_RAW:-data/BCICIV2b/raw}/B08T.mat" ]; then
+  protocol=loso:B07
+  echo "notice: the published test people B08 and B09 are not there; B07 is the test person instead"
+fi
+
+train() { # name of the run, further flags
+  python finetune_eeg_llm.py --downstream_dataset BCICIV2b --datasets_dir $store --protocol $protocol \
+    --model_dir $runs/"$1" --encoder eegnet --llm $pth/TinyLlama-1.1B-Chat-v1.0 --cuda -1 \
+    --epochs 20 --warmup_epochs 0 --batch_size 64 --gradient_accumulation_steps 1 --lr 2e-3 --encoder_lr 2e-3 "${@:2}"
+}
+echo "== EEG → text, with its shuffled-label control ($runs/*.log)"
+train eegnet_shuffled --shuffle_labels > $runs/eegnet_shuffled.log 2>&1 & control=$!
+train eegnet
+wait $control
+
+echo "== decoding and pictures"
+python generate.py --downstream_dataset BCICIV2b --datasets_dir $store --protocol $protocol --projection_dir $runs/eegnet \
+  --num_samples 16 --generate_images --image_model $pth/stable-diffusion --output_dir $images --cuda -1
+
+echo
+echo "== real EEG, people never trained on ($protocol)"
+python evaluate.py $runs/eegnet --output_dir $images/tables
+echo "pictures: $images/summary_grid.png"
+echo "took $((SECONDS - started)) s"
