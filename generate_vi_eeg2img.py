@@ -100,16 +100,7 @@ def main(args: argparse.Namespace) -> None:
         write_embeddings(embeddings, rows, alone, checkpoint["image_model"])
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "mapper": str(mapper_file)}
         report_decoded(rows, output_dir, record)
-        del (
-            dataset,
-            checkpoint,
-            encoder,
-            reducer,
-            model,
-            batch,
-            outputs,
-            alone,
-        )  # the image stage has the GPU for itself
+        del dataset, checkpoint, encoder, model, batch, outputs, alone  # the image stage has the GPU for itself
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if draws:

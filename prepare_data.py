@@ -24,8 +24,8 @@ def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
     windows = "; ".join(f"{n} {load_description(n).window}, after {load_description(n).window_starts}" for n in NAMES)
-    add("--downstream_dataset", choices=[n for n in DATASETS if load_description(n).addresses], default=NAMES[0],
-        help="which dataset")  # fmt: skip
+    add("--downstream_dataset", choices=[n for n in DATASETS if load_description(n).recordings], default=NAMES[0],
+        help="which dataset (to download Visual Imagery: prepare_data_vi.py)")  # fmt: skip
     add("--skip_download", action="store_true", help="use the .mat files that are in --raw_dir")
     add("--raw_dir", help="folder of A01T.mat … or B01T.mat … (default: data/DATASET/raw)")
     add("--lmdb_dir", help="folder of the store (default: data/DATASET/processed_lmdb)")
@@ -42,6 +42,10 @@ def parse_args() -> argparse.Namespace:
     args.lmdb_dir = Path(args.lmdb_dir or default(f"data/{description.name}/processed_lmdb"))
     args.tmin = description.window[0] if args.tmin is None else args.tmin
     args.tmax = description.window[1] if args.tmax is None else args.tmax
+    if not args.skip_download and not description.addresses:
+        parser.error(
+            f"{description.name} cannot be downloaded here; put its files into --raw_dir and say --skip_download"
+        )
     if args.trial_set and args.downstream_dataset != "BCICIV2a":
         parser.error(f"--trial_set belongs to BCICIV2a; {description.name} has one set of trials")
     flags.check_prepare(parser, args)
@@ -65,11 +69,9 @@ def main(args: argparse.Namespace) -> None:
             for name in description.all_files:
                 download([address + name for address in description.addresses], args.raw_dir / name)
         files = description.files(args.raw_dir)
-        first, last = description.all_files[0], description.all_files[-1]
         if not files:
-            raise UserError(
-                f"no raw files {first} … {last} in {args.raw_dir}; run without --skip_download or set --raw_dir"
-            )
+            names = f" {description.all_files[0]} … {description.all_files[-1]}" if description.all_files else ""
+            raise UserError(f"no raw files{names} in {args.raw_dir}; run without --skip_download or set --raw_dir")
         missing = sorted(set(description.all_files) - {path.name for path in files})
         if missing:
             print(f"{len(files)} of {len(description.all_files)} files are there; missing: {', '.join(missing)}")

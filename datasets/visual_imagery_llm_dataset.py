@@ -101,7 +101,7 @@ def closing(options: dict, sources: list[dict], counts: Counter) -> tuple[dict, 
         of_these[DESCRIPTION.split_of(subject)] += len(CODES[task]) * TRIALS_PER_CLASS
     for subject in SUBJECTS:
         complete[DESCRIPTION.split_of(subject)] += N_SESSIONS[subject] * len(DESCRIPTION.classes) * TRIALS_PER_CLASS
-    lines = [*_corrections(found), *_missing(options["subjects"], have)]
+    lines = [*_corrections(found), *_missing(options.get("subjects", SUBJECTS), have)]
     lines += [f"notice: {r['name']} has no events, so it gives no trials" for r in found if not r["events_from"]]
     for (fate, subject, where), n in sorted((key, n) for key, n in counts.items() if "code" in key[0]):
         session, task, code = where.split()
@@ -160,25 +160,36 @@ VI_KEYWORDS = {
     8: ["cup", "mug", "coffee", "ceramic"],
     9: ["chair", "seat", "furniture", "sitting"],
 }
-
-# No phrasing uses another class's keywords.
-_IMAGINED = {
-    0: ("dog", "a dog", "a golden retriever, a canine with a soft coat"),
-    1: ("bird", "a bird", "an avian shape with feather and wing"),
-    2: ("fish", "a fish", "an aquatic shape with a fin and a tail"),
-    3: ("pentagram", "a pentagram", "a five-pointed star made of lines"),
-    4: ("square", "a square", "a four-sided figure with equal edges"),
-    5: ("circle", "a circle", "a round figure without corners"),
-    6: ("scissor", "a pair of scissors", "shears, a tool for cutting paper"),
-    7: ("watch", "a watch", "a timepiece worn on the wrist"),
-    8: ("cup", "a cup", "a ceramic mug for coffee"),
-    9: ("chair", "a chair", "a piece of furniture with a seat and four legs"),
+# label → class, as a thing, in detail (no phrasing uses another class's keywords), what the image model is asked to draw
+_WORDS = {
+    0: ("dog", "a dog", "a golden retriever, a canine with a soft coat", "a photo of a dog, a golden retriever"),
+    1: ("bird", "a bird", "an avian shape with feather and wing", "a photo of a bird on a branch"),
+    2: ("fish", "a fish", "an aquatic shape with a fin and a tail", "a photo of a fish under water"),
+    3: (
+        "pentagram",
+        "a pentagram",
+        "a five-pointed star made of lines",
+        "a pentagram, a five-pointed star drawn with lines",
+    ),
+    4: (
+        "square",
+        "a square",
+        "a four-sided figure with equal edges",
+        "a square drawn with lines on a plain background",
+    ),
+    5: ("circle", "a circle", "a round figure without corners", "a circle drawn with a line on a plain background"),
+    6: ("scissor", "a pair of scissors", "shears, a tool for cutting paper", "a photo of a pair of scissors"),
+    7: ("watch", "a watch", "a timepiece worn on the wrist", "a photo of a wrist watch"),
+    8: ("cup", "a cup", "a ceramic mug for coffee", "a photo of a cup of coffee"),
+    9: ("chair", "a chair", "a piece of furniture with a seat and four legs", "a photo of a wooden chair"),
 }
+_KIND = {"AVI": "Animal", "FVI": "Figure", "OVI": "Object"}
+_TASK = [task for task, codes in CODES.items() for _ in codes]  # by label
 
 DESCRIPTION = DatasetDescription(
     name="VI",
     montage=MONTAGE,
-    classes=tuple(name for name, _, _ in _IMAGINED.values()),
+    classes=tuple(name for name, *_ in _WORDS.values()),
     keywords={label: tuple(words) for label, words in VI_KEYWORDS.items()},
     phrasings={
         label: (
@@ -186,32 +197,10 @@ DESCRIPTION = DatasetDescription(
             f"This is visual imagery of {thing}.",
             f"The imagined picture shows {detail}.",
         )
-        for label, (_, thing, detail) in _IMAGINED.items()
+        for label, (_, thing, detail, _) in _WORDS.items()
     },
-    image_prompts={
-        0: "a photo of a dog, a golden retriever",
-        1: "a photo of a bird on a branch",
-        2: "a photo of a fish under water",
-        3: "a pentagram, a five-pointed star drawn with lines",
-        4: "a square drawn with lines on a plain background",
-        5: "a circle drawn with a line on a plain background",
-        6: "a photo of a pair of scissors",
-        7: "a photo of a wrist watch",
-        8: "a photo of a cup of coffee",
-        9: "a photo of a wooden chair",
-    },
-    stimuli={
-        0: "Animal_dog.jpg",
-        1: "Animal_bird.jpg",
-        2: "Animal_fish.jpg",
-        3: "Figure_pentagram.jpg",
-        4: "Figure_square.jpg",
-        5: "Figure_circle.jpg",
-        6: "Object_scissor.jpg",
-        7: "Object_watch.jpg",
-        8: "Object_cup.jpg",
-        9: "Object_chair.jpg",
-    },
+    image_prompts={label: prompt for label, (*_, prompt) in _WORDS.items()},
+    stimuli={label: f"{_KIND[_TASK[label]]}_{name}.jpg" for label, (name, *_) in _WORDS.items()},
     system_prompt="You read brain recordings and say which picture a person imagined.",
     user_prompt="This is an EEG recording of one trial: {eeg} Which picture did the person imagine?",
     epochs=10,
@@ -219,7 +208,7 @@ DESCRIPTION = DatasetDescription(
     image_model="amused/amused-512",
     people=PEOPLE,
     test_sessions=("02",),
-    tasks=tuple(task for task, codes in CODES.items() for _ in codes),
+    tasks=tuple(_TASK),
     window=(0.5, 4.5),
     window_starts="the start of imagery",
     files=files,

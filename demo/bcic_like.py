@@ -114,7 +114,7 @@ def _run(rng: np.random.Generator, traits: dict, size: DemoSize, labels: np.ndar
     sources *= traits["amplitude"][:, None] / sources.std(axis=1, keepdims=True)
     envelope = np.ones((3, n_times))
     for onset, label in zip(onsets, labels, strict=True):
-        imagery = onset + int(size.cue_seconds * sfreq) + np.arange(int(4.0 * sfreq))
+        imagery = slice(onset + int(size.cue_seconds * sfreq), onset + int((size.cue_seconds + 4.0) * sfreq))
         envelope[list(DIMMED[int(label)]), imagery] = 1 - size.dimming * traits["strength"] * rng.uniform(0.8, 1.1)
     ramp = np.hanning(int(0.5 * sfreq))
     envelope = np.apply_along_axis(np.convolve, 1, envelope, ramp / ramp.sum(), mode="same")

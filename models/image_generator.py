@@ -11,7 +11,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -48,17 +48,12 @@ class Conditioning:
         return Conditioning(torch.lerp(self.states, other.states.to(self.states), share), pooled)
 
     def must_be_as_wide_as(self, own: "Conditioning") -> None:
-        """Raise UserError where an image model reads states of another width."""
-        pooled = [None if c.pooled is None else c.pooled.shape[-1] for c in (self, own)]
-        if self.states.shape[-1] != own.states.shape[-1]:
+        """Raise UserError where an image model reads states, or a pooled vector, of another width."""
+        mine, wanted = ([t.shape[-1] for t in (c.states, c.pooled) if t is not None] for c in (self, own))
+        if mine[: len(wanted)] != wanted:
             raise UserError(
-                f"the mapper's states have width {self.states.shape[-1]}, this image model reads {own.states.shape[-1]}; "
-                "--conditioning class works with any image model"
-            )
-        if own.pooled is not None and pooled[0] != pooled[1]:
-            raise UserError(
-                f"the mapper's pooled vector has width {pooled[0]}, this image model reads {pooled[1]}; "
-                "--conditioning class works with any image model"
+                f"the mapper's states have width {' and '.join(map(str, mine))}, this image model reads "
+                f"{' and '.join(map(str, wanted))}; --conditioning class works with any image model"
             )
 
 
@@ -90,14 +85,20 @@ class StableDiffusion:
 
     def pooled_target(self, prompt: str) -> torch.Tensor:
         """(1, D) vector that stands for a whole prompt: the state at its end token."""
+        return self.pipeline.text_encoder(self.token_ids(prompt)).pooler_output
+
+    def token_ids(self, prompt: str) -> torch.Tensor:
+        """(1, 77) ids, as the pipelines make them."""
         tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(
-            prompt, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
-        ).input_ids
-        return self.pipeline.text_encoder(ids.to(self.pipeline.device)).pooler_output
+        padded = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
+        return tokenizer(prompt, return_tensors="pt", **padded).input_ids.to(self.pipeline.device)
+
+    def draw(self, conditioning: Conditioning, empty: Conditioning, **settings) -> ImagePipelineOutput:
+        """diffusers' own call; `empty` is what guidance leads away from."""
+        return self.pipeline(**self.inputs(conditioning, empty), **settings)
 
     def inputs(self, conditioning: Conditioning, empty: Conditioning) -> dict:
-        """What the pipeline is called with."""
+        """What the pipeline is told."""
         return {"prompt_embeds": conditioning.states.to(empty.states), "negative_prompt_embeds": empty.states}
 
 
@@ -133,11 +134,7 @@ class Amused(StableDiffusion):
         pass
 
     def read_prompt(self, prompt: str) -> Conditioning:
-        tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(
-            prompt, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
-        ).input_ids
-        out = self.pipeline.text_encoder(ids.to(self.pipeline.device), output_hidden_states=True)
+        out = self.pipeline.text_encoder(self.token_ids(prompt), output_hidden_states=True)
         return Conditioning(out.hidden_states[-2], out.text_embeds)  # (1, 77, D), (1, D)
 
     def pooled_target(self, prompt: str) -> torch.Tensor:
@@ -225,8 +222,9 @@ class EEGImageGenerator:
         if isinstance(conditioning, str):
             conditioning = self.embed(conditioning)
         conditioning.must_be_as_wide_as(self.empty)
-        drawn = self.pipeline(
-            **self.family.inputs(conditioning, self.empty),
+        drawn = self.family.draw(
+            conditioning,
+            self.empty,
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
             height=self.drawn_size,

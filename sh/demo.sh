@@ -9,6 +9,7 @@ bcic=data/demo/BCICIV2a vi=data/demo/VisualImagery pth=pth/demo runs=pth_downtas
 started=$SECONDS
 rm -rf "$runs" "$images"  # an earlier demo's results; recordings and tiny models stay
 mkdir -p $runs
+step() { echo "== $1 ($((SECONDS - started)) s)"; }
 
 text() { # dataset, store, name of the run, further flags
   python finetune_eeg_llm.py --downstream_dataset "$1" --datasets_dir "$2" --model_dir $runs/"$3" \
@@ -23,31 +24,31 @@ train_mapper() { # name of the run, further flags
     --epochs 6 --warmup_epochs 4 --batch_size 16 --lr 1e-4 --joint_lr 1e-4 --cuda -1 "${@:2}"
 }
 
-echo "== recordings and tiny models"
+step "recordings and tiny models"
 python prepare_demo.py --data_dir data/demo --pth_dir $pth
-echo "== recordings → trial stores"
+step "recordings → trial stores"
 python prepare_data.py --skip_download --raw_dir $bcic/raw --lmdb_dir $bcic/processed_lmdb --overwrite
 python prepare_data_vi.py --skip_download --raw_dir $vi/raw --lmdb_dir $vi/processed_lmdb --overwrite
 
-echo "== pipeline 1, BCIC-IV-2a: EEG → text, hemisphere means"
+step "pipeline 1, BCIC-IV-2a: EEG → text, hemisphere means"
 train_bcic bcic_hemisphere --token_pooling hemisphere
-echo "== pipeline 2, Visual Imagery: EEG → text"
+step "pipeline 2, Visual Imagery: EEG → text"
 train_vi vi_text
 export OMP_NUM_THREADS=1
-echo "== pipeline 3, Visual Imagery: EEG → CLIP space, with its shuffled-label control ($runs/*.log)"
+step "pipeline 3, Visual Imagery: EEG → CLIP space, with its shuffled-label control ($runs/*.log)"
 train_mapper vi_direct_shuffled --shuffle_labels > $runs/vi_direct_shuffled.log 2>&1 & control=$!
 train_mapper vi_direct
 wait $control
-echo "== the control of pipeline 1, and region means"
+step "the control of pipeline 1, and region means"
 train_bcic bcic_region --token_pooling region > $runs/bcic_region.log 2>&1 & region=$!
 train_bcic bcic_hemisphere_shuffled --token_pooling hemisphere --shuffle_labels
 wait $region
-echo "== the control of pipeline 2, and that of region means"
+step "the control of pipeline 2, and that of region means"
 train_bcic bcic_region_shuffled --token_pooling region --shuffle_labels > $runs/bcic_region_shuffled.log 2>&1 & region=$!
 train_vi vi_text_shuffled --shuffle_labels
 wait $region
 
-echo "== decoding and pictures"
+step "decoding and pictures"
 python generate.py --downstream_dataset BCICIV2a --datasets_dir $bcic/processed_lmdb \
   --foundation_dir $pth/CSBrain.pth --projection_dir $runs/bcic_hemisphere \
   --num_samples 16 --generate_images --image_model $pth/stable-diffusion --output_dir $images/bcic --cuda -1
@@ -59,7 +60,7 @@ python generate_vi_eeg2img.py --datasets_dir $vi/processed_lmdb --stimuli_dir $v
   --num_samples 20 --image_model $pth/stable-diffusion --output_dir $images/vi_direct --cuda -1
 
 echo
-echo "== simulated recordings, people never trained on (A08, A09; S20 to S22); real EEG is far harder"
+step "simulated recordings, people never trained on (A08, A09; S20 to S22); real EEG is far harder"
 python evaluate.py $runs/bcic_hemisphere $runs/bcic_region $runs/vi_text $runs/vi_direct --output_dir $images/tables
 for run in bcic vi_text vi_direct; do echo "pictures: $images/$run/summary_grid.png"; done
 echo "took $((SECONDS - started)) s"

@@ -11,10 +11,11 @@ store=data/BCICIV2b/processed_lmdb pth=pth/demo runs=pth_downtasks/real images=o
 started=$SECONDS
 rm -rf "$runs" "$images" # an earlier run's results
 mkdir -p $runs
+step() { echo "== $1 ($((SECONDS - started)) s)"; }
 
-echo "== tiny language and image models"
+step "tiny language and image models"
 python prepare_demo.py --datasets --pth_dir $pth
-echo "== raw recordings → trial store"
+step "raw recordings → trial store"
 if [ -n "${EEG2IMAGE_2B_RAW:-}" ]; then from="--skip_download --raw_dir $EEG2IMAGE_2B_RAW"; else from=; fi
 # shellcheck disable=SC2086  # two flags
 python prepare_data.py --downstream_dataset BCICIV2b $from --lmdb_dir $store --overwrite
@@ -29,17 +30,17 @@ train() { # name of the run, further flags
     --model_dir $runs/"$1" --encoder eegnet --llm $pth/TinyLlama-1.1B-Chat-v1.0 --cuda -1 \
     --epochs 20 --warmup_epochs 0 --batch_size 64 --gradient_accumulation_steps 1 --lr 2e-3 --encoder_lr 2e-3 "${@:2}"
 }
-echo "== EEG → text, with its shuffled-label control ($runs/*.log)"
+step "EEG → text, with its shuffled-label control ($runs/*.log)"
 train eegnet_shuffled --shuffle_labels > $runs/eegnet_shuffled.log 2>&1 & control=$!
 train eegnet
 wait $control
 
-echo "== decoding and pictures"
+step "decoding and pictures"
 python generate.py --downstream_dataset BCICIV2b --datasets_dir $store --protocol $protocol --projection_dir $runs/eegnet \
   --num_samples 16 --generate_images --image_model $pth/stable-diffusion --output_dir $images --cuda -1
 
 echo
-echo "== real EEG, people never trained on ($protocol)"
+step "real EEG, people never trained on ($protocol)"
 python evaluate.py $runs/eegnet --output_dir $images/tables
 echo "pictures: $images/summary_grid.png"
 echo "took $((SECONDS - started)) s"
