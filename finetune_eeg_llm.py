@@ -83,7 +83,7 @@ from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_langu
 from stages.rows import new_row, text_readouts
 from stages.runs import best_epoch, finish_run, open_run, save_history, validation_line
 from stages.scores import score_rows
-from stages.tokens import TokenCache, encoder_for, reducer_for
+from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
 from utils.device import PRECISIONS, start_accelerator
 from utils.files import write_json
@@ -96,7 +96,8 @@ from utils.seeds import seed_everything
 def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> float:
     """One pass over the training trials; the last, partial accumulation group counts in full. Returns the mean loss."""
     model.train()
-    accelerator.unwrap_model(model).read_prefix()
+    with accelerator.autocast():
+        accelerator.unwrap_model(model).read_prefix()
     group, n_batches, total = args.gradient_accumulation_steps, len(loader), 0.0
     for step, batch in enumerate(loader):
         in_group = min(group, n_batches - step // group * group)
@@ -162,15 +163,8 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)
-    if cached:
-        cache = TokenCache(args.cache_dir, encoder, description.montage, args.token_pooling)
-        with accelerator.main_process_first():
-            for dataset in splits.values():
-                dataset.tokens = cache.tokens(dataset, accelerator.device)
-    else:
-        for dataset in splits.values():
-            dataset.prepare = encoder.prepare
-    reducer = reducer_for(encoder, description.montage, args.token_pooling)
+    with accelerator.main_process_first():
+        reducer = give_tokens(splits.values(), encoder, cached, args.token_pooling, args.cache_dir, accelerator.device)
     train_encoder = "joint" if args.train_encoder else "never"
     model = EEGLanguageModel(
         language_model, tokenizer, description.system_prompt, description.user_prompt, projection,

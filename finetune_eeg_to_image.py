@@ -111,7 +111,7 @@ from stages.pictures import Stimuli
 from stages.rows import mapper_readouts, new_row
 from stages.runs import best_epoch, finish_run, open_run, save_history, validation_line
 from stages.scores import score_rows
-from stages.tokens import TokenCache, encoder_for, reducer_for
+from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
 from utils.device import start_accelerator
 from utils.files import write_json
@@ -120,23 +120,23 @@ from utils.seeds import seed_everything
 # ---------------------------------------------------------------- targets, one epoch, one evaluation
 
 
-def build_targets(args, description, image_model: str, cache_dir: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """A class's prototype (K, D) and its prompt's text states (K, 77, D)."""
+def build_targets(args, description, image_model: str, cache_dir: Path) -> tuple:
+    """A class's prototype (K, D), its prompt's text states (K, 77, D), and how alike the targets are, in words."""
     labels = range(len(description.classes))
     stimuli = Stimuli(description.stimuli, len(labels), Path(args.stimuli_dir))
     images = CLIPImageTargetBuilder(args.clip_model, cache_dir)
     texts = CLIPTextTargetBuilder(image_model, cache_dir)  # both models are known to be there before one is loaded
     image_vectors = images.build(stimuli.by_label)  # (K, D)
     text_states, text_vectors = texts.build([description.image_prompts[label] for label in labels])
-    print(f"mean pairwise cosine of the targets: images {mean_pairwise_cosine(image_vectors):.2f}, "
-          f"texts {mean_pairwise_cosine(text_vectors):.2f} (published: 0.54 and 0.90)")  # fmt: skip
+    alike = (f"mean pairwise cosine of the targets: images {mean_pairwise_cosine(image_vectors):.2f}, "
+             f"texts {mean_pairwise_cosine(text_vectors):.2f} (published: 0.54 and 0.90)")  # fmt: skip
     prototypes = image_vectors if args.image_targets == "image" else text_vectors
     if prototypes.shape[-1] != text_states.shape[-1]:
         raise UserError(
             f"--clip_model gives vectors of width {prototypes.shape[-1]}, --image_model reads states of width "
             f"{text_states.shape[-1]}; the mapper needs both alike, as with CLIP ViT-L/14 and Stable Diffusion 1.5 or aMUSEd"
         )
-    return prototypes, text_states
+    return prototypes, text_states, alike
 
 
 def train_epoch(accelerator, model, loader, optimizer, targets, args, joint: bool, bar) -> tuple[float, dict]:
@@ -202,13 +202,14 @@ def main(args: argparse.Namespace) -> None:
         load_state(encoder, warm["encoder"], Path(args.warm_start))
     if warm:
         say(f"warm start: {args.token_pooling} pooling"
-            + (" and the trained encoder" if warm["encoder"] is not None else "; the pooling has no weights, the encoder was frozen"))  # fmt: skip
+            + (" and the trained encoder" if warm.get("encoder") is not None else "; the pooling has no weights, the encoder was frozen"))  # fmt: skip
 
     # ------------------------------------------------------------ targets: photos and prompts in CLIP space
     cache_dir = Path(args.cache_dir or splits["train"].store.path.resolve().parent / "token_cache")
     image_model = image_model_address(args.image_model)
     with accelerator.main_process_first():
-        prototypes, text_states = build_targets(args, description, image_model, cache_dir)
+        prototypes, text_states, alike = build_targets(args, description, image_model, cache_dir)
+    say(alike)
     digest = hashlib.sha256(prototypes.numpy().tobytes() + text_states.numpy().tobytes()).hexdigest()
     depends_on = {
         "store": splits["train"].store.fingerprint, "encoder": encoder_fingerprint,
@@ -220,15 +221,8 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)
-    if cached:
-        cache = TokenCache(args.cache_dir, encoder, description.montage, args.token_pooling)
-        with accelerator.main_process_first():
-            for dataset in splits.values():
-                dataset.tokens = cache.tokens(dataset, accelerator.device)
-    else:
-        for dataset in splits.values():
-            dataset.prepare = encoder.prepare
-    reducer = reducer_for(encoder, description.montage, args.token_pooling)
+    with accelerator.main_process_first():
+        reducer = give_tokens(splits.values(), encoder, cached, args.token_pooling, args.cache_dir, accelerator.device)
     with torch.no_grad():
         x = splits["train"][0]["x"][None]
         n_tokens = (x if cached else reducer(encoder(x.to(next(encoder.parameters()).device)))).shape[1]

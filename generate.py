@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
             checkpoint, projection, lora_dir, args.llm, not args.no_quantize, PRECISIONS[precision], device,
             description, encoder.width,
         )  # fmt: skip
-        decoding.give_tokens(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
+        decoding.connect(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
         rows = []
         with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
             model.read_prefix()

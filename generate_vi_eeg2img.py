@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
             checkpoint, mapper_file, dataset, foundation, args.allow_partial, args.encoder_seed
         )
         model = decoding.load_mapper_model(checkpoint, mapper_file, device)
-        decoding.give_tokens(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
+        decoding.connect(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
         prototypes = checkpoint["prototypes"].to(device)
         rows, alone = [], {}
         with torch.no_grad():

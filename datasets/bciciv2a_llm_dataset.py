@@ -45,22 +45,19 @@ def files(raw_dir: Path) -> list[Path]:
 def recordings(path: Path, trial_set: str = "published") -> Iterator[Recording]:
     """The runs of one file. Calibration runs come without trials, and so do real runs that `trial_set` leaves out.
 
-    path : Path
     trial_set : {"published", "all"}. "published" drops the first three structs of every file, as the published splits
         do; "all" drops runs without trials only.
     """
-    subject, session = path.stem[:3], path.stem[3]
     task_number = 0
-    for run in read_bnci_mat(path, MONTAGE.electrodes, len(DESCRIPTION.classes), SFREQ):
-        task_number += not run.is_calibration
-        recording = Recording(
-            run.signal, run.sfreq, run.onsets, run.labels, subject, session, task_number, artifacts=run.artifacts
-        )
-        if run.is_calibration:
+    for recording in read_bnci_mat(path, MONTAGE.electrodes, len(DESCRIPTION.classes), SFREQ):
+        is_calibration = not len(recording.onsets)  # EOG calibration runs have no trials
+        task_number += not is_calibration
+        recording.subject, recording.session, recording.run = path.stem[:3], path.stem[3], task_number
+        if is_calibration:
             recording.kind = "calibration runs"
-        elif trial_set == "published" and run.number <= CALIBRATION_STRUCTS:
+        elif trial_set == "published" and recording.number <= CALIBRATION_STRUCTS:
             recording.kind = "task runs among the first three structs"
-            recording.left_out = Counter((FIRST_STRUCTS, int(label)) for label in run.labels)
+            recording.left_out = Counter((FIRST_STRUCTS, int(label)) for label in recording.labels)
             recording.onsets = recording.labels = np.array([], int)
         yield recording
 

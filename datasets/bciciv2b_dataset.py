@@ -28,11 +28,10 @@ def files(raw_dir: Path) -> list[Path]:
 
 def recordings(path: Path) -> Iterator[Recording]:
     """The sessions of one file, each one run."""
-    for run in read_bnci_mat(path, DESCRIPTION.montage.electrodes, len(DESCRIPTION.classes), SFREQ):
-        session = str(SESSIONS_BEFORE[path.stem[3]] + run.number)
-        yield Recording(
-            run.signal, run.sfreq, run.onsets, run.labels, path.stem[:3], session, 1, artifacts=run.artifacts
-        )
+    for recording in read_bnci_mat(path, DESCRIPTION.montage.electrodes, len(DESCRIPTION.classes), SFREQ):
+        recording.subject = path.stem[:3]
+        recording.session = str(SESSIONS_BEFORE[path.stem[3]] + recording.number)
+        yield recording
 
 
 def closing(options: dict, sources: list[dict], counts: Counter) -> tuple[dict, list[str]]:

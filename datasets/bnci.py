@@ -1,47 +1,21 @@
 """Reader of BNCI Horizon 2020's MATLAB files (sets 001-2014 and 004-2014): one file in, its runs, trials and labels out."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from datasets.recording import Recording
 from utils.errors import UserError
 
 
-@dataclass
-class Run:
-    """One struct of a file.
-
-    signal : (n_chans, n_times) float64 array. The EEG electrodes, microvolts.
-    onsets : (n_trials,) int array. 0-based sample at which each trial starts.
-    labels : (n_trials,) int array. 0-based class.
-    artifacts : (n_trials,) bool array. Marked by the expert.
-    sfreq : float. Hz.
-    number : int. Position among the file's structs, from 1.
-    """
-
-    signal: np.ndarray
-    onsets: np.ndarray
-    labels: np.ndarray
-    artifacts: np.ndarray
-    sfreq: float
-    number: int
-
-    @property
-    def is_calibration(self) -> bool:
-        """EOG calibration runs have no trials."""
-        return len(self.onsets) == 0
-
-
-def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> list[Run]:
+def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> list[Recording]:
     """Read one file.
 
     path : Path. A MATLAB v5 file whose `data` is a cell of structs with `X` (samples × channels, microvolts, the EEG
         electrodes first), `trial` (1-based samples), `y` (1, 2, …), `fs`, `artifacts`.
     electrodes : tuple of str. The first columns of `X`; what follows (EOG) stays behind.
-    n_classes : int
     sfreq : float. What `fs` must be, Hz.
-    Returns list of Run, runs without trials included.
+    Returns list of Recording, runs without trials included; subject, session and run are left to the dataset.
     Raises UserError if the file is truncated, is no such file, or its content cannot be right; names the file and the
         run.
     """
@@ -67,7 +41,7 @@ def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq
     ]
 
 
-def _run(struct, number: int, where: str, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> Run:
+def _run(struct, number: int, where: str, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> Recording:
     """Check one struct of the cell and take what is needed."""
     if isinstance(struct, np.ndarray) and struct.size == 1:  # a struct inside the cell comes as a 1 × 1 array
         struct = struct.item()
@@ -100,4 +74,11 @@ def _run(struct, number: int, where: str, electrodes: tuple[str, ...], n_classes
         raise UserError(f"{where} has a trial at sample {trial[(trial < 1) | (trial != np.round(trial))][0]:g}")
     if len(artifacts) != len(trial):
         artifacts = np.zeros(len(trial))
-    return Run(np.ascontiguousarray(signal), trial.astype(int) - 1, y.astype(int) - 1, artifacts > 0, fs, number)
+    return Recording(
+        np.ascontiguousarray(signal),
+        fs,
+        trial.astype(int) - 1,
+        y.astype(int) - 1,
+        number=number,
+        artifacts=artifacts > 0,
+    )

@@ -27,7 +27,6 @@ class DatasetDescription:
     """The facts of one dataset.
 
     name : str. As on the command line.
-    montage : Montage
     classes : tuple of str. Names by label.
     keywords : mapping of int to tuple of str. Words that name a class in decoded text, by label.
     phrasings : mapping of int to tuple of str. Target texts for training, by label; the first is the canonical one

@@ -24,9 +24,7 @@ def prepare(
 ) -> None:  # fmt: skip
     """Write the store of a dataset and print the closing table.
 
-    description : DatasetDescription
     files : sequence of Path. Raw files, in the store's order, whichever worker is done first.
-    lmdb_dir : Path
     settings : Preprocessing
     workers : int. Files prepared at the same time.
     scale : float, optional. Multiplies what is read, and leaves the check of amplitudes out.

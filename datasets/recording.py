@@ -14,8 +14,8 @@ class Recording:
     sfreq : float. Hz.
     onsets : (n_trials,) int array. 0-based sample of each trial's reference point.
     labels : (n_trials,) int array. 0-based class.
-    subject, session : str
     run : int. Counts within the session from 1.
+    number : int. Position in its file, from 1.
     numbers : (n_trials,) int array, optional. Number of each trial within its run; 1, 2, … where it is not given.
     images : list of str. What was shown in each trial, where it differs within a class; else empty.
     artifacts : (n_trials,) bool array, optional. Marked by the expert.
@@ -28,9 +28,10 @@ class Recording:
     sfreq: float
     onsets: np.ndarray
     labels: np.ndarray
-    subject: str
-    session: str
-    run: int
+    subject: str = ""
+    session: str = ""
+    run: int = 1
+    number: int = 1
     numbers: np.ndarray | None = None
     images: list[str] = field(default_factory=list)
     artifacts: np.ndarray | None = None

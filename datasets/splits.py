@@ -68,7 +68,6 @@ def split_trials(store, description: DatasetDescription, protocol: str = "publis
     """The trials of a store by split, in the store's order.
 
     store : TrialStore or CBraModStore
-    description : DatasetDescription
     protocol : str. "published", "loso:A03", "within:A03", …
     Raises UserError if the protocol or the person is unknown, or what it promises does not hold.
     """

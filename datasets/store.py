@@ -30,7 +30,6 @@ class Trial:
 
     key : str. Unique in its store.
     label : int. 0-based class.
-    subject, session : str
     run, trial : int. `trial` counts within its run; both from 1.
     image : str. What was shown, where it differs within a class; else empty.
     checksum : int. CRC-32 of the stored samples.
@@ -122,8 +121,6 @@ class MappedFolder:
 
 class TrialStore(MappedFolder):
     """Read-only view of a store written by `write_store`.
-
-    path : str or Path
 
     meta : dict
     trials : list of Trial

@@ -134,7 +134,6 @@ def load_splits(data_dir: str | Path, description: DatasetDescription, protocol:
 class TextCollator:
     """Batches items and attaches tokenised targets.
 
-    description : DatasetDescription
     tokenizer : transformers tokenizer
     seed : int. With `epoch`, decides which phrasing a trial gets; the choice depends on nothing else.
 
@@ -180,7 +179,6 @@ def shuffled_labels(trials: Sequence[Trial], seed: int) -> list[int]:
     depends on `seed` and on the recording alone, so it is the same under every protocol.
 
     trials : sequence of Trial
-    seed : int
     Returns list of int, in the order of `trials`.
     """
     places = defaultdict(list)

@@ -60,7 +60,6 @@ class CSBrain(nn.Module):
     brain_regions : sequence of int. Region code of every electrode in input order: 0 frontal, 1 parietal, 2 temporal,
         3 occipital, 4 central.
     sorted_indices : sequence of int. Electrodes region by region (ascending code). The output stays in this order.
-    dropout : float
 
     area_config : dict. "region_<code>" to {"channels": n, "slice": slice in the sorted order}.
     Raises ValueError if `sorted_indices` is no permutation of the electrodes or does not go region by region.

@@ -31,9 +31,7 @@ def region_attention_mask(area_config: dict) -> torch.Tensor:
 class CSBrain_TransformerEncoderLayer(nn.Module):
     """Pre-norm layer on (B, C, P, D) with electrodes in region order.
 
-    d_model, nhead, dim_feedforward : int
     area_config : dict. `CSBrain.area_config`.
-    dropout : float
     """
 
     def __init__(self, d_model: int, nhead: int, dim_feedforward: int, area_config: dict, dropout: float = 0.1):

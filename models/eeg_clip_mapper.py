@@ -31,12 +31,10 @@ TOKEN_POSITIONS = ("none", "learned")
 class QFormerMapper(nn.Module):
     """The seed's mapper: an MLP, four transformer layers, 77 queries that attend to the tokens; 10,862,602 parameters.
 
-    n_classes : int
     n_tokens : int. EEG tokens a trial; only learned positions depend on it.
     clip_width : int. D, 768 for CLIP ViT-L/14.
     token_positions : {"none", "learned"}. "none" is the seed's: the output is then the same for any order of the
         tokens. "learned" adds an embedding a token.
-    dropout : float
     in_dim : int. Width of a token, 200 for CSBrain.
     """
 
@@ -133,9 +131,7 @@ EEGCLIPMapper = QFormerMapper  # the seed's name
 class EEGMapperModel(nn.Module):
     """A mapper, with the encoder and the pooling before it where there are no cached tokens.
 
-    mapper : nn.Module
     encoder : nn.Module, optional
-    reducer : EEGTokenReducer, optional
     train_encoder : {"never", "joint", "always"}. "always" for encoders that start from scratch.
     """
 
@@ -227,7 +223,6 @@ class CLIPImageTargetBuilder:
     """Projected CLIP embeddings of pictures, (K, 768), built once and kept by model and pixels.
 
     name : str. A folder laid out like `openai/clip-vit-large-patch14` (nothing is downloaded then), or a hub address.
-    cache_dir : Path
     """
 
     def __init__(self, name: str, cache_dir: Path):
@@ -260,7 +255,6 @@ class CLIPTextTargetBuilder:
     """Text states (K, 77, D) and pooled vectors (K, D) of prompts, as the image model that will draw reads them.
 
     name : str. The image model: a local folder or a hub address. Only its tokenizers and text encoders are loaded.
-    cache_dir : Path
     """
 
     def __init__(self, name: str, cache_dir: Path):

@@ -64,9 +64,7 @@ class EEGLanguageModel(nn.Module):
         trained where `set_phase` says so.
     tokenizer : its tokenizer, with a chat template
     system_prompt, user_prompt : str. `user_prompt` holds "{eeg}" once, where the EEG tokens stand.
-    projection : EEGProjection
     encoder : nn.Module, optional. For prepared signals instead of cached tokens.
-    reducer : EEGTokenReducer, optional
     train_encoder : {"never", "joint", "always"}. "always" for encoders that start from scratch.
 
     Inputs `x` are what the encoder reads, (B, …); without an encoder, EEG tokens (B, n, D).
@@ -119,11 +117,9 @@ class EEGLanguageModel(nn.Module):
     ) -> torch.Tensor:
         """Mean next-token cross-entropy over the target tokens only.
 
-        x : (B, …)
         target_ids : (B, T) int64. Answers, each ended by the end-of-sequence token, padded on the right with
             anything.
         target_mask : (B, T) bool. False where padded.
-        label_smoothing : float
         """
         prompt = self._embed_prompt(x)  # (B, n + S, H)
         target = self._embed(target_ids[:, :-1]).to(prompt.dtype)  # (B, T − 1, H)
@@ -148,9 +144,7 @@ class EEGLanguageModel(nn.Module):
     ) -> tuple[list[str], torch.Tensor]:
         """Greedy text, and how likely each of the given sentences is.
 
-        Returns texts : list of B str
-        Returns scores : (B, K) float tensor: Mean log-probability per token of each sentence with its end-of-sequence
-            token.
+        Returns the texts, and (B, K) scores: mean log-probability per token of each sentence with its end token.
         """
         cache, length = self._prefix_cache(len(x))
         prompt = self._embed_prompt(x)  # (B, n + S, H)
@@ -162,9 +156,8 @@ class EEGLanguageModel(nn.Module):
     def _greedy(self, prompt: torch.Tensor, length: int, states: list, max_new_tokens: int) -> list[str]:
         """transformers' own `generate`, from the keys and values of all but the prompt's last token."""
         cache = DynamicCache([(k[:, :, :-1], v[:, :, :-1]) for k, v in states])
-        whole = torch.cat(
-            [prompt.new_zeros(len(prompt), length, prompt.shape[-1]), prompt], dim=1
-        )  # the prefix is cached
+        prefix = prompt.new_zeros(len(prompt), length, prompt.shape[-1])  # cached, so only its length matters
+        whole = torch.cat([prefix, prompt], dim=1)
         eos = self.tokenizer.eos_token_id
         ids = self.language_model.generate(
             inputs_embeds=whole, past_key_values=cache,
@@ -176,21 +169,29 @@ class EEGLanguageModel(nn.Module):
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _score(self, first: torch.Tensor, states: list, sentences: Sequence[str]) -> torch.Tensor:
-        """All sentences of all trials as one batch, over the keys and values of the prompt."""
-        eos, b, k = self.tokenizer.eos_token_id, len(first), len(sentences)
+        """All sentences of some trials as one batch, over the keys and values of the prompt.
+
+        Some: as many as keep the logits of a vocabulary of 32,000 under half a gigabyte.
+        """
+        eos, k = self.tokenizer.eos_token_id, len(sentences)
         rows = [[*self.tokenizer(sentence, add_special_tokens=False).input_ids, eos] for sentence in sentences]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [eos] * (longest - len(row)) for row in rows], device=first.device)  # (K, T)
-        mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows], device=first.device)
-        cache = DynamicCache([tuple(t.repeat_interleave(k, dim=0) for t in layer) for layer in states])
+        mask = torch.arange(longest, device=first.device) < torch.tensor([[len(row)] for row in rows]).to(first.device)
         seen = torch.ones(k, states[0][0].shape[2], dtype=torch.bool, device=first.device)
-        out = self.language_model(
-            input_ids=ids[:, :-1].repeat(b, 1), past_key_values=cache, use_cache=True,
-            attention_mask=torch.cat([seen, mask[:, :-1]], dim=1).long().repeat(b, 1),
-        )  # fmt: skip
-        logits = torch.cat([first.repeat_interleave(k, dim=0)[:, None], out.logits.float()], dim=1)  # (B·K, T, V)
-        loss = F.cross_entropy(logits.transpose(1, 2), ids.repeat(b, 1), reduction="none").view(b, k, longest)
-        return -(loss * mask).sum(dim=-1) / mask.sum(dim=-1)
+        attention = torch.cat([seen, mask[:, :-1]], dim=1).long()  # (K, length + T − 1)
+        scores = []
+        for trials in torch.arange(len(first), device=first.device).split(max(1, 64 // k)):
+            n = len(trials)
+            cache = DynamicCache([tuple(t[trials].repeat_interleave(k, dim=0) for t in layer) for layer in states])
+            out = self.language_model(
+                input_ids=ids[:, :-1].repeat(n, 1), past_key_values=cache, use_cache=True,
+                attention_mask=attention.repeat(n, 1),
+            )  # fmt: skip
+            logits = torch.cat([first[trials].repeat_interleave(k, dim=0)[:, None], out.logits.float()], dim=1)
+            loss = F.cross_entropy(logits.transpose(1, 2), ids.repeat(n, 1), reduction="none")  # (n·K, T)
+            scores.append(-(loss.view(n, k, longest) * mask).sum(dim=-1) / mask.sum(dim=-1))
+        return torch.cat(scores)
 
     # ------------------------------------------------------------ parts
 

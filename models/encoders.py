@@ -112,7 +112,6 @@ class ShallowFBCSPNet(nn.Module):
     """ShallowFBCSPNet (Schirrmeister et al., Human Brain Mapping 38:5391, 2017) up to its classifier: log power.
 
     n_chans, n_times : int. Electrodes; samples a trial at 250 Hz.
-    dropout : float
     """
 
     sfreq, pretrained, electrode_order, lr = 250.0, False, None, 1e-3

@@ -153,7 +153,6 @@ def load_image_model(name: str, dtype: torch.dtype = torch.float32, for_reading:
     """An image model as an object of its family, on the CPU.
 
     name : str. A local folder in the hub's layout (nothing is downloaded then), or a hub address.
-    dtype : torch.dtype
     for_reading : bool. Load only what reads prompts: tokenizers and text encoders.
     Raises UserError if the model cannot be loaded, or its family is not known.
     """

@@ -11,7 +11,7 @@ from datasets.trials import TrialDataset
 from models import ENCODERS, MAPPERS, choose
 from models.eeg_clip_mapper import EEGMapperModel
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, read_lora_settings
-from stages.tokens import TokenCache, encoder_for, reducer_for
+from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
 from utils.errors import UserError
 
@@ -73,7 +73,7 @@ def checkpoint_encoder(
     return encoder
 
 
-def give_tokens(
+def connect(
     model: EEGLanguageModel | EEGMapperModel, checkpoint: dict, encoder: nn.Module, dataset: TrialDataset,
     cache_dir: str | None, cached: bool, device: torch.device,
 ) -> None:  # fmt: skip
@@ -81,17 +81,16 @@ def give_tokens(
 
     Raises UserError if a trial has another number of tokens than the mapper was trained on.
     """
-    montage, pooling = dataset.description.montage, checkpoint["token_pooling"]
-    if cached and encoder.pretrained:
-        dataset.tokens = TokenCache(cache_dir, encoder, montage, pooling).tokens(dataset, device)
-        n_tokens = checkpoint.get("settings", {}).get("n_tokens", dataset.tokens.shape[1])
-        if n_tokens != dataset.tokens.shape[1]:
-            raise UserError(
-                f"the mapper was trained on {n_tokens} tokens a trial; {dataset.store.path} gives {dataset.tokens.shape[1]}"
-            )
-    else:
-        dataset.prepare = encoder.prepare
-        model.encoder, model.reducer = encoder.to(device).eval(), reducer_for(encoder, montage, pooling).to(device)
+    cached = cached and encoder.pretrained
+    reducer = give_tokens([dataset], encoder, cached, checkpoint["token_pooling"], cache_dir, device)
+    if not cached:
+        model.encoder, model.reducer = encoder.to(device).eval(), reducer.to(device)
+        return
+    n_tokens = checkpoint.get("settings", {}).get("n_tokens", dataset.tokens.shape[1])
+    if n_tokens != dataset.tokens.shape[1]:
+        raise UserError(
+            f"the mapper was trained on {n_tokens} tokens a trial; {dataset.store.path} gives {dataset.tokens.shape[1]}"
+        )
 
 
 def load_text_model(

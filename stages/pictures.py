@@ -62,8 +62,6 @@ class Stimuli:
     """What the person saw: "arrow left" is drawn, a file name is read from `folder`, nothing is a grey panel.
 
     by_label : mapping of int to str. `DatasetDescription.stimuli`.
-    n_classes : int
-    folder : Path
     Raises UserError if a photo is missing or no picture.
     """
 
@@ -96,8 +94,6 @@ class PictureFolder:
 
     The true label names files and colours headers; neither the prompt nor the seed depends on it.
 
-    folder : Path
-    rows : sequence of Row
     recipe : dict. What all pictures are drawn with: model, steps, guidance, size.
     seed : int. Trial i is drawn from seed + i.
     more : callable, optional. Row → what a picture depends on besides prompt, seed and `recipe`.
@@ -173,8 +169,6 @@ def comparison(
 ) -> Image.Image:
     """Stimulus | generated under a header, green when right and red when wrong.
 
-    stimulus, generated : PIL images
-    true_name : str
     predicted_name : str or None. None where the decoded text named no class.
     """
     image = Image.new("RGB", (2 * PANEL, PANEL + HEADER), "white")

@@ -56,7 +56,6 @@ class Readout:
 def text_readouts(description: DatasetDescription, text: str, probabilities: Sequence[float]) -> dict[str, Readout]:
     """All read-outs of a decoded text; no true label comes near them.
 
-    description : DatasetDescription
     text : str. As generated.
     probabilities : sequence of float. Of the canonical sentences, by label.
     """
@@ -83,10 +82,6 @@ class Row:
     """One decoded trial.
 
     index : int. Of the trial in its split.
-    subject, session : str
-    run, trial : int
-    true_label : int
-    true_name : str
     readouts : dict of name to Readout
     text : str. What was generated, or the sentence of the decoded class.
     image : str. The stimulus, where it differs within a class; else empty.
@@ -143,7 +138,6 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     """Read what `write_rows` wrote, and believe none of it unseen.
 
-    path : Path
     classes : sequence of str, optional. What the labels must mean.
     Raises UserError if the file is empty or damaged, or a value has another type or range than `Row` says; names the
         line.

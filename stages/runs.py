@@ -24,7 +24,6 @@ def open_run(
 ) -> tuple[dict, dict]:
     """The record of a run, and the state to go on from ({} for a new run). Nothing is overwritten unasked.
 
-    run_dir : Path
     settings : mapping. All flags, `resume` among them.
     free : set of str. Flags that may differ when a run goes on, besides `ALWAYS_FREE`.
     depends_on : mapping. Fingerprints of what the run depends on: the store's, the encoder's, …
@@ -74,7 +73,6 @@ def validation_line(val: Mapping) -> str:
 def finish_run(run_dir: Path, rows: Sequence[Row], best: dict, select_by: str, shuffled: bool) -> None:
     """Write `decoded_test.jsonl` and `results.json` of a run's best epoch, and print its test scores.
 
-    run_dir : Path
     rows : sequence of Row. The decoded test trials.
     best : dict. The best epoch's line of the history.
     select_by : str. The read-out whose validation accuracy chose it.

@@ -73,8 +73,6 @@ def accuracy(right: Sequence[bool], chance: float, people: int, **more) -> Accur
     """Score trials.
 
     right : sequence of bool
-    chance : float
-    people : int
     Raises ValueError if there are no trials: no accuracy without n.
     """
     n, correct = len(right), int(sum(right))

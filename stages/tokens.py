@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,22 @@ def reducer_for(encoder: nn.Module, montage: Montage, pooling: str) -> EEGTokenR
     return EEGTokenReducer(choose(POOLINGS, pooling)(electrodes, regions), len(order))
 
 
+def give_tokens(
+    splits: Iterable[TrialDataset], encoder: nn.Module, cached: bool, pooling: str, cache_dir: str | None,
+    device: torch.device,
+) -> EEGTokenReducer:  # fmt: skip
+    """Give each split its tokens, from the cache or encoded now, or else its prepared signals. Returns the pooling."""
+    splits = list(splits)
+    montage = splits[0].description.montage
+    cache = TokenCache(cache_dir, encoder, montage, pooling) if cached else None
+    for dataset in splits:
+        if cache:
+            dataset.tokens = cache.tokens(dataset, device)
+        else:
+            dataset.prepare = encoder.prepare
+    return reducer_for(encoder, montage, pooling)
+
+
 class TokenCache:
     """A frozen encoder's tokens on disk, one file a person: so all protocols and folds share it.
 
@@ -53,7 +69,6 @@ class TokenCache:
 
     folder : str, Path or None. None: `token_cache` beside the store.
     encoder : nn.Module. See `models/encoders.py`.
-    montage : Montage
     pooling : str. What is asked for. Small poolings are always kept, so that comparing them costs one pass of the
         encoder.
     """

@@ -6,13 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
-from utils.records import read_jsonl
 
-from datasets.store import Trial, write_store
-from tests.conftest import ROOT
+from datasets.bciciv2a_llm_dataset import DESCRIPTION
+from datasets.store import Trial, open_store, write_store
+from datasets.trials import shuffled_labels
+from tests.conftest import ROOT, run_process, small_store
+from utils.files import read_jsonl
+
+SCRIPT = "finetune_eeg_llm.py"
 
 
 def metrics(model_dir):
@@ -33,8 +39,9 @@ def test_a_run_leaves_checkpoints_metrics_figure_and_results(trained):
     results = json.loads((trained / "results.json").read_text())
     test = results["test"]["keyword"]
     assert test["n"] == 96 and test["low"] <= test["accuracy"] <= test["high"] and test["chance"] == 0.25
+    assert test["people"] == 2 and test["recording_line"] is None and rows[-1]["val"]["keyword"]["people"] == 2
     decoded = read_jsonl(trained / "decoded_test.jsonl")
-    assert sum(row["keyword_label"] == row["true_label"] for row in decoded) == test["correct"]
+    assert sum(row["readouts"]["keyword"]["label"] == row["true_label"] for row in decoded) == test["correct"]
     best = max(rows, key=lambda row: row["val"]["keyword"]["accuracy"])["val"]["keyword"]["accuracy"]
     assert results["val"]["keyword"]["accuracy"] == best
 
@@ -49,7 +56,7 @@ def test_lora_stays_untouched_in_the_warm_up(trained):
 
 @pytest.mark.parametrize("finished", [1, 2], ids=["between phases", "within a phase"])
 def test_an_interrupted_run_resumes_to_the_same_weights(trained, demo, tmp_path, finished):
-    command = [sys.executable, str(ROOT / "finetune_eeg_llm.py"), *demo.training(tmp_path / "run", epochs=3)]
+    command = [sys.executable, str(ROOT / SCRIPT), *demo.training(tmp_path / "run", epochs=3)]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "run/last.pth"
     while running.poll() is None and not (
@@ -69,13 +76,13 @@ def test_an_interrupted_run_resumes_to_the_same_weights(trained, demo, tmp_path,
 
 
 def test_a_run_is_not_resumed_with_other_settings(trained, demo, script):
-    done = script("finetune_eeg_llm.py", *demo.training(trained, epochs=3, resume=True, lr=1e-3))
+    done = script(SCRIPT, *demo.training(trained, epochs=3, resume=True, lr=1e-3))
     assert done.code == 2 and "lr was 0.0002 and is 0.001" in done.error_line
 
 
 def test_a_finished_run_resumes_to_its_own_test(trained, demo, script, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
-    done = script("finetune_eeg_llm.py", *demo.training(tmp_path / "run", epochs=3, resume=True))
+    done = script(SCRIPT, *demo.training(tmp_path / "run", epochs=3, resume=True))
     assert done.code == 0, done.err
     assert read_jsonl(trained / "decoded_test.jsonl") == read_jsonl(tmp_path / "run/decoded_test.jsonl")
 
@@ -90,12 +97,14 @@ def test_the_encoder_runs_once_and_the_cache_gives_what_encoding_anew_gives(
     monkeypatch.setattr(
         CSBrain, "forward", lambda self, x, mask=None: encoded.append(len(x)) or original(self, x, mask)
     )
-    cached = script("finetune_eeg_llm.py", *demo.training(tmp_path / "cached", epochs=1))
+    cached = script(SCRIPT, *demo.training(tmp_path / "cached", epochs=1))
     assert cached.code == 0, cached.err
-    assert "232 train trials from the cache" in cached.out and encoded == []
-    other_pooling = script("finetune_eeg_llm.py", *demo.training(tmp_path / "region", epochs=1, token_pooling="region"))
-    assert other_pooling.code == 0 and encoded == []  # comparing poolings costs no second pass
-    anew = script("finetune_eeg_llm.py", *demo.training(tmp_path / "anew", epochs=1, no_cache_features=True))
+    assert "encoder: 232 train trials, from the cache" in cached.out and sum(encoded) == 1  # a noise trial
+    encoded.clear()
+    other_pooling = script(SCRIPT, *demo.training(tmp_path / "region", epochs=1, token_pooling="region"))
+    assert other_pooling.code == 0 and sum(encoded) == 1  # comparing poolings costs no second pass
+    encoded.clear()
+    anew = script(SCRIPT, *demo.training(tmp_path / "anew", epochs=1, no_cache_features=True))
     assert anew.code == 0 and sum(encoded) == 232 + 96 + 96  # one epoch, validation, test
     a, b = metrics(tmp_path / "cached")[0], metrics(tmp_path / "anew")[0]
     assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
@@ -103,7 +112,7 @@ def test_the_encoder_runs_once_and_the_cache_gives_what_encoding_anew_gives(
 
 def test_the_encoder_can_be_trained_in_the_joint_phase(demo, script, tmp_path):
     flags = demo.training(tmp_path / "run", train_encoder=True, gradient_accumulation_steps=16)
-    done = script("finetune_eeg_llm.py", *flags)
+    done = script(SCRIPT, *flags)
     assert done.code == 0, done.err
     warm, joint = (torch.load(tmp_path / f"run/projection_epoch{e}.pth", weights_only=True)["encoder"] for e in (1, 2))
     published = {k.removeprefix("module."): v for k, v in torch.load(demo.csbrain, weights_only=True).items()}
@@ -115,22 +124,35 @@ def test_the_encoder_can_be_trained_in_the_joint_phase(demo, script, tmp_path):
     ours = {row["index"]: row for row in read_jsonl(tmp_path / "run/decoded_test.jsonl")}
     for row in read_jsonl(tmp_path / "out/decoded.jsonl"):  # the trained encoder, and not the published one, decodes
         assert row["text"] == ours[row["index"]]["text"]
-        assert row["probabilities"] == pytest.approx(ours[row["index"]]["probabilities"], abs=1e-3)
+        a, b = (r["readouts"]["likelihood"]["probabilities"] for r in (row, ours[row["index"]]))
+        assert a == pytest.approx(b, abs=1e-3)
 
 
-def test_the_twin_is_trained_and_tested_on_shuffled_labels(demo, script, tmp_path, trained):
-    done = script("finetune_eeg_llm.py", *demo.training(tmp_path / "twin", epochs=1, shuffle_labels=True))
+def test_the_shuffled_label_control_is_trained_and_tested_on_labels_permuted_within_recordings(
+    demo, script, tmp_path, trained
+):
+    done = script(SCRIPT, *demo.training(tmp_path / "control", epochs=1, shuffle_labels=True))
     assert done.code == 0 and "SHUFFLED" in done.out
-    true, twin = (read_jsonl(d / "decoded_test.jsonl") for d in (trained, tmp_path / "twin"))
-    same = sum(a["true_label"] == b["true_label"] for a, b in zip(true, twin, strict=True))
-    assert same == len(true) / 4
+    true, control = (read_jsonl(d / "decoded_test.jsonl") for d in (trained, tmp_path / "control"))
+    counts = [Counter((r["subject"], r["session"], r["run"], r["true_label"]) for r in rows) for rows in (true, control)]
+    assert counts[0] == counts[1]
+    assert 0.1 < np.mean([a["true_label"] == b["true_label"] for a, b in zip(true, control, strict=True)]) < 0.4
+    assert [row["index"] for row in true] == [row["index"] for row in control]
+
+
+def test_the_controls_accuracy_scatters_around_chance(demo):
+    """A plain permutation: a perfect decoder of the true labels scores at chance on the control, more or less."""
+    trials = [t for t in open_store(demo.store).trials if t.subject in ("A08", "A09")]
+    shares = [np.mean([t.label == k for t, k in zip(trials, shuffled_labels(trials, seed), strict=True)])
+              for seed in range(60)]  # fmt: skip
+    assert np.mean(shares) == pytest.approx(0.25, abs=0.03) and 0.02 < np.std(shares) < 0.08
 
 
 @pytest.mark.parametrize("flags", [{"epochs": 2}, {"epochs": 1, "warmup_epochs": 0, "train_encoder": True}])
 def test_two_processes_train_together(demo, tmp_path, flags):
     training = demo.training(tmp_path / "run", gradient_accumulation_steps=1, **flags)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-              "--main_process_port", "29611", str(ROOT / "finetune_eeg_llm.py"), *training]  # fmt: skip
+              "--main_process_port", "29611", str(ROOT / SCRIPT), *training]  # fmt: skip
     done = subprocess.run(launch, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "run/run.json").read_text())["num_processes"] == 2
@@ -143,7 +165,7 @@ def test_two_processes_train_together(demo, tmp_path, flags):
 
 def test_a_launch_that_starts_one_process_instead_of_two_is_said(demo, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-              str(ROOT / "finetune_eeg_llm.py"), *demo.training(tmp_path / "run", datasets_dir="nowhere")]  # fmt: skip
+              str(ROOT / SCRIPT), *demo.training(tmp_path / "run", datasets_dir="nowhere")]  # fmt: skip
     done = subprocess.run(launch, capture_output=True, text=True)
     assert "notice: accelerate started one process" in done.stdout
 
@@ -152,7 +174,7 @@ def test_a_full_disk_is_one_line(demo, tmp_path):
     def small_files_only():
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
-    command = [sys.executable, str(ROOT / "finetune_eeg_llm.py"), *demo.training(tmp_path / "run", epochs=1)]
+    command = [sys.executable, str(ROOT / SCRIPT), *demo.training(tmp_path / "run", epochs=1)]
     for more in ([], ["--cache_dir", str(tmp_path / "cache")]):  # a checkpoint, and the token cache
         done = subprocess.run([*command, *more], capture_output=True, text=True, preexec_fn=small_files_only)
         assert done.returncode == 2 and "free some disk space" in done.stderr and "Traceback" not in done.stderr
@@ -163,7 +185,7 @@ def test_training_and_decoding_run_on_real_recordings(shared, demo, script, tmp_
     store = tmp_path / "store"
     raw = shared / "real/bciciv2a_raw"
     assert script("prepare_data.py", "--skip_download", "--raw_dir", raw, "--lmdb_dir", store).code == 0
-    done = script("finetune_eeg_llm.py", *demo.training(tmp_path / "run", datasets_dir=store))
+    done = script(SCRIPT, *demo.training(tmp_path / "run", datasets_dir=store))
     assert done.code == 0 and "n = 14" in done.out, done.err
     images = script("generate.py", *demo.generation(tmp_path / "run", tmp_path / "out", datasets_dir=store))
     assert images.code == 0 and (tmp_path / "out/summary_grid.png").exists(), images.err
@@ -173,7 +195,6 @@ def test_faced_trains_from_cbramods_lmdb(demo, script, tmp_path):
     import pickle
 
     import lmdb
-    import numpy as np
 
     keys = {
         split: [f"sub{p:03d}.pkl-{k}-0" for k in range(9)] for split, p in (("train", 1), ("val", 90), ("test", 110))
@@ -188,9 +209,9 @@ def test_faced_trains_from_cbramods_lmdb(demo, script, tmp_path):
     flags = demo.training(
         tmp_path / "run", downstream_dataset="FACED", datasets_dir=tmp_path / "lmdb", token_pooling="region"
     )
-    done = script("finetune_eeg_llm.py", *flags)
+    done = script(SCRIPT, *flags)
     assert done.code == 0, done.err
-    assert "5 groups × 10 patches" in done.out and "n = 9" in done.out and "chance 11 %" in done.out
+    assert "5 groups × 200 features" in done.out and "n = 9" in done.out and "chance 11 %" in done.out
 
 
 # ---------------------------------------------------------------- what a user gets wrong
@@ -199,17 +220,63 @@ def test_faced_trains_from_cbramods_lmdb(demo, script, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [({"datasets_dir": "nowhere"}, "not an LMDB"), ({"foundation_dir": "nowhere.pth"}, "no such checkpoint"),
-     ({"llm": "no/model"}, "--llm no/model"),
-     ({"downstream_dataset": "FACED"}, "store of BCICIV2a; expected FACED")],
+     ({"llm": "no/model"}, "--llm no/model"), ({"protocol": "loso:Z9"}, "no person Z9; it has A01, A02"),
+     ({"downstream_dataset": "FACED"}, "store of BCICIV2a; expected FACED"),
+     ({"downstream_dataset": "VI"}, "store of BCICIV2a; expected VI"), ({"protocol": "published:A03"}, "takes no person")],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line(demo, script, tmp_path, flags, message):
-    done = script("finetune_eeg_llm.py", *demo.training(tmp_path / "run", **flags))
-    assert done.code == 2 and message in done.error_line
+    done = script(SCRIPT, *demo.training(tmp_path / "run", **flags))
+    assert done.code == 2 and message in done.error_line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [
+    {"protocol": "lopo:A03"}, {"encoder": "none"}, {"token_pooling": "none"}, {"label_smoothing": 1}, {"lora_r": 0},
+    {"label_smoothing": "nan"}, {"encoder_lr": -1}, {"lora_alpha": "inf"}, {"warmup_epochs": 9}, {"epochs": 0},
+])  # fmt: skip
+def test_flags_out_of_range_are_named(demo, script, tmp_path, flags):
+    done = script(SCRIPT, *demo.training(tmp_path / "run", **flags))
+    assert done.code == 2 and f"--{next(iter(flags))}" in done.err and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("flags, message", [
+    ({"llm": "no/model"}, "--llm no/model: cannot be loaded"), ({"lora_targets": ["no_such_layer"]}, "--lora_targets"),
+])  # fmt: skip
+def test_the_encoder_does_not_run_before_the_language_model_is_there(
+    demo, script, tmp_path, monkeypatch, flags, message
+):
+    from models.CSBrain import CSBrain
+
+    def never(self, x, mask=None):
+        raise AssertionError("the encoder ran")
+
+    monkeypatch.setattr(CSBrain, "forward", never)
+    done = script(SCRIPT, *demo.training(tmp_path / "run", cache_dir=tmp_path / "cache", **flags))
+    assert done.code == 2 and message in done.error_line and not (tmp_path / "run").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_at_once(demo, tmp_path):
+    """HF_HUB_OFFLINE is not set, and nothing listens where the hub should be: no retries, no traceback."""
+    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {
+        "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")
+    }  # fmt: skip
+    done = run_process(SCRIPT, *demo.training(tmp_path / "run", llm="no/model"), env=env)
+    assert done.code == 2 and "--llm no/model: cannot be loaded" in done.error_line
+    assert "hub cannot be reached" in done.error_line and "127.0.0.1:9 cannot be reached" in done.out
+    assert "Retry" not in done.err and "retry" not in done.err
+
+
+def test_a_gpu_that_is_not_there_is_a_notice(demo, script, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = script(SCRIPT, *demo.training(tmp_path / "run", cuda=0, llm="no/model"))
+    assert "notice: --cuda 0" in done.out and "the CPU is used" in done.out
+    done = script(SCRIPT, *demo.training(tmp_path / "run", cuda=-1, llm="no/model"))
+    assert "notice: --cuda" not in done.out
 
 
 def test_a_finished_run_is_not_overwritten(trained, demo, script):
     before = (trained / "metrics.jsonl").read_bytes()
-    done = script("finetune_eeg_llm.py", *demo.training(trained))
+    done = script(SCRIPT, *demo.training(trained))
     assert done.code == 2 and "--resume" in done.error_line
     assert (trained / "metrics.jsonl").read_bytes() == before
 
@@ -217,20 +284,20 @@ def test_a_finished_run_is_not_overwritten(trained, demo, script):
 def test_resuming_where_nothing_was_finished_starts_anew_and_foreign_checkpoints_stay(demo, script, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text("{}")  # died before its first epoch ended
-    done = script("finetune_eeg_llm.py", *demo.training(tmp_path / "run", epochs=1, resume=True))
+    done = script(SCRIPT, *demo.training(tmp_path / "run", epochs=1, resume=True))
     assert done.code == 0 and "starting anew" in done.out, done.err
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/projection_epoch6.pth").write_bytes(b"a night's work")
-    refused = script("finetune_eeg_llm.py", *demo.training(tmp_path / "theirs"))
+    refused = script(SCRIPT, *demo.training(tmp_path / "theirs"))
     assert refused.code == 2 and "another run" in refused.error_line
     assert (tmp_path / "theirs/projection_epoch6.pth").read_bytes() == b"a night's work"
 
 
 def test_a_random_encoder_is_used_only_when_asked_for(demo, script, tmp_path):
     flags = demo.training(tmp_path / "run", epochs=1, foundation_dir=tmp_path / "CSBrain.pth")
-    refused = script("finetune_eeg_llm.py", *flags)
+    refused = script(SCRIPT, *flags)
     assert refused.code == 2 and "CSBrain.pth: no such checkpoint" in refused.error_line
-    asked = script("finetune_eeg_llm.py", *demo.training(tmp_path / "run2", epochs=1), "--no-use_pretrained_weights")
+    asked = script(SCRIPT, *demo.training(tmp_path / "run2", epochs=1), "--no-use_pretrained_weights")
     assert asked.code == 0 and "RANDOM weights" in asked.out
 
 
@@ -244,16 +311,149 @@ def test_a_checkpoint_that_runs_code_or_has_other_shapes_is_refused(demo, script
     (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"a": Hostile()}))
     torch.save({"module.patch_embedding.mask_encoding": torch.zeros(100)}, tmp_path / "other.pth")
     for name in ("hostile.pth", "other.pth"):
-        done = script("finetune_eeg_llm.py", *demo.training(tmp_path / "run", foundation_dir=tmp_path / name))
+        done = script(SCRIPT, *demo.training(tmp_path / "run", foundation_dir=tmp_path / name))
         assert done.code == 2 and name in done.error_line
         assert not (tmp_path / "run").exists()
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_store_without_validation_trials_is_refused(demo, script, tmp_path):
-    import numpy as np
-
-    rows = [("train", Trial("a", 0, "A01", "T", 1, 1), np.zeros((22, 4, 200), np.float32))]
-    write_store(tmp_path / "store", {"shape": (22, 4, 200), "dataset": "BCICIV2a"}, [rows])
-    done = script("finetune_eeg_llm.py", *demo.training(tmp_path / "run", datasets_dir=tmp_path / "store"))
+    rows = [(Trial("a", 0, "A01", "T", 1, 1), np.zeros((22, 1000), np.float32))]
+    write_store(tmp_path / "store", {"sfreq": 250.0, "dataset": "BCICIV2a"}, [rows])
+    done = script(SCRIPT, *demo.training(tmp_path / "run", datasets_dir=tmp_path / "store"))
     assert done.code == 2 and "no val trials" in done.error_line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("encoder", ["csbrain", "eegnet", "shallow"])
+def test_trials_that_an_encoder_cannot_read_are_one_line(demo, script, tmp_path, encoder):
+    store = small_store(tmp_path / "store", DESCRIPTION, [f"A0{k}" for k in range(1, 10)], seconds=0.2)
+    done = script(SCRIPT, *demo.training(tmp_path / "run", datasets_dir=store, encoder=encoder))
+    assert done.code == 2 and encoder in done.error_line
+
+
+def test_a_store_of_version_1_is_refused_with_the_command_that_makes_it_anew(demo, script, tmp_path):
+    import lmdb
+
+    with lmdb.open(str(tmp_path / "store")) as env, env.begin(write=True) as txn:
+        txn.put(b"meta", json.dumps({"format": "eeg2image-trials", "version": 1, "dataset": "BCICIV2a"}).encode())
+    done = script(SCRIPT, *demo.training(tmp_path / "run", datasets_dir=tmp_path / "store"))
+    assert done.code == 2 and "version 1" in done.error_line and "--overwrite" in done.error_line
+
+
+# ---------------------------------------------------------------- other encoders, other people
+
+
+def test_an_encoder_from_scratch_trains_from_the_first_epoch_and_decodes_from_its_checkpoint(demo, script, tmp_path):
+    """Without CSBrain.pth; what the run tested and what its checkpoint decodes is the same."""
+    nowhere = {"foundation_dir": tmp_path / "nowhere.pth"}
+    done = script(SCRIPT, *demo.training(tmp_path / "run", encoder="eegnet", **nowhere))
+    assert done.code == 0, done.err
+    assert "encoder: eegnet, trained from scratch" in done.out and not list(tmp_path.rglob("token_cache"))
+    first, second = (torch.load(tmp_path / f"run/projection_epoch{e}.pth", weights_only=True) for e in (1, 2))
+    assert (first["encoder_name"], first["n_times"], first["sfreq"]) == ("eegnet", 1000, 250.0)
+    trained = [k for k in first["encoder"] if k.endswith("weight")]
+    assert all(not torch.equal(first["encoder"][k], second["encoder"][k]) for k in trained)
+    decoded = script("generate.py", *demo.generation(tmp_path / "run", tmp_path / "out", generate_images=None, **nowhere))
+    assert decoded.code == 0, decoded.err
+    ours = {row["index"]: row for row in read_jsonl(tmp_path / "run/decoded_test.jsonl")}
+    rows = read_jsonl(tmp_path / "out/decoded.jsonl")
+    assert len(rows) == 4
+    for row in rows:
+        assert row["text"] == ours[row["index"]]["text"]
+        a, b = (r["readouts"]["likelihood"]["probabilities"] for r in (row, ours[row["index"]]))
+        assert a == pytest.approx(b, abs=1e-3)
+
+
+@pytest.mark.parametrize("broken", [2, 3], ids=["between phases", "within a phase"])
+def test_an_interrupted_run_with_an_encoder_from_scratch_resumes_to_the_same_weights(
+    demo, script, tmp_path, monkeypatch, broken, whole_eegnet
+):
+    import utils.seeds
+
+    seed_everything = utils.seeds.seed_everything
+
+    def interrupted(*parts):
+        if parts[1:2] == (broken,):
+            raise KeyboardInterrupt
+        seed_everything(*parts)
+
+    flags = demo.training(tmp_path / "run", epochs=3, encoder="eegnet")
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.seeds, "seed_everything", interrupted)
+        assert script(SCRIPT, *flags).code == 130
+    assert len(metrics(tmp_path / "run")) == broken - 1
+    done = script(SCRIPT, *flags, "--resume")
+    assert done.code == 0, done.err
+    for part in ("projection", "encoder"):
+        whole, resumed = (torch.load(d / "projection_epoch3.pth", weights_only=True)[part]
+                          for d in (whole_eegnet, tmp_path / "run"))  # fmt: skip
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole), part
+    assert read_jsonl(whole_eegnet / "decoded_test.jsonl") == read_jsonl(tmp_path / "run/decoded_test.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole_eegnet(demo, tmp_path_factory):
+    """The same run without an interruption."""
+    run = tmp_path_factory.mktemp("eegnet") / "run"
+    done = run_process(SCRIPT, *demo.training(run, epochs=3, encoder="eegnet"))
+    assert done.code == 0, done.err
+    return run
+
+
+def test_leaving_one_subject_out_tests_that_person_alone(demo, script, tmp_path):
+    done = script(SCRIPT, *demo.training(tmp_path / "run", epochs=1, protocol="loso:A03"))
+    assert done.code == 0 and "320 / 56 / 48 train / val / test" in done.out.replace("BCICIV2a, loso:A03: ", ""), done.out
+    rows = read_jsonl(tmp_path / "run/decoded_test.jsonl")
+    assert {row["subject"] for row in rows} == {"A03"} and len(rows) == 48
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["test"]["keyword"]["people"] == 1 and results["val"]["keyword"]["people"] == 2
+    flags = {"generate_images": None, "protocol": "loso:A03", "num_samples": 3}
+    decoded = script("generate.py", *demo.generation(tmp_path / "run", tmp_path / "out", **flags))
+    assert decoded.code == 0, decoded.err
+    ours = {row["index"]: row["text"] for row in rows}
+    for row in read_jsonl(tmp_path / "out/decoded.jsonl"):
+        assert row["subject"] == "A03" and row["text"] == ours[row["index"]]
+
+
+def test_within_a_person_of_two_sessions_nothing_validates_and_the_last_epoch_is_tested(demo, script, tmp_path):
+    done = script(SCRIPT, *demo.training(tmp_path / "run", protocol="within:A03"))
+    assert done.code == 0 and "24 / 0 / 24 train / val / test" in done.out, done.err
+    assert "leaves no session to validate on" in done.out
+    rows = read_jsonl(tmp_path / "run/decoded_test.jsonl")
+    assert {(row["subject"], row["session"]) for row in rows} == {("A03", "E")} and len(rows) == 24
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["best_epoch"] == 2 and results["val"] == {} and results["selected_by"] == "none: the last epoch"
+    assert [row["val"] for row in metrics(tmp_path / "run")] == [{}, {}]
+    assert (tmp_path / "run/learning_curve.png").exists()
+
+
+def test_the_encoders_learning_rate_is_its_own_unless_it_is_said(demo, script, tmp_path, monkeypatch):
+    rates = []
+    original = torch.optim.AdamW.__init__
+
+    def watched(self, groups, *args, **kwargs):
+        original(self, groups, *args, **kwargs)
+        rates.append([group["lr"] for group in self.param_groups])
+
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", watched)
+    few = {"datasets_dir": small_store(tmp_path / "store", DESCRIPTION, ["A01", "A06", "A08"]), "warmup_epochs": 0,
+           "epochs": 1, "lr": 2e-4}  # fmt: skip
+    for flags in ({"train_encoder": True}, {"encoder": "eegnet"}, {"encoder": "eegnet", "encoder_lr": 3e-5}, {}):
+        run = tmp_path / f"run{len(rates)}"
+        done = script(SCRIPT, *demo.training(run, **few, **flags))
+        assert done.code == 0, done.err
+    assert rates == [[2e-4, 1e-4], [2e-4, 1e-3], [2e-4, 3e-5], [2e-4]]
+
+
+def test_lora_and_label_smoothing_are_what_the_flags_say(demo, script, tmp_path):
+    few = {"datasets_dir": small_store(tmp_path / "store", DESCRIPTION, ["A01", "A06", "A08"]), "warmup_epochs": 0, "epochs": 1}
+    flags = {"lora_r": 2, "lora_alpha": 6, "lora_targets": ["k_proj", "o_proj"], "label_smoothing": 0.5}
+    done = script(SCRIPT, *demo.training(tmp_path / "run", **few, **flags))
+    assert done.code == 0, done.err
+    config = json.loads((tmp_path / "run/lora_epoch1/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], sorted(config["target_modules"])) == (2, 6, ["k_proj", "o_proj"])
+    plain = script(SCRIPT, *demo.training(tmp_path / "plain", **few, **flags | {"label_smoothing": 0.0}))
+    assert plain.code == 0 and metrics(tmp_path / "plain")[0]["train_loss"] < metrics(tmp_path / "run")[0]["train_loss"]
+    few = {"datasets_dir": few["datasets_dir"], "generate_images": None, "num_samples": 2}
+    decoded = script("generate.py", *demo.generation(tmp_path / "run", tmp_path / "out", **few))
+    assert decoded.code == 0, decoded.err  # with the adapter's own rank and layers

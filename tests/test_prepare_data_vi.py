@@ -11,12 +11,13 @@ import mne
 import numpy as np
 import pytest
 import scipy.signal
-from datasets.synthetic_vi import VIDemoSize, write_bdf, write_tsv, write_vi_like
 from PIL import Image
-from utils.montages import VI
 
+from datasets.splits import split_trials
 from datasets.store import open_store
 from datasets.visual_imagery_llm_dataset import DESCRIPTION, VisualImageryLLMDataset
+from datasets.visual_imagery_llm_dataset import MONTAGE as VI
+from demo.vi_like import VIDemoSize, write_bdf, write_tsv, write_vi_like
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,14 @@ def prepare(script, tmp_path):
         return script("prepare_data_vi.py", *flags), store
 
     return run
+
+
+def split_of(store):
+    return split_trials(open_store(store), DESCRIPTION)
+
+
+def lengths(store):
+    return {split: len(trials) for split, trials in split_of(store).items()}
 
 
 def one_recording(folder, signal=None, events=((1000, 1), (6000, 2), (11000, 3)), task="AVI", **options):
@@ -67,9 +76,10 @@ def test_real_recordings_give_nine_trials_a_person_in_microvolts(real_store):
         assert len(dataset) == 9 and {trial.subject for trial in dataset.trials} == {
             {"train": "S01", "val": "S17", "test": "S20"}[split]
         }
-        amplitudes[split] = np.median([np.median(dataset.signal(k).numpy().std(axis=(1, 2))) for k in range(9)])
+        amplitudes[split] = np.median([np.median(dataset[k]["x"].numpy().std(axis=1)) for k in range(9)])
     assert max(amplitudes.values()) < 2 * min(amplitudes.values())  # a plain reader gives a factor of 256
-    assert min(amplitudes.values()) > 0.1 and max(amplitudes.values()) < 1  # units of 100 µV
+    assert min(amplitudes.values()) > 10 and max(amplitudes.values()) < 100  # microvolts
+    assert open_store(store).shape == (32, 4000) and open_store(store).sfreq == 1000
     assert "units put right in 6 recordings (24-bit samples" in done.out
     assert "units put right in 3 recordings (no physical dimension" in done.out
     assert "missing: S01 has session 01 only" in done.out and "missing: all recordings of S02" in done.out
@@ -91,8 +101,8 @@ def test_real_trials_equal_an_independent_computation_from_the_raw_file(shared, 
             x = read(path, verbose="ERROR").get_data(picks=list(VI.electrodes)) * factor
             x = scipy.signal.sosfiltfilt(sos, x - x.mean(axis=0), axis=-1)
             start = (4200, 12500, 20800)[trial.trial - 1] + 500
-            expected = scipy.signal.resample_poly(x[:, start : start + 4000], 1, 5, axis=-1).reshape(32, 4, 200) / 100
-            assert np.abs(dataset.signal(k).numpy() - expected).max() < 1e-5
+            assert np.abs(dataset[k]["x"].numpy() - x[:, start : start + 4000]).max() < 1e-3  # microvolts
+            assert dataset[k]["label"] == trial.label and trial.session == "01"
             checked += 1
     assert checked == 27
 
@@ -114,11 +124,11 @@ def test_labels_are_local_to_a_task_and_strange_codes_are_dropped_and_counted(ra
     done, store = prepare(raw, "--skip_download")
     assert done.code == 0, done.err
     meta = open_store(store).meta
-    assert meta["splits"] == {"train": 20, "val": 20, "test": 20}
-    for split in ("train", "val", "test"):
-        for trial in open_store(store).trials(split):
+    assert lengths(store) == {"train": 20, "val": 20, "test": 20}
+    for trials in split_of(store).values():
+        for trial in trials:
             assert trial.label // 3 == trial.run - 1 or (trial.run == 3 and trial.label == 9)
-        assert sorted(trial.label for trial in open_store(store).trials(split)) == sorted([*range(10)] * 2)
+        assert sorted(trial.label for trial in trials) == sorted([*range(10)] * 2)
     assert "dropped: code 5, which AVI does not know, in S13 session 02: 1 events" in done.out
     assert meta["preprocessing"]["tmin"] == 0.5 and meta["preprocessing"]["tmax"] == 4.5
     assert len(meta["sources"]) == 18 and all(len(source["sha256"]) == 64 for source in meta["sources"])
@@ -129,8 +139,10 @@ def test_labels_are_local_to_a_task_and_strange_codes_are_dropped_and_counted(ra
 def test_the_window_and_the_people_can_be_chosen(raw, prepare):
     done, store = prepare(raw, "--skip_download", "--subjects", "22", "sub-17", "--tmin", 0, "--tmax", 4)
     assert done.code == 0, done.err
-    assert open_store(store).meta["splits"] == {"train": 0, "val": 20, "test": 20}
+    assert lengths(store) == {"train": 0, "val": 20, "test": 20}
     assert "notice: no train trials" in done.out
+    half, store = prepare(raw, "--skip_download", "--subjects", "22", "--tmin", 0, "--tmax", 0.5, "--overwrite")
+    assert half.code == 0 and open_store(store).shape == (32, 500)  # no whole second is asked for
 
 
 def test_a_file_without_events_is_reported_and_the_others_count(prepare, tmp_path):
@@ -138,7 +150,7 @@ def test_a_file_without_events_is_reported_and_the_others_count(prepare, tmp_pat
     one_recording(tmp_path / "raw", events=(), task="FVI")
     done, store = prepare(tmp_path / "raw", "--skip_download")
     assert done.code == 0 and "task-FVI_eeg.bdf has no events" in done.out
-    assert open_store(store).meta["splits"]["train"] == 3
+    assert lengths(store)["train"] == 3
     assert "missing: S01 session 01, OVI" in done.out
 
 
@@ -146,7 +158,7 @@ def test_a_window_that_leaves_the_recording_is_dropped_and_counted(prepare, tmp_
     one_recording(tmp_path / "raw", events=((1000, 1), (12000, 2)))
     done, store = prepare(tmp_path / "raw", "--skip_download")
     assert done.code == 0 and open_store(store).meta["counts"] == {
-        "kept/train/0": 1, "dropped: window leaves the recording/train/1": 1,
+        "recordings/recordings": 1, "kept/S01/0": 1, "dropped: window leaves the run/S01/1": 1,
     }  # fmt: skip
 
 
@@ -166,8 +178,7 @@ def test_amplitudes_out_of_range_stop_with_the_value_and_the_flag(prepare, tmp_p
     assert path.name in done.error_line and "microvolts; expected 1 to 200" in done.error_line
     done, store = prepare(tmp_path / "raw", "--skip_download", "--scale", 0.01)
     assert done.code == 0 and "--scale 0.01 was applied" in done.out
-    trial = open_store(store).trials("train")[0]
-    assert 0.05 < open_store(store).read(trial).std() < 0.5
+    assert 5 < open_store(store).read(open_store(store).trials[0]).std() < 50
 
 
 @pytest.mark.parametrize("sfreq, n_times, message", [(333.33, 4000, "333.33 Hz"), (1000, 2000, "less than one window")])
@@ -198,7 +209,7 @@ def test_bad_recordings_are_one_line_and_leave_no_store(prepare, tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (("--tmin", "0", "--tmax", "0.5"), "whole number"), (("--subjects", "23"), "S23"), (("--workers", "0"), "--workers"),
+    (("--tmin", "1", "--tmax", "1"), "must end after it begins"), (("--subjects", "23"), "S23"), (("--workers", "0"), "--workers"),
     (("--scale", "-1"), "--scale"), (("--zip_path", "nowhere.zip"), "no such file"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(prepare, tmp_path, flags, message):
@@ -212,7 +223,7 @@ def test_no_recordings_and_a_store_that_is_there(raw, prepare, tmp_path):
     assert done.code == 0
     again, _ = prepare(raw, "--skip_download")
     assert again.code == 2 and "--overwrite" in again.error_line
-    assert open_store(store).meta["splits"]["test"] == 20
+    assert lengths(store) == {"train": 0, "val": 0, "test": 20}
 
 
 # ---------------------------------------------------------------- zips and Figshare
@@ -245,7 +256,7 @@ def test_the_articles_zip_of_zips_is_unpacked_and_prepared(raw, article, prepare
     flags = ("--zip_path", article.parent / "30227503.zip", "--subjects", 13, 22)
     done, store = prepare(tmp_path / "VisualImagery/raw", *flags)
     assert done.code == 0, done.err
-    assert open_store(store).meta["splits"] == {"train": 20, "val": 0, "test": 20}
+    assert lengths(store) == {"train": 20, "val": 0, "test": 20}
     assert sorted(p.name for p in (tmp_path / "VisualImagery/stimuli").iterdir()) == sorted(
         DESCRIPTION.stimuli.values()
     )
@@ -290,7 +301,7 @@ class Figshare(SimpleHTTPRequestHandler):
 def figshare(article, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Figshare, directory=str(article)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("datasets.visual_imagery_recordings.FIGSHARE", f"http://127.0.0.1:{server.server_port}/list")
+    monkeypatch.setattr("datasets.visual_imagery_llm_dataset.FIGSHARE", f"http://127.0.0.1:{server.server_port}/list")
     Figshare.damaged = set()
     yield Figshare
     server.shutdown()
@@ -305,13 +316,13 @@ def test_figshares_list_is_downloaded_checked_and_unpacked(figshare, prepare, tm
     figshare.damaged = set()
     done, store = prepare(raw, "--subjects", "22")
     assert done.code == 0, done.err
-    assert open_store(store).meta["splits"] == {"train": 0, "val": 0, "test": 20}
+    assert lengths(store) == {"train": 0, "val": 0, "test": 20}
     assert not (raw / "sub-13.zip").exists()  # not asked for
     assert (tmp_path / "VisualImagery/stimuli/Animal_dog.jpg").exists()
 
 
 def test_an_unreachable_figshare_says_what_to_do_instead(prepare, tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.visual_imagery_recordings.FIGSHARE", "http://127.0.0.1:9/list")
+    monkeypatch.setattr("datasets.visual_imagery_llm_dataset.FIGSHARE", "http://127.0.0.1:9/list")
     done, store = prepare(tmp_path / "raw")
     refused(done, store, "--zip_path")
 

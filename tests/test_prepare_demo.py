@@ -2,30 +2,37 @@ import filecmp
 import json
 
 import numpy as np
-from datasets.recordings import read_bcic_mat
-from datasets.synthetic_vi import VIDemoSize, write_vi_like
-from datasets.visual_imagery_recordings import find_recordings, read_header, read_recording
+import pytest
 from PIL import Image
 
+from datasets.bciciv2a_dataset import BCICIV2aDataset
+from datasets.bciciv2a_llm_dataset import MONTAGE as BCIC
+from datasets.bnci import read_bnci_mat
+from datasets.mne_recordings import read_header, read_recording
+from datasets.splits import split_trials
 from datasets.store import open_store
-from datasets.visual_imagery_llm_dataset import DESCRIPTION, SUBJECTS
+from datasets.visual_imagery_llm_dataset import DESCRIPTION, SUBJECTS, files, origin
+from datasets.visual_imagery_llm_dataset import MONTAGE as VI
+from demo.bcic_like import DemoSize, write_bcic2b_like, write_bcic_like
+from demo.drawings import DRAWINGS, drawing
+from demo.vi_like import EFFECT, REGIONS, VIDemoSize, write_vi_like
 from tests.conftest import SIZES
+
+
+def read_bcic_mat(path):
+    return read_bnci_mat(path, BCIC.electrodes, 4, 250.0)
 
 
 def test_demo_recordings_have_the_real_files_structure(demo):
     for name, calibration in (("A01T", 3), ("A04T", 1), ("A04E", 3)):
         runs = read_bcic_mat(demo.raw / f"{name}.mat")
-        assert [run.is_calibration for run in runs] == [True] * calibration + [False] * 6
+        assert [not len(run.onsets) for run in runs] == [True] * calibration + [False] * 6
         assert all(sorted(run.labels) == [0, 1, 2, 3] for run in runs[calibration:])
     assert len(list(demo.raw.glob("A0?[TE].mat"))) == 18
 
 
-def test_people_differ_and_the_effect_is_where_it_was_planted(demo):
+def test_people_differ_and_the_effect_is_where_it_was_simulated(demo):
     """8–13 Hz power at C3 and C4 during imagery: a hand dims the other side, and people differ in gain."""
-    from utils.montages import BCIC
-
-    from datasets.bciciv2a_dataset import BCICIV2aDataset
-
     dataset = BCICIV2aDataset(str(demo.store), "train")
     c3, c4 = (BCIC.electrodes.index(name) for name in ("C3", "C4"))
     power = np.array([np.abs(np.fft.rfft(x.numpy()))[..., 8:14].mean(axis=(1, 2)) for x, _ in dataset])
@@ -47,39 +54,43 @@ def test_a_second_run_changes_nothing_and_other_settings_are_refused(demo, scrip
 
 
 def test_the_same_seed_writes_the_same_recordings(demo, tmp_path):
-    from datasets.synthetic import DemoSize, write_bcic_like
-
     write_bcic_like(tmp_path, DemoSize(runs=6, trials_per_run=4), 0, ["A07E.mat"])
     a, b = (read_bcic_mat(folder / "A07E.mat") for folder in (tmp_path, demo.raw))
     assert all((x.signal == y.signal).all() and (x.labels == y.labels).all() for x, y in zip(a, b, strict=True))
     assert not filecmp.cmp(demo.raw / "A07E.mat", demo.raw / "A07T.mat", shallow=False)
 
 
+def test_2b_recordings_have_three_sessions_in_one_file_and_two_in_the_other(tmp_path):
+    write_bcic2b_like(tmp_path, DemoSize(trials_per_run=4), 0, ["B03T.mat", "B03E.mat"])
+    for name, n in (("B03T", 3), ("B03E", 2)):
+        runs = read_bnci_mat(tmp_path / f"{name}.mat", ("C3", "Cz", "C4"), 2, 250.0)
+        assert len(runs) == n and all(sorted(run.labels) == [0, 0, 1, 1] for run in runs)
+        assert all(run.signal.shape[0] == 3 and run.signal.shape[1] >= run.onsets[-1] + 8 * 250 for run in runs)
+
+
 # ---------------------------------------------------------------- Visual Imagery
 
 
 def test_vi_recordings_have_the_real_tree_with_its_faults(vi_demo):
-    files = find_recordings(vi_demo.raw, SUBJECTS)
-    assert len(files) == 3 * (20 * 2 + 2) and {file.subject for file in files} == set(SUBJECTS)
-    assert {file.session for file in files if file.subject in ("S09", "S10")} == {"01"}
-    assert {file.path.suffix for file in files} == {".bdf", ".fif"}
-    bdf = [file.path for file in files if file.path.suffix == ".bdf"]
+    found = files(vi_demo.raw)
+    assert len(found) == 3 * (20 * 2 + 2) and {origin(path)[0] for path in found} == set(SUBJECTS)
+    assert {origin(path)[1] for path in found if origin(path)[0] in ("S09", "S10")} == {"01"}
+    assert {path.suffix for path in found} == {".bdf", ".fif"}
+    bdf = [path for path in found if path.suffix == ".bdf"]
     assert all(read_header(path)["digital_max"][0] == 32767 for path in bdf)
     assert {read_header(path)["dimensions"][0] for path in bdf} == {"", "uV"}
     with_tsv = {path for path in bdf if list(path.parent.glob(path.name.replace("_eeg.bdf", "_events.tsv")))}
     assert with_tsv and with_tsv != set(bdf)
-    stray = next(file for file in files if (file.subject, file.session, file.task) == ("S13", "02", "AVI"))
-    assert 5 in [code for _, code in read_recording(stray.path).events]
+    stray = next(path for path in found if origin(path) == ("S13", "02", "AVI"))
+    assert 5 in [code for _, code in read_recording(stray, VI.electrodes).events]
 
 
-def test_vi_people_differ_and_the_effect_is_where_it_was_planted(vi_demo):
+def test_vi_people_differ_and_the_effect_is_where_it_was_simulated(vi_demo):
     """A class's rhythm grows in its region: dog 8–13 Hz frontally, circle 18–24 Hz frontally, and so on."""
-    from datasets.synthetic_vi import EFFECT, REGIONS
-    from utils.montages import VI
-
     store = open_store(vi_demo.store)
-    trials = store.trials("train")
-    power = np.array([np.abs(np.fft.rfft(store.read(trial))).mean(axis=1) for trial in trials])  # (N, 32, 101)
+    trials = split_trials(store, DESCRIPTION)["train"]
+    seconds = (store.read(trial).reshape(32, 4, 1000).transpose(1, 0, 2) for trial in trials)
+    power = np.array([np.abs(np.fft.rfft(second)).mean(axis=0)[:, :101] for second in seconds])  # (N, 32, 101), by Hz
     bands = np.stack([power[..., 9:12].mean(axis=-1), power[..., 19:23].mean(axis=-1)], axis=-1)  # (N, 32, 2)
     region = np.array([REGIONS.index(code) for code in VI.brain_regions])
     by_region = np.log(np.stack([bands[:, region == r].mean(axis=1) for r in range(5)], axis=1))  # (N, 5, 2)
@@ -105,11 +116,21 @@ def test_the_same_seed_writes_the_same_vi_recordings(vi_demo, tmp_path):
         assert filecmp.cmp(path, vi_demo.raw / path.relative_to(tmp_path), shallow=False)
 
 
-def test_the_stand_ins_have_the_hubs_layouts(vi_pth):
-    for name, parts in (("stable-diffusion", ("unet", "vae")), ("amused", ("transformer", "vqvae"))):
-        index = json.loads((vi_pth / name / "model_index.json").read_text())
-        for part in (*parts, "text_encoder", "tokenizer", "scheduler"):
-            assert part in index and (vi_pth / name / part).is_dir()
-    assert {"config.json", "preprocessor_config.json", "model.safetensors"} <= {
-        p.name for p in (vi_pth / "clip").iterdir()
-    }
+def test_drawings_vary_and_repeat_with_the_generator():
+    for name in DRAWINGS:
+        a, b, c = (np.asarray(drawing(name, np.random.default_rng(seed))) for seed in (0, 0, 1))
+        assert a.shape == (64, 64, 3) and np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize(
+    "name, parts", [("stable-diffusion", ("unet", "vae")), ("amused", ("transformer", "vqvae"))]
+)  # fmt: skip
+def test_the_tiny_image_models_have_the_hubs_layouts(demo, name, parts):
+    index = json.loads((demo.pth / name / "model_index.json").read_text())
+    for part in (*parts, "text_encoder", "tokenizer", "scheduler"):
+        assert part in index and (demo.pth / name / part).is_dir()
+
+
+def test_the_tiny_clip_has_the_hubs_layout(demo):
+    names = {path.name for path in (demo.pth / "clip").iterdir()}
+    assert {"config.json", "preprocessor_config.json", "model.safetensors"} <= names

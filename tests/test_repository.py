@@ -1,6 +1,8 @@
 """What holds for the repository as a whole: who may import whom, and that scripts start from anywhere."""
 
+import argparse
 import ast
+import runpy
 import subprocess
 import sys
 
@@ -9,27 +11,107 @@ import pytest
 from tests.conftest import ROOT
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+ROOMS = ("datasets", "models", "stages", "utils", "demo")
+MAY_IMPORT = {
+    "utils": {"utils"}, "datasets": {"datasets", "utils"}, "models": {"models", "utils"},
+    "stages": {"stages", "datasets", "models", "utils"}, "demo": {"demo", "datasets", "models", "utils"},
+}  # fmt: skip
 
 
 def imported(path):
+    """Top-level names of all modules that a file imports, inside functions as well."""
     tree = ast.parse(path.read_text())
     names = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+    assert not any(isinstance(n, ast.ImportFrom) and n.level for n in ast.walk(tree)), f"{path}: a relative import"
     return {
         n.split(".")[0]
         for n in [*names, *(a.name for i in ast.walk(tree) if isinstance(i, ast.Import) for a in i.names)]
     }
 
 
-def test_rooms_import_only_what_they_may():
-    forbidden = {"datasets": {"models"}, "models": {"datasets"}, "utils": {"models", "datasets"}}
-    for room, others in forbidden.items():
-        for path in (ROOT / room).glob("*.py"):
-            assert not imported(path) & (others | {s.removesuffix(".py") for s in SCRIPTS}), path
+def files_of(room):
+    found = sorted((ROOT / room).rglob("*.py"))
+    assert found, room
+    return found
+
+
+def test_rooms_are_what_there_is():
+    here = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert here == set(ROOMS) | (here & {"tests"})
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_the_rooms_that_it_may(room):
+    forbidden = set(ROOMS) - MAY_IMPORT[room] | {script.removesuffix(".py") for script in SCRIPTS} | {"tests"}
+    for path in files_of(room):
+        assert not imported(path) & forbidden, path
+
+
+def test_nobody_but_its_own_scripts_and_tests_imports_the_demo():
+    for path in (*(ROOT / script for script in SCRIPTS), *(ROOT / "benchmarks").glob("*.py")):
+        if path.name not in ("prepare_demo.py", "train_demo_images.py"):
+            assert "demo" not in imported(path), path
 
 
 def test_no_script_imports_another():
     for script in SCRIPTS:
-        assert not imported(ROOT / script) & {s.removesuffix(".py") for s in SCRIPTS}
+        assert not imported(ROOT / script) & {s.removesuffix(".py") for s in SCRIPTS}, script
+
+
+@pytest.mark.parametrize("room", ["datasets", "models", "stages", "utils"])
+def test_no_room_knows_the_command_line(room):
+    """Functions take what they need, by name; a bag of flags goes no further than a script."""
+    for path in files_of(room):
+        if path != ROOT / "utils/flags.py":
+            tree = ast.parse(path.read_text())
+            names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
+                n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)
+            }
+            assert "args" not in names, path
+            assert room == "utils" or "argparse" not in imported(path), path
+
+
+def test_nothing_is_executed_that_a_file_says():
+    """No pickle but the safe one, no torch.load with code, no eval, no shell."""
+    for path in (*(ROOT / script for script in SCRIPTS), *(path for room in ROOMS for path in files_of(room))):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            name, keywords = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
+            assert name not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads"), f"{path}: {name}"
+            assert name != "torch.load" or keywords.get("weights_only") == "True", f"{path}: {name}"
+            assert "shell" not in keywords and keywords.get("allow_pickle") != "True", f"{path}: {name}"
+
+
+def parser_of(script, monkeypatch):
+    """The parser with which a script reads its arguments, and what it does with it left out."""
+    caught = []
+
+    def parse_args(parser, *_, **__):
+        caught.append(parser)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    (parser,) = caught
+    return parser
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_is_explained_and_shows_the_default_that_it_has(script, monkeypatch):
+    parser = parser_of(script, monkeypatch)
+    assert script in parser.format_help()
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        formatter = parser._get_formatter()
+        formatter.add_argument(action)
+        text = " ".join(formatter.format_help().split())
+        assert action.help and len(action.help) > 3, action.dest
+        if action.default is None or action.default is False or action.default is argparse.SUPPRESS:
+            continue
+        assert text.count("(default") == 1, text
+        if "(default" not in action.help:
+            assert f"(default: {action.default})" in text.replace("- ", "-"), text
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

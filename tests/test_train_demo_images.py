@@ -1,7 +1,7 @@
 import torch
-from models.stand_ins import complete_image_model
 from PIL import Image
 
+from demo.tiny_models import complete_image_model
 from models.image_generator import EEGImageGenerator
 from tests.conftest import ROOT
 
@@ -20,4 +20,10 @@ def test_a_short_training_gives_models_in_the_hubs_layout(process, tmp_path):
 
 
 def test_the_shipped_weights_are_small():
-    assert sum(path.stat().st_size for path in (ROOT / "assets").rglob("*.safetensors")) < 5e6
+    shipped = list((ROOT / "demo/assets").rglob("*.safetensors"))
+    assert {path.relative_to(ROOT / "demo/assets").parts[0] for path in shipped} == {
+        "amused",
+        "clip",
+        "stable-diffusion",
+    }
+    assert sum(path.stat().st_size for path in shipped) < 5e6

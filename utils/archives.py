@@ -23,7 +23,6 @@ def unpack(archive: Path, destination: Callable[[PurePosixPath], Path | None], s
     Every member of a zip is checked before its first is written, and each file appears whole or not at all. A file that
     is there already in the right size is left alone.
 
-    archive : Path
     destination : callable. A member's path → where to put it, or None to leave it out. Zip files inside are asked
         about as well; where to is of no matter for them.
     scratch : Path. Folder for zip files from inside, while they are read.

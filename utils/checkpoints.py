@@ -91,7 +91,6 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
 def best_checkpoint(place: Path, pattern: str) -> Path:
     """A checkpoint as it is named, or of a run's folder the best epoch's.
 
-    place : Path
     pattern : str. The checkpoints' names, with {} for the epoch.
     Raises UserError if a folder has no results.
     """
@@ -106,8 +105,6 @@ def best_checkpoint(place: Path, pattern: str) -> Path:
 def load_weights(module: nn.Module, path: str | Path, allow_partial: bool = False) -> str:
     """Load a plain state dict, "module." prefixes stripped, into a module.
 
-    module : nn.Module
-    path : str or Path
     allow_partial : bool. Skip tensors that are missing, unknown or misshapen, and list them; without it each is an
         error.
     Returns str: "295/295 loaded" and, with `allow_partial`, what was skipped.

@@ -47,8 +47,6 @@ def download(urls: list[str], path: Path, attempts: int = 3, md5: str | None = N
     """Fetch a file from the first address that gives it whole; a file that is there already is left alone.
 
     urls : list of str. Tried in this order, `attempts` times.
-    path : Path
-    attempts : int
     md5 : str, optional. What the file must hash to. Without it, the size that the server states is the check.
     Raises UserError if no address gives it.
     """

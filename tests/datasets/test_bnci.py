@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
 import scipy.io
-from datasets.recordings import read_bcic_mat
 
+from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCIC
+from datasets.bnci import read_bnci_mat
 from utils.errors import UserError
+
+
+def read(path, electrodes=BCIC.montage.electrodes, n_classes=4):
+    return read_bnci_mat(path, electrodes, n_classes, 250.0)
 
 
 def struct(**changes):
@@ -24,11 +29,21 @@ def save(path, *structs, name="data"):
 def test_a_file_becomes_runs_with_0_based_samples_and_labels(tmp_path):
     empty = np.zeros((0, 1))
     calibration = struct(trial=empty, y=empty, artifacts=empty)
-    first, second = read_bcic_mat(save(tmp_path / "A01T.mat", calibration, struct()))
-    assert first.is_calibration and not second.is_calibration and (first.number, second.number) == (1, 2)
+    first, second = read(save(tmp_path / "A01T.mat", calibration, struct()))
+    assert not len(first.onsets) and len(second.onsets) and (first.number, second.number) == (1, 2)
     assert second.onsets.tolist() == [100, 2100] and second.labels.tolist() == [0, 3]
     assert second.artifacts.tolist() == [False, True] and second.sfreq == 250
     assert np.array_equal(second.signal, struct()["X"][:, :22].T)
+
+
+def test_electrodes_and_classes_are_as_many_as_asked_for(tmp_path):
+    path = save(tmp_path / "B01T.mat", struct(X=np.arange(5000 * 6.0).reshape(5000, 6), y=np.array([[2.0], [1.0]])))
+    (run,) = read(path, ("C3", "Cz", "C4"), 2)
+    assert (
+        run.labels.tolist() == [1, 0] and np.array_equal(run.signal[:, 0], [0, 1, 2]) and run.signal.shape == (3, 5000)
+    )
+    with pytest.raises(UserError, match="label 4; expected 1 to 2"):
+        read(save(tmp_path / "B02T.mat", struct()), ("C3", "Cz", "C4"), 2)
 
 
 def with_nan():
@@ -47,7 +62,7 @@ def with_nan():
 )  # fmt: skip
 def test_what_cannot_be_right_is_named_with_file_and_run(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
-        read_bcic_mat(save(tmp_path / "A03E.mat", struct(), struct(**changes)))
+        read(save(tmp_path / "A03E.mat", struct(), struct(**changes)))
     assert "A03E.mat: run 2" in str(error.value)
 
 
@@ -55,7 +70,7 @@ def test_nan_in_the_eog_or_in_calibration_does_not_matter(tmp_path):
     x = struct()["X"].copy()
     x[5, 23] = np.nan
     empty = np.zeros((0, 1))
-    runs = read_bcic_mat(save(tmp_path / "A01T.mat", struct(X=with_nan(), trial=empty, y=empty), struct(X=x)))
+    runs = read(save(tmp_path / "A01T.mat", struct(X=with_nan(), trial=empty, y=empty), struct(X=x)))
     assert len(runs) == 2
 
 
@@ -64,12 +79,12 @@ def test_a_truncated_file_is_said_to_be_damaged(tmp_path, keep):
     whole = save(tmp_path / "A01T.mat", struct()).read_bytes()
     (tmp_path / "A01T.mat").write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
     with pytest.raises(UserError, match="A01T.mat"):
-        read_bcic_mat(tmp_path / "A01T.mat")
+        read(tmp_path / "A01T.mat")
 
 
 def test_a_file_without_data_and_a_file_that_is_no_mat_are_refused(tmp_path):
     with pytest.raises(UserError, match="no variable 'data'"):
-        read_bcic_mat(save(tmp_path / "A01T.mat", struct(), name="eeg"))
+        read(save(tmp_path / "A01T.mat", struct(), name="eeg"))
     (tmp_path / "A02T.mat").write_text("<html>404</html>" * 50)
     with pytest.raises(UserError, match="A02T.mat: cannot be read"):
-        read_bcic_mat(tmp_path / "A02T.mat")
+        read(tmp_path / "A02T.mat")

@@ -1,14 +1,19 @@
 import numpy as np
 import pytest
 import scipy.io
-from datasets.synthetic_vi import write_bdf, write_fif, write_tsv
-from datasets.visual_imagery_recordings import find_recordings, read_recording, status_events
-from utils.montages import VI
 
-from datasets.visual_imagery_llm_dataset import SUBJECTS
+from datasets import mne_recordings
+from datasets.mne_recordings import status_events
+from datasets.visual_imagery_llm_dataset import MONTAGE as VI
+from datasets.visual_imagery_llm_dataset import SUBJECTS, files, origin, recordings
+from demo.vi_like import write_bdf, write_fif, write_tsv
 from utils.errors import UserError
 
 EVENTS = [(500, 1), (1500, 2), (2500, 3)]
+
+
+def read_recording(path):
+    return mne_recordings.read_recording(path, VI.electrodes)
 
 
 @pytest.fixture
@@ -82,8 +87,10 @@ def write_vhdr(path, signal):
     ("S01", {"events.tsv", "Status"}, 1), ("S17", {"events.tsv", "annotations"}, 0), ("S20", {"Status"}, 2),
 ])  # fmt: skip
 def test_real_files_give_microvolts_and_agreeing_events(shared, subject, sources, n_corrections):
-    for file in find_recordings(shared / "real/visual_imagery_raw", [subject]):
-        recording = read_recording(file.path)
+    found = files(shared / "real/visual_imagery_raw", [subject])
+    assert [origin(path) for path in found] == [(subject, "01", task) for task in ("AVI", "FVI", "OVI")]
+    for path in found:
+        recording = read_recording(path)
         assert {source.split("_")[-1] for source in recording.sources} == sources
         assert len(recording.corrections) == n_corrections
         assert [sample for sample, _ in recording.events] == [4200, 12500, 20800]
@@ -219,8 +226,8 @@ def test_two_files_of_one_recording_are_refused(eeg, signal):
     write_bdf(name(eeg, ".bdf"), signal, EVENTS)
     write_fif(name(eeg, ".fif"), signal, EVENTS)
     with pytest.raises(UserError, match="same recording"):
-        find_recordings(eeg.parent, SUBJECTS)
-    assert find_recordings(eeg.parent, ["S02"]) == []
+        files(eeg.parent, SUBJECTS)
+    assert files(eeg.parent, ["S02"]) == []
 
 
 def test_leftovers_are_skipped_and_strange_names_are_said(eeg, signal, capsys):
@@ -229,6 +236,19 @@ def test_leftovers_are_skipped_and_strange_names_are_said(eeg, signal, capsys):
     leftover.mkdir()
     (leftover / "sub-01_ses-01_task-AVI_eeg.bdf").write_bytes(b"half")
     (eeg / "sub-01_ses-01_task-AVI_run-01_eeg.bdf").write_bytes(b"x")
-    (file,) = find_recordings(eeg.parent, SUBJECTS)
-    assert read_recording(file.path).events == EVENTS and file.task == "AVI"
+    (path,) = files(eeg.parent, SUBJECTS)
+    assert read_recording(path).events == EVENTS and origin(path) == ("S01", "01", "AVI")
     assert "run-01_eeg.bdf is left out" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- from events to trials
+
+
+def test_labels_are_local_to_a_task_and_codes_that_it_does_not_know_are_left_out(eeg, signal):
+    path = eeg / "sub-12_ses-02_task-OVI_eeg.bdf"
+    write_bdf(path, signal, [(500, 4), (1500, 5), (2500, 1)])
+    (recording,) = recordings(path)
+    assert (recording.subject, recording.session, recording.run) == ("S12", "02", 3)
+    assert recording.labels.tolist() == [9, 6] and recording.onsets.tolist() == [500, 2500]
+    assert recording.numbers.tolist() == [1, 3]  # a trial keeps its number where another is left out
+    assert recording.left_out == {("dropped: code that the task does not know", "02 OVI 5"): 1}

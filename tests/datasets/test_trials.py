@@ -1,44 +1,99 @@
 import numpy as np
 import pytest
 import torch
-from datasets.text import TextCollator, shuffled_labels
 
 from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCIC
-from datasets.description import DATASETS, load_dataset
-from datasets.store import Trial
+from datasets.bciciv2a_llm_dataset import BCICIV2aLLMDataset
+from datasets.splits import split_trials
+from datasets.store import Trial, open_store, write_store
+from datasets.trials import TextCollator, TrialDataset, shuffled_labels
+from datasets.visual_imagery_llm_dataset import DESCRIPTION as VI
+from datasets.visual_imagery_llm_dataset import VisualImageryLLMDataset
+from utils.errors import UserError
 
 
-@pytest.mark.parametrize("name", list(DATASETS))
-def test_every_phrasing_and_prompt_belongs_to_one_class(name):
-    description, loader = load_dataset(name)
-    assert loader.description is description
-    for label in range(len(description.classes)):
-        assert len(description.phrasings[label]) >= 3
-        for text in (*description.phrasings[label], description.image_prompts[label]):
-            if text in description.phrasings[label]:
-                assert description.keyword_label(text) == label, text
-        assert description.image_prompt(description.canonical[label]) == description.image_prompts[label]
-    assert description.user_prompt.count("{eeg}") == 1
-    codes = description.montage.brain_regions
-    assert [codes[i] for i in description.montage.sorted_indices] == sorted(codes)
+def write(path, n=6, people=("A01", "A06", "A08"), labels=4, n_chans=22, **meta):
+    """`n` trials a person, in sessions T and E."""
+    rng = np.random.default_rng(0)
+    part = [
+        (Trial(f"{who}-{k}", k % labels, who, "TE"[k % 2], 1, k // 2 + 1), 20 * rng.standard_normal((n_chans, 50)).astype("<f4"))
+        for who in people for k in range(n)
+    ]  # fmt: skip
+    write_store(path, {"dataset": "BCICIV2a", "sfreq": 250.0} | meta, [part])
+    return path
 
 
-def test_bcic_says_where_the_rhythm_changes():
-    for label, place in ((0, "right central"), (1, "left central"), (2, "midline"), (3, "both sides")):
-        assert all(place in text for text in BCIC.phrasings[label])
+# ---------------------------------------------------------------- items
 
 
-@pytest.mark.parametrize(
-    "text, label",
-    [("the LEFT HAND moved", 0), ("a foot", 2), ("footstool and mouthful", -1), ("left hand and right hand", -1),
-     ("right fist, right hand, tongue", 1), ("", -1), ("lefthand", -1), ("left-hand\nleft\nhand", 0), ("tongue, mouth and feet", 3)],
-)  # fmt: skip
-def test_keywords_match_whole_words_and_ties_are_no_class(text, label):
-    assert BCIC.keyword_label(text) == label
+def test_items_are_microvolts_with_label_and_index(tmp_path):
+    dataset = BCICIV2aLLMDataset(write(tmp_path / "store"), "val")
+    assert len(dataset) == 6 and {trial.subject for trial in dataset.trials} == {"A06"} and dataset.sfreq == 250
+    for k, item in enumerate(dataset):
+        assert set(item) == {"x", "label", "index"} and (item["label"], item["index"]) == (k % 4, k)
+        assert item["x"].dtype == torch.float32
+        assert np.array_equal(item["x"].numpy(), dataset.store.read(dataset.trials[k]))
+        item["x"].zero_()  # a caller may work in place
+        assert np.array_equal(dataset[k]["x"].numpy(), dataset.store.read(dataset.trials[k]))
 
 
-def test_a_text_without_a_class_is_its_own_prompt():
-    assert BCIC.image_prompt("colourless green ideas") == "colourless green ideas"
+def test_a_protocol_chooses_the_trials(tmp_path):
+    folder = write(tmp_path / "store")
+    dataset = BCICIV2aLLMDataset(folder, "test", "within:A01")
+    assert [(t.subject, t.session) for t in dataset.trials] == [("A01", "E")] * 3
+    assert {t.subject for t in BCICIV2aLLMDataset(folder, "test", "loso:A06").trials} == {"A06"}
+
+
+def test_what_prepare_makes_of_a_trial_is_made_once_and_tokens_take_its_place(tmp_path):
+    dataset, calls = BCICIV2aLLMDataset(write(tmp_path / "store"), "train"), []
+
+    def prepare(samples, sfreq):
+        calls.append((samples.shape, sfreq))
+        return samples[:, :10].astype(np.float64) * 2
+
+    dataset.prepare = prepare
+    for _ in range(2):
+        x = dataset[3]["x"]
+        assert x.dtype == torch.float32 and np.array_equal(x.numpy(), dataset.store.read(dataset.trials[3])[:, :10] * 2)
+    assert calls == [((22, 50), 250.0)]
+    dataset.tokens = torch.arange(6 * 2 * 3.0).view(6, 2, 3)
+    assert torch.equal(dataset[4]["x"], dataset.tokens[4]) and dataset[4]["label"] == 0
+
+
+def test_some_trials_are_spread_evenly_and_too_many_are_all_of_them(tmp_path, capsys):
+    dataset = BCICIV2aLLMDataset(write(tmp_path / "store", n=21), "test")
+    assert (
+        dataset.spread(5) == [0, 5, 10, 15, 20]
+        and dataset.spread(21) == list(range(21))
+        and not capsys.readouterr().out
+    )
+    assert dataset.spread(99) == list(range(21))
+    assert "notice: --num_samples 99, but test has 21 trials" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no test trials"):
+        BCICIV2aLLMDataset(write(tmp_path / "few", people=("A01",)), "test").spread(3)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"dataset": "VI"}, "is a store of VI; expected BCICIV2a"), ({"n_chans": 21}, r"trials are \(21, 50\); BCICIV2a has 22 electrodes"),
+    ({"n_chans": 23}, r"trials are \(23, 50\)"), ({"labels": 5}, "label 4 in train; expected 0 to 3"),
+    ({"electrodes": [*BCIC.montage.electrodes[1:], "Fz"]}, "has other electrodes than BCICIV2a"),
+])  # fmt: skip
+def test_a_store_of_something_else_is_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        BCICIV2aLLMDataset(write(tmp_path / "store", **options), "train")
+
+
+def test_a_dataset_can_be_had_without_a_class_of_its_own(tmp_path):
+    folder = write(tmp_path / "store", people=("S01", "S17"), labels=10, n_chans=32, dataset="VI")
+    store = open_store(folder)
+    ours, theirs = (
+        TrialDataset(folder, "train", description=VI, store=store),
+        VisualImageryLLMDataset(folder, mode="train"),
+    )
+    assert ours.store is store and ours.trials == theirs.trials and torch.equal(ours[1]["x"], theirs[1]["x"])
+
+
+# ---------------------------------------------------------------- targets
 
 
 class WordTokenizer:
@@ -77,14 +132,56 @@ def test_a_phrasing_depends_on_seed_epoch_and_trial_only():
     assert any(target(together, i) != target(collator(items(40)), i) for i in range(40))
 
 
-def test_shuffled_labels_say_nothing_about_the_true_ones():
-    trials = [Trial(f"{s}{k}", k % 4, s, "T", 1, k) for s in ("A01", "A02") for k in range(72)]
-    shuffled = np.array(shuffled_labels(trials, seed=3))
-    true = np.array([t.label for t in trials])
-    for subject in range(2):
-        of = slice(72 * subject, 72 * subject + 72)
-        table = np.zeros((4, 4))
-        np.add.at(table, (true[of], shuffled[of]), 1)
-        assert (np.abs(table - 4.5) <= 0.5).all()
-        assert table.sum(axis=0).tolist() == table.sum(axis=1).tolist() == [18] * 4
+# ---------------------------------------------------------------- the shuffled-label control
+
+
+def session(who, session, labels, run=1):
+    return [Trial(f"{who}{session}{run}{k}", label, who, session, run, k) for k, label in enumerate(labels)]
+
+
+def test_labels_are_shuffled_within_a_recording_and_stay_as_frequent_in_it():
+    recordings = [session("A01", "T", [0, 0, 0, 0]), session("A01", "E", [1] * 5 + [2] * 5), session("A02", "T", range(4)),
+                  session("A02", "T", [3] * 6 + [0, 1] * 6, run=2)]  # fmt: skip
+    mixed = [trial for four in zip(*(r + [None] * 18 for r in recordings), strict=False) for trial in four if trial]
+    assert mixed[0].key[:4] != mixed[1].key[:4]
+    for seed in range(5):
+        shuffled = dict(zip((t.key for t in mixed), shuffled_labels(mixed, seed), strict=True))
+        for recording in recordings:
+            assert sorted(shuffled[t.key] for t in recording) == sorted(t.label for t in recording)
+        assert [shuffled[t.key] for t in recordings[3]] != [t.label for t in recordings[3]]
+
+
+def test_shuffled_labels_say_nothing_about_the_true_ones_and_repeat_with_the_seed():
+    trials = [t for k in range(40) for t in session(f"A{k:02d}", "T", np.arange(48) % 4)]
+    shuffled, true = np.array(shuffled_labels(trials, seed=3)), np.array([t.label for t in trials])
+    table = np.zeros((4, 4))
+    np.add.at(table, (true, shuffled), 1)
+    assert np.abs(table / 480 - 0.25).max() < 0.08  # four standard deviations
+    assert (
+        len({tuple(shuffled[48 * k : 48 * k + 48]) for k in range(40)}) == 40
+    )  # no recording is shuffled like another
     assert shuffled.tolist() == shuffled_labels(trials, seed=3) != shuffled_labels(trials, seed=4)
+
+
+def test_in_visual_imagery_the_control_keeps_what_the_recording_tells():
+    """Trials keep their task, so guessing within the recording, 30 %, is what the control scores."""
+    labels = {"AVI": [0, 1, 2] * 40, "FVI": [3, 4, 5] * 40, "OVI": [6, 7, 8, 9] * 40}
+    trials = [
+        t for s in range(20) for run, of in enumerate(labels.values(), 1) for t in session(f"S{s:02d}", "01", of, run)
+    ]
+    shuffled, true = np.array(shuffled_labels(trials, seed=0)), np.array([t.label for t in trials])
+    task = np.array([0] * 3 + [1] * 3 + [2] * 4)
+    assert (task[shuffled] == task[true]).all()
+    assert np.mean(shuffled == true) == pytest.approx(0.30, abs=0.02)
+
+
+def test_a_recording_is_shuffled_alike_under_every_protocol(tmp_path):
+    folder = write(tmp_path / "store", n=40, people=[f"A0{k}" for k in range(1, 10)])
+    of = {}
+    for protocol in ("published", "loso:A03", "loso:A08", "within:A03", "within:A08"):
+        for split, trials in split_trials(open_store(folder), BCIC, protocol).items():
+            dataset = BCICIV2aLLMDataset(folder, split, protocol)
+            dataset.shuffle_labels(5)
+            for trial, label, item in zip(trials, dataset.labels, dataset, strict=True):
+                assert of.setdefault(trial.key, label) == label == item["label"], (protocol, trial.key)
+    assert len(of) == 360 and any(of[t.key] != t.label for t in open_store(folder).trials)

@@ -5,11 +5,22 @@ import numpy as np
 import pytest
 import torch
 
-from models.CSBrain import CSBrain, load_encoder
+from datasets.description import load_description
+from models.CSBrain import CSBrain
 from models.CSBrain_transformer import BrainEmbedEEGLayer, TemEmbedEEGLayer
 from models.CSBrain_transformerlayer import CSBrain_TransformerEncoderLayer, region_attention_mask
-from utils import montages
+from models.encoders import load_encoder
 from utils.errors import UserError
+
+BCIC, VI, FACED = (load_description(name).montage for name in ("BCICIV2a", "VI", "FACED"))
+
+
+def load(montage, checkpoint, **more):
+    """CSBrain by the table's name, for four seconds at 250 Hz."""
+    return load_encoder(
+        "csbrain", checkpoint, electrodes=montage.electrodes, brain_regions=montage.brain_regions,
+        sorted_indices=montage.sorted_indices, n_times=1000, sfreq=250.0, **more,
+    )  # fmt: skip
 
 
 def rule_made(shapes: dict) -> dict:
@@ -47,13 +58,13 @@ def test_outputs_equal_the_published_model_at_every_stage(shared, name):
 
 def test_names_and_shapes_are_the_published_ones(shared):
     published = json.loads((shared / "golden/csbrain_state_dict.json").read_text())
-    for montage in (montages.BCIC, montages.VI, montages.FACED):
+    for montage in (BCIC, VI, FACED):
         model = CSBrain(brain_regions=montage.brain_regions, sorted_indices=montage.sorted_indices)
         assert {k: list(v.shape) for k, v in model.state_dict().items()} == published
 
 
 def test_it_has_295_tensors_and_8902000_values_whatever_the_montage():
-    for montage in (montages.BCIC, montages.VI, montages.FACED):
+    for montage in (BCIC, VI, FACED):
         state = CSBrain(brain_regions=montage.brain_regions, sorted_indices=montage.sorted_indices).state_dict()
         assert (len(state), sum(v.numel() for v in state.values())) == (295, 8_902_000)
 
@@ -139,7 +150,7 @@ def test_brain_embedding_is_circular_inside_a_region_and_ignores_other_codes():
 
 
 def test_masked_patches_are_not_seen():
-    model = build(montages.BCIC.brain_regions, montages.BCIC.sorted_indices)
+    model = build(BCIC.brain_regions, BCIC.sorted_indices)
     model.patch_embedding.mask_encoding.data.fill_(0.3)
     torch.manual_seed(0)
     x, mask = torch.randn(2, 22, 7, 200), torch.zeros(2, 22, 7)
@@ -155,20 +166,24 @@ def test_masked_patches_are_not_seen():
 
 
 @pytest.mark.parametrize("patches", [1, 7, 12])
-def test_gradients_reach_every_trainable_weight(patches):
-    model = CSBrain(brain_regions=montages.VI.brain_regions, sorted_indices=montages.VI.sorted_indices, n_layer=1)
-    y = model(torch.randn(1, 32, patches, 200))
-    assert y.shape == (1, 32, patches, 200)
+@pytest.mark.parametrize("montage", [BCIC, VI], ids=["some regions", "all regions"])
+def test_gradients_reach_every_trainable_weight_and_no_other(montage, patches):
+    model = CSBrain(brain_regions=montage.brain_regions, sorted_indices=montage.sorted_indices, n_layer=1)
+    y = model(torch.randn(1, len(montage.electrodes), patches, 200))
+    assert y.shape == (1, len(montage.electrodes), patches, 200)
     y.square().sum().backward()
-    without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
-    assert without == set()
+    trainable = {id(p) for p in model.trainable_parameters()}
+    assert {n for n, p in model.named_parameters() if (p.grad is None) != (id(p) not in trainable)} == set()
     assert not model.patch_embedding.mask_encoding.requires_grad
+    unused = sum(name not in model.area_config for name in model.BrainEmbedEEGLayer.region_blocks)
+    n_left_out = sum(1 for _ in model.parameters()) - len(trainable)
+    assert n_left_out == 1 + unused * 6  # the mask token; three kernels and their biases a region without electrodes
 
 
 def test_checkpoints_load_with_and_without_module_prefix(tmp_path, capsys):
-    model = build(montages.BCIC.brain_regions, montages.BCIC.sorted_indices)
+    model = build(BCIC.brain_regions, BCIC.sorted_indices)
     torch.save({f"module.{k}": v for k, v in model.state_dict().items()}, tmp_path / "CSBrain.pth")
-    encoder = load_encoder(montages.BCIC, tmp_path / "CSBrain.pth")
+    encoder = load(BCIC, tmp_path / "CSBrain.pth")
     assert "295/295 loaded" in capsys.readouterr().out
     assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
     x = torch.randn(1, 22, 4, 200)
@@ -177,16 +192,16 @@ def test_checkpoints_load_with_and_without_module_prefix(tmp_path, capsys):
 
 
 def test_a_tensor_that_does_not_fit_is_named_and_skipped_only_when_asked(tmp_path, capsys):
-    state = build(montages.BCIC.brain_regions, montages.BCIC.sorted_indices).state_dict()
+    state = build(BCIC.brain_regions, BCIC.sorted_indices).state_dict()
     del state["proj_out.0.bias"]
     state["surprise"] = torch.zeros(1)
     state["encoder.layers.3.norm1.weight"] = torch.zeros(7)
     torch.save(state, tmp_path / "CSBrain.pth")
     with pytest.raises(UserError) as error:
-        load_encoder(montages.BCIC, tmp_path / "CSBrain.pth")
+        load(BCIC, tmp_path / "CSBrain.pth")
     for name in ("proj_out.0.bias is missing", "surprise is unknown", "encoder.layers.3.norm1.weight is (7,)"):
         assert name in str(error.value)
-    load_encoder(montages.BCIC, tmp_path / "CSBrain.pth", allow_partial=True)
+    load(BCIC, tmp_path / "CSBrain.pth", allow_partial=True)
     out = capsys.readouterr().out
     assert "293/295 loaded" in out and out.count("skipped") == 3
 

@@ -5,19 +5,18 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from datasets.description import load_description
+from models import POOLINGS, choose
 from models.eeg_llm import (
-    BCIC_BRAIN_REGIONS,
-    VI_BRAIN_REGIONS,
-    VI_ELECTRODE_LABELS,
-    VI_TOPOLOGY,
     EEGLanguageModel,
     EEGProjection,
     EEGTokenReducer,
     add_lora,
     load_language_model,
     load_lora,
+    read_lora_settings,
 )
-from utils import montages
+from models.encoders import EEGNet
 from utils.errors import UserError
 
 SYSTEM, USER = "You read brain recordings.", "Before {eeg} after it. What was imagined?"
@@ -32,7 +31,9 @@ def model(demo):
     for name, parameter in language_model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)  # an adapter that does something
-    return EEGLanguageModel(language_model, tokenizer, SYSTEM, USER, EEGProjection(128)).eval()
+    model = EEGLanguageModel(language_model, tokenizer, SYSTEM, USER, EEGProjection(128)).eval()
+    model.read_prefix()
+    return model
 
 
 @pytest.fixture
@@ -69,28 +70,46 @@ def test_parameter_counts_are_the_published_ones():
     assert sum(p.numel() for n, p in language_model.named_parameters() if "lora_" not in n) == 1_100_048_384
 
 
+def montage_of(dataset):
+    return load_description(dataset).montage
+
+
+def reducer(dataset, pooling) -> EEGTokenReducer:
+    """The pooling of features in the encoder's order, region by region."""
+    montage = montage_of(dataset)
+    electrodes = [montage.electrodes[k] for k in montage.sorted_indices]
+    regions = [montage.region_names[k] for k in montage.sorted_indices]
+    return EEGTokenReducer(choose(POOLINGS, pooling)(electrodes, regions), len(electrodes))
+
+
 @pytest.mark.parametrize(
-    "montage, pooling, groups",
-    [("BCIC", "region", 3), ("BCIC", "hemisphere", 7), ("BCIC", "electrode", 22), ("VI", "region", 5),
-     ("VI", "hemisphere", 14), ("FACED", "region", 5)],
+    "dataset, pooling, groups",
+    [("BCICIV2a", "region", 3), ("BCICIV2a", "hemisphere", 7), ("BCICIV2a", "electrode", 22), ("VI", "region", 5),
+     ("VI", "hemisphere", 14), ("FACED", "region", 5), ("BCICIV2b", "region", 1), ("BCICIV2b", "hemisphere", 3)],
 )  # fmt: skip
-def test_the_reducer_gives_groups_times_patches_tokens(montage, pooling, groups):
-    montage = getattr(montages, montage)
-    reducer = EEGTokenReducer(montage, pooling)
-    tokens = reducer(torch.randn(2, len(montage.electrodes), 4, 200))
+def test_the_reducer_gives_groups_times_patches_tokens(dataset, pooling, groups):
+    pooled = reducer(dataset, pooling)
+    tokens = pooled(torch.randn(2, len(montage_of(dataset).electrodes), 4, 200))
     assert tokens.shape == (2, groups * 4, 200)
-    assert list(reducer.parameters()) == []
+    assert list(pooled.parameters()) == [] and pooled.state_dict() == {}
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("dataset", ["BCICIV2a", "BCICIV2b", "VI", "FACED"])
+def test_every_pooling_puts_every_electrode_into_one_group(dataset, pooling):
+    groups = reducer(dataset, pooling).groups.values()
+    assert sorted(k for group in groups for k in group) == list(range(len(montage_of(dataset).electrodes)))
 
 
 def test_a_token_is_the_mean_of_its_groups_electrodes_group_major():
-    montage = montages.BCIC
+    montage = montage_of("BCICIV2a")
     names = [montage.electrodes[i] for i in montage.sorted_indices]  # the encoder's order
     features = torch.randn(1, 22, 4, 200)
     by_name = dict(zip(names, features[0], strict=True))
-    region = EEGTokenReducer(montage, "region")(features)[0].view(3, 4, 200)
+    region = reducer("BCICIV2a", "region")(features)[0].view(3, 4, 200)
     assert torch.allclose(region[0], by_name["Fz"])
     assert torch.allclose(region[1], sum(by_name[n] for n in ("P1", "Pz", "P2", "POz")) / 4, atol=1e-6)
-    sides = EEGTokenReducer(montage, "hemisphere")
+    sides = reducer("BCICIV2a", "hemisphere")
     assert list(sides.groups) == [
         "frontal midline", "parietal left", "parietal midline", "parietal right", "central left", "central midline",
         "central right",
@@ -99,10 +118,15 @@ def test_a_token_is_the_mean_of_its_groups_electrodes_group_major():
     assert torch.allclose(sides(features)[0].view(7, 4, 200)[4], left, atol=1e-6)
 
 
-def test_montage_constants_have_the_seeds_names():
-    assert len(VI_ELECTRODE_LABELS) == len(VI_BRAIN_REGIONS) == 32
-    assert sum(map(len, VI_TOPOLOGY.values())) == 32
-    assert BCIC_BRAIN_REGIONS == [0] + [4] * 17 + [1] * 4
+def test_an_encoder_that_mixes_electrodes_has_one_position_to_pool():
+    features = torch.randn(2, 1, 16, 16)
+    assert torch.equal(EEGTokenReducer({"all electrodes": [0]}, 1)(features), features[:, 0])
+
+
+def test_montages_have_the_published_electrodes_and_regions():
+    vi, bcic = montage_of("VI"), montage_of("BCICIV2a")
+    assert len(vi.electrodes) == len(vi.brain_regions) == 32 and sum(map(len, vi.topology.values())) == 32
+    assert bcic.brain_regions == [0] + [4] * 17 + [1] * 4
 
 
 # ---------------------------------------------------------------- prompt
@@ -124,6 +148,34 @@ def test_a_tokenizer_without_chat_template_is_refused(model):
         EEGLanguageModel(model.language_model, plain, SYSTEM, USER, model.projection)
 
 
+NO_SYSTEM_ROLE = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+SYSTEM_LEFT_OUT = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}{{ '<turn ' + m['role'] + '>' + m['content'] + '</turn>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn model>' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM_ROLE + TURNS, SYSTEM_LEFT_OUT + TURNS], ids=["raises", "ignores"])
+def test_without_a_system_role_the_system_prompt_begins_the_users_turn(model, tokens, template):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = template
+    other = EEGLanguageModel(model.language_model, tokenizer, SYSTEM, USER, model.projection).eval()
+    before, after = (tokenizer.decode(ids[0]) for ids in (other.before_ids, other.after_ids))
+    expected = f"<s><turn user>{SYSTEM}\n\n{USER.replace('{eeg}', '')}</turn><turn model>"
+    assert (before + after).replace(" ", "") == expected.replace(" ", "")
+    other.read_prefix()
+    assert len(other.decode(tokens, SENTENCES, max_new_tokens=2)[0]) == 3
+
+
+def test_a_chat_template_that_loses_the_users_turn_is_refused(model):
+    for template in ("{{ messages[0]['role'] }}", "{{ raise_exception('never') }}"):
+        tokenizer = copy.deepcopy(model.tokenizer)
+        tokenizer.chat_template = template
+        with pytest.raises(UserError, match="chat template"):
+            EEGLanguageModel(model.language_model, tokenizer, SYSTEM, USER, model.projection)
+
+
 # ---------------------------------------------------------------- loss
 
 
@@ -143,6 +195,20 @@ def test_the_loss_is_cross_entropy_on_the_target_only(model, tokens):
     assert torch.allclose(loss, total / count, atol=1e-4)
 
 
+def test_label_smoothing_is_pytorchs_on_the_target_only(model, tokens):
+    ids, mask = targets(model, SENTENCES)
+    total = 0.0
+    with torch.no_grad():
+        loss = model(tokens, ids, mask, label_smoothing=0.2)
+        for row in range(3):
+            target = ids[row][mask[row]]
+            prompt = whole(model, tokens, row)
+            answer = model.language_model.get_input_embeddings()(target)[None]
+            logits = model.language_model(inputs_embeds=torch.cat([prompt, answer], 1)).logits[0]
+            total += F.cross_entropy(logits[prompt.shape[1] - 1 : -1], target, reduction="sum", label_smoothing=0.2)
+    assert torch.allclose(loss, total / mask.sum(), atol=1e-4)
+
+
 def test_the_end_token_is_learned_and_padding_is_not(model, tokens):
     ids, mask = targets(model, SENTENCES)
     with torch.no_grad():
@@ -157,7 +223,8 @@ def test_the_end_token_is_learned_and_padding_is_not(model, tokens):
 def test_phases_train_the_projection_then_lora_as_well(model, tokens):
     ids, mask = targets(model, SENTENCES)
     for joint in (False, True):
-        trained = model.set_phase(joint)
+        trained, of_encoder = model.set_phase(joint)
+        assert of_encoder == []
         model.zero_grad()
         model.train()(tokens, ids, mask).backward()
         with_gradient = {id(p) for p in model.parameters() if p.grad is not None}
@@ -166,6 +233,33 @@ def test_phases_train_the_projection_then_lora_as_well(model, tokens):
         assert joint == any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.lora_parameters())
     model.zero_grad()
     model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("train_encoder, phases", [("never", []), ("joint", [True]), ("always", [False, True])])
+def test_the_encoder_is_trained_when_it_is_said_to_be(model, train_encoder, phases):
+    torch.manual_seed(0)
+    encoder, whole_trial = EEGNet(22, 512), EEGTokenReducer({"all electrodes": [0]}, 1)
+    reading = EEGLanguageModel(
+        model.language_model, model.tokenizer, SYSTEM, USER, EEGProjection(128, encoder.width), encoder, whole_trial,
+        train_encoder,
+    )  # fmt: skip
+    reading.read_prefix()
+    ids, mask = targets(reading, SENTENCES)
+    x = torch.randn(3, 22, 512)
+    means = encoder.temporal[2].running_mean.clone()
+    for joint in (False, True):
+        trained, of_encoder = reading.set_phase(joint)
+        reading.zero_grad()
+        reading.train()(x, ids, mask).backward()
+        wanted = [*encoder.parameters()] if joint in phases else []
+        assert {id(p) for p in of_encoder} == {id(p) for p in wanted} and not {id(p) for p in trained} & {
+            id(p) for p in encoder.parameters()
+        }
+        assert [p for p in encoder.parameters() if p.grad is not None] == wanted
+        assert encoder.training == (joint in phases)  # what is frozen drops nothing out and keeps its running means
+        assert torch.equal(means, encoder.temporal[2].running_mean) == (not any(j in phases for j in (False, joint)))
+    model.zero_grad()
+    model.requires_grad_(False)
 
 
 def test_loras_gradient_includes_the_shared_part_of_the_prompt(model, tokens):
@@ -222,21 +316,42 @@ def test_a_trials_decoding_does_not_depend_on_its_batch(model, tokens):
     assert torch.allclose(scores, torch.cat([s for _, s in alone]), atol=1e-4)
 
 
-def test_the_shared_prompt_is_read_once_per_model_state(model, tokens, monkeypatch):
+def test_the_shared_prompt_is_read_when_it_is_said_and_only_then(model, tokens, monkeypatch):
     read = []
-    original = model._read_prefix
-    monkeypatch.setattr(model, "_read_prefix", lambda: read.append(1) or original())
-    model._prefix = (None, None)
-    model.decode(tokens, SENTENCES)
+    original = EEGLanguageModel._prefix_states
+    monkeypatch.setattr(EEGLanguageModel, "_prefix_states", lambda self: read.append(1) or original(self))
     _, before = model.decode(tokens, SENTENCES)
-    assert len(read) == 1
+    model.decode(tokens, SENTENCES)
+    assert read == []
     parameter = model.lora_parameters()[1]
     with torch.no_grad():
         parameter.add_(0.1)
-    _, after = model.decode(tokens, SENTENCES)
-    assert len(read) == 2 and not torch.allclose(before, after)
+    try:
+        model.read_prefix()
+        _, after = model.decode(tokens, SENTENCES)
+        model.decode(tokens, SENTENCES)
+        fresh = EEGLanguageModel(model.language_model, model.tokenizer, SYSTEM, USER, model.projection).eval()
+        with pytest.raises(RuntimeError, match="read_prefix"):
+            fresh.decode(tokens, SENTENCES)
+        fresh.read_prefix()
+        assert len(read) == 2 and not torch.allclose(before, after)
+        assert torch.equal(after, fresh.decode(tokens, SENTENCES)[1])
+    finally:
+        with torch.no_grad():
+            parameter.sub_(0.1)
+        model.read_prefix()
+    assert torch.allclose(model.decode(tokens, SENTENCES)[1], before, atol=1e-5)
+
+
+def test_decoding_leaves_the_shared_prompt_as_it_was(model, tokens):
+    texts, scores = model.decode(tokens, SENTENCES)
     with torch.no_grad():
-        parameter.sub_(0.1)
+        ids, mask = targets(model, SENTENCES)
+        loss = model(tokens, ids, mask)
+    again_texts, again_scores = model.decode(tokens, SENTENCES)
+    assert texts == again_texts and torch.equal(scores, again_scores)
+    with torch.no_grad():
+        assert torch.equal(loss, model(tokens, ids, mask))
 
 
 # ---------------------------------------------------------------- loading
@@ -260,6 +375,36 @@ def test_an_adapter_is_never_wrapped_around_an_adapter(model):
         add_lora(model.language_model)
 
 
+def test_rank_scale_and_layers_of_lora_are_the_ones_asked_for(demo, tmp_path):
+    plain = load_language_model(str(demo.llm), torch.device("cpu"), False, torch.float32)[0]
+    adapted = add_lora(plain, 3, 12, ["k_proj", "down_proj"])
+    shapes = {n.split(".lora_")[0].rsplit(".", 1)[1]: p.shape for n, p in adapted.named_parameters() if "lora_A" in n}
+    assert {name: shape[0] for name, shape in shapes.items()} == {"k_proj": 3, "down_proj": 3}
+    layer = adapted.base_model.model.model.layers[0].self_attn.k_proj
+    assert layer.scaling["default"] == 4.0
+    adapted.save_pretrained(tmp_path)
+    assert read_lora_settings(tmp_path) == {"r": 3, "alpha": 12.0, "targets": ["down_proj", "k_proj"]}
+
+
+def test_layers_that_the_model_does_not_have_are_one_line(demo):
+    plain = load_language_model(str(demo.llm), torch.device("cpu"), False, torch.float32)[0]
+    with pytest.raises(UserError, match="--lora_targets no_such_layer: ") as error:
+        add_lora(plain, targets=["no_such_layer"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, "not a LoRA folder"), ("{", "is damaged"), ('{"r": 8}', "is damaged"), ("[]", "is damaged"),
+    ('{"r": "eight", "lora_alpha": 16, "target_modules": ["q_proj"]}', "is damaged"),
+    ('{"r": 8, "lora_alpha": 16, "target_modules": 3}', "is damaged"),
+])  # fmt: skip
+def test_an_adapters_settings_that_are_none_are_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_lora_settings(tmp_path)
+
+
 def test_adapters_round_trip_and_wrong_ones_are_refused(model, demo, tmp_path):
     model.language_model.save_pretrained(tmp_path / "lora")
     fresh = add_lora(load_language_model(str(demo.llm), torch.device("cpu"), False, torch.float32)[0])
@@ -272,9 +417,15 @@ def test_adapters_round_trip_and_wrong_ones_are_refused(model, demo, tmp_path):
         vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)))  # fmt: skip
     with pytest.raises(UserError, match="another model"):
         load_lora(small, tmp_path / "lora")
+    (tmp_path / "lora/adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="is damaged"):
+        load_lora(fresh, tmp_path / "lora")
 
 
-def test_a_model_that_is_not_there_is_one_line(tmp_path):
+@pytest.mark.parametrize("name", ["empty", "no/such_model", "no such address", "../x/y/z"])
+def test_a_model_that_is_not_there_is_one_line(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="--llm"):
-        load_language_model(str(tmp_path / "empty"), torch.device("cpu"), False, torch.float32)
+    place = str(tmp_path / name) if name == "empty" else name
+    with pytest.raises(UserError, match="--llm") as error:
+        load_language_model(place, torch.device("cpu"), False, torch.float32)
+    assert "cannot be loaded" in str(error.value) and "\n" not in str(error.value)

@@ -1,11 +1,25 @@
+import json
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
-from utils.drawing import drawing
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from datasets.description import load_dataset
-from models.image_generator import Conditioning, EEGImageGenerator
+from datasets.description import load_description
+from demo.drawings import drawing
+from demo.tiny_models import byte_tokenizer
+from models.image_generator import (
+    Amused,
+    Conditioning,
+    EEGImageGenerator,
+    StableDiffusion,
+    StableDiffusionXL,
+    load_image_model,
+)
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -19,7 +33,7 @@ def generator(request, vi_pth):
 @pytest.fixture(scope="module")
 def means():
     """Mean drawing of every class."""
-    names = [*load_dataset("BCICIV2a")[0].classes, *load_dataset("VI")[0].classes]
+    names = [*load_description("BCICIV2a").classes, *load_description("VI").classes]
     return {name: np.mean([np.asarray(drawing(name, np.random.default_rng(seed)), float) for seed in range(40)], axis=0)
             for name in names}  # fmt: skip
 
@@ -27,9 +41,9 @@ def means():
 @pytest.mark.parametrize("dataset", ["BCICIV2a", "VI"])
 def test_the_shipped_models_draw_the_class_they_are_asked_for(generator, means, dataset):
     """The nearest class of the data set by mean drawing, for most of three seeds a class."""
-    if generator.is_amused and dataset == "BCICIV2a":
-        pytest.skip("aMUSEd's stand-in knows the classes of Visual Imagery")
-    description = load_dataset(dataset)[0]
+    if isinstance(generator.family, Amused) and dataset == "BCICIV2a":
+        pytest.skip("the tiny aMUSEd knows the classes of Visual Imagery")
+    description = load_description(dataset)
     right = 0
     for label, name in enumerate(description.classes):
         for seed in range(3):
@@ -41,7 +55,7 @@ def test_the_shipped_models_draw_the_class_they_are_asked_for(generator, means, 
 
 
 def test_a_picture_depends_on_conditioning_and_seed_only(generator):
-    prompt = load_dataset("VI")[0].image_prompts[0]
+    prompt = load_description("VI").image_prompts[0]
     first = np.asarray(generator.generate(prompt, 7))
     other = np.asarray(generator.generate(prompt, 8))
     again = np.asarray(generator.generate(prompt, 7))
@@ -50,7 +64,7 @@ def test_a_picture_depends_on_conditioning_and_seed_only(generator):
 
 def test_a_prompt_and_its_own_embedding_give_what_the_plain_pipeline_gives(generator):
     """Against diffusers' own call with the prompt as text."""
-    prompt = load_dataset("VI")[0].image_prompts[3]
+    prompt = load_description("VI").image_prompts[3]
     plain = generator.pipeline(
         prompt, num_inference_steps=generator.steps, guidance_scale=generator.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(5),
@@ -65,7 +79,7 @@ def test_states_and_for_amused_the_pooled_vector_reach_the_image(generator):
     other = generator.embed("a photo of a wooden chair")
     assert not np.array_equal(plain, np.asarray(generator.generate(Conditioning(other.states, own.pooled), 3)))
     pooled_only = np.asarray(generator.generate(Conditioning(own.states, other.pooled), 3))
-    assert np.array_equal(plain, pooled_only) == (not generator.is_amused)
+    assert np.array_equal(plain, pooled_only) == (not isinstance(generator.family, Amused))
 
 
 def test_a_blend_ends_where_its_ends_are(generator):
@@ -74,12 +88,12 @@ def test_a_blend_ends_where_its_ends_are(generator):
     assert torch.allclose(a.blend(b, 0.5).states, (a.states + b.states) / 2)
     if a.pooled is not None:
         assert torch.allclose(a.blend(b, 0.25).pooled, 0.75 * a.pooled + 0.25 * b.pooled, atol=1e-6)
-    with pytest.raises(UserError, match="have width 8, this image model reads 768"):
+    with pytest.raises(UserError, match="this image model reads 768"):
         generator.generate(Conditioning(torch.zeros(1, 77, 8), torch.zeros(1, 8)), 0)
 
 
 def test_schedulers_steps_and_guidance_are_the_published_ones(generator):
-    if generator.is_amused:
+    if isinstance(generator.family, Amused):
         assert type(generator.pipeline.scheduler).__name__ == "AmusedScheduler"
         assert (generator.steps, generator.guidance_scale) == (12, 10)
     else:
@@ -89,12 +103,10 @@ def test_schedulers_steps_and_guidance_are_the_published_ones(generator):
 
 
 def test_a_blackened_picture_is_said(vi_pth, capsys):
-    from types import SimpleNamespace
-
     small = EEGImageGenerator(str(vi_pth / "stable-diffusion"), CPU, steps=1, image_size=64)
     original = small.pipeline
     black = SimpleNamespace(images=[Image.new("RGB", (64, 64))], nsfw_content_detected=[True])
-    small.pipeline = type("Checked", (), {"__call__": lambda self, **inputs: black, "device": CPU,
+    small.family.pipeline = type("Checked", (), {"__call__": lambda self, **inputs: black, "device": CPU,
                                           "encode_prompt": staticmethod(original.encode_prompt)})()  # fmt: skip
     small.generate("anything", 0)
     assert "safety checker" in capsys.readouterr().out
@@ -105,6 +117,108 @@ def test_a_small_model_draws_at_its_own_size_and_is_enlarged(vi_pth):
     assert large.drawn_size == 64 and large.generate("anything", 0).size == (512, 512)
 
 
-def test_a_folder_that_is_no_pipeline_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="--image_model"):
-        EEGImageGenerator(str(tmp_path), CPU)
+@pytest.mark.parametrize("name", ["empty", "no/such_model"])
+def test_a_place_without_a_pipeline_is_one_line(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="--image_model") as error:
+        EEGImageGenerator(str(tmp_path / name) if name == "empty" else name, CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_weights_and_unknown_families_are_one_line(vi_pth, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(vi_pth / "stable-diffusion", folder)
+    index = folder / "model_index.json"
+    for content, message in (
+        (index.read_text().replace('"StableDiffusionPipeline"', '"FluxPipeline"'), "it is a FluxPipeline"),
+        ("{", "cannot be loaded"),
+    ):
+        kept = index.read_text()
+        index.write_text(content)
+        with pytest.raises(UserError, match=message) as error:
+            load_image_model(str(folder))
+        assert "--image_model" in str(error.value) and "\n" not in str(error.value)
+        index.write_text(kept)
+    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="--image_model") as error:
+        load_image_model(str(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, family", [("stable-diffusion", StableDiffusion), ("amused", Amused)])
+def test_a_model_for_reading_reads_alike_and_cannot_draw(vi_pth, name, family):
+    reader, whole = load_image_model(str(vi_pth / name), for_reading=True), load_image_model(str(vi_pth / name))
+    assert type(reader) is type(whole) is family
+    assert getattr(reader.pipeline, family.backbone) is None and getattr(whole.pipeline, family.backbone) is not None
+    with torch.no_grad():
+        assert torch.equal(reader.read_prompt("a circle").states, whole.read_prompt("a circle").states)
+        assert torch.equal(reader.pooled_target("a circle"), whole.pooled_target("a circle"))
+
+
+# ---------------------------------------------------------------- Stable Diffusion XL
+
+
+@pytest.fixture(scope="module")
+def tiny_sdxl(tmp_path_factory):
+    """A folder with random weights in Stable Diffusion XL's layout."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+
+    def text_encoder(kind):
+        return kind(CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, projection_dim=24, num_hidden_layers=3,
+            num_attention_heads=2, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        ))  # fmt: skip
+
+    pipeline = StableDiffusionXLPipeline(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(16, 16), norm_num_groups=8, latent_channels=4, sample_size=32,
+        ),
+        text_encoder=text_encoder(CLIPTextModel), text_encoder_2=text_encoder(CLIPTextModelWithProjection),
+        tokenizer=tokenizer, tokenizer_2=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=16, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), block_out_channels=(16, 32), layers_per_block=1,
+            norm_num_groups=8, attention_head_dim=(2, 4), cross_attention_dim=64, use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24 + 6 * 8, transformer_layers_per_block=(1, 1),
+        ),
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("sdxl")
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("force_zeros", [True, False], ids=["as published", "with an empty prompt of its own"])
+def test_stable_diffusion_xl_draws_what_diffusers_draws_from_a_class_prompt(tiny_sdxl, tmp_path, force_zeros):
+    """Stable Diffusion XL's model_index.json may ask for zeros in place of an empty prompt; the published one does."""
+    shutil.copytree(tiny_sdxl, tmp_path / "sdxl")
+    index = tmp_path / "sdxl/model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": force_zeros}))
+    generator = EEGImageGenerator(str(tmp_path / "sdxl"), CPU, steps=3, image_size=32)
+    assert type(generator.family) is StableDiffusionXL and generator.guidance_scale == 7.5
+    prompts = load_description("VI").image_prompts
+    plain = generator.pipeline(
+        prompts[3], num_inference_steps=3, guidance_scale=7.5, height=32, width=32,
+        generator=torch.Generator("cpu").manual_seed(5),
+    ).images[0]  # fmt: skip
+    drawn = generator.generate(prompts[3], 5)
+    assert drawn.size == (32, 32) and np.array_equal(np.asarray(plain), np.asarray(drawn))
+    assert np.array_equal(np.asarray(plain), np.asarray(generator.generate(generator.embed(prompts[3]), 5)))
+    assert not np.array_equal(np.asarray(plain), np.asarray(generator.generate(prompts[4], 5)))
+    assert not np.array_equal(np.asarray(plain), np.asarray(generator.generate(prompts[3], 6)))
+
+
+def test_stable_diffusion_xl_reads_states_of_both_encoders_and_a_pooled_vector(tiny_sdxl):
+    reader = load_image_model(str(tiny_sdxl), for_reading=True)
+    assert reader.pipeline.unet is None
+    with torch.no_grad():
+        read = reader.read_prompt("a photo of a dog")
+        assert read.states.shape == (1, 77, 64) and read.pooled.shape == (1, 24)
+        assert torch.equal(reader.pooled_target("a photo of a dog"), read.pooled)
+    with pytest.raises(UserError, match="width 64 and 768, this image model reads 64 and 24"):
+        EEGImageGenerator(str(tiny_sdxl), CPU, steps=1, image_size=32).generate(
+            Conditioning(read.states, torch.zeros(1, 768)), 0
+        )

@@ -1,7 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
-from utils.drawing import DRAWINGS, GREEN, RED, comparison, cue_arrow, drawing, summary_grid
+
+from stages.pictures import GREEN, RED, PictureFolder, Stimuli, comparison, cue_arrow, summary_grid
+from stages.rows import Readout, Row
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize("direction, toward", [("left", (0, -1)), ("right", (0, 1)), ("up", (-1, 0)), ("down", (1, 0))])
@@ -10,12 +15,6 @@ def test_cue_arrows_point_where_they_say(direction, toward):
     rows, columns = np.nonzero(white)
     centre = np.array([rows.mean(), columns.mean()]) - (white.shape[0] - 1) / 2
     assert np.dot(centre, toward) > 30 and abs(np.cross([*toward, 0], [*centre, 0])[2]) < 3
-
-
-def test_drawings_vary_and_repeat_with_the_generator():
-    for name in DRAWINGS:
-        a, b, c = (np.asarray(drawing(name, np.random.default_rng(seed))) for seed in (0, 0, 1))
-        assert a.shape == (64, 64, 3) and np.array_equal(a, b) and not np.array_equal(a, c)
 
 
 def test_headers_are_green_when_right_and_red_when_wrong():
@@ -33,3 +32,93 @@ def test_the_grid_has_four_columns(tmp_path):
     grid = summary_grid(paths)
     assert grid.size == (4 * 264 + 8, 2 * 156 + 8)
     assert grid.getpixel((8 + 64, 8 + 156 + 100)) == (200, 0, 0)  # the fifth begins the second row
+
+
+# ---------------------------------------------------------------- stimuli
+
+
+def row(index=0, true=0, **changes):
+    return Row(index, "S20", "01", 1, 1, true, "feet", {"head": Readout(0, 0.25)}, prompt="two feet", predicted_label=0,
+               predicted_name="feet", **changes)  # fmt: skip
+
+
+def test_a_stimulus_is_drawn_read_or_grey_and_a_trials_own_image_wins(tmp_path):
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "a.png")
+    (tmp_path / "of trials").mkdir()
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "of trials/7.png")
+    stimuli = Stimuli({0: "arrow left", 1: "a.png"}, 3, tmp_path)
+    assert stimuli.of(row(true=0)).tobytes() == cue_arrow("left").tobytes()
+    assert stimuli.of(row(true=1)).getpixel((4, 4)) == (0, 0, 255)
+    assert len(stimuli.of(row(true=2)).getcolors()) == 1
+    assert stimuli.of(row(true=1, image="of trials/7.png")).getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("image", ["../secret.png", "of trials/../../secret.png", "/tmp/secret.png"])
+def test_a_trials_image_outside_the_folder_is_refused(tmp_path, image):
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "secret.png")
+    (tmp_path / "stimuli").mkdir()
+    with pytest.raises(UserError, match="is outside"):
+        Stimuli({}, 1, tmp_path / "stimuli").of(row(image=image))
+
+
+def test_photos_that_are_missing_or_no_pictures_are_named(tmp_path):
+    with pytest.raises(UserError, match="a.jpg is missing.*--stimuli_dir"):
+        Stimuli({0: "a.jpg"}, 1, tmp_path)
+    (tmp_path / "a.jpg").write_text("<html>")
+    with pytest.raises(UserError, match="a.jpg is not a picture"):
+        Stimuli({0: "a.jpg"}, 1, tmp_path)
+    with pytest.raises(UserError, match="b.jpg is missing"):
+        Stimuli({}, 1, tmp_path).of(row(image="b.jpg"))
+
+
+# ---------------------------------------------------------------- the folder of drawn pictures
+
+
+def draw(folder, rows, recipe=(("steps", 4),), seed=0):
+    """Draw what is missing; gives the seeds that were drawn."""
+    pictures, seeds = PictureFolder(folder, rows, dict(recipe), seed), []
+    for each, own_seed in pictures.to_draw():
+        seeds.append(own_seed)
+        pictures.keep(each, Image.new("RGB", (32, 32), (own_seed, 0, 0)))
+    pictures.finish(lambda row: Image.new("RGB", (32, 32), "white"))
+    return seeds
+
+
+def test_a_picture_carries_its_recipe_and_is_drawn_once(tmp_path):
+    rows = [row(3), row(11)]
+    assert draw(tmp_path, rows, seed=100) == [103, 111]
+    with Image.open(tmp_path / "generated_0003_true0_pred0.png") as picture:
+        assert json.loads(picture.info["recipe"]) == {"prompt": "two feet", "seed": 103, "steps": 4}
+    assert draw(tmp_path, rows, seed=100) == []
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "summary_grid.png", *(f"{kind}_{k}_true0_pred0.png" for kind in ("generated", "comparison") for k in ("0003", "0011")),
+    }  # fmt: skip
+
+
+def test_another_recipe_a_damaged_picture_and_another_prompt_are_drawn_anew(tmp_path):
+    rows = [row(3), row(11)]
+    draw(tmp_path, rows)
+    assert draw(tmp_path, rows, recipe=(("steps", 5),)) == [3, 11] and draw(
+        tmp_path, rows, (("steps", 5),), seed=1
+    ) == [4, 12]
+    (tmp_path / "generated_0011_true0_pred0.png").write_bytes(b"half")
+    assert draw(tmp_path, rows, (("steps", 5),), seed=1) == [12]
+    rows[0].prompt = "a hand"
+    assert draw(tmp_path, rows, (("steps", 5),), seed=1) == [4]
+
+
+def test_a_picture_of_what_was_decoded_otherwise_before_is_removed(tmp_path):
+    draw(tmp_path, [row(3), row(30)])
+    again = [row(3), row(30)]
+    again[0].predicted_label, again[0].predicted_name = 2, "tongue"
+    assert draw(tmp_path, again) == [3]
+    assert {path.name for path in tmp_path.glob("*_0003_*")} == {
+        "generated_0003_true0_pred2.png",
+        "comparison_0003_true0_pred2.png",
+    }
+    assert len(list(tmp_path.glob("*_0030_*"))) == 2
+
+
+def test_neither_prompt_nor_seed_depends_on_the_true_label(tmp_path):
+    recipes = [PictureFolder(tmp_path, [row(3, true=true)], {"steps": 4}, 0).recipes[3] for true in (0, 1)]
+    assert recipes[0] == recipes[1]

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+import torch
+
+from stages.runs import best_epoch, open_run, validation_line
+from utils.checkpoints import save_checkpoint
+from utils.errors import UserError
+
+
+def epoch(number, head, line=None):
+    return {"epoch": number, "val": {"head": {"accuracy": head, "n": 60, "recording_line": line}}}
+
+
+def test_the_earlier_of_equally_good_epochs_is_the_best_and_without_validation_the_last():
+    assert best_epoch([epoch(1, 0.2), epoch(2, 0.5), epoch(3, 0.5), epoch(4, 0.4)], "head")["epoch"] == 2
+    assert best_epoch([{"epoch": 1, "val": {}}, {"epoch": 2, "val": {}}], "head")["epoch"] == 2
+
+
+def test_the_line_of_an_epoch_has_n_and_the_recordings_worth():
+    assert validation_line(epoch(1, 0.25)["val"]) == "head 25.0 %, n = 60"
+    assert validation_line(epoch(1, 0.25, 0.3)["val"]) == "head 25.0 %, n = 60; the recording alone gives 30.0 %"
+    assert validation_line({}) == "none"
+
+
+SETTINGS = {"resume": False, "lr": 0.1, "epochs": 3, "cuda": 0}
+
+
+def finished(folder, settings=SETTINGS, store="abc"):
+    """A run's folder after its first epoch."""
+    record, state = open_run(folder, settings, {"epochs"}, {"store": store}, "epoch*.pth")
+    assert state == {}
+    folder.mkdir(exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(record))
+    save_checkpoint({"epoch": 1, "w": torch.ones(2)}, folder / "last.pth")
+
+
+def test_a_run_goes_on_where_it_stopped_and_only_when_asked(tmp_path):
+    finished(tmp_path / "run")
+    with pytest.raises(UserError, match="holds finished epochs; go on with --resume"):
+        open_run(tmp_path / "run", SETTINGS, {"epochs"}, {"store": "abc"}, "epoch*.pth")
+    free = SETTINGS | {"resume": True, "epochs": 9, "cuda": -1}
+    _, state = open_run(tmp_path / "run", free, {"epochs"}, {"store": "abc"}, "epoch*.pth")
+    assert state["epoch"] == 1 and state["w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "changes, store, message", [({"lr": 0.2}, "abc", "lr was 0.1 and is 0.2"), ({}, "xyz", "another store")]
+)
+def test_a_run_does_not_go_on_with_other_settings_or_other_data(tmp_path, changes, store, message):
+    finished(tmp_path / "run")
+    with pytest.raises(UserError, match=message):
+        open_run(tmp_path / "run", SETTINGS | {"resume": True} | changes, {"epochs"}, {"store": store}, "epoch*.pth")
+
+
+def test_a_folder_with_somebody_elses_checkpoints_is_refused_and_an_empty_one_starts_anew(tmp_path, capsys):
+    _, state = open_run(tmp_path / "new", SETTINGS | {"resume": True}, set(), {}, "epoch*.pth")
+    assert state == {} and "starting anew" in capsys.readouterr().out
+    (tmp_path / "epoch7.pth").write_bytes(b"x")
+    with pytest.raises(UserError, match="checkpoints of another run"):
+        open_run(tmp_path, SETTINGS, set(), {}, "epoch*.pth")
