@@ -11,13 +11,13 @@ microvolts at 250 Hz. Who trains and who tests is chosen later, by --protocol of
 import argparse
 from pathlib import Path
 
+from datasets.bciciv2a_llm_dataset import TRIAL_SETS
 from datasets.description import DATASETS, load_description
 from utils import flags
 from utils.errors import UserError, run_script
 from utils.paths import default, make_room
 
 NAMES = ("BCICIV2a", "BCICIV2b")
-TRIAL_SETS = ("published", "all")
 
 
 def parse_args() -> argparse.Namespace:

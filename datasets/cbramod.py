@@ -45,7 +45,12 @@ class CBraModStore(MappedFolder):
         keys = self._unpickled("__keys__")
         if not isinstance(keys, dict) or not set(SPLITS) <= set(keys):
             raise UserError(f"{path}: __keys__ does not list train, val and test; expected CBraMod's layout")
-        self.own_splits = {str(key): split for split in SPLITS for key in keys[split]}
+        self.own_splits = {}
+        for split in SPLITS:
+            for key in map(str, keys[split]):
+                if key in self.own_splits:
+                    raise UserError(f"{path}: record {key!r} is listed twice, in {self.own_splits[key]} and {split}")
+                self.own_splits[key] = split
 
     @functools.cached_property
     def trials(self) -> list[Trial]:
@@ -58,10 +63,11 @@ class CBraModStore(MappedFolder):
         text = "".join(f"{self.own_splits[t.key]} {t.key} {t.checksum} " for t in self.trials)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, int]:
-        """(n_chans, n_times) of the first trial."""
-        return self.read(self.trials[0]).shape if self.own_splits else (0, 0)
+        """(n_chans, n_times) of the first record, and of all."""
+        first = next(iter(self.own_splits), None)
+        return (0, 0) if first is None else self._samples(first, self._unpickled(first)).shape
 
     def read(self, trial: Trial) -> np.ndarray:
         """(n_chans, n_times) float32 microvolts."""
@@ -84,6 +90,8 @@ class CBraModStore(MappedFolder):
         samples = self._samples(key, record)
         if "label" not in record:
             raise UserError(f"{self.path}: record {key!r} has no label")
+        if samples.shape != self.shape:
+            raise UserError(f"{self.path}: record {key!r} is {samples.shape}; the first one is {self.shape}")
         name, *counters = key.split("-")
         subject, session = re.fullmatch(r"([AB]\d\d)([TE])?.*|(?P<other>.*)", name).group(1, 2)
         run, number = ([int(c) for c in counters if c.isdigit()] + [0, 0])[:2]

@@ -1,6 +1,5 @@
 """One way from raw recordings to a store, for every dataset: recordings → filter → window → trials → store → closing table."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,8 +148,3 @@ def closing_table(description: DatasetDescription, meta: dict, counts: Counter) 
     n_chans, n_times = meta["shape"]
     print("", *lines, f"{meta['n_trials']} trials of {n_chans} electrodes × {n_times} samples at {meta['sfreq']:g} Hz, "
           f"microvolts; fingerprint {meta['fingerprint'][:16]}", sep="\n")  # fmt: skip
-
-
-def default_workers(most: int) -> int:
-    """As many as there are processors, at most `most`."""
-    return max(1, min(most, os.cpu_count() or 1))

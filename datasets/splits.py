@@ -2,7 +2,7 @@
 
 published      the people of the published splits
 loso:PERSON    leave one subject out: PERSON tests; of the others, in alphabetical order and starting behind PERSON (after
-               the last one comes the first), as many validate as in the published splits; the rest trains
+               the last one comes the first), as many validate as in the published splits (one where there are none); the rest trains
 within:PERSON  one person across sessions: the dataset's test sessions test; of the earlier ones the last validates where
                there are three sessions or more in all. With two, nothing validates and the last epoch is tested
 

@@ -83,12 +83,13 @@ def write_store(path: Path, meta: dict, parts: Iterable[list[tuple[Trial, np.nda
                             txn.put(trial.key.encode(), raw)
                             digest.update(trial.key.encode() + raw)
                             rows[trial.key] = asdict(trial) | {"checksum": zlib.crc32(raw)}
+                listed = json.dumps(list(rows.values())).encode()
                 meta = meta | {
                     "format": FORMAT, "version": VERSION, "dtype": DTYPE.str, "units": "microvolts", "shape": shape,
-                    "n_trials": len(rows), "fingerprint": digest.hexdigest(),
+                    "n_trials": len(rows), "fingerprint": digest.hexdigest(), "trials_checksum": zlib.crc32(listed),
                 }  # fmt: skip
                 with env.begin(write=True) as txn:
-                    txn.put(b"trials", json.dumps(list(rows.values())).encode())
+                    txn.put(b"trials", listed)
                     txn.put(b"meta", json.dumps(meta).encode())
         except lmdb.Error as error:
             raise UserError(f"cannot write the store {path}: {error}; free some disk space and run again") from None
@@ -134,8 +135,11 @@ class TrialStore(MappedFolder):
 
     def __init__(self, path: str | Path):
         super().__init__(path)
-        self.meta = self._json("meta", {})
-        if self.meta.get("format") != FORMAT:
+        try:
+            self.meta = json.loads(bytes(self.raw("meta") or b"{}"))
+        except ValueError:
+            raise UserError(f"{path} is damaged: its facts are no JSON; make it anew with --overwrite") from None
+        if not isinstance(self.meta, dict) or self.meta.get("format") != FORMAT:
             raise UserError(f"{path} is not a trial store of this project; make one with prepare_data.py")
         if self.meta.get("version") != VERSION:
             script = "prepare_data_vi.py" if self.meta.get("dataset") == "VI" else "prepare_data.py"
@@ -143,17 +147,19 @@ class TrialStore(MappedFolder):
                 f"{path} is a store of version {self.meta.get('version')}; this code reads version {VERSION}: make it "
                 f"anew with python {script} --skip_download --lmdb_dir {path} --overwrite"
             )
-        self.sfreq = float(self.meta["sfreq"])
-        self.fingerprint = f"{self.meta['fingerprint']}-{self._env.info()['last_txnid']}"
-        self.trials = [Trial(**row) for row in self._json("trials", [])]
-        self.shape = tuple(self.meta["shape"] or (0, 0))
-        self._verified: set[str] = set()
-
-    def _json(self, key: str, default):
+        rows = bytes(self.raw("trials") or b"")
         try:
-            return json.loads(bytes(self.raw(key) or b"null")) or default
-        except ValueError:
-            raise UserError(f"{self.path} is damaged: its {key} is no JSON; make it anew with --overwrite") from None
+            self.sfreq, self.shape = float(self.meta["sfreq"]), tuple(self.meta["shape"] or (0, 0))
+            self.trials = [Trial(**row) for row in json.loads(rows)]
+            whole = zlib.crc32(rows) == self.meta["trials_checksum"]
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{path} is damaged: its list of trials is not what was written; make it anew with --overwrite"
+            )
+        self.fingerprint = f"{self.meta['fingerprint']}-{self._env.info()['last_txnid']}"
+        self._verified: set[str] = set()
 
     def read(self, trial: Trial) -> np.ndarray:
         """The samples as a read-only view of the mapped file: float32, (n_chans, n_times), microvolts.

@@ -123,7 +123,7 @@ def _corrections(found: list[dict]) -> list[str]:
         lines.append(f"units put right in {len(names)} recordings ({what}): {names[0]}{more}")
     for subject in sorted({recording["subject"] for recording in found}):
         of = [recording for recording in found if recording["subject"] == subject]
-        sds = [recording["median_sd_microvolts"] for recording in of]
+        sds = [r["median_sd_microvolts"] for r in of if r["median_sd_microvolts"] is not None] or [0.0]
         origins = sorted(
             {name.replace("_", " ").split(" ")[-1] for recording in of for name in recording["events_from"]}
         )

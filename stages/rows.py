@@ -4,7 +4,6 @@ Adding a read-out is adding one entry to `TEXT_READOUTS` or `MAPPER_READOUTS`. I
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -116,7 +115,7 @@ def new_row(dataset, index: int, readouts: dict[str, Readout], text: str) -> Row
     trial, label, description = dataset.trials[index], dataset.labels[index], dataset.description
     return Row(
         index, trial.subject, trial.session, trial.run, trial.trial, label, description.class_name(label), readouts,
-        text, trial.image, list(description.tasks),
+        text[:LONGEST_TEXT], trial.image, list(description.tasks),
     )  # fmt: skip
 
 
@@ -154,14 +153,15 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(_row(json.loads(line), classes))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise UserError(f"{path}, line {number} is no decoded trial: {error}; decode again") from None
     indices = [row.index for row in rows]
     if len(set(indices)) < len(indices):
         twice = next(index for index in indices if indices.count(index) > 1)
         raise UserError(f"{path} has the trial {twice} twice; decode again")
-    if len({tuple(row.readouts) for row in rows}) > 1:
-        raise UserError(f"{path}: its lines have different read-outs; decode again")
+    kinds = {(*((name, r.chance) for name, r in row.readouts.items()), *row.tasks) for row in rows}
+    if len(kinds) > 1:
+        raise UserError(f"{path}: its lines have different read-outs, classes or tasks; decode again")
     return rows
 
 
@@ -177,6 +177,8 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
     if not readouts:
         raise ValueError("no read-out")
     row = Row(**{"session": "", "run": 0, "trial": 0} | content | {"readouts": readouts})
+    if len({readout.chance for readout in readouts.values()}) > 1:
+        raise ValueError("its read-outs have different numbers of classes")
     n_classes = round(1 / next(iter(readouts.values())).chance)
     limits = dict.fromkeys(("index", "run", "trial"), (0, 10**9)) | {"true_label": (0, n_classes - 1)}
     for name, (least, most) in (limits | {"predicted_label": (-1, n_classes - 1)}).items():
@@ -204,9 +206,9 @@ def _readout(value: dict) -> Readout:
     n_classes = round(1 / readout.chance)
     _whole(readout.label, "label", -1, n_classes - 1)
     p = readout.probabilities
-    numbers = isinstance(p, list) and all(type(v) in (int, float) and math.isfinite(v) for v in p)
+    numbers = isinstance(p, list) and all(type(v) in (int, float) and 0 <= v <= 1 for v in p)
     if p is not None and not (numbers and len(p) == n_classes):
-        raise ValueError(f"probabilities are {str(p)[:80]}; expected {n_classes} numbers")
+        raise ValueError(f"probabilities are {str(p)[:80]}; expected {n_classes} numbers from 0 to 1")
     return readout
 
 

@@ -89,9 +89,9 @@ class TokenCache:
         if not len(dataset):
             return torch.empty(0, 0, self.encoder.width)
         people = list(dict.fromkeys(trial.subject for trial in dataset.trials))
-        new = [person for person in people if person not in self._people]
-        n_encoded = sum(self._load(person, dataset, device) for person in new)
-        source = f"{n_encoded} trials of {len(new)} people encoded" if n_encoded else "from the cache"
+        encoded = [self._load(person, dataset, device) for person in people if person not in self._people]
+        n_people = sum(n > 0 for n in encoded)
+        source = f"{sum(encoded)} trials of {n_people} people encoded" if n_people else "from the cache"
         print(f"encoder: {len(dataset)} {dataset.mode} trials, {source}")
         return torch.stack([self._people[trial.subject][trial.key] for trial in dataset.trials])
 

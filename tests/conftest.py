@@ -173,6 +173,18 @@ def demo(tmp_path_factory) -> Demo:
 
 
 @pytest.fixture(scope="session")
+def few(demo) -> Path:
+    """Eight trials a person of the demo, 40 / 16 / 16, for what is slow."""
+    from datasets.store import open_store, write_store
+
+    store = open_store(demo.store)
+    rows = [(t, store.read(t).copy()) for t in store.trials if t.session == "E" and t.run <= 2]
+    folder = demo.folder / "few/processed_lmdb"
+    write_store(folder, {k: store.meta[k] for k in ("sfreq", "dataset", "electrodes")}, [rows])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def vi_demo(demo) -> Demo:
     """The same for Visual Imagery: 10 trials a session, 300 / 60 / 60."""
     return make_demo(demo.folder, "VI", "VisualImagery", "prepare_data_vi.py")

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+
 def row(k, correct, n_classes=4, tasks=False):
     label = k % n_classes
     hit = k < correct

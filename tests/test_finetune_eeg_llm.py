@@ -55,7 +55,7 @@ def test_lora_stays_untouched_in_the_warm_up(trained):
 
 
 @pytest.mark.parametrize("finished", [1, 2], ids=["between phases", "within a phase"])
-def test_an_interrupted_run_resumes_to_the_same_weights(trained, demo, tmp_path, finished):
+def test_an_interrupted_run_resumes_to_the_same_weights(trained, demo, script, tmp_path, finished):
     command = [sys.executable, str(ROOT / SCRIPT), *demo.training(tmp_path / "run", epochs=3)]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "run/last.pth"
@@ -65,8 +65,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(trained, demo, tmp_path,
         time.sleep(0.02)
     os.kill(running.pid, signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL and len(metrics(tmp_path / "run")) == finished
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = script(*command[1:], "--resume")
+    assert done.code == 0, done.err
     for name in ("projection_epoch3.pth", "last.pth"):
         whole, resumed = (torch.load(d / name, weights_only=True)["projection"] for d in (trained, tmp_path / "run"))
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
@@ -87,9 +87,7 @@ def test_a_finished_run_resumes_to_its_own_test(trained, demo, script, tmp_path)
     assert read_jsonl(trained / "decoded_test.jsonl") == read_jsonl(tmp_path / "run/decoded_test.jsonl")
 
 
-def test_the_encoder_runs_once_and_the_cache_gives_what_encoding_anew_gives(
-    trained, demo, script, tmp_path, monkeypatch
-):
+def test_the_encoder_runs_once_and_the_cache_gives_what_encoding_anew_gives(demo, few, script, tmp_path, monkeypatch):
     from models.CSBrain import CSBrain
 
     encoded = []
@@ -97,21 +95,25 @@ def test_the_encoder_runs_once_and_the_cache_gives_what_encoding_anew_gives(
     monkeypatch.setattr(
         CSBrain, "forward", lambda self, x, mask=None: encoded.append(len(x)) or original(self, x, mask)
     )
-    cached = script(SCRIPT, *demo.training(tmp_path / "cached", epochs=1))
-    assert cached.code == 0, cached.err
-    assert "encoder: 232 train trials, from the cache" in cached.out and sum(encoded) == 1  # a noise trial
+    flags = {"epochs": 1, "datasets_dir": few, "cache_dir": tmp_path / "cache"}
+    first = script(SCRIPT, *demo.training(tmp_path / "first", **flags))
+    assert first.code == 0, first.err
+    assert "encoder: 40 train trials, 40 trials of 5 people encoded" in first.out and sum(encoded) == 72 + 1
+    encoded.clear()  # one more than there are trials: each run encodes a noise trial
+    cached = script(SCRIPT, *demo.training(tmp_path / "cached", **flags))
+    assert cached.code == 0 and "encoder: 40 train trials, from the cache" in cached.out and sum(encoded) == 1
     encoded.clear()
-    other_pooling = script(SCRIPT, *demo.training(tmp_path / "region", epochs=1, token_pooling="region"))
+    other_pooling = script(SCRIPT, *demo.training(tmp_path / "region", **flags, token_pooling="region"))
     assert other_pooling.code == 0 and sum(encoded) == 1  # comparing poolings costs no second pass
     encoded.clear()
-    anew = script(SCRIPT, *demo.training(tmp_path / "anew", epochs=1, no_cache_features=True))
-    assert anew.code == 0 and sum(encoded) == 232 + 96 + 96  # one epoch, validation, test
+    anew = script(SCRIPT, *demo.training(tmp_path / "anew", **flags, no_cache_features=True))
+    assert anew.code == 0 and sum(encoded) == 40 + 16 + 16  # one epoch, validation, test
     a, b = metrics(tmp_path / "cached")[0], metrics(tmp_path / "anew")[0]
     assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
 
 
-def test_the_encoder_can_be_trained_in_the_joint_phase(demo, script, tmp_path):
-    flags = demo.training(tmp_path / "run", train_encoder=True, gradient_accumulation_steps=16)
+def test_the_encoder_can_be_trained_in_the_joint_phase(demo, few, script, tmp_path):
+    flags = demo.training(tmp_path / "run", train_encoder=True, gradient_accumulation_steps=16, datasets_dir=few)
     done = script(SCRIPT, *flags)
     assert done.code == 0, done.err
     warm, joint = (torch.load(tmp_path / f"run/projection_epoch{e}.pth", weights_only=True)["encoder"] for e in (1, 2))
@@ -119,7 +121,8 @@ def test_the_encoder_can_be_trained_in_the_joint_phase(demo, script, tmp_path):
     assert all(torch.equal(warm[k], published[k]) for k in warm)  # frozen in the warm-up
     changed = [k for k in joint if not torch.equal(joint[k], published[k])]
     assert len(changed) > 250 and "patch_embedding.mask_encoding" not in changed
-    decoded = script("generate.py", *demo.generation(tmp_path / "run", tmp_path / "out", generate_images=None))
+    flags = {"generate_images": None, "datasets_dir": few}
+    decoded = script("generate.py", *demo.generation(tmp_path / "run", tmp_path / "out", **flags))
     assert decoded.code == 0, decoded.err
     ours = {row["index"]: row for row in read_jsonl(tmp_path / "run/decoded_test.jsonl")}
     for row in read_jsonl(tmp_path / "out/decoded.jsonl"):  # the trained encoder, and not the published one, decodes
@@ -149,7 +152,9 @@ def test_the_controls_accuracy_scatters_around_chance(demo):
 
 
 @pytest.mark.parametrize("flags", [{"epochs": 2}, {"epochs": 1, "warmup_epochs": 0, "train_encoder": True}])
-def test_two_processes_train_together(demo, tmp_path, flags):
+def test_two_processes_train_together(demo, few, tmp_path, flags):
+    if "train_encoder" in flags:
+        flags = flags | {"datasets_dir": few}
     training = demo.training(tmp_path / "run", gradient_accumulation_steps=1, **flags)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
               "--main_process_port", "29611", str(ROOT / SCRIPT), *training]  # fmt: skip
@@ -158,9 +163,9 @@ def test_two_processes_train_together(demo, tmp_path, flags):
     assert json.loads((tmp_path / "run/run.json").read_text())["num_processes"] == 2
     assert "2 process(es)" in done.stdout and done.stdout.count("best epoch") == 1
     rows = metrics(tmp_path / "run")
-    assert len(rows) == flags["epochs"] and rows[-1]["train_loss"] < 1
+    assert len(rows) == flags["epochs"] and rows[-1]["train_loss"] < (4 if "train_encoder" in flags else 1)
     decoded = read_jsonl(tmp_path / "run/decoded_test.jsonl")
-    assert [row["index"] for row in decoded] == list(range(96))  # every trial once
+    assert [row["index"] for row in decoded] == list(range(16 if "train_encoder" in flags else 96))  # every trial once
 
 
 def test_a_launch_that_starts_one_process_instead_of_two_is_said(demo, tmp_path):
@@ -170,11 +175,11 @@ def test_a_launch_that_starts_one_process_instead_of_two_is_said(demo, tmp_path)
     assert "notice: accelerate started one process" in done.stdout
 
 
-def test_a_full_disk_is_one_line(demo, tmp_path):
+def test_a_full_disk_is_one_line(demo, few, tmp_path):
     def small_files_only():
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
-    command = [sys.executable, str(ROOT / SCRIPT), *demo.training(tmp_path / "run", epochs=1)]
+    command = [sys.executable, str(ROOT / SCRIPT), *demo.training(tmp_path / "run", epochs=1, datasets_dir=few)]
     for more in ([], ["--cache_dir", str(tmp_path / "cache")]):  # a checkpoint, and the token cache
         done = subprocess.run([*command, *more], capture_output=True, text=True, preexec_fn=small_files_only)
         assert done.returncode == 2 and "free some disk space" in done.stderr and "Traceback" not in done.stderr
@@ -293,11 +298,12 @@ def test_resuming_where_nothing_was_finished_starts_anew_and_foreign_checkpoints
     assert (tmp_path / "theirs/projection_epoch6.pth").read_bytes() == b"a night's work"
 
 
-def test_a_random_encoder_is_used_only_when_asked_for(demo, script, tmp_path):
+def test_a_random_encoder_is_used_only_when_asked_for(demo, few, script, tmp_path):
     flags = demo.training(tmp_path / "run", epochs=1, foundation_dir=tmp_path / "CSBrain.pth")
     refused = script(SCRIPT, *flags)
     assert refused.code == 2 and "CSBrain.pth: no such checkpoint" in refused.error_line
-    asked = script(SCRIPT, *demo.training(tmp_path / "run2", epochs=1), "--no-use_pretrained_weights")
+    flags = demo.training(tmp_path / "run2", epochs=1, datasets_dir=few)
+    asked = script(SCRIPT, *flags, "--no-use_pretrained_weights")
     assert asked.code == 0 and "RANDOM weights" in asked.out
 
 
@@ -364,45 +370,41 @@ def test_an_encoder_from_scratch_trains_from_the_first_epoch_and_decodes_from_it
         assert a == pytest.approx(b, abs=1e-3)
 
 
-@pytest.mark.parametrize("broken", [2, 3], ids=["between phases", "within a phase"])
 def test_an_interrupted_run_with_an_encoder_from_scratch_resumes_to_the_same_weights(
-    demo, script, tmp_path, monkeypatch, broken, whole_eegnet
+    demo, few, script, tmp_path, monkeypatch
 ):
+    """Between phases, and within a phase."""
     import utils.seeds
 
+    flags = {"epochs": 3, "encoder": "eegnet", "datasets_dir": few}
+    done = script(SCRIPT, *demo.training(tmp_path / "whole", **flags))
+    assert done.code == 0, done.err
     seed_everything = utils.seeds.seed_everything
+    for broken in (2, 3):
+        run = tmp_path / f"broken{broken}"
 
-    def interrupted(*parts):
-        if parts[1:2] == (broken,):
-            raise KeyboardInterrupt
-        seed_everything(*parts)
+        def interrupted(*parts, broken=broken):
+            if parts[1:2] == (broken,):
+                raise KeyboardInterrupt
+            seed_everything(*parts)
 
-    flags = demo.training(tmp_path / "run", epochs=3, encoder="eegnet")
-    with monkeypatch.context() as patch:
-        patch.setattr(utils.seeds, "seed_everything", interrupted)
-        assert script(SCRIPT, *flags).code == 130
-    assert len(metrics(tmp_path / "run")) == broken - 1
-    done = script(SCRIPT, *flags, "--resume")
-    assert done.code == 0, done.err
-    for part in ("projection", "encoder"):
-        whole, resumed = (torch.load(d / "projection_epoch3.pth", weights_only=True)[part]
-                          for d in (whole_eegnet, tmp_path / "run"))  # fmt: skip
-        assert all(torch.equal(whole[key], resumed[key]) for key in whole), part
-    assert read_jsonl(whole_eegnet / "decoded_test.jsonl") == read_jsonl(tmp_path / "run/decoded_test.jsonl")
-
-
-@pytest.fixture(scope="module")
-def whole_eegnet(demo, tmp_path_factory):
-    """The same run without an interruption."""
-    run = tmp_path_factory.mktemp("eegnet") / "run"
-    done = run_process(SCRIPT, *demo.training(run, epochs=3, encoder="eegnet"))
-    assert done.code == 0, done.err
-    return run
+        with monkeypatch.context() as patch:
+            patch.setattr(utils.seeds, "seed_everything", interrupted)
+            assert script(SCRIPT, *demo.training(run, **flags)).code == 130
+        assert len(metrics(run)) == broken - 1
+        done = script(SCRIPT, *demo.training(run, **flags), "--resume")
+        assert done.code == 0, done.err
+        for part in ("projection", "encoder"):
+            whole, resumed = (
+                torch.load(d / "projection_epoch3.pth", weights_only=True)[part] for d in (tmp_path / "whole", run)
+            )
+            assert all(torch.equal(whole[key], resumed[key]) for key in whole), part
+        assert read_jsonl(tmp_path / "whole/decoded_test.jsonl") == read_jsonl(run / "decoded_test.jsonl")
 
 
 def test_leaving_one_subject_out_tests_that_person_alone(demo, script, tmp_path):
     done = script(SCRIPT, *demo.training(tmp_path / "run", epochs=1, protocol="loso:A03"))
-    assert done.code == 0 and "320 / 56 / 48 train / val / test" in done.out.replace("BCICIV2a, loso:A03: ", ""), done.out
+    assert done.code == 0 and "loso:A03: 288 / 88 / 48 train / val / test" in done.out, done.err
     rows = read_jsonl(tmp_path / "run/decoded_test.jsonl")
     assert {row["subject"] for row in rows} == {"A03"} and len(rows) == 48
     results = json.loads((tmp_path / "run/results.json").read_text())

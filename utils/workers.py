@@ -13,7 +13,10 @@ def in_order(function: Callable, jobs: Sequence[tuple], workers: int, desc: str)
     One worker is this process itself.
     """
     if workers == 1:
-        yield from (function(*job) for job in tqdm(jobs, desc=desc, unit="file"))
+        with tqdm(total=len(jobs), desc=desc, unit="file") as bar:
+            for job in jobs:
+                yield function(*job)
+                bar.update()
         return
     with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
         running = deque(pool.submit(function, *job) for job in jobs)
