@@ -150,7 +150,8 @@ def main(args: argparse.Namespace) -> None:
         args.allow_partial, args.seed,
     )  # fmt: skip
     encoder_fingerprint = fingerprint(encoder)
-    depends_on = {"store": splits["train"].store.fingerprint, "encoder": encoder_fingerprint}
+    store = splits["train"].store
+    depends_on = {"store": store.fingerprint, "list of trials": store.listed, "encoder": encoder_fingerprint}
     record, state = open_run(model_dir, vars(args), {"model_dir"}, depends_on, "projection_epoch*.pth")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
 

@@ -212,7 +212,8 @@ def main(args: argparse.Namespace) -> None:
     say(alike)
     digest = hashlib.sha256(prototypes.numpy().tobytes() + text_states.numpy().tobytes()).hexdigest()
     depends_on = {
-        "store": splits["train"].store.fingerprint, "encoder": encoder_fingerprint,
+        "store": splits["train"].store.fingerprint, "list of trials": splits["train"].store.listed,
+        "encoder": encoder_fingerprint,
         "set of targets: other photos, CLIP or image model": digest,
     }  # fmt: skip
     record, state = open_run(output_dir, vars(args), {"output_dir", "stimuli_dir"}, depends_on, "mapper_epoch*.pth")

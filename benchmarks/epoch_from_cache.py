@@ -33,7 +33,7 @@ from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_langu
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", default="data/demo/BCICIV2a/processed_lmdb", help="the demo's store")
-    parser.add_argument("--pth", default="pth/demo", help="the demo's stand-ins")
+    parser.add_argument("--pth", default="pth/demo", help="the demo's tiny models")
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--gradient_accumulation_steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)

@@ -69,6 +69,11 @@ class CBraModStore(MappedFolder):
         first = next(iter(self.own_splits), None)
         return (0, 0) if first is None else self._samples(first, self._unpickled(first)).shape
 
+    @functools.cached_property
+    def listed(self) -> int:
+        """Checksum of all trials, labels included."""
+        return zlib.crc32(repr(self.trials).encode())
+
     def read(self, trial: Trial) -> np.ndarray:
         """(n_chans, n_times) float32 microvolts."""
         return self._samples(trial.key, self._unpickled(trial.key))

@@ -46,7 +46,7 @@ def within_person(store, description: DatasetDescription, person: str) -> Split:
     """The sessions of `person`: later ones test, earlier ones train."""
     _people(store, person, at_least=1)
     trials = [t for t in store.trials if t.subject == person]
-    sessions = list(dict.fromkeys(t.session for t in trials))
+    sessions = sorted({t.session for t in trials})
     test = [s for s in sessions if s in description.test_sessions] or sessions[(len(sessions) + 1) // 2 :]
     earlier = [s for s in sessions if s not in test]
     if not test or not earlier:

@@ -127,6 +127,7 @@ class TrialStore(MappedFolder):
     trials : list of Trial
     sfreq : float. Hz.
     shape : (n_chans, n_times)
+    listed : int. Checksum of the list of trials, labels included.
     fingerprint : str. Of the samples, as written; changes as well when somebody writes into the store later.
     Raises UserError if the folder is no store, is truncated, or a store of another version.
     """
@@ -151,7 +152,8 @@ class TrialStore(MappedFolder):
         try:
             self.sfreq, self.shape = float(self.meta["sfreq"]), tuple(self.meta["shape"] or (0, 0))
             self.trials = [Trial(**row) for row in json.loads(rows)]
-            whole = zlib.crc32(rows) == self.meta["trials_checksum"]
+            self.listed = zlib.crc32(rows)
+            whole = self.listed == self.meta["trials_checksum"]
         except (KeyError, TypeError, ValueError):
             whole = False
         if not whole:

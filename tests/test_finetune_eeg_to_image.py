@@ -154,7 +154,7 @@ def test_a_warm_start_takes_over_pooling_and_trained_encoder(vi_demo, vi_trained
     encoder = {k.removeprefix("module."): v * 1.5 for k, v in torch.load(vi_demo.csbrain, weights_only=True).items()}
     encoder = {k: v for k, v in encoder.items() if not k.startswith("proj_out")}
     torch.save(content | {"encoder": encoder, "token_pooling": "hemisphere"}, tmp_path / "projection_epoch9.pth")
-    flags = {"epochs": 1, "warm_start": tmp_path / "projection_epoch9.pth"}
+    flags = {"epochs": 1, "warm_start": tmp_path / "projection_epoch9.pth", "protocol": "within:S20"}
     done = script(SCRIPT, *vi_demo.mapping(tmp_path / "trained", **flags))
     assert done.code == 0 and "hemisphere pooling and the trained encoder" in done.out, done.err
     checkpoint = torch.load(tmp_path / "trained/mapper_epoch1.pth", weights_only=True)
@@ -193,9 +193,12 @@ def test_bad_photos_are_one_line(vi_demo, script, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_store_of_another_dataset_or_without_people_is_refused(demo, vi_demo, script, tmp_path):
+def test_a_store_of_another_dataset_is_refused(demo, vi_demo, script, tmp_path):
     done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", datasets_dir=demo.store))
     assert done.code == 2 and "is a store of BCICIV2a; expected VI" in done.error_line
+
+
+def test_a_store_without_people_to_validate_on_or_with_unknown_ones_is_refused(vi_demo, script, tmp_path):
     store = open_store(vi_demo.store)
     rows = [(trial, store.read(trial).copy()) for trial in store.trials if trial.subject == "S01"]
     write_store(tmp_path / "store", {"sfreq": store.sfreq, "dataset": "VI"}, [rows])
@@ -322,7 +325,7 @@ def test_the_best_epoch_is_chosen_by_the_read_out_that_is_asked_for(vi_demo, map
     assert json.loads((tmp_path / "run/results.json").read_text())["best_epoch"] == best["epoch"]
 
 
-def test_motor_imagery_maps_to_the_arrows_that_were_shown(demo, few, vi_demo, script, tmp_path, trained):
+def test_motor_imagery_maps_to_the_arrows_that_were_shown(few, vi_demo, script, tmp_path):
     flags = {"downstream_dataset": "BCICIV2a", "datasets_dir": few, "stimuli_dir": tmp_path / "no_photos"}
     done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", epochs=1, **flags))
     assert done.code == 0, done.err

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import json
 import shutil
@@ -6,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from utils.records import read_jsonl
 
-from datasets.store import Trial, open_store, write_store
+from datasets.bciciv2a_llm_dataset import DESCRIPTION
+from datasets.store import open_store, write_store
+from utils.files import read_jsonl
 
 
 def pictures(folder, kind="generated"):
@@ -29,8 +31,9 @@ def test_a_run_leaves_text_pictures_comparisons_and_a_grid(drawn):
     rows = read_jsonl(folder / "decoded.jsonl")
     assert [row["index"] for row in rows] == [0, 32, 63, 95]
     for row in rows:
-        assert {"subject", "true_label", "predicted_label", "probabilities", "text"} <= set(row)
-        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-3)
+        assert {"subject", "true_label", "predicted_label", "readouts", "text"} <= set(row)
+        assert sum(row["readouts"]["likelihood"]["probabilities"]) == pytest.approx(1, abs=1e-3)
+        assert row["predicted_label"] == row["readouts"]["keyword"]["label"]
         stem = f"{row['index']:04d}_true{row['true_label']}_pred{row['predicted_label']}.png"
         assert Image.open(folder / f"generated_{stem}").size == (64, 64)
         header = Image.open(folder / f"comparison_{stem}").getpixel((3, 3))
@@ -41,13 +44,11 @@ def test_a_run_leaves_text_pictures_comparisons_and_a_grid(drawn):
 
 def test_permuting_the_stored_labels_changes_no_text_prompt_image_or_prediction(demo, trained, drawn, script, tmp_path):
     store = open_store(demo.store)
-    parts = []
-    for split in ("train", "val", "test"):
-        for trial in store.trials(split):
-            label = (trial.label + 1) % 4 if split == "test" else trial.label
-            parts.append((split, Trial(**{**vars(trial), "label": label}), store.read(trial).copy()))
-    meta = {k: store.meta[k] for k in ("shape", "dataset", "electrodes")}
-    write_store(tmp_path / "store", meta, [parts])
+    rows = []
+    for trial in store.trials:
+        label = (trial.label + 1) % 4 if trial.subject in ("A08", "A09") else trial.label
+        rows.append((dataclasses.replace(trial, label=label), store.read(trial).copy()))
+    write_store(tmp_path / "store", {k: store.meta[k] for k in ("sfreq", "dataset", "electrodes")}, [rows])
     done = script("generate.py", *demo.generation(trained, tmp_path / "out", datasets_dir=tmp_path / "store"))
     assert done.code == 0, done.err
     before, after = read_jsonl(drawn[0] / "decoded.jsonl"), read_jsonl(tmp_path / "out/decoded.jsonl")
@@ -69,6 +70,16 @@ def test_a_picture_depends_on_its_own_seed_and_prompt_only(demo, trained, drawn,
     other = script("generate.py", *demo.generation(trained, tmp_path, stage="images", seed=1))
     assert other.code == 0 and "1 images drawn" in other.out
     assert not np.array_equal(next(iter(pictures(tmp_path).values())), picture)
+
+
+def test_what_is_drawn_can_follow_the_likelihood(demo, trained, script, tmp_path):
+    flags = demo.generation(trained, tmp_path, stage="decode", readout="likelihood", num_samples=96)
+    assert script("generate.py", *flags).code == 0
+    rows = read_jsonl(tmp_path / "decoded.jsonl")
+    for row in rows:
+        probabilities = row["readouts"]["likelihood"]["probabilities"]
+        assert row["predicted_label"] == row["readouts"]["likelihood"]["label"] == int(np.argmax(probabilities))
+        assert row["prompt"] == DESCRIPTION.image_prompts[row["predicted_label"]]
 
 
 def test_a_repeated_run_draws_only_what_is_missing(demo, trained, drawn, script, tmp_path):
@@ -109,7 +120,7 @@ def test_the_decoding_models_are_gone_before_the_image_model_loads(demo, trained
 
 def test_too_much_gpu_memory_held_stops_before_the_image_model(demo, trained, drawn, script, tmp_path, monkeypatch):
     (tmp_path / "decoded.jsonl").write_bytes((drawn[0] / "decoded.jsonl").read_bytes())
-    monkeypatch.setattr("models.pictures.free_gpu_memory", lambda device: 900.0)
+    monkeypatch.setattr("stages.pictures.free_gpu_memory", lambda device: 900.0)
     done = script("generate.py", *demo.generation(trained, tmp_path, stage="images"))
     assert done.code == 2 and "900 MiB" in done.error_line and not pictures(tmp_path)
 
@@ -141,9 +152,9 @@ def test_the_language_model_is_found_from_another_folder(demo, process, trained,
 
 def test_a_damaged_decoded_jsonl_and_an_odd_size_are_handled(demo, trained, drawn, script, tmp_path):
     text = (drawn[0] / "decoded.jsonl").read_text()
-    (tmp_path / "decoded.jsonl").write_text(text[: len(text) // 2])
+    (tmp_path / "decoded.jsonl").write_text(text[: text.index("\n", text.index("\n") + 1) + 40])
     done = script("generate.py", *demo.generation(trained, tmp_path, stage="images"))
-    assert done.code == 2 and "decoded.jsonl is damaged" in done.error_line
+    assert done.code == 2 and "decoded.jsonl, line 3 is no decoded trial" in done.error_line
     (tmp_path / "decoded.jsonl").write_text(text.splitlines()[0] + "\n")
     assert script("generate.py", *demo.generation(trained, tmp_path, stage="images", image_size=50)).code == 0
     assert next(iter(pictures(tmp_path).values())).shape == (50, 50, 3)
@@ -180,10 +191,50 @@ def test_a_projection_of_another_encoder_is_refused(demo, trained, script, tmp_p
     assert done.code == 2 and "another encoder" in done.error_line
 
 
+@pytest.mark.parametrize("change, message", [
+    ("encoder_name", "is not a checkpoint of this version's finetune_eeg_llm.py (it has no encoder_name)"),
+    ("n_times", "it has no n_times"), ({"n_times": 500}, "another window"), ({"sfreq": 200.0}, "another window"),
+    ({"encoder_name": "unknown"}, "has the encoder 'unknown'"), ({"classes": ["left hand", "right hand"]}, "on the classes"),
+    ({"projection": {}}, "does not fit"), ({"encoder": {"a": torch.zeros(1)}}, "is damaged"),
+    ({"token_pooling": "none"}, "none"),
+])  # fmt: skip
+def test_a_checkpoint_of_another_version_window_or_of_nothing_is_refused(demo, trained, script, tmp_path, change, message):
+    checkpoint = torch.load(trained / "projection_epoch2.pth", weights_only=True)
+    checkpoint = checkpoint | change if isinstance(change, dict) else {k: v for k, v in checkpoint.items() if k != change}
+    torch.save(checkpoint, tmp_path / "projection_epoch2.pth")
+    shutil.copytree(trained / "lora_epoch2", tmp_path / "lora_epoch2")
+    done = script("generate.py", *demo.generation(tmp_path / "projection_epoch2.pth", tmp_path / "out"))
+    assert done.code == 2 and message in done.error_line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [{"llm": "no/model"}, {"image_model": "no/model"}, {"lora_dir": "no/lora"}])
+def test_the_encoder_does_not_run_before_models_and_folders_are_there(
+    demo, trained, script, tmp_path, monkeypatch, flags
+):
+    from models.CSBrain import CSBrain
+
+    def never(self, x, mask=None):
+        raise AssertionError("the encoder ran")
+
+    monkeypatch.setattr(CSBrain, "forward", never)
+    flags = demo.generation(trained, tmp_path / "out", cache_dir=tmp_path / "cache", **flags)
+    done = script("generate.py", *flags)
+    assert done.code == 2 and "no/" in done.error_line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("broken", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_adapter_is_one_line(demo, trained, script, tmp_path, broken):
+    shutil.copytree(trained / "lora_epoch2", tmp_path / "lora")
+    (tmp_path / "lora" / broken).write_bytes(b"torn")
+    flags = demo.generation(trained / "projection_epoch2.pth", tmp_path / "out", lora_dir=tmp_path / "lora")
+    done = script("generate.py", *flags)
+    assert done.code == 2 and "is damaged" in done.error_line
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [({"image_model": "no/model"}, "--image_model no/model"), ({"stage": "images"}, "decoded.jsonl is not there"),
-     ({"datasets_dir": "nowhere"}, "not an LMDB"), ({"projection_dir": "nowhere.pth", "lora_dir": "x"}, "no such checkpoint")],
+     ({"datasets_dir": "nowhere"}, "not an LMDB"), ({"downstream_dataset": "VI"}, "expected VI"), ({"protocol": "loso:Z9"}, "Z9"), ({"projection_dir": "nowhere.pth", "lora_dir": "x"}, "no such checkpoint")],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line(demo, trained, script, tmp_path, flags, message):
     done = script("generate.py", *demo.generation(trained, tmp_path / "out", **flags))

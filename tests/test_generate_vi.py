@@ -11,10 +11,10 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from transformers import PreTrainedModel
-from utils.records import read_jsonl, write_jsonl
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION
 from tests.test_generate import pictures
+from utils.files import read_jsonl, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,11 @@ def drawn_mapper(vi_demo, mapped, tmp_path_factory, process):
 def test_a_run_leaves_decoded_trials_pictures_comparisons_and_a_grid(which, request):
     folder, done = request.getfixturevalue(which)
     rows = read_jsonl(folder / "decoded.jsonl")
-    assert [row["index"] for row in rows] == [0, 20, 39, 59] and "n = 4" in done.out
+    assert [row["index"] for row in rows] == [0, 20, 39, 59] and "n = 4" in done.out and "knowing the recording alone" in done.out
     for row in rows:
-        assert {"subject", "true_label", "predicted_label", "probabilities", "text"} <= set(row)
-        assert len(row["probabilities"]) == 10
+        assert {"subject", "true_label", "predicted_label", "readouts", "text"} <= set(row)
+        last = list(row["readouts"].values())[-1]
+        assert len(last["probabilities"]) == len(row["tasks"]) == 10 and last["chance"] == 0.1
         if row["predicted_label"] >= 0:
             assert row["prompt"] == DESCRIPTION.image_prompts[row["predicted_label"]]
         stem = f"{row['index']:04d}_true{row['true_label']}_pred{row['predicted_label']}.png"
@@ -200,7 +201,10 @@ def test_a_mapper_of_other_classes_encoder_or_kind_is_refused(vi_demo, vi_traine
     for change, message in (
         ({"classes": [*DESCRIPTION.classes[:9], "table"]}, "was trained on the classes"),
         ({"encoder_fingerprint": "0"}, "another encoder"),
-        ({"settings": checkpoint["settings"] | {"n_tokens": 56}}, "tokens a trial"),
+        ({"n_times": 500}, "another window"), ({"sfreq": 250.0}, "another window"),
+        ({"encoder_name": "unknown"}, "has the encoder 'unknown'"),
+        ({"mapper_name": "unknown"}, "is damaged"), ({"settings": {"surprise": 1}}, "its settings make no mapper"),
+        ({"settings": checkpoint["settings"] | {"in_dim": 16}}, "do not fit its settings"),
         ({"settings": checkpoint["settings"] | {"clip_width": 64}}, "do not fit its settings"),
     ):
         torch.save(checkpoint | change, tmp_path / "mapper_epoch1.pth")
@@ -213,12 +217,12 @@ def test_a_mapper_of_other_classes_encoder_or_kind_is_refused(vi_demo, vi_traine
         "generate_vi_eeg2img.py",
         *vi_demo.vi_generation(tmp_path / "out", mapper_path=vi_trained / "projection_epoch1.pth"),
     )
-    assert done.code == 2 and "no checkpoint of finetune_eeg_to_image.py" in done.error_line
+    assert done.code == 2 and "is not a checkpoint of this version's finetune_eeg_to_image.py" in done.error_line
     done = script(
         "generate_vi.py",
         *vi_demo.vi_generation(tmp_path / "out", projection_path=mapped / "mapper_epoch1.pth", lora_dir="x"),
     )
-    assert done.code == 2 and "no checkpoint of finetune_eeg_llm.py" in done.error_line
+    assert done.code == 2 and "is not a checkpoint of this version's finetune_eeg_llm.py" in done.error_line
     assert not (tmp_path / "out").exists()
 
 
@@ -257,8 +261,8 @@ def test_states_of_another_mapper_are_not_drawn(vi_demo, mapped, script, tmp_pat
 def test_decoded_trials_of_other_classes_or_damaged_ones_are_refused(vi_demo, mapped, drawn_mapper, script, tmp_path):
     rows = read_jsonl(drawn_mapper[0] / "decoded.jsonl")
     flags = vi_demo.vi_generation(tmp_path, mapper_path=mapped, stage="images")
-    for row, message in (({"index": 0}, "no decoded trial"), (rows[0] | {"true_label": 12}, "expected one of dog"),
-                         (rows[0] | {"true_name": "feet"}, "class 'feet'")):  # fmt: skip
+    for row, message in (({"index": 0}, "line 1 is no decoded trial"), (rows[0] | {"true_label": 12}, "true_label"),
+                         (rows[0] | {"true_name": "feet"}, "feet"), (rows[0] | {"image": "../../x.jpg"}, "outside")):  # fmt: skip
         write_jsonl([row], tmp_path / "decoded.jsonl")
         done = script("generate_vi_eeg2img.py", *flags)
         assert done.code == 2 and message in done.error_line
