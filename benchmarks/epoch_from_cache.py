@@ -21,13 +21,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.text import TextCollator  # noqa: E402
-from models.features import TokenCache  # noqa: E402
-
 from datasets.bciciv2a_llm_dataset import DESCRIPTION, BCICIV2aLLMDataset  # noqa: E402
+from datasets.trials import TextCollator  # noqa: E402
 from finetune_eeg_llm import train_epoch  # noqa: E402
-from models.CSBrain import load_encoder  # noqa: E402
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model  # noqa: E402
+from stages.tokens import TokenCache, encoder_for  # noqa: E402
 
 
 def main():
@@ -43,19 +41,22 @@ def main():
     device = torch.device("cpu")
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=args.gradient_accumulation_steps)
     dataset = BCICIV2aLLMDataset(args.demo, "train")
-    encoder = load_encoder(DESCRIPTION.montage, f"{args.pth}/CSBrain.pth")
+    encoder = encoder_for(dataset, "csbrain", f"{args.pth}/CSBrain.pth")
     cache = TokenCache(None, encoder, DESCRIPTION.montage, "hemisphere")
     dataset.tokens = cache.tokens(dataset, device)
     llm, tokenizer = load_language_model(f"{args.pth}/TinyLlama-1.1B-Chat-v1.0", device, True, torch.float32)
     llm = add_lora(llm)
     projection = EEGProjection(llm.get_input_embeddings().weight.shape[1])
     model = EEGLanguageModel(llm, tokenizer, DESCRIPTION.system_prompt, DESCRIPTION.user_prompt, projection)
-    optimizer = torch.optim.AdamW(model.set_phase(joint=True), lr=1e-5)
+    trained, _ = model.set_phase(joint=True)
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
     collator = TextCollator(DESCRIPTION, tokenizer)
     loader = DataLoader(dataset, args.batch_size, shuffle=True, collate_fn=collator)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer.optimizer)
-    settings = SimpleNamespace(gradient_accumulation_steps=args.gradient_accumulation_steps, clip=1.0)
+    settings = SimpleNamespace(
+        gradient_accumulation_steps=args.gradient_accumulation_steps, clip=1.0, label_smoothing=0.0
+    )
     batches = list(loader)
 
     ratios = []

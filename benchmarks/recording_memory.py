@@ -16,17 +16,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
-from datasets.synthetic_vi import write_bdf, write_fif  # noqa: E402
-from datasets.visual_imagery_recordings import RecordingFile  # noqa: E402
 
+from datasets.prepare import prepare_file  # noqa: E402
 from datasets.preprocessing import Preprocessing  # noqa: E402
+from datasets.visual_imagery_llm_dataset import DESCRIPTION  # noqa: E402
+from demo.vi_like import write_bdf, write_fif  # noqa: E402
 
 
 def peak_of_preparing(path: Path) -> tuple[int, float]:
     """Trials, and this process's peak memory in GB (Linux counts kilobytes)."""
-    from prepare_data_vi import prepare_file
-
-    kept, _, _ = prepare_file(RecordingFile("S01", "01", "AVI", path), Preprocessing(0.5, 4.5), None)
+    kept, _, _ = prepare_file(DESCRIPTION, path, Preprocessing(*DESCRIPTION.window), None, {})
     return len(kept), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

@@ -2,12 +2,14 @@
 
     python benchmarks/store_reading.py
 
-The same 10,000 trials (22, 4, 200) are written once in each layout and read in the same shuffled order, in turns, from a
-warm page cache. Needs about 3 GB of disk in the temporary folder. CBraMod's layout: pickled {"sample": float64 array in
-microvolts, "label": int}; its loader unpickles and divides by 100, its collation stacks and converts. Three ways:
+The same 10,000 trials, 22 electrodes and 4 s at 200 Hz, are written once in each layout and read in the same shuffled
+order, in turns, from a warm page cache. Needs about 3 GB of disk in the temporary folder. CBraMod's layout: pickled
+{"sample": (22, 4, 200) float64 array in microvolts, "label": int}; its loader unpickles and divides by 100, its collation
+stacks and converts. Three ways:
 
-reader    the store's mapped, read-only arrays against the loader's arrays: what the claim is about
-items     private float32 tensors, one by one: here copying 70 kB out of the page cache is most of the store's time
+reader    the store's mapped, read-only (22, 800) arrays against the loader's arrays: what the claim is about
+items     private float32 tensors in microvolts, one by one: here copying 70 kB out of the page cache is most of the
+          store's time
 batches   64 float32 tensors at a time through PyTorch's DataLoader
 """
 
@@ -26,7 +28,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.bciciv2a_dataset import BCICIV2aDataset  # noqa: E402
+from datasets.bciciv2a_llm_dataset import BCICIV2aLLMDataset  # noqa: E402
 from datasets.store import Trial, write_store  # noqa: E402
 
 SHAPE = (22, 4, 200)
@@ -73,16 +75,16 @@ def main():
                             sample = rng.standard_normal(SHAPE) * 20  # microvolts
                             txn.put(keys[k].encode(), pickle.dumps({"sample": sample, "label": k % 4}))
                             trial = Trial(keys[k], k % 4, "A01", "T", 1, k + 1)
-                            part.append(("train", trial, (sample / 100).astype(np.float32)))
+                            part.append((trial, sample.reshape(len(sample), -1).astype(np.float32)))
                     yield part
                 with env.begin(write=True) as txn:
                     txn.put(b"__keys__", pickle.dumps({"train": keys, "val": [], "test": []}))
 
-        write_store(ours, {"shape": SHAPE, "dataset": "BCICIV2a"}, parts())
-        loaders = {"store": BCICIV2aDataset(str(ours), "train"), "pickled": PickledLoader(theirs)}
+        write_store(ours, {"sfreq": 200.0, "dataset": "BCICIV2a"}, parts())
+        loaders = {"store": BCICIV2aLLMDataset(ours, "train"), "pickled": PickledLoader(theirs)}
         for k in rng.integers(0, args.trials, 20):  # both hold the same trials
-            (a, la), (b, lb) = loaders["store"][int(k)], loaders["pickled"][int(k)]
-            assert la == lb and np.allclose(a.numpy(), b, atol=1e-5)
+            a, (b, label) = loaders["store"][int(k)], loaders["pickled"][int(k)]
+            assert a["label"] == label and np.allclose(a["x"].numpy() / 100, b.reshape(len(b), -1), atol=1e-5)
 
         store, pickled = loaders.values()
 
@@ -95,7 +97,7 @@ def main():
                 lambda o: map(pickled.__getitem__, o),
             ),
             "items": (lambda order: map(store.__getitem__, order), lambda order: map(pickled.__getitem__, order)),
-            "batches": (batches(store, store.collate), batches(pickled, PickledLoader.collate)),
+            "batches": (batches(store), batches(pickled, PickledLoader.collate)),
         }
         for way, readers in ways.items():
             times = [], []  # µs a trial, the store's and the pickled layout's

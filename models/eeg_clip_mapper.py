@@ -39,8 +39,7 @@ class QFormerMapper(nn.Module):
     """
 
     def __init__(
-        self, n_classes: int = 10, n_tokens: int = 20, clip_width: int = 768, token_positions: str = "none",
-        dropout: float = 0.1, in_dim: int = FEATURES,
+        self, n_classes=10, n_tokens=20, clip_width=768, token_positions="none", dropout=0.1, in_dim=FEATURES
     ):  # fmt: skip
         super().__init__()
         self.n_tokens = n_tokens
@@ -75,8 +74,7 @@ class MLPMapper(nn.Module):
     """
 
     def __init__(
-        self, n_classes: int = 10, n_tokens: int = 20, clip_width: int = 768, token_positions: str = "none",
-        dropout: float = 0.1, in_dim: int = FEATURES,
+        self, n_classes=10, n_tokens=20, clip_width=768, token_positions="none", dropout=0.1, in_dim=FEATURES
     ):  # fmt: skip
         super().__init__()
         self.n_tokens = n_tokens
@@ -100,8 +98,7 @@ class LinearMapper(nn.Module):
     """
 
     def __init__(
-        self, n_classes: int = 10, n_tokens: int = 20, clip_width: int = 768, token_positions: str = "none",
-        dropout: float = 0.1, in_dim: int = FEATURES,
+        self, n_classes=10, n_tokens=20, clip_width=768, token_positions="none", dropout=0.1, in_dim=FEATURES
     ):  # fmt: skip
         super().__init__()
         self.n_tokens = n_tokens

@@ -137,7 +137,9 @@ def test_the_shuffled_label_control_is_trained_and_tested_on_labels_permuted_wit
     done = script(SCRIPT, *demo.training(tmp_path / "control", epochs=1, shuffle_labels=True))
     assert done.code == 0 and "SHUFFLED" in done.out
     true, control = (read_jsonl(d / "decoded_test.jsonl") for d in (trained, tmp_path / "control"))
-    counts = [Counter((r["subject"], r["session"], r["run"], r["true_label"]) for r in rows) for rows in (true, control)]
+    counts = [
+        Counter((r["subject"], r["session"], r["run"], r["true_label"]) for r in rows) for rows in (true, control)
+    ]
     assert counts[0] == counts[1]
     assert 0.1 < np.mean([a["true_label"] == b["true_label"] for a, b in zip(true, control, strict=True)]) < 0.4
     assert [row["index"] for row in true] == [row["index"] for row in control]
@@ -359,7 +361,9 @@ def test_an_encoder_from_scratch_trains_from_the_first_epoch_and_decodes_from_it
     assert (first["encoder_name"], first["n_times"], first["sfreq"]) == ("eegnet", 1000, 250.0)
     trained = [k for k in first["encoder"] if k.endswith("weight")]
     assert all(not torch.equal(first["encoder"][k], second["encoder"][k]) for k in trained)
-    decoded = script("generate.py", *demo.generation(tmp_path / "run", tmp_path / "out", generate_images=None, **nowhere))
+    decoded = script(
+        "generate.py", *demo.generation(tmp_path / "run", tmp_path / "out", generate_images=None, **nowhere)
+    )
     assert decoded.code == 0, decoded.err
     ours = {row["index"]: row for row in read_jsonl(tmp_path / "run/decoded_test.jsonl")}
     rows = read_jsonl(tmp_path / "out/decoded.jsonl")
@@ -448,7 +452,11 @@ def test_the_encoders_learning_rate_is_its_own_unless_it_is_said(demo, script, t
 
 
 def test_lora_and_label_smoothing_are_what_the_flags_say(demo, script, tmp_path):
-    few = {"datasets_dir": small_store(tmp_path / "store", DESCRIPTION, ["A01", "A06", "A08"]), "warmup_epochs": 0, "epochs": 1}
+    few = {
+        "datasets_dir": small_store(tmp_path / "store", DESCRIPTION, ["A01", "A06", "A08"]),
+        "warmup_epochs": 0,
+        "epochs": 1,
+    }
     flags = {"lora_r": 2, "lora_alpha": 6, "lora_targets": ["k_proj", "o_proj"], "label_smoothing": 0.5}
     done = script(SCRIPT, *demo.training(tmp_path / "run", **few, **flags))
     assert done.code == 0, done.err

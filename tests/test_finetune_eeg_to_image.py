@@ -125,7 +125,9 @@ def test_the_shuffled_label_control_is_tested_on_labels_permuted_within_recordin
     done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run_shuffled", epochs=1, shuffle_labels=True))
     assert done.code == 0 and "SHUFFLED" in done.out
     true, shuffled = (read_jsonl(d / "decoded_test.jsonl") for d in (mapped, tmp_path / "run_shuffled"))
-    counts = [Counter((r["subject"], r["session"], r["run"], r["true_label"]) for r in rows) for rows in (true, shuffled)]
+    counts = [
+        Counter((r["subject"], r["session"], r["run"], r["true_label"]) for r in rows) for rows in (true, shuffled)
+    ]
     assert counts[0] == counts[1]
     same = np.mean([a["true_label"] == b["true_label"] for a, b in zip(true, shuffled, strict=True)])
     assert 0.1 < same < 0.5  # a recording holds three or four of the classes: 30 % stay

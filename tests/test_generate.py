@@ -198,9 +198,13 @@ def test_a_projection_of_another_encoder_is_refused(demo, trained, script, tmp_p
     ({"projection": {}}, "does not fit"), ({"encoder": {"a": torch.zeros(1)}}, "is damaged"),
     ({"token_pooling": "none"}, "none"),
 ])  # fmt: skip
-def test_a_checkpoint_of_another_version_window_or_of_nothing_is_refused(demo, trained, script, tmp_path, change, message):
+def test_a_checkpoint_of_another_version_window_or_of_nothing_is_refused(
+    demo, trained, script, tmp_path, change, message
+):
     checkpoint = torch.load(trained / "projection_epoch2.pth", weights_only=True)
-    checkpoint = checkpoint | change if isinstance(change, dict) else {k: v for k, v in checkpoint.items() if k != change}
+    checkpoint = (
+        checkpoint | change if isinstance(change, dict) else {k: v for k, v in checkpoint.items() if k != change}
+    )
     torch.save(checkpoint, tmp_path / "projection_epoch2.pth")
     shutil.copytree(trained / "lora_epoch2", tmp_path / "lora_epoch2")
     done = script("generate.py", *demo.generation(tmp_path / "projection_epoch2.pth", tmp_path / "out"))
@@ -234,7 +238,7 @@ def test_a_damaged_adapter_is_one_line(demo, trained, script, tmp_path, broken):
 @pytest.mark.parametrize(
     "flags, message",
     [({"image_model": "no/model"}, "--image_model no/model"), ({"stage": "images"}, "decoded.jsonl is not there"),
-     ({"datasets_dir": "nowhere"}, "not an LMDB"), ({"downstream_dataset": "VI"}, "expected VI"), ({"protocol": "loso:Z9"}, "Z9"), ({"projection_dir": "nowhere.pth", "lora_dir": "x"}, "no such checkpoint")],
+     ({"datasets_dir": "nowhere"}, "not an LMDB"), ({"downstream_dataset": "VI", "stage": "decode"}, "expected VI"), ({"protocol": "loso:Z9"}, "Z9"), ({"projection_dir": "nowhere.pth", "lora_dir": "x"}, "no such checkpoint")],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line(demo, trained, script, tmp_path, flags, message):
     done = script("generate.py", *demo.generation(trained, tmp_path / "out", **flags))

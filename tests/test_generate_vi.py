@@ -40,7 +40,11 @@ def drawn_mapper(vi_demo, mapped, tmp_path_factory, process):
 def test_a_run_leaves_decoded_trials_pictures_comparisons_and_a_grid(which, request):
     folder, done = request.getfixturevalue(which)
     rows = read_jsonl(folder / "decoded.jsonl")
-    assert [row["index"] for row in rows] == [0, 20, 39, 59] and "n = 4" in done.out and "knowing the recording alone" in done.out
+    assert (
+        [row["index"] for row in rows] == [0, 20, 39, 59]
+        and "n = 4" in done.out
+        and "knowing the recording alone" in done.out
+    )
     for row in rows:
         assert {"subject", "true_label", "predicted_label", "readouts", "text"} <= set(row)
         last = list(row["readouts"].values())[-1]
@@ -201,9 +205,11 @@ def test_a_mapper_of_other_classes_encoder_or_kind_is_refused(vi_demo, vi_traine
     for change, message in (
         ({"classes": [*DESCRIPTION.classes[:9], "table"]}, "was trained on the classes"),
         ({"encoder_fingerprint": "0"}, "another encoder"),
-        ({"n_times": 500}, "another window"), ({"sfreq": 250.0}, "another window"),
+        ({"n_times": 500}, "another window"),
+        ({"sfreq": 250.0}, "another window"),
         ({"encoder_name": "unknown"}, "has the encoder 'unknown'"),
-        ({"mapper_name": "unknown"}, "is damaged"), ({"settings": {"surprise": 1}}, "its settings make no mapper"),
+        ({"mapper_name": "unknown"}, "is damaged"),
+        ({"settings": {"surprise": 1}}, "its settings make no mapper"),
         ({"settings": checkpoint["settings"] | {"in_dim": 16}}, "do not fit its settings"),
         ({"settings": checkpoint["settings"] | {"clip_width": 64}}, "do not fit its settings"),
     ):

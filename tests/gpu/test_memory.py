@@ -4,7 +4,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from models.stand_ins import byte_tokenizer
 from transformers import (
     AutoConfig,
     CLIPConfig,
@@ -15,11 +14,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from datasets.description import load_description
+from demo.tiny_models import byte_tokenizer
 from models.CSBrain import CSBrain
-from models.eeg_clip_mapper import EEGCLIPMapper, mapper_loss
-from models.eeg_llm import EEGLanguageModel, EEGProjection, EEGTokenReducer, add_lora, load_language_model
+from models.eeg_clip_mapper import EEGCLIPMapper, MapperBatch, mapper_loss
+from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model
 from models.image_generator import EEGImageGenerator
-from utils import montages
+from stages.tokens import reducer_for
 from utils.device import free_gpu_memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -101,7 +102,8 @@ def test_text_training_fits_into_8_gb(tinyllama, capsys):
         "A recording: {eeg} What was it?",
         EEGProjection(2048),
     ).to(device)
-    optimizer = torch.optim.AdamW(model.set_phase(joint=True), lr=1e-4)
+    trained, _ = model.set_phase(joint=True)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
     scaler = torch.amp.GradScaler()
     for _ in range(3):  # batch 4, hemisphere tokens, long targets
         tokens = torch.randn(4, 28, 200, device=device)
@@ -129,7 +131,8 @@ def test_mapper_training_fits_into_6_gb(capsys):
         with torch.autocast("cuda", torch.float16):
             outputs = mapper(torch.randn(16, 20, 200, device=device))
         label = torch.randint(10, (16,), device=device)
-        loss, _ = mapper_loss(outputs, label, prototypes, text_states, weights, 0.5, with_mse=True)
+        batch = MapperBatch(*(output.float() for output in outputs), label, prototypes, text_states)
+        loss, _ = mapper_loss(batch, weights)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -141,17 +144,17 @@ def test_mapper_training_fits_into_6_gb(capsys):
 
 def decode_once(tinyllama, device) -> None:
     """All EEG models of both ways at once, one batch of 16."""
-    encoder = (
-        CSBrain(brain_regions=montages.VI.brain_regions, sorted_indices=montages.VI.sorted_indices).to(device).eval()
-    )
+    montage = load_description("VI").montage
+    encoder = CSBrain(brain_regions=montage.brain_regions, sorted_indices=montage.sorted_indices).to(device).eval()
     language_model, tokenizer = load_language_model(str(tinyllama), device, True, torch.float16)
     model = EEGLanguageModel(
         add_lora(language_model), tokenizer, "You read brain recordings.", "A recording: {eeg} What was it?",
-        EEGProjection(2048), encoder, EEGTokenReducer(montages.VI, "region"),
+        EEGProjection(2048), encoder, reducer_for(encoder, montage, "region"),
     ).to(device).eval()  # fmt: skip
     mapper = EEGCLIPMapper().to(device).eval()
     with torch.no_grad(), torch.autocast("cuda", torch.float16):
         x = torch.randn(16, 32, 4, 200, device=device)
+        model.read_prefix()
         model.decode(x, ["The person imagined a dog.", "The person imagined a bird."], max_new_tokens=32)
         mapper(model.encode(x))
 
