@@ -8,7 +8,7 @@ from torch import nn
 
 from datasets.description import DatasetDescription
 from datasets.trials import TrialDataset
-from models import ENCODERS, MAPPERS, choose
+from models import ENCODERS, MAPPERS, POOLINGS, choose
 from models.eeg_clip_mapper import EEGMapperModel
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, read_lora_settings
 from stages.tokens import encoder_for, give_tokens
@@ -48,8 +48,9 @@ def read_run_checkpoint(path: Path, needed: set[str], script: str, description: 
         raise UserError(
             f"{path} was trained on the classes {', '.join(checkpoint['classes'])}; expected {', '.join(description.classes)}"
         )
-    if checkpoint["encoder_name"] not in ENCODERS:
-        raise UserError(f"{path} has the encoder {checkpoint['encoder_name']!r}; expected one of {', '.join(ENCODERS)}")
+    for field, table in (("encoder_name", ENCODERS), ("token_pooling", POOLINGS)):
+        if checkpoint[field] not in list(table):
+            raise UserError(f"{path} has the {field} {checkpoint[field]!r}; expected one of {', '.join(table)}")
     return checkpoint
 
 
@@ -62,8 +63,8 @@ def checkpoint_encoder(
     """
     if (dataset.n_times, dataset.sfreq) != (checkpoint["n_times"], checkpoint["sfreq"]):
         raise UserError(
-            f"{path} was trained on trials of {checkpoint['n_times']} samples at {checkpoint['sfreq']:g} Hz; "
-            f"{dataset.store.path} has {dataset.n_times} at {dataset.sfreq:g} Hz: another window or recorder"
+            f"{path} was trained on trials of {checkpoint['n_times']} samples at {checkpoint['sfreq']} Hz; "
+            f"{dataset.store.path} has {dataset.n_times} at {dataset.sfreq} Hz: another window or recorder"
         )
     encoder = encoder_for(dataset, checkpoint["encoder_name"], foundation, allow_partial, seed)
     if encoder.pretrained and fingerprint(encoder) != checkpoint["encoder_fingerprint"]:

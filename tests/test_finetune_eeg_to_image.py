@@ -87,7 +87,7 @@ def test_encoder_and_targets_are_frozen(vi_demo, script, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("finished", [1, 2], ids=["between phases", "within a phase"])
-def test_an_interrupted_run_resumes_to_the_same_weights(mapped, vi_demo, tmp_path, finished):
+def test_an_interrupted_run_resumes_to_the_same_weights(mapped, vi_demo, script, tmp_path, finished):
     command = [sys.executable, str(ROOT / SCRIPT), *vi_demo.mapping(tmp_path / "run")]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "run/last.pth"
@@ -97,8 +97,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(mapped, vi_demo, tmp_pat
         time.sleep(0.01)
     os.kill(running.pid, signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = script(*command[1:], "--resume")
+    assert done.code == 0, done.err
     whole, resumed = (
         torch.load(run / "mapper_epoch3.pth", weights_only=True)["mapper"] for run in (mapped, tmp_path / "run")
     )

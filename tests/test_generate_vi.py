@@ -207,7 +207,7 @@ def test_a_mapper_of_other_classes_encoder_or_kind_is_refused(vi_demo, vi_traine
         ({"encoder_fingerprint": "0"}, "another encoder"),
         ({"n_times": 500}, "another window"),
         ({"sfreq": 250.0}, "another window"),
-        ({"encoder_name": "unknown"}, "has the encoder 'unknown'"),
+        ({"encoder_name": "unknown"}, "'unknown'; expected one of csbrain"),
         ({"mapper_name": "unknown"}, "is damaged"),
         ({"settings": {"surprise": 1}}, "its settings make no mapper"),
         ({"settings": checkpoint["settings"] | {"in_dim": 16}}, "do not fit its settings"),
