@@ -189,7 +189,12 @@ def main(args: argparse.Namespace) -> None:
         for dataset in splits.values():
             dataset.shuffle_labels(args.seed)
     warm = read_checkpoint(args.warm_start) if args.warm_start else {}
-    if warm and (warm.get("dataset") != description.name or "projection" not in warm):
+    if warm and (
+        warm.get("dataset") != description.name
+        or "projection" not in warm
+        or warm.get("encoder_name") not in list(ENCODERS)
+        or warm.get("token_pooling") not in list(POOLINGS)
+    ):
         raise UserError(f"--warm_start {args.warm_start} is not a text checkpoint of {description.name}")
     args.encoder = warm.get("encoder_name") or args.encoder
     args.token_pooling = args.token_pooling or warm.get("token_pooling") or "region"

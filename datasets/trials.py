@@ -40,29 +40,29 @@ class TrialDataset:
     ):  # fmt: skip
         self.description = description or self.description
         self.store = store or open_store(data_dir)
+        self._check_store()
         self.trials: list[Trial] = split_trials(self.store, self.description, protocol)[mode]
         self.labels = [trial.label for trial in self.trials]
         self.mode, self.sfreq = mode, self.store.sfreq
         self.prepare: Callable | None = None
         self.tokens = None
         self._prepared: dict[int, object] = {}
-        self._check(data_dir)
+        n_classes = len(self.description.classes)
+        wrong = {label for label in self.labels if not 0 <= label < n_classes}
+        if wrong:
+            raise UserError(f"{self.store.path}: label {min(wrong)} in {mode}; expected 0 to {n_classes - 1}")
 
-    def _check(self, data_dir) -> None:
-        name, electrodes = self.description.name, self.description.montage.electrodes
+    def _check_store(self) -> None:
+        """Whether the store is one of this dataset."""
+        name, electrodes, path = self.description.name, self.description.montage.electrodes, self.store.path
         of = self.store.meta.get("dataset", name)
         if of != name:
-            raise UserError(f"{data_dir} is a store of {of}; expected {name}")
+            raise UserError(f"{path} is a store of {of}; expected {name}")
         n_chans, n_times = self.store.shape
-        if self.trials and n_chans not in (len(electrodes), len(electrodes) + self.description.extra_channels):
-            raise UserError(f"{data_dir}: trials are ({n_chans}, {n_times}); {name} has {len(electrodes)} electrodes")
+        if n_times and n_chans not in (len(electrodes), len(electrodes) + self.description.extra_channels):
+            raise UserError(f"{path}: trials are ({n_chans}, {n_times}); {name} has {len(electrodes)} electrodes")
         if tuple(self.store.meta.get("electrodes", electrodes)) != electrodes:
-            raise UserError(f"{data_dir} has other electrodes than {name}")
-        wrong = {label for label in self.labels if not 0 <= label < len(self.description.classes)}
-        if wrong:
-            raise UserError(
-                f"{data_dir}: label {min(wrong)} in {self.mode}; expected 0 to {len(self.description.classes) - 1}"
-            )
+            raise UserError(f"{path} has other electrodes than {name}")
 
     def __len__(self) -> int:
         return len(self.trials)

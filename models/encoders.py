@@ -86,7 +86,7 @@ class EEGNet(nn.Module):
             nn.BatchNorm2d(self.width), nn.ELU(), nn.AvgPool2d((1, 8)), nn.Dropout(dropout),
         )  # fmt: skip
         if n_times < 32:
-            raise UserError(f"trials of {n_times / self.sfreq:g} s are too short for eegnet, which pools over 0.25 s")
+            raise UserError(f"trials are too short for eegnet, which pools over 0.25 s: {n_times} samples at 128 Hz")
 
     @classmethod
     def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, **_) -> "EEGNet":
@@ -126,7 +126,7 @@ class ShallowFBCSPNet(nn.Module):
         self.norm, self.pool = nn.BatchNorm2d(self.filters), nn.AvgPool2d((1, 75), stride=(1, 15))
         self.dropout = nn.Dropout(dropout)
         if n_times < 24 + 75 + 15 * (self.together - 1):
-            raise UserError(f"trials of {n_times / self.sfreq:g} s are too short for shallow, which pools over 0.3 s")
+            raise UserError(f"trials are too short for shallow, which needs 0.6 s: {n_times} samples at 250 Hz")
 
     @classmethod
     def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, **_) -> "ShallowFBCSPNet":

@@ -83,6 +83,11 @@ class StableDiffusion:
         states, _ = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, do_classifier_free_guidance=False)
         return Conditioning(states)
 
+    @torch.inference_mode()
+    def read_empty(self) -> Conditioning:
+        """The empty prompt, as the pipeline reads it for guidance."""
+        return self.read_prompt("")
+
     def pooled_target(self, prompt: str) -> torch.Tensor:
         """(1, D) vector that stands for a whole prompt: the state at its end token."""
         return self.pipeline.text_encoder(self.token_ids(prompt)).pooler_output
@@ -112,6 +117,14 @@ class StableDiffusionXL(StableDiffusion):
             prompt, device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return Conditioning(states, pooled)
+
+    @torch.inference_mode()
+    def read_empty(self) -> Conditioning:
+        """Zeros, where the published configuration says so, as diffusers does."""
+        empty = self.read_prompt("")
+        if not self.pipeline.config.force_zeros_for_empty_prompt:
+            return empty
+        return Conditioning(torch.zeros_like(empty.states), torch.zeros_like(empty.pooled))
 
     def pooled_target(self, prompt: str) -> torch.Tensor:
         return self.read_prompt(prompt).pooled
@@ -207,8 +220,8 @@ class EEGImageGenerator:
 
     @functools.cached_property
     def empty(self) -> Conditioning:
-        """The empty prompt, which guidance leads away from; the same for all pictures."""
-        return self.embed("")
+        """What guidance leads away from; the same for all pictures."""
+        return self.family.read_empty()
 
     @torch.inference_mode()
     def generate(self, conditioning: Conditioning | str, seed: int) -> Image.Image:
