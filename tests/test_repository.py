@@ -47,8 +47,8 @@ def test_a_room_imports_only_the_rooms_that_it_may(room):
         assert not imported(path) & forbidden, path
 
 
-def test_nobody_but_its_own_scripts_and_tests_imports_the_demo():
-    for path in (*(ROOT / script for script in SCRIPTS), *(ROOT / "benchmarks").glob("*.py")):
+def test_no_script_but_its_own_imports_the_demo():
+    for path in (ROOT / script for script in SCRIPTS):
         if path.name not in ("prepare_demo.py", "train_demo_images.py"):
             assert "demo" not in imported(path), path
 
