@@ -11,33 +11,30 @@ microvolts at 250 Hz. Who trains and who tests is chosen later, by --protocol of
 import argparse
 from pathlib import Path
 
-from datasets.bciciv2a_llm_dataset import TRIAL_SETS
 from datasets.description import DATASETS, load_description
 from utils import flags
 from utils.errors import UserError, run_script
 from utils.paths import default, make_room
 
-NAMES = ("BCICIV2a", "BCICIV2b")
-
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    windows = "; ".join(f"{n} {load_description(n).window}, after {load_description(n).window_starts}" for n in NAMES)
-    add("--downstream_dataset", choices=[n for n in DATASETS if load_description(n).recordings], default=NAMES[0],
+    known = {name: load_description(name) for name in DATASETS if load_description(name).recordings}
+    windows = "; ".join(f"{name} {d.window}, after {d.window_starts}" for name, d in known.items())
+    add("--downstream_dataset", choices=list(known), default="BCICIV2a",
         help="which dataset (to download Visual Imagery: prepare_data_vi.py)")  # fmt: skip
-    add("--skip_download", action="store_true", help="use the .mat files that are in --raw_dir")
-    add("--raw_dir", help="folder of A01T.mat … or B01T.mat … (default: data/DATASET/raw)")
+    add("--skip_download", action="store_true", help="use the files that are in --raw_dir")
+    add("--raw_dir", help="folder of the raw files (default: data/DATASET/raw)")
     add("--lmdb_dir", help="folder of the store (default: data/DATASET/processed_lmdb)")
-    add("--trial_set", choices=TRIAL_SETS,
-        help="BCICIV2a only. published: drop the first three structs of every file, as the published splits do, which "
-        "costs A04T two real runs (2784/1152/1152 trials); all: drop only runs without trials (2880/1152/1152) "
-        "(default: published)")  # fmt: skip
+    for dataset, description in known.items():
+        for name, (choices, what) in description.options.items():
+            add(f"--{name}", choices=choices, help=f"{dataset} only. {what} (default: {choices[0]})")
     add("--tmin", type=float, help=f"window start, seconds (default: {windows})")
     add("--tmax", type=float, help="window end, seconds (default: see --tmin)")
     flags.add_prepare_flags(parser, workers=2)
     args = parser.parse_args()
-    description = load_description(args.downstream_dataset)
+    description = known[args.downstream_dataset]
     args.raw_dir = Path(args.raw_dir or default(f"data/{description.name}/raw"))
     args.lmdb_dir = Path(args.lmdb_dir or default(f"data/{description.name}/processed_lmdb"))
     args.tmin = description.window[0] if args.tmin is None else args.tmin
@@ -46,8 +43,9 @@ def parse_args() -> argparse.Namespace:
         parser.error(
             f"{description.name} cannot be downloaded here; put its files into --raw_dir and say --skip_download"
         )
-    if args.trial_set and args.downstream_dataset != "BCICIV2a":
-        parser.error(f"--trial_set belongs to BCICIV2a; {description.name} has one set of trials")
+    for name in {name for d in known.values() for name in d.options} - set(description.options):
+        if getattr(args, name) is not None:
+            parser.error(f"--{name} does not belong to {description.name}")
     flags.check_prepare(parser, args)
     return args
 
@@ -78,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
 
         # recordings → filter → window → trials → store → closing table
         settings = Preprocessing(args.tmin, args.tmax, description.reference)
-        options = {"trial_set": args.trial_set or "published"} if description.name == "BCICIV2a" else {}
+        options = {name: getattr(args, name) or choices[0] for name, (choices, _) in description.options.items()}
         prepare(description, files, args.lmdb_dir, settings, args.workers, args.scale, options)
 
 

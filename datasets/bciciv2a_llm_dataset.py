@@ -126,6 +126,13 @@ DESCRIPTION = DatasetDescription(
     test_sessions=("E",),
     window=(2.0, 6.0),
     window_starts="the `trial` sample (the fixation cross; the cue comes 2 s after it)",
+    options={
+        "trial_set": (
+            TRIAL_SETS,
+            "published: drop the first three structs of every file, as the published splits do, which costs A04T two real "
+            "runs (2784/1152/1152 trials); all: drop only runs without trials (2880/1152/1152)",
+        )
+    },
     files=files,
     recordings=recordings,
     addresses=(

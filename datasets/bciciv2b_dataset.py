@@ -54,6 +54,7 @@ DESCRIPTION = dataclasses.replace(
     window=(3.0, 7.0),
     window_starts="the `trial` sample (the cue comes 3 s after it)",
     reference="none",  # three bipolar channels have no common average
+    options={},
     files=files,
     recordings=recordings,
     addresses=(

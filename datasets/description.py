@@ -47,6 +47,8 @@ class DatasetDescription:
     window_starts : str. What that sample is.
     reference : {"average", "none"}. "average" subtracts the mean over electrodes at each sample.
     extra_channels : int. Channels that stored trials may have behind the electrodes; they are not read.
+    options : mapping of name to (choices, help). What `recordings` can be told, as flags of prepare_data.py; the first
+        choice is the default.
     files : callable, optional. Folder → its recordings' files, in the store's order. None: the dataset comes in
         CBraMod's layout.
     recordings : callable, optional. (file, options) → `Recording`s, one an uninterrupted run.
@@ -76,6 +78,7 @@ class DatasetDescription:
     window_starts: str = "the trial's start"
     reference: str = "average"
     extra_channels: int = 0
+    options: Mapping[str, tuple[tuple[str, ...], str]] = field(default_factory=dict)
     files: Callable[[Path], list] | None = None
     recordings: Callable[..., Iterator] | None = None
     addresses: tuple[str, ...] = ()
