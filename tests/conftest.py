@@ -1,5 +1,6 @@
 """What several tests need: the real command lines, a small demo, and the real recordings where they are at hand."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -13,6 +14,11 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may be fetched
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def read_jsonl(path) -> list[dict]:
+    """A JSON object a line."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")

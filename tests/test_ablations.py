@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, flat
-from utils.files import read_json, read_jsonl
+from tests.conftest import ROOT, flat, read_jsonl
+from utils.files import read_json
 
 ROOMS = ("datasets", "models", "stages", "utils")
 

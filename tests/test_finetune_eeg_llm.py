@@ -15,8 +15,7 @@ import torch
 from datasets.bciciv2a_llm_dataset import DESCRIPTION
 from datasets.store import Trial, open_store, write_store
 from datasets.trials import shuffled_labels
-from tests.conftest import ROOT, run_process, small_store
-from utils.files import read_jsonl
+from tests.conftest import ROOT, read_jsonl, run_process, small_store
 
 SCRIPT = "finetune_eeg_llm.py"
 

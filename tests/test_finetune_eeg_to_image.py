@@ -14,8 +14,7 @@ from PIL import Image
 
 from datasets.store import Trial, open_store, write_store
 from stages.pictures import cue_arrow
-from tests.conftest import ROOT, small_store
-from utils.files import read_jsonl
+from tests.conftest import ROOT, read_jsonl, small_store
 
 SCRIPT = "finetune_eeg_to_image.py"
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets.bciciv2a_llm_dataset import DESCRIPTION
 from datasets.store import open_store, write_store
-from utils.files import read_jsonl
+from tests.conftest import read_jsonl
 
 
 def pictures(folder, kind="generated"):

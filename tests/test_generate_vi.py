@@ -13,8 +13,9 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION
+from tests.conftest import read_jsonl
 from tests.test_generate import pictures
-from utils.files import read_jsonl, write_jsonl
+from utils.files import write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import json
 
-from utils.files import read_jsonl
+from tests.conftest import read_jsonl
 
 
 def test_both_pipelines_run_on_real_recordings(shared, vi_demo, script, tmp_path):

@@ -59,11 +59,3 @@ def write_jsonl(rows: list[dict], path: Path) -> None:
     """Write one JSON object a line, whole or not at all."""
     with written_whole(path) as unfinished:
         unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """Read what `write_jsonl` wrote."""
-    try:
-        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: a line of it is not JSON; make it anew") from None

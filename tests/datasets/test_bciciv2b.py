@@ -95,7 +95,9 @@ def test_2a_files_and_2a_flags_are_no_2b(simulated, process, tmp_path):
     done = prepare(process, tmp_path / "raw", tmp_path / "store")
     assert done.code == 2 and "no raw files B01T.mat … B09E.mat" in done.error_line
     done = prepare(process, simulated[0] / "raw", tmp_path / "store", "--trial_set", "all")
-    assert done.code == 2 and "--trial_set does not belong to BCICIV2b" in done.err and not (tmp_path / "store").exists()
+    assert (
+        done.code == 2 and "--trial_set does not belong to BCICIV2b" in done.err and not (tmp_path / "store").exists()
+    )
 
 
 # ---------------------------------------------------------------- real recordings
