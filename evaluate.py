@@ -35,6 +35,7 @@ import numpy as np
 
 from stages.rows import Row, read_rows
 from stages.scores import Accuracy, chance_interval, p_value, percent, score_rows
+from utils.files import read_json
 from utils.paths import written_whole
 
 
@@ -44,6 +45,18 @@ def read_decoded(place: Path) -> list[Row]:
         if path.is_file():
             return read_rows(path)
     raise UserError(f"{place} has no decoded_test.jsonl or decoded.jsonl; train or decode first")
+
+
+def read_control(place: Path, rows: Sequence[Row]) -> list[Row]:
+    """Rows of the control of a run; UserError where it is none: labels not shuffled, or other trials."""
+    control = read_decoded(place)
+    record = place / "run.json"
+    if record.is_file() and not read_json(record).get("arguments", {}).get("shuffle_labels"):
+        raise UserError(f"{place} is not a shuffled-label control: it was made without --shuffle_labels; move it away")
+    trials, others = ([(r.subject, r.session, r.run, r.trial) for r in of] for of in (rows, control))
+    if trials != others:
+        raise UserError(f"{place} is not the control of this run: it was tested on other trials; move it away")
+    return control
 
 
 def table_line(run: str, readout: str, s: Accuracy, control: Accuracy | None) -> str:
@@ -105,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
     for run in map(Path, args.runs):
         rows = read_decoded(run)
         control_dir = run.with_name(run.name + args.control_suffix)
-        control = score_rows(read_decoded(control_dir)) if control_dir.exists() else {}
+        control = score_rows(read_control(control_dir, rows)) if control_dir.exists() else {}
         for readout, score in score_rows(rows).items():
             lines.append(table_line(run.name, readout, score, control.get(readout)))
             by_recording |= score.recording_line is not None

@@ -234,6 +234,7 @@ def main(args: argparse.Namespace) -> None:
                 "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
                 "token_pooling": args.token_pooling, "encoder_fingerprint": encoder_fingerprint,
                 "n_times": splits["train"].n_times, "sfreq": splits["train"].sfreq,
+                "protocol": args.protocol, "seen": [*splits["train"].sessions, *splits["val"].sessions],
                 "llm": str(Path(args.llm).resolve()) if Path(args.llm).is_dir() else args.llm,
             }  # fmt: skip
             save_history(history, description.chance, model_dir)

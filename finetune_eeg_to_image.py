@@ -106,7 +106,7 @@ from models.eeg_clip_mapper import (
     mean_pairwise_cosine,
 )
 from models.image_generator import image_model_address
-from stages.decoding import load_state
+from stages.decoding import FOR_TEXT, check_unseen, load_state, read_run_checkpoint
 from stages.pictures import Stimuli
 from stages.rows import mapper_readouts, new_row
 from stages.runs import best_epoch, finish_run, open_run, save_history, validation_line
@@ -188,14 +188,15 @@ def main(args: argparse.Namespace) -> None:
     if args.shuffle_labels:
         for dataset in splits.values():
             dataset.shuffle_labels(args.seed)
-    warm = read_checkpoint(args.warm_start) if args.warm_start else {}
-    if warm and (
-        warm.get("dataset") != description.name
-        or "projection" not in warm
-        or warm.get("encoder_name") not in list(ENCODERS)
-        or warm.get("token_pooling") not in list(POOLINGS)
-    ):
-        raise UserError(f"--warm_start {args.warm_start} is not a text checkpoint of {description.name}")
+    warm, warm_seen = {}, []
+    if args.warm_start:
+        warm = read_run_checkpoint(Path(args.warm_start), FOR_TEXT, "finetune_eeg_llm.py", description)
+        warm_seen = warm["seen"] if warm["encoder"] is not None else []  # a frozen encoder has seen nobody
+        check_unseen(warm_seen, warm["protocol"], splits["test"], range(len(splits["test"])), "--warm_start")
+        if args.encoder not in ("csbrain", warm["encoder_name"]):
+            raise UserError(
+                f"--warm_start {args.warm_start} has the encoder {warm['encoder_name']}, not {args.encoder}"
+            )
     args.encoder = warm.get("encoder_name") or args.encoder
     args.token_pooling = args.token_pooling or warm.get("token_pooling") or "region"
     encoder = encoder_for(
@@ -203,6 +204,8 @@ def main(args: argparse.Namespace) -> None:
         args.allow_partial, args.seed,
     )  # fmt: skip
     encoder_fingerprint = fingerprint(encoder)
+    if warm and encoder.pretrained and encoder_fingerprint != warm["encoder_fingerprint"]:
+        raise UserError(f"--warm_start {args.warm_start} was trained on another encoder than {args.foundation_dir}")
     if warm.get("encoder") is not None:
         load_state(encoder, warm["encoder"], Path(args.warm_start))
     if warm:
@@ -273,7 +276,8 @@ def main(args: argparse.Namespace) -> None:
     facts = {
         "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
         "token_pooling": args.token_pooling, "encoder_fingerprint": encoder_fingerprint,
-        "n_times": splits["train"].n_times, "sfreq": splits["train"].sfreq, "mapper_name": args.mapper,
+        "n_times": splits["train"].n_times, "sfreq": splits["train"].sfreq,
+        "protocol": args.protocol, "seen": sorted({*splits["train"].sessions, *splits["val"].sessions, *warm_seen}), "mapper_name": args.mapper,
         "settings": settings, "prototypes": prototypes, "image_targets": args.image_targets, "image_model": image_model,
     }  # fmt: skip
     history = state.get("history", [])

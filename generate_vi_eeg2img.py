@@ -81,6 +81,7 @@ def main(args: argparse.Namespace) -> None:
         checkpoint = decoding.read_run_checkpoint(
             mapper_file, decoding.FOR_MAPPER, "finetune_eeg_to_image.py", description
         )
+        decoding.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(mapper_file))
         foundation = args.foundation_dir if args.use_pretrained_weights else None
         encoder = decoding.checkpoint_encoder(
             checkpoint, mapper_file, dataset, foundation, args.allow_partial, args.encoder_seed

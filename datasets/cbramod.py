@@ -85,7 +85,12 @@ class CBraModStore(MappedFolder):
 
     def _samples(self, key: str, record) -> np.ndarray:
         sample = record.get("sample") if isinstance(record, dict) else None
-        if not isinstance(sample, np.ndarray) or sample.ndim != 3 or sample.dtype.kind not in "fiu":
+        if (
+            not isinstance(sample, np.ndarray)
+            or sample.ndim != 3
+            or sample.shape[2] != 200
+            or sample.dtype.kind not in "fiu"
+        ):
             raise UserError(f"{self.path}: record {key!r} has no array (n_chans, n_patches, 200) under 'sample'")
         return np.ascontiguousarray(sample.reshape(len(sample), -1), DTYPE)
 
@@ -93,17 +98,16 @@ class CBraModStore(MappedFolder):
         """CBraMod's keys are a file name and counters, "A01T-3-17" or "sub012.pkl-3-17"."""
         record = self._unpickled(key)
         samples = self._samples(key, record)
-        if "label" not in record:
-            raise UserError(f"{self.path}: record {key!r} has no label")
+        label = record.get("label")
+        if not isinstance(label, int | np.integer):
+            raise UserError(f"{self.path}: record {key!r} has the label {label!r}; expected a whole number")
         if samples.shape != self.shape:
             raise UserError(f"{self.path}: record {key!r} is {samples.shape}; the first one is {self.shape}")
         name, *counters = key.split("-")
         subject, session = re.fullmatch(r"([AB]\d\d)([TE])?.*|(?P<other>.*)", name).group(1, 2)
         run, number = ([int(c) for c in counters if c.isdigit()] + [0, 0])[:2]
         checksum = zlib.crc32(samples.tobytes())
-        return Trial(
-            key, int(record["label"]), subject or name.split(".")[0], session or "", run, number + 1, "", checksum
-        )
+        return Trial(key, int(label), subject or name.split(".")[0], session or "", run, number + 1, "", checksum)
 
     def _unpickled(self, key: str):
         raw = self.raw(key)

@@ -64,6 +64,9 @@ PROTOCOLS: dict[str, tuple[Callable[..., Split], str]] = {
 }
 
 
+NEEDS_PERSON = ("loso", "within")
+
+
 def split_trials(store, description: DatasetDescription, protocol: str = "published") -> Split:
     """The trials of a store by split, in the store's order.
 
@@ -81,7 +84,8 @@ def split_trials(store, description: DatasetDescription, protocol: str = "publis
 
 def check_protocol(protocol: str) -> str:
     """The protocol itself; UserError where its name is none."""
-    if protocol.partition(":")[0] not in PROTOCOLS:
+    name, _, person = protocol.partition(":")
+    if name not in PROTOCOLS or (name in NEEDS_PERSON and not person):
         raise UserError(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}, as in loso:A03")
     return protocol
 

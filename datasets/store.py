@@ -90,7 +90,9 @@ def write_store(path: Path, meta: dict, parts: Iterable[list[tuple[Trial, np.nda
                 }  # fmt: skip
                 with env.begin(write=True) as txn:
                     txn.put(b"trials", listed)
-                    txn.put(b"meta", json.dumps(meta).encode())
+                    facts = json.dumps(meta).encode()
+                    txn.put(b"meta", facts)
+                    txn.put(b"meta_checksum", str(zlib.crc32(facts)).encode())
         except lmdb.Error as error:
             raise UserError(f"cannot write the store {path}: {error}; free some disk space and run again") from None
     return meta
@@ -148,17 +150,18 @@ class TrialStore(MappedFolder):
                 f"{path} is a store of version {self.meta.get('version')}; this code reads version {VERSION}: make it "
                 f"anew with python {script} --skip_download --lmdb_dir {path} --overwrite"
             )
-        rows = bytes(self.raw("trials") or b"")
+        rows, facts = bytes(self.raw("trials") or b""), bytes(self.raw("meta"))
         try:
             self.sfreq, self.shape = float(self.meta["sfreq"]), tuple(self.meta["shape"] or (0, 0))
             self.trials = [Trial(**row) for row in json.loads(rows)]
             self.listed = zlib.crc32(rows)
             whole = self.listed == self.meta["trials_checksum"]
+            whole &= bytes(self.raw("meta_checksum") or b"") == str(zlib.crc32(facts)).encode()
         except (KeyError, TypeError, ValueError):
             whole = False
         if not whole:
             raise UserError(
-                f"{path} is damaged: its list of trials is not what was written; make it anew with --overwrite"
+                f"{path} is damaged: its facts or its list of trials are not what was written; make it anew with --overwrite"
             )
         self.fingerprint = f"{self.meta['fingerprint']}-{self._env.info()['last_txnid']}"
         self._verified: set[str] = set()

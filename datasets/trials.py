@@ -78,6 +78,8 @@ class TrialDataset:
             return self.signal(index)
         if index not in self._prepared:
             x = self.prepare(self.samples(self.trials[index]), self.sfreq)
+            if not np.isfinite(x).all():
+                raise UserError(f"{self.store.path}: trial {self.trials[index].key} holds NaN or infinity")
             self._prepared[index] = torch.from_numpy(np.ascontiguousarray(x, np.float32))
         return self._prepared[index]
 
@@ -90,6 +92,11 @@ class TrialDataset:
         import torch
 
         return torch.from_numpy(self.samples(self.trials[index]).copy())
+
+    @property
+    def sessions(self) -> list[str]:
+        """Whose sessions the trials are from, "A01/T", …: what a checkpoint keeps of the trials that it has seen."""
+        return sorted({f"{trial.subject}/{trial.session}" for trial in self.trials})
 
     def shuffle_labels(self, seed: int) -> None:
         """Make this the shuffled-label control: see `shuffled_labels`."""

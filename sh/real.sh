@@ -5,6 +5,7 @@
 # EEG2IMAGE_2B_RAW=FOLDER takes the raw files B01T.mat … B09E.mat from there instead.
 # Where B08 and B09 are not in the folder, B07 is left out for the test (--protocol loso:B07), and the run says so.
 set -euo pipefail
+raw=${EEG2IMAGE_2B_RAW:+$(cd "$EEG2IMAGE_2B_RAW" && pwd)} # before setup.sh changes the folder
 source "$(dirname "$0")/setup.sh"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 store=data/BCICIV2b/processed_lmdb pth=pth/demo runs=pth_downtasks/real images=outputs/real
@@ -16,11 +17,11 @@ step() { echo "== $1 ($((SECONDS - started)) s)"; }
 step "tiny language and image models"
 python prepare_demo.py --datasets --pth_dir $pth
 step "raw recordings → trial store"
-if [ -n "${EEG2IMAGE_2B_RAW:-}" ]; then from="--skip_download --raw_dir $EEG2IMAGE_2B_RAW"; else from=; fi
-# shellcheck disable=SC2086  # two flags
-python prepare_data.py --downstream_dataset BCICIV2b $from --lmdb_dir $store --overwrite
+given=()
+if [ -n "$raw" ]; then given=(--skip_download --raw_dir "$raw"); fi
+python prepare_data.py --downstream_dataset BCICIV2b "${given[@]}" --lmdb_dir $store --overwrite
 protocol=published
-if [ ! -e "${EEG2IMAGE_2B_RAW:-data/BCICIV2b/raw}/B08T.mat" ]; then
+if [ ! -e "${raw:-data/BCICIV2b/raw}/B08T.mat" ]; then
   protocol=loso:B07
   echo "notice: the published test people B08 and B09 are not there; B07 is the test person instead"
 fi

@@ -1,6 +1,7 @@
 """Checkpoints of the training scripts, brought back for decoding: whether they are whole and fit, and the models in them."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,17 @@ from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
 from utils.errors import UserError
 
-FOR_ALL = {"dataset", "encoder_name", "token_pooling", "encoder_fingerprint", "encoder", "n_times", "sfreq"}
+FOR_ALL = {
+    "dataset",
+    "encoder_name",
+    "token_pooling",
+    "encoder_fingerprint",
+    "encoder",
+    "n_times",
+    "sfreq",
+    "protocol",
+    "seen",
+}
 FOR_TEXT = FOR_ALL | {"projection", "llm"}
 FOR_MAPPER = FOR_ALL | {"classes", "mapper_name", "settings", "mapper", "prototypes", "image_model"}
 
@@ -52,6 +63,25 @@ def read_run_checkpoint(path: Path, needed: set[str], script: str, description: 
         if checkpoint[field] not in list(table):
             raise UserError(f"{path} has the {field} {checkpoint[field]!r}; expected one of {', '.join(table)}")
     return checkpoint
+
+
+def check_unseen(seen: Sequence[str], protocol: str, dataset: TrialDataset, chosen: Sequence[int], where: str) -> None:
+    """Refuse test trials of sessions that a checkpoint was trained or validated on; for other splits say so.
+
+    seen : sequence of str. `TrialDataset.sessions` of its training and validation trials.
+    protocol : str. The one that it was trained under.
+    """
+    trials = [dataset.trials[index] for index in chosen]
+    both = sorted({f"{trial.subject}/{trial.session}" for trial in trials} & set(seen))
+    if both and dataset.mode == "test":
+        raise UserError(
+            f"{where} was trained or validated on {', '.join(both[:5])} (--protocol {protocol}), which would be test trials "
+            "now; decode under the protocol that it was trained under"
+        )
+    if both:
+        print(
+            f"notice: {where} has seen {len(both)} of these trials' sessions in training or validation; no test score"
+        )
 
 
 def checkpoint_encoder(

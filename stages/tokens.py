@@ -20,6 +20,7 @@ from utils.checkpoints import fingerprint, keep, read_kept
 from utils.errors import UserError
 
 BATCH = 32  # trials encoded at once
+PROBES = (2.0, 50.0, 1000.0)  # microvolts, standard deviations of the noise trials that notice changed code
 LARGE = ("electrode",)  # poolings whose tokens are kept only when asked for
 
 
@@ -64,7 +65,7 @@ class TokenCache:
     """A frozen encoder's tokens on disk, one file a person: so all protocols and folds share it.
 
     A file is keyed by the keys and checksums of the person's trials, the encoder's weights, and the groups of
-    electrodes; it also keeps the tokens of a fixed noise trial, so that other code in encoder, preparation or pooling is
+    electrodes; it also keeps the tokens of three fixed noise trials, so that other code in encoder, preparation or pooling is
     noticed. Before tokens are served, the stored samples are compared with their checksums.
 
     folder : str, Path or None. None: `token_cache` beside the store.
@@ -119,7 +120,8 @@ class TokenCache:
         probe = self._probes[self.pooling]
         if set(kept) != {"tokens", "probe"} or kept["probe"].shape != probe.shape or len(kept["tokens"]) != n:
             return False
-        largest = (kept["probe"] - probe).abs().max() / probe.square().mean().sqrt().clamp(min=1e-12)
+        rms = probe.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-12)  # of each noise trial
+        largest = ((kept["probe"] - probe).abs() / rms).max()
         if largest > 2e-3:  # devices and precisions differ by less
             print(
                 "notice: the encoder or the pooling computes something else than when these tokens were kept; encoded anew"
@@ -127,9 +129,10 @@ class TokenCache:
         return bool(largest <= 2e-3 and kept["tokens"].shape[1:] == probe.shape[1:])
 
     def _probe(self, dataset: TrialDataset) -> torch.Tensor:
-        """A fixed noise trial, prepared for the encoder."""
+        """Fixed noise trials of small, usual and huge amplitude, prepared for the encoder: clipping shows as well."""
         noise = np.random.default_rng(0).standard_normal((len(self.montage.electrodes), dataset.n_times))
-        return torch.from_numpy(self.encoder.prepare((20 * noise).astype(np.float32), dataset.sfreq))[None]
+        prepared = [self.encoder.prepare((sd * noise).astype(np.float32), dataset.sfreq) for sd in PROBES]
+        return torch.from_numpy(np.stack(prepared))
 
     def _prepared(self, dataset: TrialDataset, trials: Sequence[Trial]):
         """Batches of prepared trials, with a bar."""

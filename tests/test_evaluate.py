@@ -110,3 +110,15 @@ def test_a_line_that_is_no_row_is_named(script, tmp_path, second):
 def test_a_file_that_is_no_text_is_one_line(script, tmp_path):
     (tmp_path / "decoded.jsonl").write_bytes(b"\xff\xfe\x00")
     assert "is damaged" in script("evaluate.py", tmp_path).error_line
+
+
+def test_what_is_no_control_of_the_run_is_refused(script, tmp_path):
+    write(tmp_path / "run", correct=80)
+    write(tmp_path / "run_shuffled", correct=27, n=50)
+    done = script("evaluate.py", tmp_path / "run")
+    assert done.code == 2 and "run_shuffled is not the control of this run" in done.error_line
+    write(tmp_path / "other", correct=80)
+    write(tmp_path / "other_shuffled", correct=27)
+    (tmp_path / "other_shuffled/run.json").write_text('{"arguments": {"shuffle_labels": false}}')
+    done = script("evaluate.py", tmp_path / "other")
+    assert done.code == 2 and "without --shuffle_labels" in done.error_line

@@ -350,3 +350,16 @@ def test_a_trial_that_is_too_short_is_one_line(vi_demo, script, tmp_path):
     for encoder in ("csbrain", "eegnet", "shallow"):
         done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", datasets_dir=store, encoder=encoder))
         assert done.code == 2 and encoder in done.error_line
+
+
+def test_an_encoder_that_has_seen_the_test_people_is_no_warm_start(vi_demo, vi_trained, script, tmp_path):
+    content = torch.load(vi_trained / "projection_epoch2.pth", weights_only=True)
+    encoder = {k.removeprefix("module."): v for k, v in torch.load(vi_demo.csbrain, weights_only=True).items()}
+    encoder = {k: v for k, v in encoder.items() if not k.startswith("proj_out")}
+    torch.save(content | {"encoder": encoder}, tmp_path / "projection_epoch2.pth")
+    flags = vi_demo.mapping(
+        tmp_path / "run", epochs=1, warm_start=tmp_path / "projection_epoch2.pth", protocol="loso:S03"
+    )
+    done = script(SCRIPT, *flags)
+    assert done.code == 2 and "was trained or validated on S03/01, S03/02" in done.error_line
+    assert not (tmp_path / "run").exists()

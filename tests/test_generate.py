@@ -243,3 +243,20 @@ def test_a_damaged_adapter_is_one_line(demo, trained, script, tmp_path, broken):
 def test_wrong_arguments_are_one_line(demo, trained, script, tmp_path, flags, message):
     done = script("generate.py", *demo.generation(trained, tmp_path / "out", **flags))
     assert done.code == 2 and message in done.error_line and not pictures(tmp_path / "out")
+
+
+def test_trials_that_a_checkpoint_was_trained_on_are_no_test_trials(demo, trained, script, tmp_path):
+    """A checkpoint of the published split, decoded as if A03 had been left out."""
+    done = script("generate.py", *demo.generation(trained, tmp_path / "out", protocol="loso:A03", generate_images=None))
+    assert done.code == 2 and "was trained or validated on A03/E, A03/T (--protocol published)" in done.error_line
+    flags = demo.generation(trained, tmp_path / "out", split="train", generate_images=None)
+    done = script("generate.py", *flags)
+    assert done.code == 0 and "no test score" in done.out
+
+
+@pytest.mark.parametrize(
+    "flags, message", [({"max_new_tokens": 0}, "--max_new_tokens"), ({"guidance_scale": "nan"}, "--guidance_scale")]
+)
+def test_numbers_that_mean_nothing_are_refused_at_once(demo, trained, script, tmp_path, flags, message):
+    done = script("generate.py", *demo.generation(trained, tmp_path / "out", **flags))
+    assert done.code == 2 and message in done.err and not (tmp_path / "out").exists()

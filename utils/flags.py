@@ -173,7 +173,10 @@ def check_phases(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 def check_generation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End the script where a generating script's number is too small."""
-    check_at_least(parser, args, num_samples=1, batch_size=1, num_inference_steps=1, image_size=8)
+    check_at_least(parser, args, num_samples=1, batch_size=1, num_inference_steps=1, image_size=8, seed=0)
+    check_numbers(parser, args, "guidance_scale", "max_held_mib")
+    if getattr(args, "max_new_tokens", 1) < 1:
+        parser.error("--max_new_tokens must be 1 or more")
 
 
 def check_prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

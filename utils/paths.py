@@ -51,7 +51,7 @@ def make_room(path: Path, is_ours: Callable[[Path], bool], overwrite: bool) -> I
     """
     foreign = path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_ours(path)))
     if path.exists() and (foreign or any(path.iterdir())) and not overwrite:
-        whose = "not made by this script" if foreign else "already there"
+        whose = "not made by this script, or damaged" if foreign else "already there"
         raise UserError(f"{path} is {whose}; nothing was written: choose another folder or say --overwrite")
     if foreign:
         numbers = ("", *range(2, 100))

@@ -153,7 +153,7 @@ def test_one_session_cannot_be_split(tmp_path, session):
 
 @pytest.mark.parametrize("protocol, message", [
     ("kfold", "--protocol kfold: expected one of published, loso, within"), ("", "expected one of"), ("LOSO:A03", "expected one of"),
-    ("loso", "no person .none named.; it has A01, A02"), ("loso:A10", "has no person A10"), ("within:", "has no person"),
+    ("loso", "as in loso:A03"), ("loso:A10", "has no person A10"), ("within:", "as in loso:A03"),
     ("within:S01", "has no person S01"), ("loso:a03", "has no person a03"),
 ])  # fmt: skip
 def test_an_unknown_protocol_or_person_is_one_line_that_says_what_there_is(nine, protocol, message):

@@ -275,7 +275,8 @@ def test_trials_of_another_montage_are_refused(tmp_path, n_chans):
 
 @pytest.mark.parametrize("record, message", [
     ({"sample": np.zeros((22, 800)), "label": 0}, "no array"), ({"sample": "text", "label": 0}, "no array"),
-    ({"sample": np.zeros(RECORD)}, "no label"), ([1, 2], "no array"),
+    ({"sample": np.zeros(RECORD)}, "the label None"), ({"sample": np.zeros(RECORD), "label": "left"}, "the label .left."),
+    ({"sample": np.zeros((22, 4, 100)), "label": 0}, "no array"), ([1, 2], "no array"),
 ])  # fmt: skip
 def test_a_record_that_is_none_is_named(tmp_path, record, message):
     folder = write_cbramod(tmp_path / "lmdb", {"train:A01T-0-0": record})
@@ -312,3 +313,13 @@ def test_arrays_and_bytes_of_every_pickle_protocol_are_read_and_other_codecs_are
     hostile = pickle.dumps(b"\xff\x00", 2).replace(b"latin1", b"rot_13")
     with pytest.raises(pickle.UnpicklingError, match="rot_13"):
         SafeUnpickler(io.BytesIO(hostile)).load()
+
+
+def test_a_flipped_byte_in_the_stores_facts_is_noticed(tmp_path):
+    write(tmp_path / "store", trials(2))
+    file = tmp_path / "store/data.mdb"
+    content = file.read_bytes()
+    assert content.count(b'"sfreq": 200.0') == 1 or content.count(b'"sfreq": 250.0') == 1
+    file.write_bytes(content.replace(b'"sfreq": 2', b'"sfreq": 1'))
+    with pytest.raises(UserError, match="damaged"):
+        open_store(tmp_path / "store")

@@ -82,7 +82,7 @@ def test_all_folds_of_leave_one_subject_out_run_the_encoder_once_a_trial(encoder
         for mode in ("train", "val", "test"):
             dataset = TrialDataset(store, mode, f"loso:{person}", BCIC)
             assert len(cache.tokens(dataset, CPU)) == len(dataset)
-    assert sum(encoded) - len(PEOPLE) == len(open_store(store).trials) == 36
+    assert sum(encoded) - 3 * len(PEOPLE) == len(open_store(store).trials) == 36
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "encoder: 24 train trials, 24 trials of 6 people encoded"
     assert out[-1] == "encoder: 4 test trials, from the cache"
@@ -93,7 +93,7 @@ def test_another_pooling_needs_no_second_pass(encoder, store, encoded):
     served(encoder, dataset)
     n = sum(encoded)
     assert same(served(encoder, dataset, "hemisphere"), direct(encoder, dataset, "hemisphere"))
-    assert sum(encoded) == n + 1  # the noise trial
+    assert sum(encoded) == n + 3  # the noise trials
 
 
 def test_only_people_without_tokens_are_encoded(encoder, store, encoded, capsys):
@@ -106,7 +106,7 @@ def test_only_people_without_tokens_are_encoded(encoder, store, encoded, capsys)
     dataset = TrialDataset(store, "train", "loso:A09", BCIC)  # A03 to A08 are known, none of A01 and A02
     capsys.readouterr()
     assert same(served(encoder, dataset), direct(encoder, dataset))
-    assert sum(encoded) == before + 1 + 4 * len({t.subject for t in dataset.trials} & set(PEOPLE[:3]))
+    assert sum(encoded) == before + 3 + 4 * len({t.subject for t in dataset.trials} & set(PEOPLE[:3]))
     assert f"{len(dataset)} train trials, 4 trials of 1 people encoded" in capsys.readouterr().out
 
 
@@ -116,7 +116,7 @@ def test_labels_are_no_part_of_it(encoder, store, encoded):
     n = sum(encoded)
     dataset.shuffle_labels(seed=0)
     served(encoder, dataset)
-    assert sum(encoded) == n + 1
+    assert sum(encoded) == n + 3
 
 
 def test_a_folder_that_cannot_be_written_is_a_notice(encoder, store, tmp_path, capsys):
@@ -289,3 +289,14 @@ def test_an_encoder_that_gives_no_numbers_is_an_error_and_nothing_is_kept(encode
     with pytest.raises(UserError, match=f"NaN or infinity for trial {dataset.trials[1].key}"):
         served(encoder, dataset)
     assert files(store) == []
+
+
+def test_a_preparation_that_clips_large_samples_gives_fresh_tokens(encoder, store, encoded, monkeypatch):
+    """Noise of the usual amplitude does not reach the limit; trials with artefacts do."""
+    dataset = TrialDataset(store, "train", description=BCIC)
+    served(encoder, dataset)
+    before = sum(encoded)
+    original = CSBrain.prepare
+    monkeypatch.setattr(CSBrain, "prepare", lambda self, x, sfreq: original(self, np.clip(x, -300, 300), sfreq))
+    assert same(served(encoder, dataset), direct(encoder, dataset))
+    assert sum(encoded) == before + 3 + len(dataset)
