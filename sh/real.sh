@@ -19,7 +19,7 @@ python prepare_demo.py --datasets --pth_dir $pth
 step "raw recordings → trial store"
 given=()
 if [ -n "$raw" ]; then given=(--skip_download --raw_dir "$raw"); fi
-python prepare_data.py --downstream_dataset BCICIV2b "${given[@]}" --lmdb_dir $store --overwrite
+python prepare_data.py --downstream_dataset BCICIV2b ${given[@]+"${given[@]}"} --lmdb_dir $store --overwrite
 protocol=published
 if [ ! -e "${raw:-data/BCICIV2b/raw}/B08T.mat" ]; then
   protocol=loso:B07
