@@ -97,13 +97,13 @@ def test_the_encoder_runs_once_and_the_cache_gives_what_encoding_anew_gives(demo
     flags = {"epochs": 1, "datasets_dir": few, "cache_dir": tmp_path / "cache"}
     first = script(SCRIPT, *demo.training(tmp_path / "first", **flags))
     assert first.code == 0, first.err
-    assert "encoder: 40 train trials, 40 trials of 5 people encoded" in first.out and sum(encoded) == 72 + 1
-    encoded.clear()  # one more than there are trials: each run encodes a noise trial
+    assert "encoder: 40 train trials, 40 trials of 5 people encoded" in first.out and sum(encoded) == 72 + 3
+    encoded.clear()  # three more than there are trials: each run encodes its noise trials
     cached = script(SCRIPT, *demo.training(tmp_path / "cached", **flags))
-    assert cached.code == 0 and "encoder: 40 train trials, from the cache" in cached.out and sum(encoded) == 1
+    assert cached.code == 0 and "encoder: 40 train trials, from the cache" in cached.out and sum(encoded) == 3
     encoded.clear()
     other_pooling = script(SCRIPT, *demo.training(tmp_path / "region", **flags, token_pooling="region"))
-    assert other_pooling.code == 0 and sum(encoded) == 1  # comparing poolings costs no second pass
+    assert other_pooling.code == 0 and sum(encoded) == 3  # comparing poolings costs no second pass
     encoded.clear()
     anew = script(SCRIPT, *demo.training(tmp_path / "anew", **flags, no_cache_features=True))
     assert anew.code == 0 and sum(encoded) == 40 + 16 + 16  # one epoch, validation, test

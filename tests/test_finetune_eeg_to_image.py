@@ -165,7 +165,7 @@ def test_a_warm_start_takes_over_pooling_and_trained_encoder(vi_demo, vi_trained
     checkpoint = torch.load(tmp_path / "run/mapper_epoch1.pth", weights_only=True)
     torch.save(checkpoint | {"dataset": "BCICIV2a"}, tmp_path / "bcic.pth")
     refused = script(SCRIPT, *vi_demo.mapping(tmp_path / "other", warm_start=tmp_path / "bcic.pth"))
-    assert refused.code == 2 and "is not a text checkpoint of VI" in refused.error_line
+    assert refused.code == 2 and "is not a checkpoint of this version's finetune_eeg_llm.py" in refused.error_line
 
 
 def test_two_processes_train_one_mapper(vi_demo, tmp_path):
@@ -302,7 +302,7 @@ def test_the_encoder_runs_once_and_encoding_anew_gives_the_same(vi_demo, mapped,
     )
     within = {"protocol": "within:S20", "epochs": 1}  # 10 / 0 / 10 trials
     cached = script(SCRIPT, *vi_demo.mapping(tmp_path / "cached", **within))
-    assert cached.code == 0 and "10 train trials, from the cache" in cached.out and sum(encoded) == 1, cached.err
+    assert cached.code == 0 and "10 train trials, from the cache" in cached.out and sum(encoded) == 3, cached.err
     encoded.clear()
     anew = script(SCRIPT, *vi_demo.mapping(tmp_path / "anew", **within, no_cache_features=True))
     assert anew.code == 0 and sum(encoded) == 1 + 10 + 10, anew.err  # how many tokens; one epoch, test
