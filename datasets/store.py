@@ -44,6 +44,11 @@ class Trial:
     image: str = ""
     checksum: int = 0
 
+    @property
+    def whose_session(self) -> str:
+        """Person and session, "A01/T": what a checkpoint keeps of the trials that it has seen."""
+        return f"{self.subject}/{self.session}"
+
 
 # ---------------------------------------------------------------- writing
 
@@ -139,7 +144,8 @@ class TrialStore(MappedFolder):
     def __init__(self, path: str | Path):
         super().__init__(path)
         try:
-            self.meta = json.loads(bytes(self.raw("meta") or b"{}"))
+            facts = bytes(self.raw("meta") or b"{}")
+            self.meta = json.loads(facts)
         except ValueError:
             raise UserError(f"{path} is damaged: its facts are no JSON; make it anew with --overwrite") from None
         if not isinstance(self.meta, dict) or self.meta.get("format") != FORMAT:
@@ -150,7 +156,7 @@ class TrialStore(MappedFolder):
                 f"{path} is a store of version {self.meta.get('version')}; this code reads version {VERSION}: make it "
                 f"anew with python {script} --skip_download --lmdb_dir {path} --overwrite"
             )
-        rows, facts = bytes(self.raw("trials") or b""), bytes(self.raw("meta"))
+        rows = bytes(self.raw("trials") or b"")
         try:
             self.sfreq, self.shape = float(self.meta["sfreq"]), tuple(self.meta["shape"] or (0, 0))
             self.trials = [Trial(**row) for row in json.loads(rows)]

@@ -26,8 +26,9 @@ class TrialDataset:
     store : TrialStore or CBraModStore, optional. Where it is open already.
 
     Items are dicts: `x`, `label` and `index`. `x` is the (n_chans, n_times) float32 signal in microvolts at `sfreq` Hz;
-    with `prepare` set, what it makes of that, kept in memory after the first time; with `tokens` set, an (N, n, width) tensor, its row. `trials[i]` tells item
-    i's subject, session, run and number. `labels` may be replaced (see `shuffled_labels`).
+    with `prepare` set, what it makes of that, kept in memory after the first time; with `tokens` set, an (N, n, width)
+    tensor, its row. `trials[i]` tells item i's subject, session, run and number. `labels` may be replaced (see
+    `shuffled_labels`).
 
     Raises UserError if the store has other electrodes or labels than the dataset.
     """
@@ -95,8 +96,8 @@ class TrialDataset:
 
     @property
     def sessions(self) -> list[str]:
-        """Whose sessions the trials are from, "A01/T", …: what a checkpoint keeps of the trials that it has seen."""
-        return sorted({f"{trial.subject}/{trial.session}" for trial in self.trials})
+        """Whose sessions the trials are from, "A01/T", …"""
+        return sorted({trial.whose_session for trial in self.trials})
 
     def shuffle_labels(self, seed: int) -> None:
         """Make this the shuffled-label control: see `shuffled_labels`."""

@@ -71,8 +71,7 @@ def check_unseen(seen: Sequence[str], protocol: str, dataset: TrialDataset, chos
     seen : sequence of str. `TrialDataset.sessions` of its training and validation trials.
     protocol : str. The one that it was trained under.
     """
-    trials = [dataset.trials[index] for index in chosen]
-    both = sorted({f"{trial.subject}/{trial.session}" for trial in trials} & set(seen))
+    both = sorted({dataset.trials[index].whose_session for index in chosen} & set(seen))
     if both and dataset.mode == "test":
         raise UserError(
             f"{where} was trained or validated on {', '.join(both[:5])} (--protocol {protocol}), which would be test trials "

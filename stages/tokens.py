@@ -65,8 +65,8 @@ class TokenCache:
     """A frozen encoder's tokens on disk, one file a person: so all protocols and folds share it.
 
     A file is keyed by the keys and checksums of the person's trials, the encoder's weights, and the groups of
-    electrodes; it also keeps the tokens of three fixed noise trials, so that other code in encoder, preparation or pooling is
-    noticed. Before tokens are served, the stored samples are compared with their checksums.
+    electrodes; it also keeps the tokens of three fixed noise trials, so that other code in encoder, preparation or pooling
+    is noticed. Before tokens are served, the stored samples are compared with their checksums.
 
     folder : str, Path or None. None: `token_cache` beside the store.
     encoder : nn.Module. See `models/encoders.py`.

@@ -51,21 +51,20 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is damaged ({error}); delete it, and it is made anew") from None
 
 
-def keep(tensors: dict[str, torch.Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
+def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Put tensors into a cache with a checksum; a cache that cannot be written is reported, and no error."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    notes = (notes or {}) | {"checksum": _checksum(tensors)}
     try:
         with written_whole(path) as unfinished:
-            unfinished.write_bytes(save(tensors, metadata=notes))
+            unfinished.write_bytes(save(tensors, metadata={"checksum": _checksum(tensors)}))
     except OSError as error:
         print(
             f"notice: {path.parent} cannot be written ({error.strerror}), so nothing is kept; --cache_dir names another"
         )
 
 
-def read_kept(path: Path, notes: dict[str, str] | None = None) -> dict[str, torch.Tensor] | None:
-    """Tensors from a cache; None where they are not there, damaged, not finite or of other notes."""
+def read_kept(path: Path) -> dict[str, torch.Tensor] | None:
+    """Tensors from a cache; None where they are not there, damaged or not finite."""
     if not path.is_file():
         return None
     try:
@@ -74,7 +73,7 @@ def read_kept(path: Path, notes: dict[str, str] | None = None) -> dict[str, torc
     except (SafetensorError, ValueError, OSError):
         tensors, found = {}, {}
     finite = all(torch.isfinite(tensor).all() for tensor in tensors.values())
-    if not finite or found != (notes or {}) | {"checksum": _checksum(tensors)}:
+    if not finite or found != {"checksum": _checksum(tensors)}:
         print(f"notice: {path.name} in the cache is damaged or of something else; made anew")
         return None
     return tensors
