@@ -106,7 +106,7 @@ from models.eeg_clip_mapper import (
     mean_pairwise_cosine,
 )
 from models.image_generator import image_model_address
-from stages.decoding import FOR_TEXT, check_unseen, load_state, read_run_checkpoint
+from stages.decoding import FOR_TEXT, check_unseen, checkpoint_encoder, read_run_checkpoint
 from stages.pictures import Stimuli
 from stages.rows import mapper_readouts, new_row
 from stages.runs import best_epoch, finish_run, open_run, save_history, validation_line
@@ -199,15 +199,15 @@ def main(args: argparse.Namespace) -> None:
             )
     args.encoder = warm.get("encoder_name") or args.encoder
     args.token_pooling = args.token_pooling or warm.get("token_pooling") or "region"
-    encoder = encoder_for(
-        splits["train"], args.encoder, args.foundation_dir if args.use_pretrained_weights else None,
-        args.allow_partial, args.seed,
-    )  # fmt: skip
-    encoder_fingerprint = fingerprint(encoder)
-    if warm and encoder.pretrained and encoder_fingerprint != warm["encoder_fingerprint"]:
-        raise UserError(f"--warm_start {args.warm_start} was trained on another encoder than {args.foundation_dir}")
-    if warm.get("encoder") is not None:
-        load_state(encoder, warm["encoder"], Path(args.warm_start))
+    foundation = args.foundation_dir if args.use_pretrained_weights else None
+    if warm:
+        encoder = checkpoint_encoder(
+            warm, Path(args.warm_start), splits["train"], foundation, args.allow_partial, args.seed
+        )
+        encoder_fingerprint = warm["encoder_fingerprint"]  # as it was before it was trained
+    else:
+        encoder = encoder_for(splits["train"], args.encoder, foundation, args.allow_partial, args.seed)
+        encoder_fingerprint = fingerprint(encoder)
     if warm:
         say(f"warm start: {args.token_pooling} pooling"
             + (" and the trained encoder" if warm.get("encoder") is not None else "; the pooling has no weights, the encoder was frozen"))  # fmt: skip
