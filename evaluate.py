@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import flags
-from utils.errors import UserError, run_script
+from utils.errors import UserError, run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import matplotlib
 
@@ -51,7 +51,8 @@ def read_control(place: Path, rows: Sequence[Row]) -> list[Row]:
     """Rows of the control of a run; UserError where it is none: labels not shuffled, or other trials."""
     control = read_decoded(place)
     record = place / "run.json"
-    if record.is_file() and not read_json(record).get("arguments", {}).get("shuffle_labels"):
+    arguments = read_json(record).get("arguments") if record.is_file() else {"shuffle_labels": True}
+    if not isinstance(arguments, dict) or not arguments.get("shuffle_labels"):
         raise UserError(f"{place} is not a shuffled-label control: it was made without --shuffle_labels; move it away")
     trials, others = ([(r.subject, r.session, r.run, r.trial) for r in of] for of in (rows, control))
     if trials != others:
@@ -138,7 +139,9 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(lines), *people, *notes, sep="\n")
     if args.output_dir:
         with written_whole(Path(args.output_dir) / "table.md") as unfinished:
-            unfinished.write_text("\n".join([*lines, "", *(f"{line}\n" for line in (*people, *notes))]))
+            unfinished.write_text(
+                "\n".join([*lines, "", *(f"{line}\n" for line in (*people, *notes))]), encoding="utf-8"
+            )
         print(f"wrote {Path(args.output_dir) / 'table.md'} and the confusion matrices")
 
 

@@ -23,7 +23,7 @@ from datasets.splits import check_protocol
 from models import ENCODERS, POOLINGS
 from stages.rows import TEXT_READOUTS
 from utils import flags
-from utils.errors import UserError, run_script
+from utils.errors import UserError, run_script, start_script
 
 MIN_LR = 1e-6  # where the cosine ends
 
@@ -67,27 +67,29 @@ def parse_args() -> argparse.Namespace:
     flags.check_numbers(parser, args, "warmup_lr", "lr", "encoder_lr", "weight_decay", "clip", "lora_alpha")
     flags.check_share(parser, args, "label_smoothing")
     flags.check_phases(parser, args)
+    args.defaults = flags.defaults(parser, args)
     return args
 
 
 if __name__ == "__main__":
-    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from datasets.trials import TextCollator, load_splits
-from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora
+from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, lora_facts
+from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
-from stages.runs import best_epoch, finish_run, open_run, save_history, validation_line
+from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
 from stages.scores import score_rows
 from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
 from utils.device import PRECISIONS, start_accelerator
 from utils.files import write_json
 from utils.paths import written_whole
+from utils.progress import progress
 from utils.seeds import seed_everything
 
 # ---------------------------------------------------------------- one epoch, one evaluation
@@ -115,22 +117,34 @@ def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> f
     return float(accelerator.reduce(torch.as_tensor(total / n_batches), reduction="mean"))
 
 
-def evaluate(accelerator, model, dataset, args, name: str) -> list:
-    """Decode a split with all read-outs; one row a trial, in the split's order, on every process."""
+def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None = None) -> list:
+    """Decode a split with all read-outs; one row a trial, in the split's order, on every process.
+
+    keep_in : Path, optional. Folder where each batch is kept until all are decoded.
+    """
     model = accelerator.unwrap_model(model).eval()
-    mine = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
-    rows = []
+    mine = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    rows, pieces = [], None
+    if keep_in:
+        settings = {"precision": accelerator.mixed_precision, "device": accelerator.device.type,
+                    "batch_size": args.eval_batch_size, "max_new_tokens": args.max_new_tokens}  # fmt: skip
+        pieces = DecodedPieces(keep_in, model, dataset, mine, accelerator.process_index, **settings)
     with accelerator.autocast():
         model.read_prefix()
-    for batch in tqdm(DataLoader(mine, args.eval_batch_size), desc=name, unit="batch", leave=False,
-                      disable=not accelerator.is_main_process):  # fmt: skip
-        with accelerator.autocast():
-            texts, scores = model.decode(
-                batch["x"].to(accelerator.device), dataset.description.canonical, args.max_new_tokens
-            )
-        for index, text, score in zip(batch["index"].tolist(), texts, scores.cpu(), strict=True):
-            readouts = text_readouts(dataset.description, text, score.softmax(0).tolist())
-            rows.append(new_row(dataset, index, readouts, text))
+    batches = DataLoader(Subset(dataset, mine), args.eval_batch_size)
+    bar = progress(batches, desc=name, unit="batch", leave=False, disable=not accelerator.is_main_process)
+    for number, batch in enumerate(bar):
+        decoded = pieces.get(number) if pieces else None  # what an interrupted run has decoded already
+        if decoded is None:
+            with accelerator.autocast():
+                texts, scores = model.decode(
+                    batch["x"].to(accelerator.device), dataset.description.canonical, args.max_new_tokens
+                )
+            decoded = [(text, score.softmax(0).tolist()) for text, score in zip(texts, scores.cpu(), strict=True)]
+            if pieces:
+                pieces.add(decoded)
+        for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
+            rows.append(new_row(dataset, index, text_readouts(dataset.description, text, probabilities), text))
     return sorted(gather_object(rows), key=lambda row: row.index)
 
 
@@ -215,41 +229,43 @@ def main(args: argparse.Namespace) -> None:
         loader.set_epoch(epoch)
         collator.epoch = epoch
         started = time.perf_counter()
-        bar = tqdm(total=len(splits["train"]), desc=f"epoch {epoch}/{args.epochs} ({phase})", unit="trial",
-                   disable=not accelerator.is_main_process)  # fmt: skip
+        bar = progress(total=len(splits["train"]), desc=f"epoch {epoch}/{args.epochs} ({phase})", unit="trial",
+                       disable=not accelerator.is_main_process)  # fmt: skip
         with bar:
             train_loss = train_epoch(accelerator, model, loader, optimizer, schedule, args, bar)
         if not math.isfinite(train_loss):
             raise UserError(f"the loss of epoch {epoch} is {train_loss}; lower --lr, or use --precision bf16 or fp32")
-        seconds = time.perf_counter() - started
+        seconds = {"train_seconds": time.perf_counter() - started}
         rows = evaluate(accelerator, model, splits["val"], args, "validation")
+        seconds["seconds"] = time.perf_counter() - started
         val = {readout: result.as_dict() for readout, result in score_rows(rows).items()}
         history.append({
-            "epoch": epoch, "phase": phase, "train_loss": train_loss, "lr": schedule.get_last_lr()[0],
-            "train_seconds": seconds, "seconds": time.perf_counter() - started, "val": val,
+            "epoch": epoch, "phase": phase, "train_loss": train_loss, "lr": schedule.get_last_lr()[0], "val": val,
         })  # fmt: skip
         say(f"epoch {epoch} ({phase}): loss {train_loss:.4f}, validation {validation_line(val)}")
         if accelerator.is_main_process:
             facts = {
                 "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
                 "token_pooling": args.token_pooling, "encoder_fingerprint": encoder_fingerprint,
-                "n_times": splits["train"].n_times, "sfreq": splits["train"].sfreq,
+                **splits["train"].facts,
                 "protocol": args.protocol, "seen": [*splits["train"].sessions, *splits["val"].sessions],
                 "llm": str(Path(args.llm).resolve()) if Path(args.llm).is_dir() else args.llm,
             }  # fmt: skip
-            save_history(history, description.chance, model_dir)
+            save_history(history, seconds, description.chance, model_dir)
             save_epoch(model_dir, accelerator, model, optimizer, schedule, history, facts)
+            keep_epochs(model_dir, history, args.keep, args.select_by, ("projection_epoch{}.pth", "lora_epoch{}"))
         accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     best = best_epoch(history, args.select_by)
-    checkpoint = read_checkpoint(model_dir / f"projection_epoch{best['epoch']}.pth")
+    best_file, lora_dir = model_dir / f"projection_epoch{best['epoch']}.pth", model_dir / f"lora_epoch{best['epoch']}"
+    checkpoint = read_checkpoint(best_file)
     model.projection.load_state_dict(checkpoint["projection"])
     if checkpoint["encoder"] is not None:
         model.encoder.load_state_dict(checkpoint["encoder"])
-    load_lora(model.language_model, model_dir / f"lora_epoch{best['epoch']}")
-    rows = evaluate(accelerator, model, splits["test"], args, "test")
+    load_lora(model.language_model, lora_dir, checkpoint["lora"])
+    rows = evaluate(accelerator, model, splits["test"], args, "test", model_dir)
     if accelerator.is_main_process:
         finish_run(model_dir, rows, best, args.select_by, args.shuffle_labels)
     accelerator.end_training()
@@ -264,6 +280,7 @@ def save_epoch(model_dir, accelerator, model, optimizer, schedule, history, fact
     epoch = history[-1]["epoch"]
     encoder = None if model.train_encoder == "never" else model.encoder.state_dict()
     weights = {"projection": model.projection.state_dict(), "encoder": encoder}
+    facts |= {"lora": lora_facts(model.language_model)}
     save_checkpoint(facts | {"epoch": epoch} | weights, model_dir / f"projection_epoch{epoch}.pth")
     with written_whole(model_dir / f"lora_epoch{epoch}") as unfinished:
         model.language_model.save_pretrained(unfinished)
@@ -284,4 +301,6 @@ def load_trained(model: EEGLanguageModel, state: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args))
+    run_script(
+        lambda: main(args), [Path(args.model_dir) / ".lock"], "finished epochs are kept; go on with --resume"
+    )  # fmt: skip

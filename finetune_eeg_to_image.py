@@ -25,7 +25,7 @@ from datasets.splits import check_protocol
 from models import ENCODERS, MAPPERS, POOLINGS
 from stages.rows import MAPPER_READOUTS
 from utils import flags
-from utils.errors import UserError, run_script
+from utils.errors import UserError, run_script, start_script
 from utils.paths import default
 
 # name of a loss term → (default weight, what it is); the terms themselves: LOSS_TERMS in models/eeg_clip_mapper.py
@@ -84,16 +84,16 @@ def parse_args() -> argparse.Namespace:
     flags.check_phases(parser, args)
     if not (math.isfinite(args.temperature) and args.temperature > 0):
         parser.error("--temperature must be positive")
+    args.defaults = flags.defaults(parser, args)
     return args
 
 
 if __name__ == "__main__":
-    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from datasets.trials import load_splits
 from models import choose
@@ -109,12 +109,13 @@ from models.image_generator import image_model_address
 from stages.decoding import FOR_TEXT, check_unseen, checkpoint_encoder, read_run_checkpoint
 from stages.pictures import Stimuli
 from stages.rows import mapper_readouts, new_row
-from stages.runs import best_epoch, finish_run, open_run, save_history, validation_line
+from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
 from stages.scores import score_rows
 from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
 from utils.device import start_accelerator
 from utils.files import write_json
+from utils.progress import progress
 from utils.seeds import seed_everything
 
 # ---------------------------------------------------------------- targets, one epoch, one evaluation
@@ -276,7 +277,7 @@ def main(args: argparse.Namespace) -> None:
     facts = {
         "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
         "token_pooling": args.token_pooling, "encoder_fingerprint": encoder_fingerprint,
-        "n_times": splits["train"].n_times, "sfreq": splits["train"].sfreq,
+        **splits["train"].facts,
         "protocol": args.protocol, "seen": sorted({*splits["train"].sessions, *splits["val"].sessions, *warm_seen}), "mapper_name": args.mapper,
         "settings": settings, "prototypes": prototypes, "image_targets": args.image_targets, "image_model": image_model,
     }  # fmt: skip
@@ -291,8 +292,8 @@ def main(args: argparse.Namespace) -> None:
         seed_everything(args.seed, epoch, accelerator.process_index)
         loader.set_epoch(epoch)
         started = time.perf_counter()
-        bar = tqdm(total=len(splits["train"]), desc=f"epoch {epoch}/{args.epochs} ({'joint' if joint else 'warmup'})",
-                   unit="trial", disable=not accelerator.is_main_process)  # fmt: skip
+        bar = progress(total=len(splits["train"]), desc=f"epoch {epoch}/{args.epochs} ({'joint' if joint else 'warmup'})",
+                       unit="trial", disable=not accelerator.is_main_process)  # fmt: skip
         with bar:
             train_loss, parts = train_epoch(accelerator, model, loader, optimizer, targets, args, joint, bar)
         if not math.isfinite(train_loss):
@@ -303,7 +304,7 @@ def main(args: argparse.Namespace) -> None:
         val = {readout: result.as_dict() for readout, result in score_rows(rows).items()}
         history.append({
             "epoch": epoch, "phase": "joint" if joint else "warmup", "train_loss": train_loss, "loss_parts": parts,
-            "lr": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - started, "val": val,
+            "lr": optimizer.param_groups[0]["lr"], "val": val,
         })  # fmt: skip
         say(f"epoch {epoch} ({history[-1]['phase']}): loss {train_loss:.4f}, validation {validation_line(val)}")
         if accelerator.is_main_process:
@@ -312,12 +313,13 @@ def main(args: argparse.Namespace) -> None:
             kept = plain.encoder.state_dict() if of_encoder else warm.get("encoder")
             weights = {"mapper": plain.mapper.state_dict(), "encoder": kept}
             save_checkpoint(facts | {"epoch": epoch} | weights, output_dir / f"mapper_epoch{epoch}.pth")
-            save_history(history, description.chance, output_dir)
+            save_history(history, {"seconds": time.perf_counter() - started}, description.chance, output_dir)
             save_checkpoint({
                 "history": history, "optimizer": optimizer.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "mapper": weights["mapper"], "encoder": kept if of_encoder else None,
             }, output_dir / "last.pth")  # fmt: skip
+            keep_epochs(output_dir, history, args.keep, args.select_by, ("mapper_epoch{}.pth",))
         accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials
@@ -334,4 +336,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args))
+    run_script(
+        lambda: main(args), [Path(args.output_dir) / ".lock"], "finished epochs are kept; go on with --resume"
+    )  # fmt: skip

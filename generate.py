@@ -17,7 +17,7 @@ from datasets.description import DATASETS, load_description
 from datasets.splits import check_protocol
 from stages.rows import TEXT_READOUTS
 from utils import flags
-from utils.errors import run_script
+from utils.errors import run_script, start_script
 from utils.paths import default
 
 
@@ -39,20 +39,21 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from datasets.trials import TrialDataset
 from models.image_generator import EEGImageGenerator, image_model_address
 from stages import decoding
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free
+from stages.pieces import DecodedPieces
 from stages.rows import draw_what, new_row, read_rows, text_readouts
 from stages.runs import report_decoded
 from utils.device import PRECISIONS, pick_device, pick_precision
 from utils.hub import fetch_nothing
+from utils.progress import progress
 
 
 def main(args: argparse.Namespace) -> None:
@@ -81,17 +82,27 @@ def main(args: argparse.Namespace) -> None:
             description, encoder.width,
         )  # fmt: skip
         decoding.connect(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
+        settings = {"precision": precision, "device": device.type, "batch_size": args.batch_size,
+                    "max_new_tokens": args.max_new_tokens}  # fmt: skip
+        pieces = DecodedPieces(output_dir, model, dataset, chosen, **settings)
         rows = []
         with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
             model.read_prefix()
-            for batch in tqdm(DataLoader(Subset(dataset, chosen), args.batch_size), desc="decoding", unit="batch"):
-                texts, scores = model.decode(batch["x"].to(device), description.canonical, args.max_new_tokens)
-                for index, text, score in zip(batch["index"].tolist(), texts, scores.cpu(), strict=True):
-                    readouts = text_readouts(description, text, score.softmax(0).tolist())
+            batches = DataLoader(Subset(dataset, chosen), args.batch_size)
+            for number, batch in enumerate(progress(batches, desc="decoding", unit="batch")):
+                decoded = pieces.get(number)  # what an interrupted run has decoded already
+                if decoded is None:
+                    texts, scores = model.decode(batch["x"].to(device), description.canonical, args.max_new_tokens)
+                    decoded = [(t, score.softmax(0).tolist()) for t, score in zip(texts, scores.cpu(), strict=True)]
+                    pieces.add(decoded)
+                    del texts, scores
+                for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
+                    readouts = text_readouts(description, text, probabilities)
                     rows.append(draw_what(new_row(dataset, index, readouts, text), description, args.readout))
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(projection)}
         report_decoded(rows, output_dir, record)
-        del dataset, checkpoint, encoder, model, batch, scores, score  # the image stage has the GPU for itself
+        pieces.finish()
+        del dataset, checkpoint, encoder, model, batch  # the image stage has the GPU for itself
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if draws:
@@ -110,4 +121,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args))
+    run_script(
+        lambda: main(args), [Path(args.output_dir) / ".lock"],
+        "what is decoded and drawn is kept; the same command goes on behind it",
+    )  # fmt: skip

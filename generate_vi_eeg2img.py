@@ -17,7 +17,7 @@ from datasets.description import DATASETS, load_description
 from datasets.splits import check_protocol
 from stages.rows import MAPPER_READOUTS
 from utils import flags
-from utils.errors import run_script
+from utils.errors import run_script, start_script
 from utils.paths import default
 
 CONDITIONINGS = ("class", "embedding", "blend")
@@ -45,11 +45,10 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from datasets.trials import TrialDataset
 from models.image_generator import EEGImageGenerator, image_model_address
@@ -61,6 +60,7 @@ from stages.runs import report_decoded
 from utils.checkpoints import best_checkpoint
 from utils.device import pick_device
 from utils.hub import fetch_nothing
+from utils.progress import progress
 
 
 def main(args: argparse.Namespace) -> None:
@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
         prototypes = checkpoint["prototypes"].to(device)
         rows, alone = [], {}
         with torch.no_grad():
-            for batch in tqdm(DataLoader(Subset(dataset, chosen), args.batch_size), desc="decoding", unit="batch"):
+            for batch in progress(DataLoader(Subset(dataset, chosen), args.batch_size), desc="decoding", unit="batch"):
                 outputs = model(batch["x"].to(device))
                 for index, readouts in zip(batch["index"].tolist(), mapper_readouts(outputs, prototypes), strict=True):
                     row = new_row(dataset, index, readouts, description.canonical[readouts[args.readout].label])
@@ -129,4 +129,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args))
+    run_script(
+        lambda: main(args), [Path(args.output_dir) / ".lock"],
+        "what is decoded and drawn is kept; the same command goes on behind it",
+    )  # fmt: skip

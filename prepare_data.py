@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets.description import DATASETS, load_description
 from utils import flags
-from utils.errors import UserError, run_script
+from utils.errors import UserError, run_script, start_script
 from utils.paths import default, make_room
 
 
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 from datasets.prepare import prepare
 from datasets.preprocessing import Preprocessing
@@ -81,4 +81,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args))
+    run_script(
+        lambda: main(args), [args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")],
+        "files that are prepared are kept; the same command goes on behind them",
+    )  # fmt: skip

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils import flags
-from utils.errors import UserError, run_script
+from utils.errors import UserError, run_script, start_script
 from utils.paths import ROOT, default, written_whole
 
 NAMES = ("BCICIV2a", "BCICIV2b", "VI")
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import numpy as np
 
@@ -119,4 +119,7 @@ def same_settings(folder: Path, settings: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args))
+    run_script(
+        lambda: main(args), [Path(args.data_dir) / ".lock", Path(args.pth_dir) / ".lock"],
+        "what is written is kept; the same command writes the rest",
+    )  # fmt: skip

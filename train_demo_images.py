@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from utils import flags
+from utils.errors import run_script, start_script
 from utils.paths import default
 
 NAMES = ("stable-diffusion", "amused", "clip")
@@ -36,7 +37,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()  # before the slow imports: -h and a wrong flag answer at once
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
 
@@ -52,4 +53,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(args)
+    run_script(lambda: main(args))

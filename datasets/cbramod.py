@@ -2,18 +2,20 @@
 
 import functools
 import hashlib
-import io
+import math
 import pickle
 import re
+import reprlib
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import lmdb
 import numpy as np
 
 from datasets.description import SPLITS
-from datasets.store import DTYPE, MappedFolder, Trial, open_lmdb
+from datasets.lmdb_file import LMDBFile
+from datasets.store import DTYPE, Trial
 from utils.errors import UserError
 
 SFREQ = 200.0  # Hz
@@ -21,33 +23,36 @@ SFREQ = 200.0  # Hz
 
 def is_cbramod(path: Path) -> bool:
     """Whether a folder has this layout."""
-    try:
-        with open_lmdb(path).begin() as txn:
-            return txn.get(b"meta") is None and txn.get(b"__keys__") is not None
-    except lmdb.Error as error:
-        raise UserError(f"{path} is damaged ({error}); fetch or make it anew") from None
+    file = LMDBFile(path)
+    return "meta" not in file and "__keys__" in file
 
 
-class CBraModStore(MappedFolder):
+class CBraModStore:
     """Read-only view of such a folder, with the same face as `TrialStore`.
 
     Records are `{"sample": (n_chans, n_patches, 200), "label": int}`, unpickled by `SafeUnpickler`. Person and session
     come from the file name in the key where it has them; `own_splits` says which split the file puts a key in.
 
-    Raises UserError if a pickle holds anything but arrays and plain containers, or a record is none.
+    Raises UserError if a pickle holds anything but arrays and plain containers, a record is none, or samples are NaN or
+    infinite.
     """
 
     sfreq = SFREQ
 
     def __init__(self, path: str | Path):
-        super().__init__(path)
+        self.path = Path(path)
+        self._file = LMDBFile(self.path)
         self.meta: dict = {"format": "CBraMod", "sfreq": SFREQ}
         keys = self._unpickled("__keys__")
         if not isinstance(keys, dict) or not set(SPLITS) <= set(keys):
             raise UserError(f"{path}: __keys__ does not list train, val and test; expected CBraMod's layout")
         self.own_splits = {}
         for split in SPLITS:
-            for key in map(str, keys[split]):
+            if not isinstance(keys[split], list) or not all(isinstance(key, str) for key in keys[split]):
+                raise UserError(
+                    f"{path}: __keys__ has {reprlib.repr(keys[split])} as {split}; expected a list of strings"
+                )
+            for key in keys[split]:
                 if key in self.own_splits:
                     raise UserError(f"{path}: record {key!r} is listed twice, in {self.own_splits[key]} and {split}")
                 self.own_splits[key] = split
@@ -61,7 +66,7 @@ class CBraModStore(MappedFolder):
     def fingerprint(self) -> str:
         """SHA-256 of all keys, splits and checksums."""
         text = "".join(f"{self.own_splits[t.key]} {t.key} {t.checksum} " for t in self.trials)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
     @functools.cached_property
     def shape(self) -> tuple[int, int]:
@@ -84,62 +89,297 @@ class CBraModStore(MappedFolder):
             raise UserError(f"{self.path}: record {trial.key!r} has changed while it was used")
 
     def _samples(self, key: str, record) -> np.ndarray:
-        sample = record.get("sample") if isinstance(record, dict) else None
+        """(n_chans, n_times) float32."""
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{self.path}: record {key!r} is no dict with 'sample' and 'label'; it is {reprlib.repr(record)}"
+            )
+        sample = record.get("sample")
         if (
             not isinstance(sample, np.ndarray)
             or sample.ndim != 3
             or sample.shape[2] != 200
+            or not sample.size
             or sample.dtype.kind not in "fiu"
         ):
             raise UserError(f"{self.path}: record {key!r} has no array (n_chans, n_patches, 200) under 'sample'")
-        return np.ascontiguousarray(sample.reshape(len(sample), -1), DTYPE)
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite
+            samples = np.array(sample.reshape(len(sample), -1), DTYPE, order="C")  # aligned
+        if not np.isfinite(samples).all():
+            raise UserError(f"{self.path}: record {key!r} has NaN or infinity in its samples")
+        return samples
 
     def _trial(self, key: str) -> Trial:
         """CBraMod's keys are a file name and counters, "A01T-3-17" or "sub012.pkl-3-17"."""
         record = self._unpickled(key)
         samples = self._samples(key, record)
-        label = record.get("label")
+        if "label" not in record:
+            raise UserError(f"{self.path}: record {key!r} has no label")
+        label = record["label"]
         if not isinstance(label, int | np.integer):
-            raise UserError(f"{self.path}: record {key!r} has the label {label!r}; expected a whole number")
+            raise UserError(f"{self.path}: record {key!r} has the label {reprlib.repr(label)}; expected a whole number")
         if samples.shape != self.shape:
             raise UserError(f"{self.path}: record {key!r} is {samples.shape}; the first one is {self.shape}")
         name, *counters = key.split("-")
-        subject, session = re.fullmatch(r"([AB]\d\d)([TE])?.*|(?P<other>.*)", name).group(1, 2)
-        run, number = ([int(c) for c in counters if c.isdigit()] + [0, 0])[:2]
+        subject, session = re.fullmatch(r"([AB]\d\d)([TE])?.*|(?P<other>.*)", name, re.DOTALL).group(1, 2)
+        run, number = ([int(c) for c in counters if c.isdecimal()] + [0, 0])[:2]
         checksum = zlib.crc32(samples.tobytes())
         return Trial(key, int(label), subject or name.split(".")[0], session or "", run, number + 1, "", checksum)
 
     def _unpickled(self, key: str):
-        raw = self.raw(key)
+        raw = self._file.get(key)
         if raw is None:
             raise UserError(f"{self.path} has no record {key!r}")
         try:
-            return SafeUnpickler(io.BytesIO(raw)).load()
-        except Exception as error:  # a damaged pickle fails in many ways
-            raise UserError(f"{self.path}: record {key!r} cannot be read: {error}") from None
+            return SafeUnpickler(raw).load()
+        except pickle.UnpicklingError as error:
+            raise UserError(f"{self.path}: record {key!r} cannot be read: {str(error)[:200]}") from None
 
 
-class SafeUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain containers and refuses everything else, so a foreign file runs no code."""
+# ---------------------------------------------------------------- pickles
 
-    ALLOWED = {
-        ("numpy", "ndarray"), ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
-        ("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer"),
-    }  # fmt: skip
-
-    def find_class(self, module: str, name: str) -> Callable:
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 pickles bytes under protocol 2
-            return _latin1_bytes
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}; only numpy arrays and plain containers are read"
-            )
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+ALL_THAT_IS_READ = "only numpy arrays and plain containers are read"
+STOP = pickle.STOP[0]
+SHORT, LONG, HUGE, SIGNED, DOUBLE = map(struct.Struct, ("<H", "<I", "<Q", "<i", ">d"))
 
 
-def _latin1_bytes(text: str, encoding: str) -> bytes:
+class SafeUnpickler:
+    """Read one pickle, of protocols 0 to 5, of numeric arrays, numbers, strings, lists, tuples and dicts.
+
+    raw : bytes or other buffer. Arrays are read-only, and views of it where the protocol has bytes (3 and later).
+
+    This is no `pickle.Unpickler`. That one hands what a file says to numpy's own functions, which believe it: an array's
+    bytes may be made into pointers. And it allocates whatever length a file names. Here every opcode and function that
+    such records do not need is refused, and nothing is longer than the record.
+    """
+
+    def __init__(self, raw: bytes | memoryview):
+        self.raw, self.at = memoryview(raw).cast("B"), 0
+        self.stack: list = []
+        self.below: list[list] = []  # the stacks below the open marks
+        self.memo: dict[int, object] = {}
+
+    def load(self) -> object:
+        """Raises pickle.UnpicklingError if the pickle holds anything else or is damaged."""
+        try:
+            while (code := self.raw[self.at]) != STOP:
+                self.at += 1
+                if code not in OPCODES:
+                    raise pickle.UnpicklingError(f"it has the opcode {bytes([code])}; {ALL_THAT_IS_READ}")
+                OPCODES[code](self)
+            return self.stack.pop()
+        except pickle.UnpicklingError:
+            raise
+        except Exception as error:  # nonsense fails in many ways
+            raise pickle.UnpicklingError(f"it is damaged ({type(error).__name__}: {error})") from None
+
+    def find_class(self, module: str, name: str) -> Callable | None:
+        """Our function in place of numpy's."""
+        if not (isinstance(module, str) and isinstance(name, str) and (module, name) in FUNCTIONS):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}; {ALL_THAT_IS_READ}")
+        return FUNCTIONS[module, name]
+
+    # -------- what follows an opcode
+
+    def byte(self) -> int:
+        self.at += 1
+        return self.raw[self.at - 1]
+
+    def number(self, kind: struct.Struct) -> int | float:
+        self.at += kind.size
+        return kind.unpack_from(self.raw, self.at - kind.size)[0]
+
+    def take(self, length: int) -> memoryview:
+        start, self.at = self.at, self.at + length
+        if self.at > len(self.raw):
+            raise pickle.UnpicklingError(f"it is damaged ({length} bytes, and the record ends before)")
+        return self.raw[start : self.at]
+
+    def line(self) -> bytes:
+        text = bytes(self.raw[self.at : self.at + 80])  # only an array's bytes make a longer line, under protocol 0
+        if b"\n" not in text:
+            text = bytes(self.raw[self.at :])
+        text = text[: text.index(b"\n")]
+        self.at += len(text) + 1
+        return text
+
+    # -------- what an opcode does
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def pop(self, count: int) -> list:
+        popped = [self.stack.pop() for _ in range(count)]
+        return popped[::-1]
+
+    def mark(self) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def pop_to_mark(self) -> list:
+        popped, self.stack = self.stack, self.below.pop()
+        return popped
+
+    def frame(self, length: int) -> None:
+        if length > len(self.raw) - self.at:
+            raise pickle.UnpicklingError(f"it is damaged ({length} bytes, and the record ends before)")
+
+    def put(self, index: int) -> None:
+        if index > len(self.raw):
+            raise pickle.UnpicklingError(f"it is damaged ({index} objects to remember)")
+        self.memo[index] = self.stack[-1]
+
+    def get(self, index: int) -> None:
+        value = self.memo[index]
+        self.push(value.built if type(value) is Unbuilt else value)
+
+    def extend(self, items: list) -> None:
+        if type(self.stack[-1]) is not list:
+            raise pickle.UnpicklingError("it is damaged (it appends to what is no list)")
+        self.stack[-1].extend(items)
+
+    def update(self, items: list) -> None:
+        keys, values = items[::2], items[1::2]
+        if type(self.stack[-1]) is not dict or not all(type(key) is str for key in keys):
+            raise pickle.UnpicklingError("it has a dict whose keys are no strings")
+        self.stack[-1].update(zip(keys, values, strict=True))
+
+    def push_dict(self, items: list) -> None:
+        self.push({})
+        self.update(items)
+
+    def reduce(self) -> None:
+        function, arguments = self.pop(2)
+        if not callable(function):  # what find_class gave, and nothing else, can be called
+            raise pickle.UnpicklingError("it is damaged (it calls what is no function)")
+        self.push(function(*arguments))
+
+    def build(self) -> None:
+        unbuilt, state = self.pop(2)
+        if type(unbuilt) is not Unbuilt:
+            raise pickle.UnpicklingError("it is damaged (it gives a state to what has none)")
+        unbuilt.built = unbuilt.build(*state)
+        self.push(unbuilt.built)
+
+
+def _int(line: bytes) -> int:
+    """Protocols 0 and 1 write True as 01."""
+    return line == b"01" if line in (b"00", b"01") else int(line)
+
+
+ACTIONS: dict[bytes, Callable[[SafeUnpickler], object]] = {
+    pickle.PROTO: lambda u: u.byte(),
+    pickle.FRAME: lambda u: u.frame(u.number(HUGE)),
+    pickle.MARK: lambda u: u.mark(),
+    # constants and numbers
+    pickle.NONE: lambda u: u.push(None),
+    pickle.NEWTRUE: lambda u: u.push(True),
+    pickle.NEWFALSE: lambda u: u.push(False),
+    pickle.INT: lambda u: u.push(_int(u.line())),
+    pickle.LONG: lambda u: u.push(int(u.line().rstrip(b"L"))),
+    pickle.BININT: lambda u: u.push(u.number(SIGNED)),
+    pickle.BININT1: lambda u: u.push(u.byte()),
+    pickle.BININT2: lambda u: u.push(u.number(SHORT)),
+    pickle.LONG1: lambda u: u.push(int.from_bytes(u.take(u.byte()), "little", signed=True)),
+    pickle.FLOAT: lambda u: u.push(float(u.line())),
+    pickle.BINFLOAT: lambda u: u.push(u.number(DOUBLE)),
+    # strings and bytes
+    pickle.UNICODE: lambda u: u.push(str(u.line(), "raw-unicode-escape")),
+    pickle.SHORT_BINUNICODE: lambda u: u.push(str(u.take(u.byte()), "utf-8")),
+    pickle.BINUNICODE: lambda u: u.push(str(u.take(u.number(LONG)), "utf-8")),
+    pickle.BINUNICODE8: lambda u: u.push(str(u.take(u.number(HUGE)), "utf-8")),
+    pickle.SHORT_BINBYTES: lambda u: u.push(bytes(u.take(u.byte()))),
+    pickle.BINBYTES: lambda u: u.push(u.take(u.number(LONG))),
+    pickle.BINBYTES8: lambda u: u.push(u.take(u.number(HUGE))),
+    pickle.BYTEARRAY8: lambda u: u.push(u.take(u.number(HUGE))),
+    # containers
+    pickle.EMPTY_TUPLE: lambda u: u.push(()),
+    pickle.TUPLE1: lambda u: u.push(tuple(u.pop(1))),
+    pickle.TUPLE2: lambda u: u.push(tuple(u.pop(2))),
+    pickle.TUPLE3: lambda u: u.push(tuple(u.pop(3))),
+    pickle.TUPLE: lambda u: u.push(tuple(u.pop_to_mark())),
+    pickle.EMPTY_LIST: lambda u: u.push([]),
+    pickle.LIST: lambda u: u.push(u.pop_to_mark()),
+    pickle.APPEND: lambda u: u.extend(u.pop(1)),
+    pickle.APPENDS: lambda u: u.extend(u.pop_to_mark()),
+    pickle.EMPTY_DICT: lambda u: u.push({}),
+    pickle.DICT: lambda u: u.push_dict(u.pop_to_mark()),
+    pickle.SETITEM: lambda u: u.update(u.pop(2)),
+    pickle.SETITEMS: lambda u: u.update(u.pop_to_mark()),
+    # what comes more than once
+    pickle.MEMOIZE: lambda u: u.put(len(u.memo)),
+    pickle.PUT: lambda u: u.put(int(u.line())),
+    pickle.BINPUT: lambda u: u.put(u.byte()),
+    pickle.LONG_BINPUT: lambda u: u.put(u.number(LONG)),
+    pickle.GET: lambda u: u.get(int(u.line())),
+    pickle.BINGET: lambda u: u.get(u.byte()),
+    pickle.LONG_BINGET: lambda u: u.get(u.number(LONG)),
+    # arrays
+    pickle.GLOBAL: lambda u: u.push(u.find_class(u.line().decode(), u.line().decode())),
+    pickle.STACK_GLOBAL: lambda u: u.push(u.find_class(*u.pop(2))),
+    pickle.REDUCE: lambda u: u.reduce(),
+    pickle.BUILD: lambda u: u.build(),
+}
+OPCODES = {opcode[0]: action for opcode, action in ACTIONS.items()}
+
+
+# ---------------------------------------------------------------- numpy's objects, as it pickles them
+
+
+class Unbuilt:
+    """A data type or an array whose state is still to come. `built` is what the state makes of it."""
+
+    __slots__ = ("build", "built")
+
+    def __init__(self, build: Callable):
+        self.build, self.built = build, self
+
+
+def _dtype(code: str, align: bool = False, copy: bool = False) -> Unbuilt:
+    """A plain number's data type, of 8 bytes at most; the byte order comes as its state."""
+    if not re.fullmatch("b1|[iu][1248]|f[248]", code):
+        raise pickle.UnpicklingError(f"it asks for the data type {code!r}; only plain numbers are read")
+
+    def build(version, order, *others) -> np.dtype:
+        if version != 3 or order not in ("<", ">", "|", "=") or others != (None, None, None, -1, -1, 0):
+            raise pickle.UnpicklingError(f"it asks for a kind of {code!r} that is none; only plain numbers are read")
+        return np.dtype(order + code)
+
+    return Unbuilt(build)
+
+
+def _array(raw: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str, axes: tuple | None = None) -> np.ndarray:
+    """As `numpy._core.numeric._frombuffer`, for as many bytes as the shape has."""
+    if (
+        not isinstance(dtype, np.dtype)
+        or not all(type(n) is int and n >= 0 for n in shape)
+        or len(shape) > 8
+        or len(raw) != math.prod(shape) * dtype.itemsize
+    ):
+        raise pickle.UnpicklingError(f"it has an array of {len(raw)} bytes that are not {dtype} {shape}")
+    array = np.frombuffer(raw, dtype)
+    return array.reshape(shape).transpose(axes) if order == "K" else array.reshape(shape, order=order)
+
+
+def _reconstruct(kind: None, shape: tuple, code: bytes) -> Unbuilt:
+    """An empty array, which its state fills."""
+    return Unbuilt(lambda version, shape, dtype, fortran, raw: _array(raw, dtype, shape, "F" if fortran else "C"))
+
+
+def _scalar(dtype: np.dtype, raw: bytes) -> np.generic:
+    return _array(raw, dtype, (1,), "C")[0]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How Python 3 pickles bytes under protocols 0 to 2."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes encoded as {encoding}; expected latin1")
+        raise pickle.UnpicklingError(f"it has bytes encoded as {encoding}; expected latin1")
     return text.encode("latin1")
+
+
+FUNCTIONS = {("_codecs", "encode"): _encode, ("numpy", "dtype"): _dtype, ("numpy", "ndarray"): None}
+for core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
+    FUNCTIONS |= {
+        (f"{core}.multiarray", "_reconstruct"): _reconstruct, (f"{core}.multiarray", "scalar"): _scalar,
+        (f"{core}.numeric", "_frombuffer"): _array,
+    }  # fmt: skip

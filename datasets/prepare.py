@@ -9,9 +9,9 @@ import numpy as np
 from datasets.description import SPLITS, DatasetDescription
 from datasets.preprocessing import Preprocessing, filter_run, window
 from datasets.recording import Recording
-from datasets.store import DTYPE, Trial, write_store
+from datasets.store import DTYPE, StoreWriter, Trial
 from utils.errors import UserError
-from utils.files import environment, source_record
+from utils.files import code_digest, environment, source_record
 from utils.workers import in_order
 
 AMPLITUDES = (1.0, 200.0)  # microvolts, the median electrode's standard deviation after filtering
@@ -21,7 +21,7 @@ def prepare(
     description: DatasetDescription, files: Sequence[Path], lmdb_dir: Path, settings: Preprocessing, workers: int,
     scale: float | None = None, options: dict | None = None,
 ) -> None:  # fmt: skip
-    """Write the store of a dataset and print the closing table.
+    """Write the store of a dataset, file by file, and print the closing table. After an interruption, go on.
 
     files : sequence of Path. Raw files, in the store's order, whichever worker is done first.
     settings : Preprocessing
@@ -36,29 +36,59 @@ def prepare(
         "options": options, "preprocessing": settings.as_dict(), "scale_flag": scale, "environment": environment(),
         "sfreq": 0.0, "sources": [], "counts": {},
     }  # fmt: skip
-    counts: Counter = Counter()
-
-    def parts():
-        jobs = [(description, file, settings, scale, options) for file in files]
+    writer = StoreWriter(lmdb_dir, meta | {"code": code_digest()})
+    if writer.notes:
+        go_on(writer, files)
+    try:
+        jobs = [(description, file, settings, scale, options) for file in files[len(writer.notes) :]]
         for kept, found, source in in_order(prepare_file, jobs, workers, "preparing"):
-            counts.update(found)
-            meta["sources"].append(source)
-            rates = {recording["sfreq"] for recording in source["recordings"]} | ({meta["sfreq"]} - {0.0})
-            if len(rates) > 1:
-                raise UserError(f"{source['name']} has another sampling rate ({rates} Hz) than the files before it")
-            meta["sfreq"] = max(rates, default=0.0)
-            yield kept
+            check_rate(source, writer.notes)
+            writer.add(kept, {"counts": list(found.items()), "source": source})
+        counts = Counter()
+        for note in writer.notes:
+            counts.update({tuple(key): n for key, n in note["counts"]})
         if not any(fate == "kept" for fate, *_ in counts):
             dropped = sum(n for (fate, *_), n in counts.items() if fate.startswith("dropped"))
+            writer.discard()
             raise UserError(
                 f"none of the {len(files)} recordings gives a trial: "
                 + (f"{dropped} were dropped" if dropped else "no events in them")
                 + f"; {files[0]} is the first"
             )
-        meta["counts"] = {"/".join(map(str, key)): n for key, n in counts.items()}  # JSON has no tuples: "kept/A01/0"
+    except BaseException:
+        if writer.notes:
+            print(
+                f"{len(writer.notes)} of {len(files)} files are prepared and kept; the same command goes on behind them"
+            )
+        else:
+            writer.discard()
+        raise
+    meta["sources"] = [note["source"] for note in writer.notes]
+    meta["sfreq"] = max(rates(meta["sources"]), default=0.0)
+    meta["counts"] = {"/".join(map(str, key)): n for key, n in counts.items()}  # JSON has no tuples: "kept/A01/0"
+    closing_table(description, writer.finish(meta), counts)
 
-    meta = write_store(lmdb_dir, meta, parts())
-    closing_table(description, meta, counts)
+
+def go_on(writer: StoreWriter, files: Sequence[Path]) -> None:
+    """Say how many files an interrupted run has prepared; where one of them is another file now, begin anew."""
+    known = [{k: note["source"][k] for k in ("name", "bytes", "sha256")} for note in writer.notes]
+    if len(known) <= len(files) and known == [source_record(file) for file in files[: len(known)]]:
+        print(f"{len(known)} of {len(files)} files were prepared by a run that was interrupted; going on behind them")
+    else:
+        print("notice: an interrupted run prepared other files; beginning anew")
+        writer.discard()
+
+
+def rates(sources: Sequence[dict]) -> set[float]:
+    """Sampling rates of recordings, Hz."""
+    return {recording["sfreq"] for source in sources for recording in source["recordings"]}
+
+
+def check_rate(source: dict, notes: Sequence[dict]) -> None:
+    """Raise UserError where a file has another sampling rate than those before it."""
+    found = rates([source, *(note["source"] for note in notes)])
+    if len(found) > 1:
+        raise UserError(f"{source['name']} has another sampling rate ({found} Hz) than the files before it")
 
 
 def prepare_file(

@@ -8,17 +8,19 @@ raw little-endian float32. Who trains and who tests is chosen when trials are lo
 import hashlib
 import json
 import os
-import struct
+import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
+from datasets.lmdb_file import LMDBFile
 from utils.errors import UserError
-from utils.paths import written_whole
+from utils.paths import sync_folder
 
 FORMAT, VERSION = "eeg2image-trials", 2
 DTYPE = np.dtype("<f4")
@@ -52,82 +54,145 @@ class Trial:
 
 # ---------------------------------------------------------------- writing
 
+PLAN, PART = b"\0plan", b"\0part-%06d"  # no trial's key begins with a zero
 
-def write_store(path: Path, meta: dict, parts: Iterable[list[tuple[Trial, np.ndarray]]]) -> dict:
-    """Write a whole store, or nothing.
 
-    path : Path. The store's folder; replaced only once the new one is whole.
-    meta : dict. Facts to keep; `sfreq` (Hz) is required. The caller may still fill it in while `parts` is consumed.
-    parts : iterable of lists of (Trial, samples). Samples are float32 arrays (n_chans, n_times) in microvolts, all of
-        one shape. `Trial.checksum` is filled in here.
-    Returns dict: The metadata as written, with `n_trials`, `shape` and `fingerprint` (SHA-256 of keys and samples in
-        order; labels are not part of it, so features computed from the samples stay valid when labels change).
-    Raises UserError if the disk is full, a key comes twice or the samples have several shapes.
+class StoreWriter:
+    """A store in the making, beside its place: each part is on the disk once it is added, and a later run goes on behind it.
+
+    path : Path. The store's folder; what is there is replaced only once the new one is whole.
+    plan : dict. What the parts depend on, for JSON. An unfinished store of another plan, or a damaged one, is removed.
+
+    notes : list of dict. What was noted with each part that is there.
     """
-    digest = hashlib.sha256()
-    rows: dict[str, dict] = {}
-    shape, map_size = None, 64 << 20
-    with written_whole(path) as unfinished:
-        unfinished.mkdir()
+
+    def __init__(self, path: Path, plan: dict):
+        self.path, self.folder = path, path.with_name(f".{path.name}.unfinished")
+        self.plan = json.dumps(plan).encode()
+        self.notes: list[dict] = []
+        self.rows: dict[str, dict] = {}
+        self.shape, self.map_size, self._digest = None, 64 << 20, hashlib.sha256()
+        if self.folder.is_dir():
+            try:
+                self._read()
+            except (UserError, ValueError, KeyError, TypeError):
+                self.discard()
+
+    def _read(self) -> None:
+        """Take over the parts that are there; ValueError where they are of another plan or damaged."""
+        there = LMDBFile(self.folder)
+        if bytes(there.get(PLAN) or b"") != self.plan:
+            raise ValueError
+        while (part := there.get(PART % len(self.notes))) is not None:
+            content = json.loads(bytes(part))
+            for row in content["trials"]:
+                raw = there.get(row["key"])
+                if raw is None or zlib.crc32(raw) != row["checksum"]:
+                    raise ValueError
+                self._digest.update(row["key"].encode() + raw)
+                self.rows[row["key"]] = row
+            self.notes.append(content["note"])
+            self.shape, self.map_size = content["shape"] and tuple(content["shape"]), content["map_size"]
+
+    def discard(self) -> None:
+        """Remove all parts."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.notes, self.rows, self.shape, self.map_size = [], {}, None, 64 << 20
+        self._digest = hashlib.sha256()
+
+    def add(self, part: Sequence[tuple[Trial, np.ndarray]], note: dict | None = None) -> None:
+        """Write one part's trials, all or none of them.
+
+        part : sequence of (Trial, samples). Samples are float32 arrays (n_chans, n_times) in microvolts, all of one shape.
+            `Trial.checksum` is filled in here.
+        note : dict, optional. What a later run needs to know of this part, for JSON.
+        Raises UserError if the disk is full, a key comes twice or the samples have several shapes.
+        """
+        rows, raws = {}, {}
+        for trial, samples in part:
+            self.shape = self.shape or samples.shape
+            if samples.shape != self.shape or samples.ndim != 2 or samples.dtype != DTYPE:
+                raise UserError(
+                    f"trial {trial.key} is {samples.dtype} {samples.shape}; the others are {self.shape}: all "
+                    "recordings of a store need one sampling rate and one window"
+                )
+            if trial.key in self.rows or trial.key in rows:
+                raise UserError(f"two trials have the key {trial.key}; is a recording there twice?")
+            raws[trial.key] = np.ascontiguousarray(samples, DTYPE).tobytes()
+            rows[trial.key] = asdict(trial) | {"checksum": zlib.crc32(raws[trial.key])}
+        self.map_size += sum(len(raw) + 8192 for raw in raws.values())  # with LMDB's pages around them
+        self.map_size += 2 * len(json.dumps(note)) + (1 << 16)
+        content = {"trials": list(rows.values()), "note": note, "shape": self.shape, "map_size": self.map_size}
+        with self._transaction() as put:
+            if not self.notes:
+                put(PLAN, self.plan)
+            for key, raw in raws.items():
+                put(key.encode(), raw)
+            put(PART % len(self.notes), json.dumps(content).encode())
+        for key, raw in raws.items():
+            self._digest.update(key.encode() + raw)
+        self.rows |= rows
+        self.notes.append(note)
+
+    def finish(self, meta: dict) -> dict:
+        """Write the list of trials and the facts, and put the store in its place.
+
+        meta : dict. Facts to keep; `sfreq` (Hz) is required.
+        Returns dict: The metadata as written, with `n_trials`, `shape` and `fingerprint` (SHA-256 of keys and samples in
+            order; labels are not part of it, so features computed from the samples stay valid when labels change).
+        """
+        listed = json.dumps(list(self.rows.values())).encode()
+        meta = meta | {
+            "format": FORMAT, "version": VERSION, "dtype": DTYPE.str, "units": "microvolts", "shape": self.shape,
+            "n_trials": len(self.rows), "fingerprint": self._digest.hexdigest(), "trials_checksum": zlib.crc32(listed),
+        }  # fmt: skip
+        facts = json.dumps(meta).encode()
+        self.map_size += 3 * (len(listed) + len(facts))
+        if not self.folder.is_dir() or LMDBFile(self.folder).get(b"meta") is None:  # else it ended just behind this
+            with self._transaction() as put:
+                put(b"trials", listed)
+                put(b"meta", facts)
+                put(b"meta_checksum", str(zlib.crc32(facts)).encode())
+        if self.path.is_dir():
+            os.replace(self.folder / "data.mdb", self.path / "data.mdb")
+            (self.path / "lock.mdb").unlink(missing_ok=True)
+            self.folder.rmdir()
+        else:
+            self.folder.rename(self.path)
+        sync_folder(self.path)
+        sync_folder(self.path.parent)
+        return meta
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Callable[[bytes, bytes], bool]]:
+        """One transaction on the disk. The file is opened anew each time, so that its bytes do not tell of interruptions."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with lmdb.open(str(unfinished), map_size=map_size) as env:
-                for part in parts:
-                    map_size += sum(samples.nbytes + 8192 for _, samples in part)  # with LMDB's pages around them
-                    env.set_mapsize(map_size)
-                    with env.begin(write=True) as txn:
-                        for trial, samples in part:
-                            shape = shape or samples.shape
-                            if samples.shape != shape or samples.ndim != 2 or samples.dtype != DTYPE:
-                                raise UserError(
-                                    f"trial {trial.key} is {samples.dtype} {samples.shape}; the others are {shape}: all "
-                                    "recordings of a store need one sampling rate and one window"
-                                )
-                            if trial.key in rows:
-                                raise UserError(f"two trials have the key {trial.key}; is a recording there twice?")
-                            raw = np.ascontiguousarray(samples, DTYPE).tobytes()
-                            txn.put(trial.key.encode(), raw)
-                            digest.update(trial.key.encode() + raw)
-                            rows[trial.key] = asdict(trial) | {"checksum": zlib.crc32(raw)}
-                listed = json.dumps(list(rows.values())).encode()
-                meta = meta | {
-                    "format": FORMAT, "version": VERSION, "dtype": DTYPE.str, "units": "microvolts", "shape": shape,
-                    "n_trials": len(rows), "fingerprint": digest.hexdigest(), "trials_checksum": zlib.crc32(listed),
-                }  # fmt: skip
-                with env.begin(write=True) as txn:
-                    txn.put(b"trials", listed)
-                    facts = json.dumps(meta).encode()
-                    txn.put(b"meta", facts)
-                    txn.put(b"meta_checksum", str(zlib.crc32(facts)).encode())
+            with lmdb.open(str(self.folder), map_size=self.map_size, lock=False) as env, env.begin(write=True) as txn:
+                yield txn.put
         except lmdb.Error as error:
-            raise UserError(f"cannot write the store {path}: {error}; free some disk space and run again") from None
-    return meta
+            raise UserError(
+                f"cannot write the store {self.path}: {error}; free some disk space and run again"
+            ) from None
+
+
+def write_store(path: Path, meta: dict, parts: Iterable[Sequence[tuple[Trial, np.ndarray]]]) -> dict:
+    """Write a whole store, or nothing. Parameters and errors as `StoreWriter.add` and `finish`."""
+    writer = StoreWriter(path, {})
+    writer.discard()
+    try:
+        for part in parts:
+            writer.add(part)
+        return writer.finish(meta)
+    except BaseException:
+        writer.discard()
+        raise
 
 
 # ---------------------------------------------------------------- reading
 
 
-class MappedFolder:
-    """An LMDB folder opened for reading, once in every process that asks."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._env, self._txn, self._pid = None, None, None
-
-    def raw(self, key: str) -> memoryview | None:
-        """The record as a buffer into the mapped file."""
-        if self._pid != os.getpid():  # a loader's worker opens the file for itself
-            self._env = open_lmdb(self.path)
-            self._txn, self._pid = self._env.begin(buffers=True), os.getpid()
-        try:
-            return self._txn.get(key.encode())
-        except lmdb.Error as error:
-            raise UserError(f"{self.path} is damaged ({error}); make it anew with --overwrite") from None
-
-    def __getstate__(self):
-        return self.__dict__ | {"_env": None, "_txn": None, "_pid": None}
-
-
-class TrialStore(MappedFolder):
+class TrialStore:
     """Read-only view of a store written by `write_store`.
 
     meta : dict
@@ -142,9 +207,10 @@ class TrialStore(MappedFolder):
     own_splits: dict[str, str] = {}  # this layout leaves the splits to the run
 
     def __init__(self, path: str | Path):
-        super().__init__(path)
+        self.path = Path(path)
+        self._file = LMDBFile(self.path)
         try:
-            facts = bytes(self.raw("meta") or b"{}")
+            facts = bytes(self._file.get("meta") or b"{}")
             self.meta = json.loads(facts)
         except ValueError:
             raise UserError(f"{path} is damaged: its facts are no JSON; make it anew with --overwrite") from None
@@ -156,20 +222,20 @@ class TrialStore(MappedFolder):
                 f"{path} is a store of version {self.meta.get('version')}; this code reads version {VERSION}: make it "
                 f"anew with python {script} --skip_download --lmdb_dir {path} --overwrite"
             )
-        rows = bytes(self.raw("trials") or b"")
+        rows = bytes(self._file.get("trials") or b"")
         try:
             self.sfreq, self.shape = float(self.meta["sfreq"]), tuple(self.meta["shape"] or (0, 0))
             self.trials = [Trial(**row) for row in json.loads(rows)]
             self.listed = zlib.crc32(rows)
             whole = self.listed == self.meta["trials_checksum"]
-            whole &= bytes(self.raw("meta_checksum") or b"") == str(zlib.crc32(facts)).encode()
+            whole &= bytes(self._file.get("meta_checksum") or b"") == str(zlib.crc32(facts)).encode()
         except (KeyError, TypeError, ValueError):
             whole = False
         if not whole:
             raise UserError(
                 f"{path} is damaged: its facts or its list of trials are not what was written; make it anew with --overwrite"
             )
-        self.fingerprint = f"{self.meta['fingerprint']}-{self._env.info()['last_txnid']}"
+        self.fingerprint = f"{self.meta['fingerprint']}-{self._file.last_txnid}"
         self._verified: set[str] = set()
 
     def read(self, trial: Trial) -> np.ndarray:
@@ -177,14 +243,14 @@ class TrialStore(MappedFolder):
 
         Raises UserError if the samples are not those that were written; asked once a trial and process.
         """
-        raw = self.raw(trial.key)
+        raw = self._file.get(trial.key)
         if trial.key not in self._verified:
             self.verify(trial, raw)
         return np.frombuffer(raw, DTYPE).reshape(self.shape)
 
     def verify(self, trial: Trial, raw: memoryview | None = None) -> None:
         """Raise UserError where a trial's stored samples are not those that were written."""
-        raw = self.raw(trial.key) if raw is None else raw
+        raw = self._file.get(trial.key) if raw is None else raw
         if raw is None or len(raw) != DTYPE.itemsize * int(np.prod(self.shape)) or zlib.crc32(raw) != trial.checksum:
             raise UserError(
                 f"{self.path} is damaged: the samples of trial {trial.key} are not those that were written; make the "
@@ -205,57 +271,7 @@ def is_trial_store(path: Path) -> bool:
     if {p.name for p in path.iterdir()} - {"data.mdb", "lock.mdb"}:
         return False
     try:
-        with open_lmdb(path).begin() as txn:
-            return json.loads(txn.get(b"meta") or b"{}").get("format") == FORMAT
-    except (UserError, ValueError, lmdb.Error):
+        meta = json.loads(bytes(LMDBFile(path).get("meta") or b"{}"))
+    except (UserError, ValueError):
         return False
-
-
-# ---------------------------------------------------------------- LMDB
-
-_OPEN: dict[tuple, lmdb.Environment] = {}  # LMDB allows one opening of a file in a process, so readers share it
-
-
-def open_lmdb(path: Path) -> lmdb.Environment:
-    """Open an LMDB folder for reading only; the environment is shared and stays open, so do not close it."""
-    file = path / "data.mdb"
-    if not file.is_file():
-        raise UserError(f"{path} is not an LMDB folder (it has no data.mdb); make one with prepare_data.py")
-    place = (str(path.resolve()), os.getpid())
-    written = (file.stat().st_ino, file.stat().st_mtime_ns, file.stat().st_size)
-    for key in [key for key in _OPEN if key[:2] == place and key[2] != written]:
-        _OPEN.pop(key).close()  # another store has taken the old one's place
-    if (*place, written) not in _OPEN:
-        check_whole(file)
-        try:
-            _OPEN[(*place, written)] = lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
-        except lmdb.Error as error:
-            raise UserError(f"{path} cannot be opened as an LMDB: {error}") from None
-    return _OPEN[(*place, written)]
-
-
-def check_whole(file: Path) -> None:
-    """Refuse an LMDB file that ends before its last page: reading a mapped page that is not there kills the process.
-
-    A file starts with two meta pages: a 16-byte page header, then magic and version (4 bytes each), address and map size
-    (8 each), two database records of 48 bytes (the first begins with the page size), the number of the last page and
-    the number of the last transaction (8 each). The one with the later transaction counts. Source: LMDB's mdb.c.
-
-    Raises UserError.
-    """
-    magic_number, last_page_at = 0xBEEFC0DE, 16 + 4 + 4 + 8 + 8 + 2 * 48
-    size = file.stat().st_size
-    with open(file, "rb") as opened:
-        start = opened.read(last_page_at + 16)
-        page = struct.unpack_from("<I", start, 40)[0] if len(start) == last_page_at + 16 else 0
-        if page < 512 or struct.unpack_from("<I", start, 16)[0] != magic_number:
-            raise UserError(f"{file} is no LMDB file, or its beginning is damaged; make it anew with --overwrite")
-        opened.seek(page)
-        metas = [start, opened.read(last_page_at + 16)]
-    metas = [meta for meta in metas if len(meta) == last_page_at + 16]
-    last_page, _ = max((struct.unpack_from("<QQ", meta, last_page_at) for meta in metas), key=lambda pair: pair[1])
-    if size < (last_page + 1) * page:
-        raise UserError(
-            f"{file} is truncated: {size} bytes where it says {(last_page + 1) * page}; copy it again, or make it anew "
-            "with --overwrite"
-        )
+    return isinstance(meta, dict) and meta.get("format") == FORMAT

@@ -104,6 +104,11 @@ class TrialDataset:
         self.labels = shuffled_labels(self.trials, seed)
 
     @property
+    def facts(self) -> dict:
+        """What a checkpoint keeps of the trials that it was trained on: length, rate (Hz), window, filter, reference."""
+        return {"n_times": self.n_times, "sfreq": self.sfreq, "preprocessing": self.store.meta.get("preprocessing")}
+
+    @property
     def n_times(self) -> int:
         """Samples a trial."""
         return self.store.shape[1]

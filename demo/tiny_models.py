@@ -18,7 +18,6 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -33,6 +32,7 @@ from datasets.visual_imagery_llm_dataset import MONTAGE
 from models.CSBrain import CSBrain
 from utils.checkpoints import save_checkpoint
 from utils.paths import written_whole
+from utils.progress import progress
 
 # TinyLlama-Chat's format: a role, a newline, the text, the end token
 CHAT_TEMPLATE = (
@@ -91,7 +91,7 @@ def write_language_model(
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    for _ in (bar := tqdm(range(steps), desc="language model")):
+    for _ in (bar := progress(range(steps), desc="language model")):
         prompts, answers = zip(*(_chat(rng, tokenizer, *conversations[rng.integers(len(conversations))])
                                  for _ in range(16)), strict=True)  # fmt: skip
         rows = [p + a for p, a in zip(prompts, answers, strict=True)]

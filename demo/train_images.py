@@ -19,12 +19,12 @@ from diffusers import (
 )
 from PIL import Image
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
 from datasets.description import load_description
 from demo.drawings import DRAWINGS, drawing
 from demo.tiny_models import byte_tokenizer, random_text_encoder
+from utils.progress import progress
 
 IMAGE_SIZE = 64  # pixels
 BATCH = 16
@@ -249,7 +249,7 @@ class TrainingBatches:
         self.average = {k: v.clone() for k, v in model.state_dict().items()} if average else None
 
     def __iter__(self):
-        self.bar = tqdm(range(self.steps), desc=self.name)
+        self.bar = progress(range(self.steps), desc=self.name)
         for _ in self.bar:
             chosen = torch.randint(len(self.data), (BATCH,))
             self.x, self.label = self.data[chosen], self.labels[chosen]

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 import transformers
 from PIL import Image
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from models.eeg_llm import FEATURES
-from models.image_generator import load_image_model
+from models.image_generator import HINT, load_image_model
+from models.loading import load_whole
 from utils.checkpoints import keep, read_kept
-from utils.errors import UserError
+from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
 
 QUERIES = 77  # CLIP's text length
@@ -236,16 +236,12 @@ class CLIPImageTargetBuilder:
     def _encode(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
         transformers.logging.set_verbosity_error()  # the text tower's weights are left out on purpose
         safe = {"local_files_only": self.local, "trust_remote_code": False}
-        try:
-            model = CLIPVisionModelWithProjection.from_pretrained(
-                self.name, **safe, use_safetensors=True, dtype=torch.float32
-            ).eval()
+        kind = CLIPVisionModelWithProjection
+        model = load_whole(kind, self.name, "--clip_model", HINT, **safe, dtype=torch.float32).eval()
+        with loading(f"--clip_model {self.name}", HINT):
             processor = CLIPImageProcessorPil.from_pretrained(self.name, **safe)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"--clip_model {self.name}: cannot be loaded ({reason}); give a local folder") from None
-        pixels = processor(pictures, return_tensors="pt")["pixel_values"]
-        return {"x": model(pixels).image_embeds.clone()}
+            pixels = processor(pictures, return_tensors="pt")["pixel_values"]
+            return {"x": model(pixels).image_embeds.clone()}
 
 
 class CLIPTextTargetBuilder:
@@ -266,10 +262,11 @@ class CLIPTextTargetBuilder:
     @torch.inference_mode()
     def _encode(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         reader = load_image_model(self.name, for_reading=True)
-        return {
-            "states": torch.cat([reader.read_prompt(prompt).states for prompt in prompts]).clone(),
-            "pooled": torch.cat([reader.pooled_target(prompt) for prompt in prompts]).clone(),
-        }
+        with loading(f"--image_model {self.name}", HINT):
+            return {
+                "states": torch.cat([reader.read_prompt(prompt).states for prompt in prompts]).clone(),
+                "pooled": torch.cat([reader.pooled_target(prompt) for prompt in prompts]).clone(),
+            }
 
 
 def _identity(name: str) -> list[str]:

@@ -1,19 +1,21 @@
 """EEG features → a few tokens → a projection into a language model's embedding space → text."""
 
 import copy
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import peft
 import torch
 from jinja2 import TemplateError
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, GenerationConfig
 
-from utils.errors import UserError
+from models.loading import load_whole
+from utils.checkpoints import as_bytes
+from utils.errors import UserError, loading
+from utils.files import read_json
 from utils.hub import fetch_nothing
 
 FEATURES = 200  # CSBrain's width
@@ -291,22 +293,38 @@ def load_language_model(name: str, device: torch.device, quantize: bool, dtype: 
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    try:
+    hint = "give a local folder or a hub address, and --no_quantize where bitsandbytes does not support the device"
+    with loading(f"--llm {name}", hint):
         tokenizer = AutoTokenizer.from_pretrained(name, **safe)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, **safe, use_safetensors=True, dtype=dtype, device_map={"": device},
-            quantization_config=config if quantize else None,
-        )  # fmt: skip
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        hint = "give a local folder or a hub address, and --no_quantize where bitsandbytes does not support the device"
-        raise UserError(f"--llm {name}: cannot be loaded ({reason}); {hint}") from None
+    model = load_whole(
+        AutoModelForCausalLM, name, "--llm", hint, **safe, dtype=dtype, device_map={"": device},
+        quantization_config=config if quantize else None,
+    )  # fmt: skip
+    # a repository's own settings of generation (penalties, sampling) would change what is decoded
+    end = tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Where the CPU can, bitsandbytes repacks a layer when it first sees evaluation and computes in bfloat16 from
             # then on, training included; a run that evaluated and one that resumed would then differ.
             module.support_avx512bf16_for_cpu = False
-    return model.eval().requires_grad_(False), tokenizer
+    model = model.eval().requires_grad_(False)
+    with loading(f"--llm {name}", hint):
+        check_fits(model, tokenizer)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def check_fits(model, tokenizer) -> None:
+    """Let a language model read one token: ValueError where it cannot, or its tokenizer speaks of other tokens."""
+    n_tokens = model.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= n_tokens or not isinstance(tokenizer.eos_token_id, int):
+        raise ValueError(f"its tokenizer has tokens up to {highest}, the model {n_tokens}, the end token is "
+                         f"{tokenizer.eos_token_id}")  # fmt: skip
+    logits = model(input_ids=torch.tensor([[tokenizer.eos_token_id]], device=model.device)).logits
+    if not torch.isfinite(logits).all():
+        raise ValueError("it gives NaN or infinity")
 
 
 def add_lora(
@@ -324,39 +342,58 @@ def add_lora(
         r=r, lora_alpha=alpha, lora_dropout=LORA_DROPOUT, target_modules=list(targets), task_type="CAUSAL_LM"
     )
     try:
-        return peft.get_peft_model(language_model, config)
+        model = peft.get_peft_model(language_model, config)
     except ValueError as error:
         raise UserError(f"--lora_targets {' '.join(targets)}: {str(error).splitlines()[0]}") from None
+    model.peft_config["default"].target_modules = sorted(targets)  # peft's set is written in another order every time
+    return model
+
+
+# what plain LoRA has in adapter_config.json: anything else computes something else
+PLAIN_LORA = {"peft_type": "LORA", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none",
+              "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layers_to_transform": None}  # fmt: skip
 
 
 def read_lora_settings(folder: Path) -> dict:
     """`r`, `alpha` and `targets` of an adapter folder, for `add_lora`.
 
-    Raises UserError if the folder is missing, or its adapter_config.json is none.
+    Raises UserError if the folder is missing, its adapter_config.json is damaged, or it is another kind of adapter.
     """
     file = folder / "adapter_config.json"
     if not file.is_file():
         raise UserError(f"{folder} is not a LoRA folder (it has no adapter_config.json); --lora_dir names one")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        targets = sorted(str(target) for target in config["target_modules"])
-        return {"r": int(config["r"]), "alpha": float(config["lora_alpha"]), "targets": targets}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: {type(error).__name__} {error}") from None
+    config = read_json(file)
+    for name, plain in PLAIN_LORA.items():
+        if config.get(name, plain) not in (plain, None):
+            raise UserError(f"{file} has {name} = {str(config[name])[:60]}; only plain LoRA ({name} = {plain}) is read")
+    with loading(f"{file} is damaged", "expected r, lora_alpha and target_modules"):
+        targets, r, alpha = config["target_modules"], config["r"], float(config["lora_alpha"])
+        if not isinstance(targets, list) or not targets or not all(isinstance(target, str) for target in targets):
+            raise ValueError("target_modules is no list of names")
+        if type(r) is not int or not 0 < r <= 4096 or not 0 < alpha < 1e6:
+            raise ValueError(f"r is {r!r} and lora_alpha {alpha!r}")
+    return {"r": r, "alpha": alpha, "targets": sorted(targets)}
 
 
-def load_lora(model: peft.PeftModel, folder: str | Path) -> None:
+def lora_facts(model: peft.PeftModel) -> dict:
+    """What a checkpoint keeps of the adapter that was trained with it: rank, scale, layers, and a digest of its weights."""
+    config = model.peft_config["default"]
+    return {"r": config.r, "alpha": float(config.lora_alpha), "targets": sorted(config.target_modules),
+            "digest": _digest(peft.get_peft_model_state_dict(model))}  # fmt: skip
+
+
+def load_lora(model: peft.PeftModel, folder: str | Path, facts: Mapping | None = None) -> None:
     """Put an adapter's weights from disk into a model that `add_lora` made.
 
-    Raises UserError if the folder is missing, is no adapter, or one of another shape.
+    facts : mapping, optional. `lora_facts` of the adapter that it has to be.
+    Raises UserError if the folder is missing, is no adapter, one of another shape, or another one than `facts` says.
     """
     folder = Path(folder)
-    if not (folder / "adapter_model.safetensors").is_file():
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
         raise UserError(f"{folder} is not a LoRA folder (it has no adapter_model.safetensors); --lora_dir names one")
-    try:
+    with loading(str(file), "it is damaged; --lora_dir names another"):
         given = peft.load_peft_weights(str(folder), device="cpu")
-    except SafetensorError as error:
-        raise UserError(f"{folder}/adapter_model.safetensors is damaged ({error})") from None
     wanted = peft.get_peft_model_state_dict(model)
     wrong = [key for key in given.keys() | wanted.keys()
              if key not in given or key not in wanted or given[key].shape != wanted[key].shape]  # fmt: skip
@@ -365,3 +402,21 @@ def load_lora(model: peft.PeftModel, folder: str | Path) -> None:
             f"{folder} is an adapter for another model: {sorted(wrong)[0]} and {len(wrong) - 1} more differ"
         )
     peft.set_peft_model_state_dict(model, given)
+    if facts is not None:
+        found = lora_facts(model) | {"digest": _digest(given)}
+        differ = [f"{name} {found[name]!r} and not {facts.get(name)!r}" for name in ("r", "alpha", "targets")
+                  if found[name] != facts.get(name)]  # fmt: skip
+        if found["digest"] != facts.get("digest"):
+            differ.append("other weights: damaged, or of another epoch")
+        if differ:
+            raise UserError(
+                f"{folder} is not the adapter that was saved with the projection: it has {'; '.join(differ)}"
+            )
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + as_bytes(tensor))
+    return digest.hexdigest()

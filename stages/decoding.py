@@ -95,6 +95,12 @@ def checkpoint_encoder(
             f"{path} was trained on trials of {checkpoint['n_times']} samples at {checkpoint['sfreq']} Hz; "
             f"{dataset.store.path} has {dataset.n_times} at {dataset.sfreq} Hz: another window or recorder"
         )
+    was, now = checkpoint.get("preprocessing"), dataset.facts["preprocessing"]
+    if was is not None and now is not None and was != now:
+        other = ", ".join(
+            f"{name} {now.get(name)} and not {value}" for name, value in was.items() if now.get(name) != value
+        )
+        raise UserError(f"{path} was trained on trials that were prepared otherwise: {dataset.store.path} has {other}")
     encoder = encoder_for(dataset, checkpoint["encoder_name"], foundation, allow_partial, seed)
     if encoder.pretrained and fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
         raise UserError(f"{path} was trained on the features of another encoder than {foundation}")
@@ -136,7 +142,7 @@ def load_text_model(
     lora = read_lora_settings(lora_dir)
     language_model, tokenizer = load_language_model(llm or checkpoint["llm"], device, quantize, dtype)
     language_model = add_lora(language_model, **lora)
-    load_lora(language_model, lora_dir)
+    load_lora(language_model, lora_dir, checkpoint.get("lora"))
     projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], width)
     try:
         projection.load_state_dict(checkpoint["projection"])

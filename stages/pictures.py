@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
-from tqdm import tqdm
 
 from stages.rows import Row
 from utils.device import free_gpu_memory
 from utils.errors import UserError
 from utils.paths import written_whole
+from utils.progress import progress
 
 PANEL = 256  # pixels, edge of one picture in a comparison
 HEADER = 40  # pixels, height of a comparison's coloured header
@@ -115,7 +115,7 @@ class PictureFolder:
 
     def to_draw(self) -> Iterator[tuple[Row, int]]:
         """Rows without a picture, each with its seed, under a bar."""
-        for row in tqdm(self.missing, desc="drawing", unit="image"):
+        for row in progress(self.missing, desc="drawing", unit="image"):
             yield row, self.seed + row.index
 
     def keep(self, row: Row, picture: Image.Image) -> None:

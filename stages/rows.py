@@ -4,6 +4,7 @@ Adding a read-out is adding one entry to `TEXT_READOUTS` or `MAPPER_READOUTS`. I
 """
 
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from utils.errors import UserError
 from utils.files import write_jsonl
 
 LONGEST_TEXT = 4000  # characters
+SIGNATURE = {"of", "checksum"}  # what a line has besides its row: how many lines there are, and the CRC-32 of the rest
 
 # ---------------------------------------------------------------- read-outs
 
@@ -130,8 +132,21 @@ def draw_what(row: Row, description: DatasetDescription, readout: str) -> Row:
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write one JSON object a line."""
-    write_jsonl([asdict(row) for row in rows], path)
+    """Write one JSON object a line, each with the number of lines and its checksum."""
+    write_jsonl(signed([asdict(row) for row in rows]), path)
+
+
+def signed(contents: Sequence[dict]) -> list[dict]:
+    """Rows as they stand in a file: with `of` and `checksum`."""
+    contents = [
+        {k: v for k, v in content.items() if k not in SIGNATURE} | {"of": len(contents)} for content in contents
+    ]
+    return [content | {"checksum": checksum(content)} for content in contents]
+
+
+def checksum(content: dict) -> int:
+    """CRC-32 of a row without its checksum."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
@@ -149,12 +164,20 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
         raise UserError(f"{path} is damaged: it is no UTF-8 text") from None
     if not lines:
         raise UserError(f"{path} has no trials, so there is nothing to score or draw; decode again")
-    rows = []
+    rows, signatures = [], set()
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(_row(json.loads(line), classes))
+            content = json.loads(line)
+            if not isinstance(content, dict):
+                raise ValueError(f"a {type(content).__name__} where an object was expected")
+            rows.append(_row({name: v for name, v in content.items() if name not in SIGNATURE}, classes))
+            signatures.add(_signature(content, len(lines)))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise UserError(f"{path}, line {number} is no decoded trial: {error}; decode again") from None
+    if signatures == {False}:
+        print(f"notice: {path} has no checksums; nobody can tell whether it is as it was written")
+    elif False in signatures:
+        raise UserError(f"{path}: some of its lines have no checksum; decode again")
     indices = [row.index for row in rows]
     if len(set(indices)) < len(indices):
         twice = next(index for index in indices if indices.count(index) > 1)
@@ -165,10 +188,19 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     return rows
 
 
+def _signature(content: dict, n: int) -> bool:
+    """Whether a line is signed at all; ValueError where it has changed, or where its file had another number of lines."""
+    if not SIGNATURE & set(content):
+        return False
+    if content.get("of") != n:
+        raise ValueError(f"it is one of {content.get('of')} lines, and the file has {n}")
+    if content.pop("checksum", None) != checksum(content):
+        raise ValueError("its checksum is wrong: it was damaged, or edited by hand")
+    return True
+
+
 def _row(content: dict, classes: Sequence[str] | None) -> Row:
     """Check one line; ValueError says what is wrong."""
-    if not isinstance(content, dict):
-        raise ValueError(f"a {type(content).__name__} where an object was expected")
     wrong = {"index", "subject", "true_label", "true_name", "readouts"} - set(content)
     wrong |= set(content) - {f.name for f in fields(Row)}
     if wrong:

@@ -1,6 +1,7 @@
 """A training run's folder: opened, gone on with, finished; the best epoch; its report and its figure."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from utils.errors import UserError  # noqa: E402
 from utils.files import environment, read_json, write_json, write_jsonl  # noqa: E402
 from utils.paths import written_whole  # noqa: E402
 
-ALWAYS_FREE = {"resume", "cuda", "cache_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
+ALWAYS_FREE = {"resume", "keep", "cuda", "cache_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
 
 
 def open_run(
@@ -24,13 +25,15 @@ def open_run(
 ) -> tuple[dict, dict]:
     """The record of a run, and the state to go on from ({} for a new run). Nothing is overwritten unasked.
 
-    settings : mapping. All flags, `resume` among them.
+    settings : mapping. All flags, `resume` among them. Under "defaults", what they are when nobody gives them: a run of
+        before a flag existed had its default.
     free : set of str. Flags that may differ when a run goes on, besides `ALWAYS_FREE`.
     depends_on : mapping. Fingerprints of what the run depends on: the store's, the encoder's, …
     checkpoints : str. Pattern of the checkpoints' names.
     Raises UserError if the folder holds another run, finished epochs without --resume, or a run with other settings.
     """
     flags = json.loads(json.dumps(dict(settings), default=str))
+    defaults = flags.pop("defaults", {})
     fixed = {k: v for k, v in flags.items() if k not in free | ALWAYS_FREE}
     record = {"arguments": flags, "fixed": fixed, "depends_on": dict(depends_on), "environment": environment()}
     if not (run_dir / "last.pth").exists():
@@ -42,12 +45,40 @@ def open_run(
     if not settings["resume"]:
         raise UserError(f"{run_dir} holds finished epochs; go on with --resume, or choose another folder")
     before = read_json(run_dir / "run.json")
-    changed = [f"{k} was {before.get('fixed', {}).get(k)!r} and is {v!r}"
-               for k, v in fixed.items() if before.get("fixed", {}).get(k) != v]  # fmt: skip
-    changed += [f"it has another {k}" for k, v in depends_on.items() if before.get("depends_on", {}).get(k) != v]
+    if not all(isinstance(before.get(field), dict) for field in ("fixed", "depends_on")):
+        raise UserError(
+            f"{run_dir / 'run.json'} is damaged: it does not say how the run was started; --resume needs it"
+        )
+    was = {k: before["fixed"].get(k, defaults.get(k)) for k in fixed}
+    changed = [f"{k} was {was[k]!r} and is {v!r}" for k, v in fixed.items() if was[k] != v]
+    changed += [f"it has another {k}" for k, v in depends_on.items() if before["depends_on"].get(k) != v]
     if changed:
         raise UserError(f"--resume: the run in {run_dir} differs: {'; '.join(changed)}")
-    return record, read_checkpoint(run_dir / "last.pth")
+    state = read_checkpoint(run_dir / "last.pth")
+    history = state.get("history")
+    if not history or not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
+        raise UserError(
+            f"{run_dir / 'last.pth'} is not what a run of this version goes on from; start in another folder"
+        )
+    return record, state
+
+
+def keep_epochs(
+    run_dir: Path, history: Sequence[dict], keep: Sequence[str], readout: str, patterns: Sequence[str]
+) -> None:
+    """Remove the checkpoints that `--keep` does not ask for; the best epoch's stays, as it is the one that is tested.
+
+    keep : sequence of str. Of best (so far, by the read-out's validation accuracy), last and all.
+    patterns : sequence of str. The checkpoints' names, with {} for the epoch.
+    """
+    kept = {"best": {best_epoch(history, readout)["epoch"]}, "last": {history[-1]["epoch"]},
+            "all": {epoch["epoch"] for epoch in history}}  # fmt: skip
+    stay = kept["best"].union(*(kept[which] for which in keep))
+    for epoch in kept["all"] - stay:
+        for path in (run_dir / pattern.format(epoch) for pattern in patterns):
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
 
 
 def best_epoch(history: Sequence[dict], readout: str) -> dict:
@@ -84,6 +115,8 @@ def finish_run(run_dir: Path, rows: Sequence[Row], best: dict, select_by: str, s
                "test": {readout: result.as_dict() for readout, result in test.items()}}  # fmt: skip
     write_rows(rows, run_dir / "decoded_test.jsonl")
     write_json(results, run_dir / "results.json")
+    for path in run_dir.glob(".decoded-*.jsonl"):  # pieces of what stands in decoded_test.jsonl now
+        path.unlink()
     control = " with SHUFFLED labels" if shuffled else ""
     print(f"\nbest epoch {best['epoch']} by validation accuracy ({chosen_by}); test{control}:")
     print_scores(test)
@@ -108,8 +141,13 @@ def report_decoded(rows: Sequence[Row], output_dir: Path, record: dict) -> None:
     print_scores(score_rows(rows))
 
 
-def save_history(history: Sequence[dict], chance: float, run_dir: Path) -> None:
-    """`metrics.jsonl`, one line an epoch, and `learning_curve.png`."""
+def save_history(history: Sequence[dict], seconds: Mapping, chance: float, run_dir: Path) -> None:
+    """`metrics.jsonl`, one line an epoch, `learning_curve.png`, and how long the last epoch took, in `timing.jsonl`.
+
+    Times stand apart, so that the same command twice writes the same files but for that one.
+    """
+    with open(run_dir / "timing.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"epoch": history[-1]["epoch"]} | dict(seconds)) + "\n")
     write_jsonl(list(history), run_dir / "metrics.jsonl")
     learning_curve(history, chance, run_dir / "learning_curve.png")
 

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from datasets.montage import Montage
 from datasets.store import Trial
@@ -18,8 +18,11 @@ from models.eeg_llm import EEGTokenReducer
 from models.encoders import load_encoder
 from utils.checkpoints import fingerprint, keep, read_kept
 from utils.errors import UserError
+from utils.locks import only_one
+from utils.paths import remove_leftovers
+from utils.progress import progress
 
-BATCH = 32  # trials encoded at once
+BATCH, FILE = 32, 256  # trials encoded at once; trials a file of the cache
 PROBES = (2.0, 50.0, 1000.0)  # microvolts, standard deviations of the noise trials that notice changed code
 LARGE = ("electrode",)  # poolings whose tokens are kept only when asked for
 
@@ -62,11 +65,12 @@ def give_tokens(
 
 
 class TokenCache:
-    """A frozen encoder's tokens on disk, one file a person: so all protocols and folds share it.
+    """A frozen encoder's tokens on disk, so many trials of a person a file: so all protocols and folds share them.
 
-    A file is keyed by the keys and checksums of the person's trials, the encoder's weights, and the groups of
-    electrodes; it also keeps the tokens of three fixed noise trials, so that other code in encoder, preparation or pooling
-    is noticed. Before tokens are served, the stored samples are compared with their checksums.
+    A file is keyed by the keys and checksums of its trials, the encoder's weights, and the groups of electrodes; it also
+    keeps the tokens of three fixed noise trials, so that other code in encoder, preparation or pooling is noticed. Before
+    tokens are served, the stored samples are compared with their checksums. Each file is written as soon as its trials are
+    encoded: a run that dies loses one file's work.
 
     folder : str, Path or None. None: `token_cache` beside the store.
     encoder : nn.Module. See `models/encoders.py`.
@@ -79,7 +83,7 @@ class TokenCache:
         self.weights = fingerprint(encoder)
         names = [name for name in POOLINGS if name not in LARGE] if encoder.electrode_order is not None else []
         self.reducers = {name: reducer_for(encoder, montage, name) for name in dict.fromkeys((*names, pooling))}
-        self._people: dict[str, dict[str, torch.Tensor]] = {}  # person → trial key → tokens
+        self._tokens: dict[str, torch.Tensor] = {}  # by trial key
         self._probes: dict[str, torch.Tensor] | None = None
 
     def tokens(self, dataset: TrialDataset, device: torch.device) -> torch.Tensor:
@@ -89,31 +93,49 @@ class TokenCache:
         """
         if not len(dataset):
             return torch.empty(0, 0, self.encoder.width)
-        people = list(dict.fromkeys(trial.subject for trial in dataset.trials))
-        encoded = [self._load(person, dataset, device) for person in people if person not in self._people]
-        n_people = sum(n > 0 for n in encoded)
-        source = f"{sum(encoded)} trials of {n_people} people encoded" if n_people else "from the cache"
+        files = []  # trials of a person, FILE at a time
+        for person in dict.fromkeys(trial.subject for trial in dataset.trials):
+            trials = [trial for trial in dataset.store.trials if trial.subject == person]
+            files += [trials[start : start + FILE] for start in range(0, len(trials), FILE)]
+        files = [trials for trials in files if trials[0].key not in self._tokens]
+        encoded = []
+        with progress(total=sum(map(len, files)), desc="encoding", unit="trial", leave=False) as bar:
+            for trials in files:
+                if self._load(trials, dataset, device):
+                    encoded += trials
+                bar.update(len(trials))
+        people = {trial.subject for trial in encoded}
+        source = f"{len(encoded)} trials of {len(people)} people encoded" if encoded else "from the cache"
         print(f"encoder: {len(dataset)} {dataset.mode} trials, {source}")
-        return torch.stack([self._people[trial.subject][trial.key] for trial in dataset.trials])
+        return torch.stack([self._tokens[trial.key] for trial in dataset.trials])
 
-    def _load(self, person: str, dataset: TrialDataset, device: torch.device) -> int:
-        """Bring one person's tokens into memory; how many trials had to be encoded."""
-        trials = [trial for trial in dataset.store.trials if trial.subject == person]
+    def _load(self, trials: Sequence[Trial], dataset: TrialDataset, device: torch.device) -> bool:
+        """Bring one file's tokens into memory; whether they had to be encoded."""
         for trial in trials:
             dataset.store.verify(trial)
         if self._probes is None:
             self._probes = self._encode([self._probe(dataset)], device)
-        kept = read_kept(self._path(dataset, trials, self.pooling))
-        n_encoded = 0
-        if kept is None or not self._fits(kept, len(trials)):
-            encoded = self._encode(self._prepared(dataset, trials), device)
-            n_encoded = len(trials)
-            for pooling, tokens in encoded.items():
-                check_finite(tokens, trials)
-                keep({"tokens": tokens, "probe": self._probes[pooling]}, self._path(dataset, trials, pooling))
-            kept = {"tokens": encoded[self.pooling]}
-        self._people[person] = {trial.key: row for trial, row in zip(trials, kept["tokens"], strict=True)}
-        return n_encoded
+        path = self._path(dataset, trials, self.pooling)
+        remove_leftovers(path.parent)
+        kept = self._kept(path, len(trials))
+        encodes = kept is None
+        if encodes:
+            with _alone(path) as waited:
+                kept = self._kept(path, len(trials)) if waited else None
+                encodes = kept is None
+                if encodes:
+                    encoded = self._encode(self._prepared(dataset, trials), device)
+                    for pooling, tokens in encoded.items():
+                        check_finite(tokens, trials)
+                        keep({"tokens": tokens, "probe": self._probes[pooling]}, self._path(dataset, trials, pooling))
+                    kept = {"tokens": encoded[self.pooling]}
+        self._tokens |= {trial.key: row for trial, row in zip(trials, kept["tokens"], strict=True)}
+        return encodes
+
+    def _kept(self, path: Path, n: int) -> dict[str, torch.Tensor] | None:
+        """Tokens of `n` trials from the cache; None where they are not there, or not what would be computed now."""
+        kept = read_kept(path)
+        return kept if kept is not None and self._fits(kept, n) else None
 
     def _fits(self, kept: dict[str, torch.Tensor], n: int) -> bool:
         """Whether kept tokens are as many as the trials, and what this encoder and pooling compute."""
@@ -135,13 +157,10 @@ class TokenCache:
         return torch.from_numpy(np.stack(prepared))
 
     def _prepared(self, dataset: TrialDataset, trials: Sequence[Trial]):
-        """Batches of prepared trials, with a bar."""
-        with tqdm(total=len(trials), desc=f"encoding {trials[0].subject}", unit="trial", leave=False) as bar:
-            for start in range(0, len(trials), BATCH):
-                batch = trials[start : start + BATCH]
-                x = [self.encoder.prepare(dataset.samples(trial), dataset.sfreq) for trial in batch]
-                yield torch.from_numpy(np.stack(x))
-                bar.update(len(batch))
+        """Batches of prepared trials."""
+        for start in range(0, len(trials), BATCH):
+            x = [self.encoder.prepare(dataset.samples(t), dataset.sfreq) for t in trials[start : start + BATCH]]
+            yield torch.from_numpy(np.stack(x))
 
     @torch.no_grad()
     def _encode(self, batches, device: torch.device) -> dict[str, torch.Tensor]:
@@ -165,6 +184,17 @@ class TokenCache:
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         folder = Path(self.folder or dataset.store.path.resolve().parent / "token_cache")
         return folder / f"tokens-{digest[:24]}.safetensors"
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Encode what goes to a file in one process at a time; yields whether another one did it meanwhile."""
+    with ExitStack() as stack:
+        try:
+            waited = stack.enter_context(only_one(path.with_name(f".{path.stem}.lock"), "encodes the same trials"))
+        except OSError:  # a folder that cannot be written: nothing is kept there, and nobody needs to wait
+            waited = False
+        yield waited
 
 
 def check_finite(tokens: torch.Tensor, trials: Sequence[Trial]) -> None:

@@ -55,6 +55,8 @@ def script(capfd, monkeypatch):
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        for stream in ("stdout", "stderr"):  # a script wraps them for as long as it runs
+            monkeypatch.setattr(sys, stream, getattr(sys, stream))
         capfd.readouterr()
         code = 0
         try:
@@ -103,7 +105,7 @@ class Demo:
         return flat({
             "downstream_dataset": "BCICIV2a", "datasets_dir": self.store, "model_dir": model_dir,
             "foundation_dir": self.csbrain, "llm": self.llm, "token_pooling": "hemisphere", "epochs": 2,
-            "warmup_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 2, "cuda": -1,
+            "warmup_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 2, "cuda": -1, "keep": ["all"],
         } | flags)  # fmt: skip
 
     def mapping(self, output_dir, **flags) -> list[str]:
@@ -111,7 +113,7 @@ class Demo:
         return flat({
             "datasets_dir": self.store, "stimuli_dir": self.stimuli, "output_dir": output_dir,
             "foundation_dir": self.csbrain, "clip_model": self.pth / "clip", "image_model": self.pth / "stable-diffusion",
-            "mapper": "mlp", "epochs": 3, "warmup_epochs": 1, "lr": 1e-3, "joint_lr": 5e-4, "cuda": -1,
+            "mapper": "mlp", "epochs": 3, "warmup_epochs": 1, "lr": 1e-3, "joint_lr": 5e-4, "cuda": -1, "keep": ["all"],
         } | flags)  # fmt: skip
 
     def generation(self, model_dir, output_dir, **flags) -> list[str]:

@@ -2,16 +2,17 @@
 
 import hashlib
 import io
-import json
+import zipfile
 import zlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from utils.errors import UserError
+from utils.errors import UserError, loading
+from utils.files import read_json
 from utils.paths import written_whole
 
 
@@ -31,24 +32,38 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    try:
+    with loading(str(path), "expected a checkpoint of weights only, whole; copy or make it anew"):
+        check_packed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file fails in many ways; none of them may pass
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a checkpoint of weights only ({first[:160]})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; expected a dict of tensors")
     return content
+
+
+def check_packed(path: Path) -> None:
+    """Compare the parts of a checkpoint with their CRC-32, which torch.load does not, and refuse packed bombs.
+
+    A file in the format of before PyTorch 1.6 is no zip file and has no checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as parts:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+            raise ValueError("its parts are compressed, which torch.save never does")
+        damaged = parts.testzip()
+    if damaged:
+        raise ValueError(f"the checksum of its part {damaged} is wrong")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file; UserError where it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path} is not there")
-    try:
+    with loading(str(path), "it is damaged; make it anew"):
         return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and it is made anew") from None
+
+
+_SAID: set[Path] = set()  # folders that cannot be written: said once
 
 
 def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -56,35 +71,41 @@ def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         with written_whole(path) as unfinished:
-            unfinished.write_bytes(save(tensors, metadata={"checksum": _checksum(tensors)}))
+            unfinished.write_bytes(save(tensors, metadata={"checksum": _checksum(tensors, path)}))
     except OSError as error:
-        print(
-            f"notice: {path.parent} cannot be written ({error.strerror}), so nothing is kept; --cache_dir names another"
-        )
+        if path.parent not in _SAID:
+            _SAID.add(path.parent)
+            print(f"notice: {path.parent} cannot be written ({error.strerror}), so nothing is kept there; --cache_dir "
+                  "names another folder")  # fmt: skip
 
 
 def read_kept(path: Path) -> dict[str, torch.Tensor] | None:
-    """Tensors from a cache; None where they are not there, damaged or not finite."""
+    """Tensors from a cache; None where they are not there, damaged, of another file or not finite."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             tensors, found = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError):
+    except Exception:  # a damaged file fails in many ways
         tensors, found = {}, {}
-    finite = all(torch.isfinite(tensor).all() for tensor in tensors.values())
-    if not finite or found != {"checksum": _checksum(tensors)}:
+    finite = all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())
+    if not finite or found != {"checksum": _checksum(tensors, path)}:
         print(f"notice: {path.name} in the cache is damaged or of something else; made anew")
         return None
     return tensors
 
 
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    """CRC-32 of all tensors' names and bytes."""
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].numpy().tobytes(), zlib.crc32(f"{name} {tensors[name].shape}".encode(), crc))
+def _checksum(tensors: dict[str, torch.Tensor], path: Path) -> str:
+    """CRC-32 of the file's name, which says what it depends on, and of all tensors' names, kinds and bytes."""
+    crc = zlib.crc32(path.name.encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(as_bytes(tensor), zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc))
     return f"{crc:08x}"
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    """A tensor's bytes, of whatever type."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def best_checkpoint(place: Path, pattern: str) -> Path:
@@ -95,10 +116,10 @@ def best_checkpoint(place: Path, pattern: str) -> Path:
     """
     if not place.is_dir():
         return place
-    try:
-        return place / pattern.format(json.loads((place / "results.json").read_text())["best_epoch"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{place} has no results.json of a finished run; name a {pattern.format('N')} in it") from None
+    results = read_json(place / "results.json") if (place / "results.json").is_file() else {}
+    if type(results.get("best_epoch")) is not int:
+        raise UserError(f"{place} has no results.json of a finished run; name a {pattern.format('N')} in it")
+    return place / pattern.format(results["best_epoch"])
 
 
 def load_weights(module: nn.Module, path: str | Path, allow_partial: bool = False) -> str:
@@ -131,5 +152,5 @@ def fingerprint(module: nn.Module) -> str:
     """SHA-256 of all weights, names included."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
-        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(key.encode() + as_bytes(value))
     return digest.hexdigest()

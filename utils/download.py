@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import requests
-from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.progress import progress
 
 
 class ResumingDownloader:
@@ -32,7 +32,7 @@ class ResumingDownloader:
             left = int(answer.headers.get("Content-Length", 0))
             with (
                 open(self.part, "ab" if have else "wb") as out,
-                tqdm(total=have + left, initial=have, unit="B", unit_scale=True, desc=self.part.stem) as bar,
+                progress(total=have + left, initial=have, unit="B", unit_scale=True, desc=self.part.stem) as bar,
             ):
                 for chunk in answer.iter_content(1 << 18):
                     out.write(chunk)

@@ -1,37 +1,135 @@
-"""How a script ends when the user, and not the code, is wrong."""
+"""How a script begins and ends: one line for what the user or a file did wrong, and for an interruption."""
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# what the place is to blame for, and no code
+PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+         errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)  # fmt: skip
+T = TypeVar("T")
 
 
 class UserError(Exception):
     """What was found, what was expected and what to do, in one line."""
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a `UserError` or a full disk becomes one line on stderr and exit code 2.
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a script the way Ctrl-C does."""
+
+
+@contextmanager
+def loading(what: str, hint: str) -> Iterator[None]:
+    """Turn a library's failure to load a file into one line that names the file and the reason.
+
+    what : str. The file, or the flag and what it names.
+    hint : str. What to do.
+    Raises UserError in place of whatever the library raises; for a full disk, and an interruption, that stays.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a damaged file fails in many ways; what Rust panics with is no Exception
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise
+        raise UserError(f"{what}: cannot be loaded ({reason(error)}); {hint}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, on one short line."""
+    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {' '.join(said.split())[:200]}" if said else type(error).__name__
+
+
+# ---------------------------------------------------------------- a script's first and last line
+
+
+def start_script(parse_args: Callable[[], T]) -> T:
+    """Parse the arguments, before the slow imports. From here on an interruption ends in one line, and no print fails."""
+    sys.stdout, sys.stderr = _Unfailing(sys.stdout), _Unfailing(sys.stderr)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    return parse_args()
+
+
+def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str = "") -> None:
+    """Run a script's `main`; what the user, a file or a place did wrong becomes one line on stderr and exit code 2.
+
+    locks : sequence of Path. Files that no other process may hold meanwhile: see `utils.locks`.
+    go_on : str. What to do after an interruption, for the message.
 
     A bug still shows its traceback.
     """
+    from utils.locks import all_of
+
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        main()
+        with all_of(locks):
+            main()
+        sys.stdout.flush()
+    except KeyboardInterrupt as stop:
+        name, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print(f"{name}; {go_on or 'nothing was kept'}", file=sys.stderr)
+        sys.exit(code)
     except UserError as error:
         sys.exit(_fail(" ".join(str(error).split())))
-    except (NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError) as error:
-        sys.exit(_fail(f"{error.filename}: {error.strerror}; choose another place"))
-    except Exception as error:  # libraries wrap the system's word for a full disk in errors of their own
-        if not any(os.strerror(code) in str(error) for code in FULL_DISK):
+    except Exception as error:
+        # libraries wrap the system's word for a full disk in errors of their own
+        if any(os.strerror(code) in str(error) for code in FULL_DISK):
+            sys.exit(_fail(f"cannot write the output ({error}); free some disk space and run again"))
+        if not isinstance(error, OSError) or error.errno not in PLACE or error.filename is None:
             raise
-        sys.exit(_fail(f"cannot write the output ({error}); free some disk space and run again"))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_fail(f"{error.filename}: {error.strerror}; choose another place"))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _interrupt(number: int, _) -> None:
+    """While `main` runs: unwind, so that what is finished is kept and what is half-written goes."""
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _leave(number: int, _) -> None:
+    """During the imports, where nothing has begun: unwinding through a library's import may end anywhere."""
+    os.write(2, b"interrupted before anything began\n")
+    os._exit(128 + number)
+
+
+class _Unfailing:
+    """A stream whose printing never fails a run: what it cannot encode is escaped; a closed pipe or a full disk is silence."""
+
+    def __init__(self, stream):
+        self._stream = getattr(stream, "_stream", stream)  # wrapped once is enough
+        if self._stream is None:  # closed by the shell
+            self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the script runs
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def _try(self, name: str, *args) -> None:
+        try:
+            getattr(self._stream, name)(*args)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes once more at its end
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)

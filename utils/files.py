@@ -7,9 +7,10 @@ import platform
 import subprocess
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, loading
 from utils.paths import ROOT, written_whole
 
+ROOMS = ("datasets", "models", "stages", "utils")
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "bitsandbytes", "accelerate", "numpy", "scipy", "mne", "lmdb")
 
 
@@ -27,6 +28,14 @@ def environment() -> dict:
     return {"commit": commit, "python": platform.python_version(), **versions}
 
 
+def code_digest() -> str:
+    """Tells this project's code from code that was edited: SHA-256 of all its Python files but the tests."""
+    digest = hashlib.sha256()
+    for file in sorted(path for room in ("", *ROOMS) for path in (ROOT / room).glob("*.py")):
+        digest.update(f"{file.relative_to(ROOT)} ".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 def source_record(path: Path) -> dict:
     """Name, size and SHA-256 of a source file, read piece by piece."""
     digest = hashlib.sha256()
@@ -39,17 +48,15 @@ def source_record(path: Path) -> dict:
 def write_json(content: dict, path: Path) -> None:
     """Write a readable JSON file, whole or not at all."""
     with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        unfinished.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict:
     """Read a JSON object; UserError where the file is missing, damaged or holds something else."""
-    try:
+    if not path.is_file():
+        raise UserError(f"{path} is not there")
+    with loading(f"{path} is damaged", "expected JSON"):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: it is no JSON") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
@@ -58,4 +65,4 @@ def read_json(path: Path) -> dict:
 def write_jsonl(rows: list[dict], path: Path) -> None:
     """Write one JSON object a line, whole or not at all."""
     with written_whole(path) as unfinished:
-        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

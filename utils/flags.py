@@ -91,6 +91,8 @@ def add_training_flags(parser: argparse.ArgumentParser, poolings) -> None:
     add("--shuffle_labels", action="store_true",
         help="permute the labels within each recording, in all splits: the shuffled-label control")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run that is in the output folder")
+    add("--keep", nargs="+", choices=("best", "last", "all"), default=["best", "last"],
+        help="which epochs' checkpoints stay; what --resume goes on from always does")  # fmt: skip
     add_run_flags(parser)
     add("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
 
@@ -137,6 +139,11 @@ def add_image_flags(parser: argparse.ArgumentParser, image_model: str | None, st
     add("--image_size", type=int, default=512, help="edge of a picture, pixels")
     add("--stimuli_dir", default=default(stimuli_dir), help="folder of the stimulus photos, where a dataset has photos")
     add("--max_held_mib", type=float, default=256, help="GPU memory still held above which no image model is loaded")
+
+
+def defaults(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict:
+    """What each flag is when nobody gives it."""
+    return {name: parser.get_default(name) for name in vars(args)}
 
 
 # ---------------------------------------------------------------- checks

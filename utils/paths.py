@@ -1,15 +1,19 @@
-"""Default places, so that a script finds them from whatever folder it is started."""
+"""Default places, and writing that is whole, lasting, and leaves nothing behind."""
 
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.locks import take
 
 ROOT = Path(__file__).resolve().parent.parent
+ALIVE = ".alive"  # locked in a workplace while its process lives
+NEW = 10.0  # seconds in which a workplace may still be without it
 
 
 def default(path: str) -> str:
@@ -17,28 +21,97 @@ def default(path: str) -> str:
     return path if Path.cwd() == ROOT else str(ROOT / path)
 
 
+# ---------------------------------------------------------------- writing
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Write a file or a folder beside its place and rename it when whole, so that a dying run leaves no half.
+
+    What is in place when the block ends is on the disk, and survives a power cut (fsync of files and folders).
 
     Yields Path: A fresh, not yet existing path in the same folder. An old file or folder at `path` is replaced at the
         end.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.part-", dir=path.parent))
-    try:
-        yield workplace / path.name
+    with workplace(path.parent, path.name) as folder:
+        yield folder / path.name
+        sync(folder / path.name)
         if path.is_dir():
-            path.rename(workplace / "old")
+            path.rename(folder / "old")
         try:
-            os.replace(workplace / path.name, path)
+            os.replace(folder / path.name, path)
         except OSError:
-            if (workplace / "old").exists():
-                (workplace / "old").rename(path)
+            if (folder / "old").exists():
+                (folder / "old").rename(path)
             raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def workplace(parent: Path, name: str) -> Iterator[Path]:
+    """A folder `.NAME.part-…` to work in, removed at the end; what dead processes left under this name goes as well."""
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(parent, name)
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}.part-", dir=parent))
+    alive = None
+    try:
+        try:
+            alive = take(folder / ALIVE)
+        except OSError:  # a file system without locks: nobody will take this folder for dead while it is new
+            (folder / ALIVE).unlink(missing_ok=True)
+        yield folder
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if alive is not None:
+            os.close(alive)
+
+
+def remove_leftovers(parent: Path, name: str = "*") -> None:
+    """Remove the workplaces of processes that are dead, and no others.
+
+    A process that was killed between the two renames of `written_whole` leaves its place empty; what it had written is
+    whole, and is put there.
+    """
+    for folder in parent.glob(f".{name}.part-*"):
+        try:
+            if (folder / ALIVE).exists():
+                held = take(folder / ALIVE)
+                if held is None:
+                    continue
+                os.close(held)
+            elif time.time() - folder.stat().st_mtime < NEW:
+                continue
+            place = folder.name[1:].rpartition(".part-")[0]
+            if (folder / "old").exists() and (folder / place).exists() and not (parent / place).exists():
+                os.replace(folder / place, parent / place)
+                sync_folder(parent)
+            shutil.rmtree(folder)
+        except OSError:
+            continue  # not ours to remove, or removed by another run just now
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        elif file.is_dir():
+            sync_folder(file)
+    if path.is_dir():
+        sync_folder(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's entries are on the disk; file systems that cannot say so are believed."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError:
+        pass
+    finally:
+        os.close(opened)
 
 
 @contextmanager

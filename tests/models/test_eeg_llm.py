@@ -394,7 +394,7 @@ def test_layers_that_the_model_does_not_have_are_one_line(demo):
 
 
 @pytest.mark.parametrize("content, message", [
-    (None, "not a LoRA folder"), ("{", "is damaged"), ('{"r": 8}', "is damaged"), ("[]", "is damaged"),
+    (None, "not a LoRA folder"), ("{", "is damaged"), ('{"r": 8}', "is damaged"), ("[]", "holds a list"),
     ('{"r": "eight", "lora_alpha": 16, "target_modules": ["q_proj"]}', "is damaged"),
     ('{"r": 8, "lora_alpha": 16, "target_modules": 3}', "is damaged"),
 ])  # fmt: skip

@@ -32,7 +32,7 @@ def finished(folder, settings=SETTINGS, store="abc"):
     assert state == {}
     folder.mkdir(exist_ok=True)
     (folder / "run.json").write_text(json.dumps(record))
-    save_checkpoint({"epoch": 1, "w": torch.ones(2)}, folder / "last.pth")
+    save_checkpoint({"epoch": 1, "w": torch.ones(2), "history": [{"epoch": 1}]}, folder / "last.pth")
 
 
 def test_a_run_goes_on_where_it_stopped_and_only_when_asked(tmp_path):

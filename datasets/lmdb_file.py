@@ -1,0 +1,211 @@
+"""LMDB files, read without trusting a byte of them: a damaged file ends in one line, where the lmdb library would crash.
+
+Format: LMDB 0.9, data version 1, as mdb.c writes it on 64-bit little-endian machines. A file is a row of pages of one
+size. Pages 0 and 1 hold the facts (meta pages); of the two the one of the later transaction counts. It names the root of
+a B-tree of branch pages (keys, and pages below) and leaf pages (keys and values); a large value lies in a chain of
+overflow pages, one after the other. Free pages may hold anything.
+"""
+
+import functools
+import mmap
+import os
+import struct
+from collections.abc import KeysView
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.errors import UserError
+
+MAGIC, VERSION = 0xBEEFC0DE, 1
+BRANCH, LEAF, OVERFLOW, META = 1, 2, 4, 8  # a page's flags say what it is
+BIG = 1  # flag of a leaf's node: the value lies in overflow pages
+NO_ROOT, MAX_DEPTH, MAX_KEY = 2**64 - 1, 32, 511
+PAGE_SIZES = [2**k for k in range(9, 16)]
+
+# header of a page: number, what it is; end of the nodes' offsets, which follow, and start of the nodes
+PAGE = struct.Struct("<Q2xHHH")
+CHAIN = struct.Struct("<Q2xHI")  # header of the first overflow page: number, what it is, how many pages
+NODE = struct.Struct(
+    "<HHHH"
+)  # length of the value (or page below) in three parts, length of the key; key and value follow
+# number, what it is; magic, version; page size (address, map size and the rest of the free pages' tree are left out);
+# the main tree's flags, depth, entries, root; last page, transaction
+FACTS = struct.Struct("<Q2xH4xII16xI44x4xHH24xQQQQ")
+
+
+class Place(NamedTuple):
+    """Where a value lies: first byte, length; first page and number of the overflow pages, 0 and 0 inside a leaf."""
+
+    start: int
+    length: int
+    page: int
+    n_pages: int
+
+
+class LMDBFile:
+    """The records of an LMDB folder, by key. The file is mapped; each process walks its tree once.
+
+    folder : Path. Holds data.mdb.
+    last_txnid : int. Number of the last transaction that wrote into the file.
+    Raises UserError if there is no such file, or it is truncated, damaged or of another version.
+
+    Values in overflow pages are looked at when they are asked for, so a large file opens without being read. Works in
+    forked and in spawned processes; a spawned one maps the file anew, and raises UserError if it has changed. Nobody may
+    shorten the file meanwhile: the system kills a process that reads a mapped page which is gone.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._written = Path(folder), None
+        self._written, self.last_txnid, *_ = self._opened
+
+    def get(self, key: str | bytes) -> memoryview | None:
+        """The record as a read-only buffer into the mapped file, None where there is none.
+
+        Raises UserError if its overflow pages are damaged.
+        """
+        *_, view, places = self._opened
+        place = places.get(_encoded(key))
+        if place is None:
+            return None
+        start, length, page, n_pages = place
+        if n_pages:
+            number, kind, count = CHAIN.unpack_from(view, start - PAGE.size)
+            if number != page or kind != OVERFLOW or count < n_pages:
+                raise _damaged(self.file, f"page {page} is not the overflow page that it should be")
+        return view[start : start + length]
+
+    def __contains__(self, key: str | bytes) -> bool:
+        return _encoded(key) in self._opened[-1]
+
+    def __len__(self) -> int:
+        return len(self._opened[-1])
+
+    def keys(self) -> KeysView[bytes]:
+        """In the order of their bytes."""
+        return self._opened[-1].keys()
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+
+    @property
+    def file(self) -> Path:
+        """The mapped file."""
+        return self.folder / "data.mdb"
+
+    @functools.cached_property
+    def _opened(self) -> tuple[tuple, int, memoryview, dict[bytes, Place]]:
+        """Which file it is, its last transaction, its bytes, and the places of its records."""
+        if not self.file.is_file():
+            raise UserError(f"{self.folder} is not an LMDB folder (it has no data.mdb); make one with prepare_data.py")
+        try:
+            with open(self.file, "rb") as opened:
+                stat = os.fstat(opened.fileno())
+                mapped = mmap.mmap(opened.fileno(), stat.st_size, access=mmap.ACCESS_READ) if stat.st_size else b""
+        except OSError as error:
+            raise UserError(f"{self.file} cannot be read: {error.strerror}") from None
+        written = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if self._written not in (None, written):
+            raise UserError(f"{self.file} has changed while it was used; run again")
+        view = memoryview(mapped)
+        facts = _read_facts(self.file, view)
+        return written, facts.txnid, view, _walk(self.file, view, facts)
+
+
+class Facts(NamedTuple):
+    """What a meta page says of the file."""
+
+    page_size: int
+    flags: int
+    depth: int
+    entries: int
+    root: int
+    last_page: int
+    txnid: int
+
+
+def _read_facts(file: Path, view: memoryview) -> Facts:
+    """Read both meta pages and return the later one; raise UserError if one is damaged or pages are missing."""
+    page_size = struct.unpack_from("<I", view, 40)[0] if len(view) >= FACTS.size else 0
+    both = []
+    for place in (0, 1):
+        if page_size not in PAGE_SIZES or len(view) < place * page_size + FACTS.size:
+            raise UserError(f"{file} is no LMDB file, or its beginning is damaged; make it anew with --overwrite")
+        number, kind, magic, version, *facts = FACTS.unpack_from(view, place * page_size)
+        both.append(Facts(*facts))
+        if (number, kind, magic, facts[0]) != (place, META, MAGIC, page_size):
+            raise UserError(f"{file} is no LMDB file, or its beginning is damaged; make it anew with --overwrite")
+        if version != VERSION:
+            raise UserError(
+                f"{file} is an LMDB of format version {version}; this code reads version {VERSION}: make it anew with "
+                "--overwrite"
+            )
+    facts = max(both, key=lambda facts: facts.txnid)
+    if len(view) < (facts.last_page + 1) * page_size:
+        raise UserError(
+            f"{file} is truncated: {len(view)} bytes where it says {(facts.last_page + 1) * page_size}; copy it again, "
+            "or make it anew with --overwrite"
+        )
+    if facts.flags or facts.depth > MAX_DEPTH or (facts.depth == 0) != (facts.root == NO_ROOT):
+        raise _damaged(file, "its tree is none, or one of several values a key")
+    return facts
+
+
+def _walk(file: Path, view: memoryview, facts: Facts) -> dict[bytes, Place]:
+    """Find all records; raise UserError at the first thing that LMDB would not have written."""
+    size, n_pages = facts.page_size, facts.last_page + 1
+    found: dict[bytes, Place] = {}
+    key, visited = b"", set()
+    to_visit = [(facts.root, 1)] if facts.depth else []  # a stack with the next page on top
+    while to_visit:
+        number, level = to_visit.pop()
+        leaf = level == facts.depth
+        if not 2 <= number < n_pages or number in visited:
+            raise _damaged(file, f"page {number} where it cannot be")
+        visited.add(number)
+        page = view[number * size : (number + 1) * size]
+        own, kind, lower, upper = PAGE.unpack_from(page)
+        if own != number or kind != (LEAF if leaf else BRANCH) or lower % 2 or not PAGE.size <= lower <= upper <= size:
+            raise _damaged(file, f"page {number} is not the {'leaf' if leaf else 'branch'} page that it should be")
+        below = []
+        for at in struct.unpack_from(f"<{(lower - PAGE.size) // 2}H", page, PAGE.size):
+            if not upper <= at <= size - NODE.size:
+                raise _damaged(file, f"a node outside page {number}")
+            low, middle, high, key_size = NODE.unpack_from(page, at)  # high: of a leaf's node the flags
+            at += NODE.size
+            value = at + key_size
+            if value + (0 if not leaf else 8 if high else low | middle << 16) > size:
+                raise _damaged(file, f"a node outside page {number}")
+            if not leaf:  # its key helps to find one record, and is not needed to find all
+                below.append((low | middle << 16 | high << 32, level + 1))
+                continue
+            before, key = key, bytes(page[at:value])
+            if high not in (0, BIG) or key_size > MAX_KEY or key <= before:  # so no key is empty
+                raise _damaged(file, f"a node of page {number} is none, or one of several databases")
+            length = low | middle << 16
+            if high:
+                first = struct.unpack_from("<Q", page, value)[0]
+                needed = (PAGE.size + length - 1) // size + 1
+                if not 2 <= first <= n_pages - needed:
+                    raise _damaged(file, f"overflow page {first} where it cannot be")
+                found[key] = Place(first * size + PAGE.size, length, first, needed)
+            else:
+                found[key] = Place(number * size + value, length, 0, 0)
+        to_visit += reversed(below)
+        if len(found) > facts.entries:
+            break
+    if len(found) != facts.entries:
+        raise _damaged(file, f"{len(found)} records where it says {facts.entries}")
+    end = 0
+    for first, count in sorted([(p.page, p.n_pages) for p in found.values() if p.n_pages] + [(n, 1) for n in visited]):
+        if first < end:
+            raise _damaged(file, f"page {first} is used twice")
+        end = first + count
+    return found
+
+
+def _encoded(key: str | bytes) -> bytes:
+    return key.encode(errors="surrogatepass") if isinstance(key, str) else key
+
+
+def _damaged(file: Path, found: str) -> UserError:
+    return UserError(f"{file} is damaged ({found}); make it anew with --overwrite")

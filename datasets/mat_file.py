@@ -1,0 +1,288 @@
+"""Check of MATLAB v5 files before SciPy reads them: a walk through the file's structure that keeps nothing of its content.
+
+"MAT-File Format", MathWorks, level 5. SciPy believes what such a file declares: it makes room for all cells at once,
+unpacks without limit, and a type that does not exist, or nesting that does not end, crash the process.
+"""
+
+import struct
+import zlib
+from math import prod
+from pathlib import Path
+
+from utils.errors import UserError, reason
+from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_RATIO, SMALL
+
+MATRIX, COMPRESSED = 14, 15  # types of elements
+NUMBERS = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}  # type of an element → bytes of a number
+TEXT = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 16, 17, 18}  # SciPy says itself what it cannot decode
+CELL, STRUCT, OBJECT, CHAR, SPARSE, NUMERIC, FUNCTION, OPAQUE = 1, 2, 3, 4, 5, range(6, 16), 16, 17  # classes
+MAX_NESTING = 32  # matrices inside matrices; EEGLAB's files have about 6
+MAX_FIELDS, MAX_NAME = 10_000, 256  # of a struct; MATLAB's names have at most 63 characters
+MATRIX_BYTES, EMPTY_BYTES = 512, 144  # of memory that SciPy takes for a matrix besides its numbers, measured
+STRUCT_BYTES, FIELD_BYTES = 160, 32  # and for an element of a struct, measured
+PIECE = 1 << 18  # bytes unpacked at a time
+
+
+class _Fault(Exception):
+    """What is wrong with the structure."""
+
+
+def check_mat(path: Path) -> int:
+    """Make sure that a MATLAB v5 file is whole, and that SciPy can read it without harm.
+
+    Returns int: Bytes of memory that the content takes: 8 for a real number, whatever it is stored in. For versions 4 and
+        7.3, which are left to SciPy, an estimate from the file's size.
+    Raises UserError if the file is truncated or damaged, declares more than it holds, unpacks to more than MAX_RATIO times
+        its size, or takes more memory than LOADED_RATIO times its size; small files may take SMALL and LOADED_SMALL.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(128)
+            if len(head) >= 4 and 0 in head[:4]:  # version 4
+                return 8 * size
+            if len(head) < 128:
+                raise _Fault(f"{len(head)} bytes")
+            order = {b"IM": "<", b"MI": ">"}.get(head[126:])
+            version = head[125] if order == "<" else head[124]
+            if order and version == 2:  # 7.3
+                return 8 * size
+            if order is None or version != 1:
+                raise _Fault("its header is none of MATLAB's")
+            walk = _Walk(path, order, size)
+            walk.file(file)
+            return walk.memory
+    except (_Fault, OSError, zlib.error) as error:
+        found = str(error) if isinstance(error, _Fault) else reason(error)
+        raise UserError(
+            f"{path}: cannot be read as a MATLAB v5 file ({found}); it is truncated or damaged, delete it and download "
+            "it again"
+        ) from None
+
+
+class _Walk:
+    """One file: its byte order, and what its content has come to so far. Goes where SciPy goes, in the same order."""
+
+    def __init__(self, path: Path, order: str, size: int):
+        self.path, self.order, self.size = path, order, size
+        self.two = struct.Struct(order + "II").unpack  # a tag: type and number of bytes
+        self.unpacked = self.memory = 0
+
+    def unpack(self, n: int) -> None:
+        """Count bytes that are unpacked."""
+        self.unpacked += n
+        self._limit("unpack to", self.unpacked, max(SMALL, MAX_RATIO * self.size))
+
+    def take(self, n: int) -> None:
+        """Count bytes of memory."""
+        self.memory += n
+        self._limit("take", self.memory, max(LOADED_SMALL, LOADED_RATIO * self.size))
+
+    def _limit(self, verb: str, n: int, limit: int) -> None:
+        if n > limit:
+            raise UserError(
+                f"{self.path} has {self.size} bytes and would {verb} more than {limit >> 20} MB; that is no recording, "
+                "delete it and download it again"
+            )
+
+    # ------------------------------------------------------------ elements
+
+    def file(self, file) -> None:
+        """All variables of a file."""
+        at = 128
+        while at < self.size:
+            file.seek(at)
+            tag = file.read(8)
+            if len(tag) < 8:
+                raise _Fault("it ends inside a tag")
+            kind, n = self.two(tag)
+            at += 8 + n
+            if n == 0 or at > self.size:
+                raise _Fault(f"a variable of {n} bytes, and {self.size - at + n} are left")
+            if kind == COMPRESSED:
+                source = _Inflated(file, n)
+                kind, n = self.two(source.read(8))
+                self.unpack(8 + n)
+                source.left = n
+            else:
+                source = _Plain(file, n)
+            if kind != MATRIX:
+                raise _Fault(f"an element of type {kind} where a matrix should be")
+            self.matrix(source, n, 0)
+            source.close()
+
+    def element(self, source, end: int, keep: int = 0) -> tuple[int, int, bytes]:
+        """The type and the number of bytes of the next element; the bytes themselves where they may be `keep` at most."""
+        tag = source.read(8)
+        kind, n = self.two(tag)
+        if kind >> 16:  # a small one: its bytes stand in the tag
+            kind, n = kind & 0xFFFF, kind >> 16
+            if n > 4:
+                raise _Fault(f"a small element of {n} bytes")
+            return kind, n, tag[4 : 4 + n]
+        if n > end - source.at:
+            raise _Fault(f"an element of {n} bytes where {end - source.at} are left")
+        if keep and n > keep:
+            raise _Fault(f"names or sizes of {n} bytes")
+        data = source.read(n) if keep else source.skip(n)
+        source.skip(min(-n % 8, source.left))  # padding; the last of a file may lack it
+        return kind, n, data
+
+    def matrix(self, source, length: int, depth: int) -> None:
+        """A matrix of any class, from behind its tag."""
+        if depth > MAX_NESTING:
+            raise _Fault(f"matrices nested deeper than {MAX_NESTING}")
+        end = source.at + length
+        head = source.read(16)
+        flags, _ = self.two(head[8:])
+        cls = flags & 0xFF
+        self.take(MATRIX_BYTES)
+        if cls == OPAQUE:
+            for _ in range(3):  # the name, the kind of system, the class
+                self.element(source, end)
+            self.nested(source, end, depth)
+        else:
+            kind, n, data = self.element(source, end, keep=128)
+            dims = struct.unpack(f"{self.order}{n // 4}i", data[: n // 4 * 4])
+            if kind not in (5, 6) or not dims or min(dims) < 0:
+                raise _Fault(f"the size {dims}")
+            self.element(source, end)  # the name
+            self.content(source, end, depth, cls, flags >> 11 & 1, dims)
+        if not end <= source.at < end + 8:  # what is behind it may be padding
+            raise _Fault(f"a matrix of {length} bytes says less than that or more")
+
+    def nested(self, source, end: int, depth: int) -> None:
+        """A matrix in a cell, a field, a function or an object."""
+        kind, n = self.two(source.read(8))
+        if kind != MATRIX or n > end - source.at:
+            raise _Fault(f"an element of type {kind} with {n} bytes where a matrix should be")
+        if n:
+            self.matrix(source, n, depth + 1)
+        else:
+            self.take(EMPTY_BYTES)
+
+    # ------------------------------------------------------------ classes
+
+    def content(self, source, end: int, depth: int, cls: int, is_complex: bool, dims: tuple[int, ...]) -> None:
+        n = prod(dims)
+        if cls in NUMERIC:
+            for _ in range(1 + is_complex):
+                self.numbers(source, end, n)
+        elif cls == CHAR:
+            kind, n_bytes, _ = self.element(source, end)
+            if n_bytes and (kind not in TEXT or n > n_bytes):
+                raise _Fault(f"{n} characters in {n_bytes} bytes of type {kind}")
+            self.take(8 * max(n, n_bytes))
+        elif cls == SPARSE:
+            self.numbers(source, end, 0)
+            self.numbers(source, end, dims[1] + 1 if len(dims) == 2 else 0)
+            for _ in range(1 + is_complex):
+                self.numbers(source, end, 0)
+        elif cls == CELL:
+            self.fits(source, end, n, "cells")
+            self.take(8 * n)
+            for _ in range(n):
+                self.nested(source, end, depth)
+        elif cls in (STRUCT, OBJECT):
+            if cls == OBJECT:
+                self.element(source, end)  # the name of its class
+            n_fields = self.field_names(source, end)
+            self.fits(source, end, n * n_fields, "fields")
+            self.take(n * (STRUCT_BYTES + FIELD_BYTES * n_fields))
+            for _ in range(n * n_fields):
+                self.nested(source, end, depth)
+        elif cls == FUNCTION:
+            self.nested(source, end, depth)
+        else:
+            raise _Fault(f"a matrix of class {cls}")
+
+    def numbers(self, source, end: int, n: int) -> None:
+        """An element of numbers, at least `n`; small ones become doubles later."""
+        kind, n_bytes, _ = self.element(source, end)
+        if kind not in NUMBERS or n > n_bytes // NUMBERS[kind]:
+            raise _Fault(f"{n} numbers in {n_bytes} bytes of type {kind}")
+        self.take(8 * (n_bytes // NUMBERS[kind]))
+
+    def fits(self, source, end: int, n: int, what: str) -> None:
+        """Each matrix inside takes 8 bytes at least."""
+        if n > (end - source.at) // 8:
+            raise _Fault(f"{n} {what} in {end - source.at} bytes")
+
+    def field_names(self, source, end: int) -> int:
+        """The number of a struct's fields."""
+        kind, n, data = self.element(source, end, keep=4)
+        width = struct.unpack(self.order + "i", data)[0] if kind in (5, 6) and n == 4 else 0
+        if not 0 < width <= MAX_NAME:
+            raise _Fault(f"field names of {width} characters")
+        _, n, names = self.element(source, end, keep=width * MAX_FIELDS)
+        if any(names[width - 1 : n // width * width : width]):
+            raise _Fault("field names without an end")
+        return n // width
+
+
+class _Plain:
+    """Some bytes of a file, forwards: `at` is how many were read, `left` how many are to come."""
+
+    def __init__(self, file, n: int):
+        self.file, self.left, self.at = file, n, 0
+
+    def read(self, n: int) -> bytes:
+        data = self.file.read(n)
+        self._move(n, len(data))
+        return data
+
+    def skip(self, n: int) -> bytes:
+        self.file.seek(n, 1)
+        self._move(n, self.left)
+        return b""
+
+    def _move(self, n: int, there: int) -> None:
+        if n > min(self.left, there):
+            raise _Fault("a variable ends too early")
+        self.at, self.left = self.at + n, self.left - n
+
+    def close(self) -> None:
+        """The variable ends here."""
+
+
+class _Inflated(_Plain):
+    """What unpacks from some bytes of a file, piece by piece; no more is unpacked than the variable says it has."""
+
+    def __init__(self, file, packed: int):
+        super().__init__(file, 8)  # the variable's tag
+        self.packed, self.inflater = packed, zlib.decompressobj()
+        self.piece, self.place = b"", 0
+
+    def read(self, n: int) -> bytes:
+        parts, missing = [], n
+        while missing and self._more():
+            parts.append(self.piece[self.place : self.place + missing])
+            self.place += len(parts[-1])
+            missing -= len(parts[-1])
+        self._move(n, n - missing)
+        return b"".join(parts)
+
+    def skip(self, n: int) -> bytes:
+        missing = min(n, self.left)
+        while missing and self._more():
+            step = min(missing, len(self.piece) - self.place)
+            self.place += step
+            missing -= step
+        self._move(n, self.left - missing)
+        return b""
+
+    def _more(self) -> bool:
+        """Have something in `piece` behind `place`, unless all is unpacked."""
+        while self.place == len(self.piece) and not self.inflater.eof:
+            packed = self.inflater.unconsumed_tail
+            if not packed:
+                packed = self.file.read(min(PIECE, self.packed))
+                self.packed -= len(packed)
+            self.piece, self.place = self.inflater.decompress(packed, PIECE), 0
+            if not packed and not self.piece:  # some files lack the end of the stream
+                return False
+        return self.place < len(self.piece)
+
+    def close(self) -> None:
+        if self._more():
+            raise _Fault("a packed variable is longer than it says")

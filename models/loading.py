@@ -1,0 +1,77 @@
+"""Models from folders of strangers: none of their code runs, no weight is missing, and a failure is one line."""
+
+import inspect
+import sys
+
+from utils.errors import loading
+
+LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be
+
+
+def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa: ANN201 - whatever `kind` makes
+    """`kind.from_pretrained(name, …)`, from safetensors, with every weight from the files.
+
+    kind : class of transformers or diffusers.
+    name : str. Local folder or hub address.
+    flag, hint : str. The flag that named it, and what to do, for the message.
+    Raises UserError if it cannot be loaded, or a weight is missing or of another shape: libraries make that one up.
+    """
+    quiet()
+    with loading(f"{flag} {name}", hint):
+        model, info = kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **settings)
+        for fault in ("missing_keys", "mismatched_keys"):
+            if info[fault]:
+                keys = sorted(map(str, info[fault]))
+                raise ValueError(f"{fault.replace('_', ' ')}: {keys[0]} and {len(keys) - 1} more")
+    return model
+
+
+def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, dtype, **local):  # noqa: ANN201
+    """A diffusers pipeline of a known family, part by part; also its class's name.
+
+    known : dict. The classes that model_index.json may name.
+    without : dict. Class's name → parts that are left out.
+    Raises UserError if it cannot be loaded, is of another family, or names a part that is not of these libraries.
+    """
+    import diffusers
+    import transformers
+
+    quiet()
+    with loading(f"{flag} {name}", hint):
+        index = diffusers.DiffusionPipeline.load_config(name, **local)
+        family = str(index.get("_class_name"))
+        if family not in known:
+            raise ValueError(f"it is a {family}; expected one of {', '.join(known)}")
+        pipeline = getattr(diffusers, family)
+        left_out, parts = set(without.get(family, ())), {}
+        for part in set(inspect.signature(pipeline.__init__).parameters) & set(index):
+            if part in left_out or not isinstance(index[part], list) or index[part][0] is None:
+                continue
+            library, class_name = map(str, index[part])
+            if library == "stable_diffusion" and part == "safety_checker":
+                continue  # diffusers' own
+            kind = getattr({"transformers": transformers, "diffusers": diffusers}.get(library), class_name, None)
+            if not inspect.isclass(kind) or not hasattr(kind, "from_pretrained") or kind.__module__.endswith("_auto"):
+                raise ValueError(
+                    f"its {part} is a {library}.{class_name}; expected a class of {' or '.join(LIBRARIES)}"
+                )
+            if issubclass(kind, transformers.PreTrainedModel | diffusers.ModelMixin):
+                parts[part] = load_whole(kind, name, flag, hint, subfolder=part, dtype=dtype, **local)
+        loaded = pipeline.from_pretrained(
+            name,
+            **local,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=dtype,
+            **parts,
+            **dict.fromkeys(left_out),
+        )
+    return loaded, family
+
+
+def quiet() -> None:
+    """No bars of the libraries where nobody watches a terminal."""
+    if not sys.stderr.isatty():
+        for library in LIBRARIES:
+            if library in sys.modules:
+                sys.modules[library].utils.logging.disable_progress_bar()

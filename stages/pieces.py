@@ -1,0 +1,83 @@
+"""Decoded batches, kept as they are done: a run that dies loses one batch, and the next one decodes the rest."""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.trials import TrialDataset
+from models.eeg_llm import EEGLanguageModel
+from utils.checkpoints import as_bytes, fingerprint
+from utils.files import code_digest
+from utils.paths import written_whole
+
+
+class DecodedPieces:
+    """What a text model said of each batch of trials, in a file that lives until all of them are decoded.
+
+    The file's name is a digest of all that decides what is said: weights, prompt, EEG tokens or samples, the batches, this
+    code, and `settings`. So nothing is taken over from another run.
+
+    folder : Path. Where the file is kept.
+    chosen : sequence of int. Trials of `dataset` in the order in which they are decoded.
+    process : int. Which of several processes that share the work.
+    settings : what else decides: precision, device, batch size, …
+    """
+
+    def __init__(
+        self, folder: Path, model: EEGLanguageModel, dataset: TrialDataset, chosen: Sequence[int], process: int = 0,
+        **settings,
+    ):  # fmt: skip
+        digest = hashlib.sha256(f"{code_digest()} {fingerprint(model)}".encode())
+        digest.update(
+            json.dumps([model.before_ids.tolist(), model.after_ids.tolist(), settings], sort_keys=True).encode()
+        )
+        for index in chosen:
+            trial = dataset.trials[index]
+            tokens = b"" if dataset.tokens is None else as_bytes(dataset.tokens[index])
+            digest.update(f"{trial.key} {trial.checksum} ".encode() + tokens)
+        self.path = folder / f".decoded-{process}-{digest.hexdigest()[:24]}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        for other in set(folder.glob(f".decoded-{process}-*.jsonl")) - {self.path}:
+            other.unlink(missing_ok=True)
+        self._done = self._read()
+        if self._done:
+            print(f"{len(self._done)} batches were decoded by a run that was interrupted; going on behind them")
+
+    def get(self, number: int) -> list | None:
+        """What was kept of a batch; None where it has to be decoded."""
+        return self._done[number] if number < len(self._done) else None
+
+    def add(self, decoded: list) -> None:
+        """Keep the next batch, for JSON; it is on the disk when this returns."""
+        with open(self.path, "ab") as file:
+            file.write(_line(decoded))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Remove the file: all is decoded, and written elsewhere."""
+        self.path.unlink(missing_ok=True)
+
+    def _read(self) -> list[list]:
+        """The batches that are whole; what a run was writing when it died is cut off."""
+        done, raw = [], self.path.read_bytes() if self.path.is_file() else b""
+        for line in raw.splitlines(keepends=True):
+            try:
+                decoded = json.loads(line)[1]
+            except (ValueError, LookupError, TypeError):
+                break
+            if line != _line(decoded):
+                break
+            done.append(decoded)
+        whole = b"".join(map(_line, done))
+        if whole != raw:
+            with written_whole(self.path) as unfinished:
+                unfinished.write_bytes(whole)
+        return done
+
+
+def _line(decoded: list) -> bytes:
+    return json.dumps([zlib.crc32(json.dumps(decoded).encode()), decoded]).encode() + b"\n"

@@ -1,0 +1,126 @@
+"""One process at a time: a file that is locked while a process lives, and says which one it is.
+
+The operating system lets go of the lock when the process ends, however it ends: a file that a dead process left behind
+is taken over, and never has to be deleted by hand.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from utils.errors import UserError
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # file systems that have none
+PATIENCE = 5.0  # seconds for which the workers of a process that was killed may outlive it
+
+
+def take(path: Path) -> int | None:
+    """Lock a file, and write into it who did; its descriptor, or None while another process holds it.
+
+    Closing the descriptor gives the lock back. Raises OSError where the file cannot be written or locked.
+    """
+    while True:
+        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(held).st_ino == path.stat().st_ino:  # else its holder removed it just now
+                who = {
+                    "process": os.getpid(),
+                    "host": socket.gethostname(),
+                    "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+                }
+                os.ftruncate(held, 0)
+                os.write(held, json.dumps(who).encode())
+                return held
+        except BlockingIOError:
+            os.close(held)
+            return None
+        except BaseException:
+            os.close(held)
+            raise
+        os.close(held)
+
+
+@contextmanager
+def only_one(path: Path, wait: str = "") -> Iterator[bool]:
+    """Hold a lock file, and remove it at the end.
+
+    wait : str. What the other process is doing; waits for it then, and says so. Else another holder is an error.
+    Yields bool: Whether it had to wait.
+    Raises UserError if another process holds it: its number, host and start.
+    """
+    made = next((folder for folder in (path.parent, *path.parent.parents) if not folder.exists()), None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waited = 0.0
+    try:
+        held = take(path)
+        while held is None:
+            who = _holder(path)
+            if not wait and (waited > PATIENCE or _lives(who)):
+                raise UserError(
+                    f"{path.parent}: {_named(who)} is writing there; wait until it ends, or choose another folder"
+                )
+            if wait and waited == 0.0:
+                print(f"notice: {_named(who)} {wait}; waiting for it")
+            time.sleep(0.2)
+            waited += 0.2
+            held = take(path)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"notice: {path.parent} is on a file system without locks; a second run in it would not be noticed")
+        held = None
+    try:
+        yield waited > 0
+    finally:
+        if held is not None:
+            path.unlink(missing_ok=True)
+            os.close(held)
+        while made is not None and path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()  # made for the lock alone
+            if path.parent == made:
+                break
+            path = path.parent
+
+
+@contextmanager
+def all_of(paths: Sequence[Path]) -> Iterator[None]:
+    """Hold several lock files. Of several processes that Accelerate started for one run, the first one holds them."""
+    with ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":
+            for path in sorted(set(paths)):
+                stack.enter_context(only_one(path))
+        yield
+
+
+def _holder(path: Path) -> dict:
+    """What the lock file says; {} where nothing can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _named(who: dict) -> str:
+    return f"process {who.get('process', '?')} on {who.get('host', '?')}, since {who.get('since', '?')},"
+
+
+def _lives(who: dict) -> bool:
+    """Whether the process is there, as far as can be told from here."""
+    if who.get("host") != socket.gethostname() or not isinstance(who.get("process"), int):
+        return True
+    try:
+        os.kill(who["process"], 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
