@@ -51,13 +51,13 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import requests
-from PIL import Image
 
 from datasets.prepare import prepare
 from datasets.preprocessing import Preprocessing
 from datasets.store import is_trial_store
 from utils.archives import unpack
 from utils.download import download
+from utils.limits import opened_picture
 
 # ---------------------------------------------------------------- the raw files
 
@@ -129,14 +129,16 @@ def figshare_files() -> list[dict]:
 
 
 def check_stimuli(folder: Path) -> None:
-    """Say which of the ten photos are missing or no pictures; only drawing and mapper training need them."""
+    """Say which of the ten photos are missing, too large or no pictures; only drawing and mapper training need them."""
     missing = [name for name in DESCRIPTION.stimuli.values() if not (folder / name).is_file()]
     if missing:
         print(f"notice: stimulus photos missing in {folder}: {', '.join(missing)}")
     for name in set(DESCRIPTION.stimuli.values()) - set(missing):
         try:
-            with Image.open(folder / name) as picture:
+            with opened_picture(folder / name) as picture:
                 picture.load()
+        except UserError as error:
+            print(f"notice: the stimulus photo {error}")
         except Exception:  # whatever a file that is no picture makes Pillow say
             print(f"notice: the stimulus photo {folder / name} is not a picture")
 

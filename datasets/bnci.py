@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.mat_file import check_mat
 from datasets.recording import Recording
 from utils.errors import UserError
+from utils.limits import reading
 
 
 def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> list[Recording]:
@@ -16,13 +18,19 @@ def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq
     electrodes : tuple of str. The first columns of `X`; what follows (EOG) stays behind.
     sfreq : float. What `fs` must be, Hz.
     Returns list of Recording, runs without trials included; subject, session and run are left to the dataset.
-    Raises UserError if the file is truncated, is no such file, or its content cannot be right; names the file and the
-        run.
+    Raises UserError if the file is truncated, is no such file, asks for more than a recording needs, or its content
+        cannot be right; names the file and the run.
     """
     import scipy.io  # slow to import, and a script's -h reads the datasets' files
 
+    size = path.stat().st_size if path.is_file() else 0
+    with reading(path, size, 0):
+        memory = check_mat(path)
     try:
-        content = scipy.io.loadmat(path, squeeze_me=False, struct_as_record=False, variable_names=["data"])
+        with reading(path, size, memory):
+            content = scipy.io.loadmat(path, squeeze_me=False, struct_as_record=False, variable_names=["data"])
+    except UserError:
+        raise
     except NotImplementedError:
         raise UserError(f"{path}: a MATLAB v7.3 file; expected v5 as BNCI publishes it, download it again") from None
     except Exception as error:  # SciPy lets many kinds through for a damaged file, zlib's and struct's among them
@@ -32,6 +40,8 @@ def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq
         ) from None
     if "data" not in content:
         raise UserError(f"{path}: no variable 'data'; expected a file of BNCI Horizon 2020")
+    if not isinstance(content["data"], np.ndarray):  # a sparse matrix, or what SciPy says in place of a damaged one
+        raise UserError(f"{path}: 'data' is no cell; expected one of runs")
     structs = content["data"].ravel()
     if len(structs) == 0:
         raise UserError(f"{path}: 'data' is empty; expected runs")
@@ -70,8 +80,9 @@ def _run(struct, number: int, where: str, electrodes: tuple[str, ...], n_classes
     wrong = y[~np.isin(y, np.arange(1, n_classes + 1))]
     if len(wrong):
         raise UserError(f"{where} has the label {wrong[0]:g}; expected 1 to {n_classes}")
-    if (trial < 1).any() or (trial != np.round(trial)).any():
-        raise UserError(f"{where} has a trial at sample {trial[(trial < 1) | (trial != np.round(trial))][0]:g}")
+    nowhere = trial[~((trial >= 1) & (trial == np.round(trial)) & (trial < 2**53))]
+    if len(nowhere):
+        raise UserError(f"{where} has a trial at sample {nowhere[0]:g}")
     if len(artifacts) != len(trial):
         artifacts = np.zeros(len(trial))
     return Recording(

@@ -9,6 +9,7 @@ import reprlib
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,8 @@ from utils.errors import UserError
 SFREQ = 200.0  # Hz
 
 
-def is_cbramod(path: Path) -> bool:
-    """Whether a folder has this layout."""
-    file = LMDBFile(path)
+def is_cbramod(file: LMDBFile) -> bool:
+    """Whether a file has this layout."""
     return "meta" not in file and "__keys__" in file
 
 
@@ -39,9 +39,11 @@ class CBraModStore:
 
     sfreq = SFREQ
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, file: LMDBFile | None = None):
         self.path = Path(path)
-        self._file = LMDBFile(self.path)
+        self._file = LMDBFile(self.path) if file is None else file
+        self._samples_at: tuple[int, int] = (0, 0)  # of the last record
+        self._contents: dict[tuple, object] = {}  # records without samples, by what stands around those
         self.meta: dict = {"format": "CBraMod", "sfreq": SFREQ}
         keys = self._unpickled("__keys__")
         if not isinstance(keys, dict) or not set(SPLITS) <= set(keys):
@@ -56,6 +58,9 @@ class CBraModStore:
                 if key in self.own_splits:
                     raise UserError(f"{path}: record {key!r} is listed twice, in {self.own_splits[key]} and {split}")
                 self.own_splits[key] = split
+
+    def __getstate__(self):
+        return self.__dict__ | {"_samples_at": (0, 0), "_contents": {}}
 
     @functools.cached_property
     def trials(self) -> list[Trial]:
@@ -85,10 +90,10 @@ class CBraModStore:
 
     def verify(self, trial: Trial) -> None:
         """Raise UserError where a record has changed since its trial was listed."""
-        if zlib.crc32(self.read(trial).tobytes()) != trial.checksum:
+        if zlib.crc32(self.read(trial)) != trial.checksum:
             raise UserError(f"{self.path}: record {trial.key!r} has changed while it was used")
 
-    def _samples(self, key: str, record) -> np.ndarray:
+    def _samples(self, key: str, record: object) -> np.ndarray:
         """(n_chans, n_times) float32."""
         if not isinstance(record, dict):
             raise UserError(
@@ -123,17 +128,31 @@ class CBraModStore:
         name, *counters = key.split("-")
         subject, session = re.fullmatch(r"([AB]\d\d)([TE])?.*|(?P<other>.*)", name, re.DOTALL).group(1, 2)
         run, number = ([int(c) for c in counters if c.isdecimal()] + [0, 0])[:2]
-        checksum = zlib.crc32(samples.tobytes())
+        checksum = zlib.crc32(samples)
         return Trial(key, int(label), subject or name.split(".")[0], session or "", run, number + 1, "", checksum)
 
-    def _unpickled(self, key: str):
+    def _unpickled(self, key: str) -> object:
         raw = self._file.get(key)
         if raw is None:
             raise UserError(f"{self.path} has no record {key!r}")
         try:
-            return SafeUnpickler(raw).load()
+            return filled(self._content(raw), raw)
         except pickle.UnpicklingError as error:
-            raise UserError(f"{self.path}: record {key!r} cannot be read: {str(error)[:200]}") from None
+            raise UserError(f"{self.path}: record {key!r} cannot be read: {error}") from None
+
+    def _content(self, raw: memoryview) -> object:
+        """A record without its samples. Few records differ in what stands around those; each such frame is read once."""
+        start, stop = self._samples_at
+        content = self._contents.get((start, stop, bytes(raw[:start]), bytes(raw[stop:]))) if stop else None
+        if content is None:
+            unpickler = SafeUnpickler(raw)
+            content = unpickler.content()
+            start, stop = self._samples_at = unpickler.longest
+            if start + len(raw) - stop <= 4096:  # else it holds more than samples
+                if len(self._contents) == 1000:
+                    self._contents.clear()
+                self._contents[start, stop, bytes(raw[:start]), bytes(raw[stop:])] = content
+        return content
 
 
 # ---------------------------------------------------------------- pickles
@@ -144,9 +163,10 @@ SHORT, LONG, HUGE, SIGNED, DOUBLE = map(struct.Struct, ("<H", "<I", "<Q", "<i", 
 
 
 class SafeUnpickler:
-    """Read one pickle, of protocols 0 to 5, of numeric arrays, numbers, strings, lists, tuples and dicts.
+    """Reader of one pickle, of protocols 0 to 5, of numeric arrays, numbers, strings, lists, tuples and dicts.
 
     raw : bytes or other buffer. Arrays are read-only, and views of it where the protocol has bytes (3 and later).
+    longest : (start, stop). Where the longest run of bytes lies in it.
 
     This is no `pickle.Unpickler`. That one hands what a file says to numpy's own functions, which believe it: an array's
     bytes may be made into pointers. And it allocates whatever length a file names. Here every opcode and function that
@@ -156,28 +176,46 @@ class SafeUnpickler:
     def __init__(self, raw: bytes | memoryview):
         self.raw, self.at = memoryview(raw).cast("B"), 0
         self.stack: list = []
-        self.below: list[list] = []  # the stacks below the open marks
+        self.marks: list[int] = []  # lengths that the stack had
         self.memo: dict[int, object] = {}
+        self.longest, self.encoded = (0, 0), 0
 
     def load(self) -> object:
-        """Raises pickle.UnpicklingError if the pickle holds anything else or is damaged."""
+        """The pickled object."""
+        return filled(self.content(), self.raw)
+
+    def content(self) -> object:
+        """The pickled object, with `Stored` in place of bytes longer than 255 and of arrays of them.
+
+        Raises pickle.UnpicklingError if the pickle holds anything else or is damaged.
+        """
         try:
-            while (code := self.raw[self.at]) != STOP:
-                self.at += 1
+            while (code := self.byte()) != STOP:
                 if code not in OPCODES:
                     raise pickle.UnpicklingError(f"it has the opcode {bytes([code])}; {ALL_THAT_IS_READ}")
                 OPCODES[code](self)
             return self.stack.pop()
-        except pickle.UnpicklingError:
-            raise
+        except pickle.UnpicklingError as error:
+            raise pickle.UnpicklingError(str(error)[:200]) from None
         except Exception as error:  # nonsense fails in many ways
-            raise pickle.UnpicklingError(f"it is damaged ({type(error).__name__}: {error})") from None
+            raise pickle.UnpicklingError(f"it is damaged ({type(error).__name__}: {error})"[:200]) from None
 
     def find_class(self, module: str, name: str) -> Callable | None:
-        """Our function in place of numpy's."""
+        """Our function in place of the one that is asked for."""
+        if (module, name) == ("_codecs", "encode"):
+            return self.encode
         if not (isinstance(module, str) and isinstance(name, str) and (module, name) in FUNCTIONS):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}; {ALL_THAT_IS_READ}")
         return FUNCTIONS[module, name]
+
+    def encode(self, text: str, encoding: str) -> bytes:
+        """How Python 3 pickles bytes under protocols 0 to 2."""
+        self.encoded += len(text)
+        if encoding != "latin1" or self.encoded > len(self.raw):
+            raise pickle.UnpicklingError(
+                f"it has bytes encoded as {encoding!r}; expected latin1, and each of them once"
+            )
+        return text.encode("latin1")
 
     # -------- what follows an opcode
 
@@ -195,6 +233,13 @@ class SafeUnpickler:
             raise pickle.UnpicklingError(f"it is damaged ({length} bytes, and the record ends before)")
         return self.raw[start : self.at]
 
+    def take_long(self, length: int) -> "bytes | Stored":
+        start, part = self.at, self.take(length)
+        if length < 256:
+            return bytes(part)
+        self.longest = max(self.longest, (start, self.at), key=lambda place: place[1] - place[0])
+        return Stored(start, self.at)
+
     def line(self) -> bytes:
         text = bytes(self.raw[self.at : self.at + 80])  # only an array's bytes make a longer line, under protocol 0
         if b"\n" not in text:
@@ -209,15 +254,14 @@ class SafeUnpickler:
         self.stack.append(value)
 
     def pop(self, count: int) -> list:
-        popped = [self.stack.pop() for _ in range(count)]
-        return popped[::-1]
-
-    def mark(self) -> None:
-        self.below.append(self.stack)
-        self.stack = []
+        popped = self.stack[-count:]
+        del self.stack[-count:]
+        return popped
 
     def pop_to_mark(self) -> list:
-        popped, self.stack = self.stack, self.below.pop()
+        start = self.marks.pop()
+        popped = self.stack[start:]
+        del self.stack[start:]
         return popped
 
     def frame(self, length: int) -> None:
@@ -225,7 +269,7 @@ class SafeUnpickler:
             raise pickle.UnpicklingError(f"it is damaged ({length} bytes, and the record ends before)")
 
     def put(self, index: int) -> None:
-        if index > len(self.raw):
+        if not 0 <= index <= len(self.raw):
             raise pickle.UnpicklingError(f"it is damaged ({index} objects to remember)")
         self.memo[index] = self.stack[-1]
 
@@ -270,7 +314,7 @@ def _int(line: bytes) -> int:
 ACTIONS: dict[bytes, Callable[[SafeUnpickler], object]] = {
     pickle.PROTO: lambda u: u.byte(),
     pickle.FRAME: lambda u: u.frame(u.number(HUGE)),
-    pickle.MARK: lambda u: u.mark(),
+    pickle.MARK: lambda u: u.marks.append(len(u.stack)),
     # constants and numbers
     pickle.NONE: lambda u: u.push(None),
     pickle.NEWTRUE: lambda u: u.push(True),
@@ -289,9 +333,9 @@ ACTIONS: dict[bytes, Callable[[SafeUnpickler], object]] = {
     pickle.BINUNICODE: lambda u: u.push(str(u.take(u.number(LONG)), "utf-8")),
     pickle.BINUNICODE8: lambda u: u.push(str(u.take(u.number(HUGE)), "utf-8")),
     pickle.SHORT_BINBYTES: lambda u: u.push(bytes(u.take(u.byte()))),
-    pickle.BINBYTES: lambda u: u.push(u.take(u.number(LONG))),
-    pickle.BINBYTES8: lambda u: u.push(u.take(u.number(HUGE))),
-    pickle.BYTEARRAY8: lambda u: u.push(u.take(u.number(HUGE))),
+    pickle.BINBYTES: lambda u: u.push(u.take_long(u.number(LONG))),
+    pickle.BINBYTES8: lambda u: u.push(u.take_long(u.number(HUGE))),
+    pickle.BYTEARRAY8: lambda u: u.push(u.take_long(u.number(HUGE))),
     # containers
     pickle.EMPTY_TUPLE: lambda u: u.push(()),
     pickle.TUPLE1: lambda u: u.push(tuple(u.pop(1))),
@@ -327,7 +371,7 @@ OPCODES = {opcode[0]: action for opcode, action in ACTIONS.items()}
 
 
 class Unbuilt:
-    """A data type or an array whose state is still to come. `built` is what the state makes of it."""
+    """A data type or an array whose state is still to come. `built` is what that makes of it."""
 
     __slots__ = ("build", "built")
 
@@ -335,28 +379,47 @@ class Unbuilt:
         self.build, self.built = build, self
 
 
-def _dtype(code: str, align: bool = False, copy: bool = False) -> Unbuilt:
-    """A plain number's data type, of 8 bytes at most; the byte order comes as its state."""
-    if not re.fullmatch("b1|[iu][1248]|f[248]", code):
-        raise pickle.UnpicklingError(f"it asks for the data type {code!r}; only plain numbers are read")
+@dataclass(frozen=True)
+class Stored:
+    """Bytes `start` to `stop` of a record, or an array of them, nothing of which has been read."""
 
-    def build(version, order, *others) -> np.dtype:
-        if version != 3 or order not in ("<", ">", "|", "=") or others != (None, None, None, -1, -1, 0):
-            raise pickle.UnpicklingError(f"it asks for a kind of {code!r} that is none; only plain numbers are read")
-        return np.dtype(order + code)
+    start: int
+    stop: int
+    layout: tuple | None = None  # data type, shape, order, axes
 
-    return Unbuilt(build)
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def read(self, raw: memoryview) -> memoryview | np.ndarray:
+        """What it stands for in a record."""
+        part = raw[self.start : self.stop]
+        return part if self.layout is None else _laid_out(part, *self.layout)
 
 
-def _array(raw: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str, axes: tuple | None = None) -> np.ndarray:
-    """As `numpy._core.numeric._frombuffer`, for as many bytes as the shape has."""
-    if (
-        not isinstance(dtype, np.dtype)
-        or not all(type(n) is int and n >= 0 for n in shape)
-        or len(shape) > 8
-        or len(raw) != math.prod(shape) * dtype.itemsize
+def filled(content: object, raw: memoryview) -> object:
+    """Read what `SafeUnpickler.content` has left in a record's bytes, in place of a dict's values."""
+    if isinstance(content, dict):
+        return {key: value.read(raw) if type(value) is Stored else value for key, value in content.items()}
+    return content.read(raw) if type(content) is Stored else content
+
+
+def _array(
+    raw: bytes | Stored, dtype: np.dtype, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
+) -> np.ndarray | Stored:
+    """An array as numpy's `_frombuffer` makes it, from exactly the bytes that it needs."""
+    if not (
+        isinstance(dtype, np.dtype)
+        and all(type(n) is int and n >= 0 for n in shape)
+        and len(shape) <= 8
+        and len(raw) == math.prod(shape) * dtype.itemsize
+        and (order in ("C", "F") or order == "K" and sorted(axes) == list(range(len(shape))))
     ):
-        raise pickle.UnpicklingError(f"it has an array of {len(raw)} bytes that are not {dtype} {shape}")
+        raise pickle.UnpicklingError("it has an array whose bytes, data type and shape do not belong together")
+    layout = dtype, shape, order, axes
+    return Stored(raw.start, raw.stop, layout) if type(raw) is Stored else _laid_out(raw, *layout)
+
+
+def _laid_out(raw: bytes | memoryview, dtype: np.dtype, shape: tuple, order: str, axes: tuple | None) -> np.ndarray:
     array = np.frombuffer(raw, dtype)
     return array.reshape(shape).transpose(axes) if order == "K" else array.reshape(shape, order=order)
 
@@ -366,20 +429,26 @@ def _reconstruct(kind: None, shape: tuple, code: bytes) -> Unbuilt:
     return Unbuilt(lambda version, shape, dtype, fortran, raw: _array(raw, dtype, shape, "F" if fortran else "C"))
 
 
+def _dtype(code: str, align: bool = False, copy: bool = False) -> Unbuilt:
+    """A plain number's data type, of 8 bytes at most; its byte order comes as its state."""
+    if not re.fullmatch("b1|[iu][1248]|f[248]", code):
+        raise pickle.UnpicklingError(f"it asks for the data type {code!r}; only plain numbers are read")
+
+    def build(version: int, order: str, *others: object) -> np.dtype:
+        if version != 3 or order not in ("<", ">", "|", "=") or others != (None, None, None, -1, -1, 0):
+            raise pickle.UnpicklingError(f"it makes of the data type {code!r} another; only plain numbers are read")
+        return np.dtype(order + code)
+
+    return Unbuilt(build)
+
+
 def _scalar(dtype: np.dtype, raw: bytes) -> np.generic:
     return _array(raw, dtype, (1,), "C")[0]
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 pickles bytes under protocols 0 to 2."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it has bytes encoded as {encoding}; expected latin1")
-    return text.encode("latin1")
-
-
-FUNCTIONS = {("_codecs", "encode"): _encode, ("numpy", "dtype"): _dtype, ("numpy", "ndarray"): None}
-for core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
+FUNCTIONS = {("numpy", "dtype"): _dtype, ("numpy", "ndarray"): None}
+for _core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
     FUNCTIONS |= {
-        (f"{core}.multiarray", "_reconstruct"): _reconstruct, (f"{core}.multiarray", "scalar"): _scalar,
-        (f"{core}.numeric", "_frombuffer"): _array,
+        (f"{_core}.multiarray", "_reconstruct"): _reconstruct, (f"{_core}.multiarray", "scalar"): _scalar,
+        (f"{_core}.numeric", "_frombuffer"): _array,
     }  # fmt: skip

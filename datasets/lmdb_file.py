@@ -25,9 +25,8 @@ PAGE_SIZES = [2**k for k in range(9, 16)]
 # header of a page: number, what it is; end of the nodes' offsets, which follow, and start of the nodes
 PAGE = struct.Struct("<Q2xHHH")
 CHAIN = struct.Struct("<Q2xHI")  # header of the first overflow page: number, what it is, how many pages
-NODE = struct.Struct(
-    "<HHHH"
-)  # length of the value (or page below) in three parts, length of the key; key and value follow
+# value's length in two parts and flags, or page below in three; length of the key; key and value follow
+NODE = struct.Struct("<HHHH")
 # number, what it is; magic, version; page size (address, map size and the rest of the free pages' tree are left out);
 # the main tree's flags, depth, entries, root; last page, transaction
 FACTS = struct.Struct("<Q2xH4xII16xI44x4xHH24xQQQQ")
@@ -146,7 +145,7 @@ def _read_facts(file: Path, view: memoryview) -> Facts:
             "or make it anew with --overwrite"
         )
     if facts.flags or facts.depth > MAX_DEPTH or (facts.depth == 0) != (facts.root == NO_ROOT):
-        raise _damaged(file, "its tree is none, or one of several values a key")
+        raise _damaged(file, "its tree cannot be, or is of a kind that is not read")
     return facts
 
 
@@ -180,7 +179,7 @@ def _walk(file: Path, view: memoryview, facts: Facts) -> dict[bytes, Place]:
                 continue
             before, key = key, bytes(page[at:value])
             if high not in (0, BIG) or key_size > MAX_KEY or key <= before:  # so no key is empty
-                raise _damaged(file, f"a node of page {number} is none, or one of several databases")
+                raise _damaged(file, f"a record of page {number} cannot be, or the file holds several databases")
             length = low | middle << 16
             if high:
                 first = struct.unpack_from("<Q", page, value)[0]

@@ -1,15 +1,19 @@
 """Reader of recordings through MNE: one file in, its signal in microvolts and its events out, units put right."""
 
 import csv
+import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mne
 import numpy as np
 
+from datasets.mat_file import check_mat
 from utils.errors import UserError
+from utils.limits import MAX_TEXT, reading
 
 READERS = {
     ".bdf": mne.io.read_raw_bdf,
@@ -21,6 +25,15 @@ READERS = {
 ANNOTATION = re.compile(r"(?:Stimulus/)?\s*S?\s*(\d+)(?:\.0*)?")  # "3", "S  3", "Stimulus/S  3"
 TOLERANCE = 1  # samples by which two sources of events may differ
 SAMPLE_BYTES = {".bdf": 3, ".edf": 2}
+CONTENT_RATIO = 4  # bytes of the content in memory for a byte of its files: 16-bit samples become doubles
+LARGEST = 2**31  # sample or code of an event; 24 days at 1000 Hz
+TIMES = ("onset", "sample", "latency")  # columns of events.tsv
+# BrainVision's header and markers
+VHDR = re.compile(
+    r"^[ \t]*(DataFile|MarkerFile|NumberOfChannels|BinaryFormat)[ \t]*[=:](.*)$", re.IGNORECASE | re.MULTILINE
+)
+VHDR_BYTES = {"INT_16": 2, "INT_32": 4, "IEEE_FLOAT_32": 4}
+MARKER = re.compile(r"^Mk\d+=[^,\n]*,[^,\n]*,\s*(\d{1,15}),", re.MULTILINE)
 
 
 @dataclass
@@ -48,20 +61,29 @@ def read_recording(path: Path, electrodes: Sequence[str]) -> ReadFile:
     times too large; numbers without a physical dimension are microvolts, where MNE takes them for volts.
     Events: `events.tsv` beside the file, the `Status` channel, the file's annotations.
 
-    Raises UserError if the file is truncated or damaged, lacks an electrode, holds NaN, or its sources of events
-        disagree.
+    Raises UserError if the file is truncated or damaged, asks for more than a recording needs, names a file elsewhere,
+        lacks an electrode, holds NaN, or its sources of events disagree.
     """
-    check_whole(path)
+    check_header(path, electrodes)
+    size = sum(file.stat().st_size for file in [path, *companions(path)])
+    content = CONTENT_RATIO * size
+    if path.suffix.lower() == ".set":
+        with reading(path, size, 0):
+            content += check_mat(path)
     try:
-        raw = READERS[path.suffix.lower()](path, preload=False, verbose="ERROR")
-        names = {name.lower(): name for name in raw.ch_names}
-        missing = [name for name in electrodes if name.lower() not in names]
-        if missing:
-            raise UserError(f"{path} has no electrode {', '.join(missing)}; it has {', '.join(raw.ch_names)}")
-        signal = raw.get_data(picks=[names[name.lower()] for name in electrodes])  # (n_chans, n_times) volts
-        events = {"annotations": annotated_events(raw)}
-        if "status" in names:
-            events["Status"] = status_events(raw.get_data(picks=[names["status"]])[0])
+        with reading(path, size, content):
+            raw = READERS[path.suffix.lower()](path, preload=False, verbose="ERROR")
+            check_beside(path, raw.filenames)
+            names = {name.lower(): name for name in raw.ch_names}
+            missing = [name for name in electrodes if name.lower() not in names]
+            if missing:
+                raise UserError(
+                    f"{path} has no electrode {', '.join(missing)}; it has {', '.join(raw.ch_names)[:1000]}"
+                )
+            signal = raw.get_data(picks=[names[name.lower()] for name in electrodes])  # (n_chans, n_times) volts
+            events = {"annotations": annotated_events(raw)}
+            if "status" in names:
+                events["Status"] = status_events(raw.get_data(picks=[names["status"]])[0])
     except UserError:
         raise
     except Exception as error:  # damaged files fail in many ways inside the readers
@@ -69,6 +91,8 @@ def read_recording(path: Path, electrodes: Sequence[str]) -> ReadFile:
         raise UserError(f"{path}: cannot be read ({reason}); it is damaged, fetch it again") from None
 
     sfreq, n_times = float(raw.info["sfreq"]), signal.shape[1]
+    if not 0 < sfreq < 1e6:
+        raise UserError(f"{path} is sampled at {sfreq:g} Hz; it is damaged, fetch it again")
     signal *= 1e6
     corrections = unit_corrections(path, electrodes)
     for factor, _ in corrections:
@@ -90,19 +114,81 @@ def read_recording(path: Path, electrodes: Sequence[str]) -> ReadFile:
     return ReadFile(signal, sfreq, chosen, sources, [what for _, what in corrections])
 
 
+# ---------------------------------------------------------------- files that a file names
+
+
+def companions(path: Path) -> list[Path]:
+    """The files that are read with a recording: what a BrainVision header names, the data beside an EEGLAB file.
+
+    Raises UserError if a BrainVision header names a file in another folder, or one that is missing or truncated.
+    """
+    if path.suffix.lower() == ".set":  # it names one of these at most, if it holds no data itself
+        return sorted(path.parent.glob("*.fdt"), key=lambda file: file.stat().st_size)[-1:]
+    if path.suffix.lower() != ".vhdr":
+        return []
+    entries = [(name.lower(), value.strip()) for name, value in VHDR.findall(_text(path).split("[Comment]")[0])]
+    files = [path.parent / value for name, value in entries if name in ("datafile", "markerfile")]
+    check_beside(path, files)
+    for file in files:
+        if not os.path.isfile(file):  # also where the name is no possible one
+            raise UserError(
+                f"{path} names the file {_short(file.name)}, which is missing; it belongs beside the header"
+            )
+    facts = dict(entries)
+    n_chans, width = facts.get("numberofchannels", ""), VHDR_BYTES.get(facts.get("binaryformat"))
+    if width and re.fullmatch(r"\d{1,9}", n_chans) and {"datafile", "markerfile"} <= set(facts):
+        data, markers = path.parent / facts["datafile"], _text(path.parent / facts["markerfile"])
+        n_times, more = divmod(data.stat().st_size, width * max(int(n_chans), 1))
+        last = max(map(int, MARKER.findall(markers)), default=0)
+        if more or n_times < last:
+            raise UserError(
+                f"{data} is truncated: {data.stat().st_size} bytes are {n_times} samples of {n_chans} channels and {more} "
+                f"bytes, and the last marker is at sample {last}; fetch it again"
+            )
+    return files
+
+
+def _text(path: Path) -> str:
+    """A header or a list of markers in text."""
+    if path.stat().st_size > MAX_TEXT:
+        raise UserError(
+            f"{path} has {path.stat().st_size} bytes; expected a text of {MAX_TEXT} at most, fetch it again"
+        )
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def check_beside(path: Path, files: Sequence[str | Path]) -> None:
+    """Raise UserError where a recording would have files read that do not lie beside it."""
+    folder = os.path.abspath(path.parent)
+    for file in files:
+        if os.path.dirname(os.path.abspath(file)) != folder:
+            raise UserError(f"{path} names the file {_short(str(file))}; expected one beside it, in {folder}")
+
+
+def _short(text: str) -> str:
+    """What a file says, fit for a message."""
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
+
+
 # ---------------------------------------------------------------- BDF and EDF headers
 
 
 def read_header(path: Path) -> dict:
     """The fields of a BDF or EDF header that decide on units and size (European Data Format, Kemp et al. 1992).
 
-    Returns dict: labels, dimensions (lists of str), digital_min, digital_max (lists of float), expected_bytes (of the
-        whole file, None where the header leaves the number of records open).
+    Returns dict: labels, dimensions (lists of str); physical_min, physical_max, digital_min, digital_max (lists of float,
+        NaN where there is no number); n_samples (list of int, of a record); duration (of a record, float, seconds);
+        n_records (-1: left open), header_bytes, n_chans (int).
+    Raises ValueError where a count is no whole number.
     """
     with open(path, "rb") as file:
         fixed = file.read(256)
         n = int(fixed[252:256])
-        per_channel = file.read(256 * n)
+        per_channel = file.read(256 * max(n, 0))
     widths = dict(labels=16, transducer=80, dimensions=8, physical_min=8, physical_max=8, digital_min=8, digital_max=8,
                   prefilter=80, n_samples=8)  # fmt: skip
     fields, start = {}, 0
@@ -110,28 +196,70 @@ def read_header(path: Path) -> dict:
         column = per_channel[start : start + width * n]
         fields[name] = [column[k * width : (k + 1) * width].decode("latin-1").strip() for k in range(n)]
         start += width * n
-    records = int(fixed[236:244])
-    record_bytes = sum(map(int, fields["n_samples"])) * SAMPLE_BYTES[path.suffix.lower()]
     return {
         "labels": fields["labels"], "dimensions": fields["dimensions"],
-        "digital_min": [float(v) for v in fields["digital_min"]],
-        "digital_max": [float(v) for v in fields["digital_max"]],
-        "expected_bytes": int(fixed[184:192]) + records * record_bytes if records >= 0 else None,
+        **{name: [_number(v) for v in fields[name]] for name in widths if name.endswith(("_min", "_max"))},
+        "n_samples": [int(v) for v in fields["n_samples"]], "duration": _number(fixed[244:252].decode("latin-1")),
+        "n_records": int(fixed[236:244]), "header_bytes": int(fixed[184:192]), "n_chans": n,
     }  # fmt: skip
 
 
-def check_whole(path: Path) -> None:
-    """Refuse a BDF or EDF file that is shorter than its header says; MNE would read what is there."""
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def check_header(path: Path, electrodes: Sequence[str]) -> None:
+    """Refuse a BDF or EDF file whose header cannot be right, or that is shorter than its header says.
+
+    MNE would read what is there, and make numbers of nothing. A header may leave the number of records open (-1): then
+    the data must be whole records, and a notice says so.
+    """
     if path.suffix.lower() not in SAMPLE_BYTES:
         return
     try:
-        expected = read_header(path)["expected_bytes"]
+        header = read_header(path)
     except ValueError:
         raise UserError(f"{path}: its header is damaged; fetch it again") from None
-    if expected is not None and path.stat().st_size < expected:
-        raise UserError(
-            f"{path} is truncated: {path.stat().st_size} bytes where its header says {expected}; fetch it again"
-        )
+
+    for what in _faults(header, electrodes):
+        raise UserError(f"{path}: its header says {what}; it is damaged, fetch it again")
+
+    size, record = path.stat().st_size, sum(header["n_samples"]) * SAMPLE_BYTES[path.suffix.lower()]
+    data, n_records = size - header["header_bytes"], header["n_records"]
+    if n_records >= 0 and data < n_records * record:
+        expected = header["header_bytes"] + n_records * record
+        raise UserError(f"{path} is truncated: {size} bytes where its header says {expected}; fetch it again")
+    if n_records == -1:
+        if data < record or data % record:
+            raise UserError(
+                f"{path} is truncated: {data} bytes of data are no whole number of records of {record} bytes; fetch it again"
+            )
+        print(f"notice: {path}: its header leaves the number of records open; {data // record} are there")
+
+
+def _faults(header: dict, electrodes: Sequence[str]) -> Iterator[str]:
+    """What cannot be right in a header: what was found, and what was expected."""
+    n = header["n_chans"]
+    if n < 1:
+        yield f"{n} channels; expected 1 or more"
+    if header["header_bytes"] != 256 * (n + 1):
+        yield f"that it has {header['header_bytes']} bytes; expected {256 * (n + 1)} for {n} channels"
+    if header["n_records"] < 1 and header["n_records"] != -1:
+        yield f"{header['n_records']} records; expected 1 or more, or -1 where it leaves the number open"
+    if not 0 < header["duration"] < math.inf:
+        yield f"that a record lasts {header['duration']:g} s; expected more than 0"
+    for name, k in zip(header["labels"], header["n_samples"], strict=True):
+        if k < 1:
+            yield f"{k} samples a record of {_short(name)}; expected 1 or more"
+    places = {label.lower(): k for k, label in enumerate(header["labels"])}
+    for name in electrodes:
+        for kind in ("physical", "digital") if name.lower() in places else ():
+            low, high = (header[f"{kind}_{side}"][places[name.lower()]] for side in ("min", "max"))
+            if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+                yield f"{low:g} and {high:g} for the {kind} limits of {name}; expected two different numbers"
 
 
 def unit_corrections(path: Path, electrodes: Sequence[str]) -> list[tuple[np.ndarray, str]]:
@@ -182,32 +310,38 @@ def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:
 
     Raises UserError if a column is missing, a number is none, or `onset` and samples disagree.
     """
+    if path.stat().st_size > MAX_TEXT:
+        raise UserError(f"{path} has {path.stat().st_size} bytes; that is no table of events, fetch it again")
+    events = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
+            rows = csv.DictReader(file, delimiter="\t")
+            columns = list(rows.fieldnames or [])
+            times = [name for name in TIMES if name in columns]
+            if columns and (not times or any(columns.count(name) > 1 for name in (*times, "value"))
+                            or "value" not in columns):  # fmt: skip
+                found = _short(", ".join(columns))
+                raise UserError(f"{path} has the columns {found}; expected onset (or sample) and value, each once")
+            for row in rows:
+                events.append(_event(row, times, sfreq, f"{path}, line {rows.line_num}"))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text with tabs ({error})") from None
-    if not rows:
-        return []
-    times = [name for name in ("onset", "sample", "latency") if name in rows[0]]
-    if not times or "value" not in rows[0]:
-        raise UserError(f"{path} has the columns {', '.join(rows[0])}; expected onset (or sample) and value")
-    events = []
-    for line, row in enumerate(rows, start=2):
-        try:
-            samples = [float(row[name]) * (sfreq if name == "onset" else 1) for name in times if row[name] != "n/a"]
-            samples = [round(sample) for sample in samples]
-            code = float(row["value"])
-            if code != int(code):
-                raise ValueError
-        except (TypeError, ValueError, OverflowError):
-            raise UserError(
-                f"{path}, line {line}: {dict(row)}; expected numbers in {', '.join(times)}, value"
-            ) from None
-        if not samples or max(samples) - min(samples) > TOLERANCE:
-            raise UserError(f"{path}, line {line}: {', '.join(times)} give the samples {samples}; expected the same")
-        events.append((samples[0], int(code)))
     return sorted(events)
+
+
+def _event(row: dict, times: list[str], sfreq: float, where: str) -> tuple[int, int]:
+    """One line of an `events.tsv`."""
+    try:
+        samples = [float(row[name]) * (sfreq if name == "onset" else 1) for name in times if row[name] != "n/a"]
+        samples = [round(sample) for sample in samples]
+        code = float(row["value"])
+        if code != int(code) or max(map(abs, [*samples, code])) > LARGEST:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{where}: {str(dict(row))[:200]}; expected numbers in {', '.join(times)}, value") from None
+    if not samples or max(samples) - min(samples) > TOLERANCE:
+        raise UserError(f"{where}: {', '.join(times)} give the samples {samples}; expected the same")
+    return samples[0], int(code)
 
 
 def compare_events(path: Path, name: str, events: list, other_name: str, others: list) -> None:

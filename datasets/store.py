@@ -206,9 +206,9 @@ class TrialStore:
 
     own_splits: dict[str, str] = {}  # this layout leaves the splits to the run
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, file: LMDBFile | None = None):
         self.path = Path(path)
-        self._file = LMDBFile(self.path)
+        self._file = LMDBFile(self.path) if file is None else file
         try:
             facts = bytes(self._file.get("meta") or b"{}")
             self.meta = json.loads(facts)
@@ -263,7 +263,8 @@ def open_store(path: str | Path) -> "TrialStore | CBraModStore":  # noqa: F821 -
     """Open a store of either layout."""
     from datasets.cbramod import CBraModStore, is_cbramod
 
-    return CBraModStore(path) if is_cbramod(Path(path)) else TrialStore(path)
+    file = LMDBFile(Path(path))
+    return CBraModStore(path, file) if is_cbramod(file) else TrialStore(path, file)
 
 
 def is_trial_store(path: Path) -> bool:

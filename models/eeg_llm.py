@@ -7,7 +7,6 @@ from pathlib import Path
 
 import peft
 import torch
-from jinja2 import TemplateError
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, GenerationConfig
@@ -17,6 +16,7 @@ from utils.checkpoints import as_bytes
 from utils.errors import UserError, loading
 from utils.files import read_json
 from utils.hub import fetch_nothing
+from utils.limits import MAX_TEMPLATE, TEMPLATE_BYTES, TEMPLATE_SECONDS, bounded
 
 FEATURES = 200  # CSBrain's width
 EEG_PLACE = "{eeg}"  # where the EEG tokens stand in the user's turn
@@ -270,11 +270,25 @@ def split_prompt(tokenizer, system_prompt: str, user_prompt: str) -> tuple[list[
 
 
 def _apply(tokenizer, chat: list[dict]) -> str | None:
-    """The chat as text; None where the template refuses it."""
+    """The chat as text; None where the template refuses it, or fails in any other way.
+
+    A template comes from a stranger. Jinja's sandbox lets it touch nothing, but it may loop for ever and multiply.
+
+    Raises UserError for a template that is too long, gives too much, or asks for too much time or memory.
+    """
+    what = "the chat template of the language model's tokenizer"
+    if len(str(tokenizer.chat_template)) > MAX_TEMPLATE:
+        raise UserError(f"{what} has more than {MAX_TEMPLATE} characters; use another language model")
     try:
-        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    except TemplateError:
+        with bounded(what, TEMPLATE_SECONDS, TEMPLATE_BYTES):
+            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except UserError:
+        raise
+    except Exception:
         return None
+    if len(text) > 10 * MAX_TEMPLATE:
+        raise UserError(f"{what} makes {len(text)} characters of a short chat; use another language model")
+    return text
 
 
 # ---------------------------------------------------------------- loading

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from stages.rows import Row
 from utils.device import free_gpu_memory
 from utils.errors import UserError
+from utils.limits import opened_picture
 from utils.paths import written_whole
 from utils.progress import progress
 
@@ -46,14 +47,16 @@ def cue_arrow(direction: str, size: int = PANEL) -> Image.Image:
 
 
 def read_photo(path: Path) -> Image.Image:
-    """A photo in RGB; UserError names what is missing or no picture."""
+    """A photo in RGB; UserError names what is missing, too large, truncated or no picture."""
     if not path.is_file():
         raise UserError(
             f"the stimulus photo {path} is missing; preparing the dataset fetches it, --stimuli_dir names its folder"
         )
     try:
-        with Image.open(path) as picture:
+        with opened_picture(path) as picture:
             return picture.convert("RGB")
+    except UserError as error:
+        raise UserError(f"the stimulus photo {error}") from None
     except Exception:  # whatever a file that is no picture makes Pillow say
         raise UserError(f"the stimulus photo {path} is not a picture; fetch it again") from None
 
@@ -128,7 +131,7 @@ class PictureFolder:
     def finish(self, stimulus: Callable[[Row], Image.Image]) -> None:
         """Comparisons and the grid; pictures of trials that were decoded otherwise before are removed."""
         for row in self.rows:
-            with Image.open(self.path("generated", row)) as picture:
+            with opened_picture(self.path("generated", row)) as picture:
                 pair = comparison(stimulus(row), picture, row.true_name, row.predicted_name)
             with written_whole(self.path("comparison", row)) as unfinished:
                 pair.save(unfinished, format="PNG")
@@ -154,10 +157,10 @@ def check_gpu_is_free(device: torch.device, limit_mib: float) -> None:
 def drawn_with(path: Path) -> dict | None:
     """What a picture says it was drawn with; None where there is no whole picture."""
     try:
-        with Image.open(path) as picture:
+        with opened_picture(path) as picture:
             picture.load()
             return json.loads(picture.info["recipe"])
-    except (OSError, KeyError, ValueError):
+    except Exception:  # whatever a file that is no picture of ours makes Pillow say
         return None
 
 
@@ -186,11 +189,11 @@ def comparison(
 
 def summary_grid(comparisons: Sequence[Path], columns: int = 4, gap: int = 8) -> Image.Image:
     """All comparisons as thumbnails, `columns` a row (the seed's four)."""
-    pictures = [Image.open(path).convert("RGB") for path in comparisons]
     w, h = PANEL, (PANEL + HEADER) // 2
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(comparisons) // columns)
     grid = Image.new("RGB", (columns * (w + gap) + gap, rows * (h + gap) + gap), "white")
-    for k, picture in enumerate(pictures):
+    for k, path in enumerate(comparisons):
         at = (gap + k % columns * (w + gap), gap + k // columns * (h + gap))
-        grid.paste(picture.resize((w, h), Image.Resampling.LANCZOS), at)
+        with opened_picture(path) as picture:
+            grid.paste(picture.convert("RGB").resize((w, h), Image.Resampling.LANCZOS), at)
     return grid

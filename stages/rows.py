@@ -164,19 +164,17 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
         raise UserError(f"{path} is damaged: it is no UTF-8 text") from None
     if not lines:
         raise UserError(f"{path} has no trials, so there is nothing to score or draw; decode again")
-    rows, signatures = [], set()
-    for number, line in enumerate(lines, start=1):
-        try:
-            content = json.loads(line)
-            if not isinstance(content, dict):
-                raise ValueError(f"a {type(content).__name__} where an object was expected")
-            rows.append(_row({name: v for name, v in content.items() if name not in SIGNATURE}, classes))
-            signatures.add(_signature(content, len(lines)))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-            raise UserError(f"{path}, line {number} is no decoded trial: {error}; decode again") from None
-    if signatures == {False}:
+    rows, signed_lines = [], set()
+    for check in (_plain_row, _signature):  # first whether each line is a trial, then whether it is the one that was written
+        for number, line in enumerate(lines, start=1):
+            try:
+                found = check(json.loads(line), len(lines), classes)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+                raise UserError(f"{path}, line {number} is no decoded trial: {error}; decode again") from None
+            rows.append(found) if isinstance(found, Row) else signed_lines.add(found)
+    if signed_lines == {False}:
         print(f"notice: {path} has no checksums; nobody can tell whether it is as it was written")
-    elif False in signatures:
+    elif False in signed_lines:
         raise UserError(f"{path}: some of its lines have no checksum; decode again")
     indices = [row.index for row in rows]
     if len(set(indices)) < len(indices):
@@ -188,14 +186,21 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     return rows
 
 
-def _signature(content: dict, n: int) -> bool:
+def _plain_row(content: dict, n: int, classes: Sequence[str] | None) -> Row:
+    """The row of a line; ValueError says what is wrong."""
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__} where an object was expected")
+    return _row({name: value for name, value in content.items() if name not in SIGNATURE}, classes)
+
+
+def _signature(content: dict, n: int, classes: Sequence[str] | None) -> bool:
     """Whether a line is signed at all; ValueError where it has changed, or where its file had another number of lines."""
     if not SIGNATURE & set(content):
         return False
     if content.get("of") != n:
         raise ValueError(f"it is one of {content.get('of')} lines, and the file has {n}")
     if content.pop("checksum", None) != checksum(content):
-        raise ValueError("its checksum is wrong: it was damaged, or edited by hand")
+        raise ValueError("its checksum is wrong: it is damaged, or was edited (whoever edits takes of and checksum out)")
     return True
 
 

@@ -35,7 +35,8 @@ def open_run(
     flags = json.loads(json.dumps(dict(settings), default=str))
     defaults = flags.pop("defaults", {})
     fixed = {k: v for k, v in flags.items() if k not in free | ALWAYS_FREE}
-    record = {"arguments": flags, "fixed": fixed, "depends_on": dict(depends_on), "environment": environment()}
+    arguments = {k: v for k, v in flags.items() if k != "resume"}  # a run that went on is the same run
+    record = {"arguments": arguments, "fixed": fixed, "depends_on": dict(depends_on), "environment": environment()}
     if not (run_dir / "last.pth").exists():
         if not (run_dir / "run.json").exists() and any(run_dir.glob(checkpoints)):
             raise UserError(f"{run_dir} holds checkpoints of another run; choose another folder")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from datasets.bciciv2a_llm_dataset import DESCRIPTION
 from datasets.store import open_store, write_store
+from stages.rows import signed
 from tests.conftest import read_jsonl
 
 
@@ -54,7 +55,7 @@ def test_permuting_the_stored_labels_changes_no_text_prompt_image_or_prediction(
     before, after = read_jsonl(drawn[0] / "decoded.jsonl"), read_jsonl(tmp_path / "out/decoded.jsonl")
     for a, b in zip(before, after, strict=True):
         assert b["true_label"] == (a["true_label"] + 1) % 4
-        truth = ("true_label", "true_name")
+        truth = ("true_label", "true_name", "checksum")
         assert {k: v for k, v in a.items() if k not in truth} == {k: v for k, v in b.items() if k not in truth}
     for a, b in zip(pictures(drawn[0]).values(), pictures(tmp_path / "out").values(), strict=True):
         assert np.array_equal(a, b)
@@ -62,7 +63,7 @@ def test_permuting_the_stored_labels_changes_no_text_prompt_image_or_prediction(
 
 def test_a_picture_depends_on_its_own_seed_and_prompt_only(demo, trained, drawn, script, tmp_path):
     rows = read_jsonl(drawn[0] / "decoded.jsonl")
-    (tmp_path / "decoded.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    (tmp_path / "decoded.jsonl").write_text(json.dumps(signed(rows[2:3])[0]) + "\n")
     done = script("generate.py", *demo.generation(trained, tmp_path, stage="images"))
     assert done.code == 0, done.err
     for name, picture in pictures(tmp_path).items():
@@ -156,6 +157,9 @@ def test_a_damaged_decoded_jsonl_and_an_odd_size_are_handled(demo, trained, draw
     done = script("generate.py", *demo.generation(trained, tmp_path, stage="images"))
     assert done.code == 2 and "decoded.jsonl, line 3 is no decoded trial" in done.error_line
     (tmp_path / "decoded.jsonl").write_text(text.splitlines()[0] + "\n")
+    done = script("generate.py", *demo.generation(trained, tmp_path, stage="images"))
+    assert done.code == 2 and "it is one of 4 lines, and the file has 1" in done.error_line
+    (tmp_path / "decoded.jsonl").write_text(json.dumps(signed([json.loads(text.splitlines()[0])])[0]) + "\n")
     assert script("generate.py", *demo.generation(trained, tmp_path, stage="images", image_size=50)).code == 0
     assert next(iter(pictures(tmp_path).values())).shape == (50, 50, 3)
 

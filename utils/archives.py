@@ -1,5 +1,6 @@
 """Unpacking zip files from strangers: no path leaves the folder, nothing grows without limit."""
 
+import io
 import lzma
 import shutil
 import stat
@@ -10,11 +11,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from utils.errors import FULL_DISK, UserError
+from utils.limits import MAX_DEPTH, MAX_DIRECTORY, MAX_MEMBERS, MAX_RATIO, SMALL
 from utils.paths import written_whole
-
-MAX_RATIO = 50  # unpacked size over packed size; EEG shrinks to a third at best
-SMALL = 100 << 20  # bytes that any archive may unpack to
-MAX_DEPTH = 2  # zips inside a zip
 
 
 def unpack(archive: Path, destination: Callable[[PurePosixPath], Path | None], scratch: Path) -> int:
@@ -27,25 +25,31 @@ def unpack(archive: Path, destination: Callable[[PurePosixPath], Path | None], s
         about as well; where to is of no matter for them.
     scratch : Path. Folder for zip files from inside, while they are read.
     Returns int: Files that are now in place.
-    Raises UserError if the archive is damaged, would write outside its folder, unpacks to too much (with all that is
-        nested in it), or nests too deep.
+    Raises UserError if the archive is damaged, would write outside its folder, unpacks to too much or has too many files
+        (with all that is nested in it), or nests too deep.
     """
     return _Unpacking(destination, scratch, max(SMALL, MAX_RATIO * archive.stat().st_size)).open(archive, archive.name)
 
 
 class _Unpacking:
-    """One archive with all that is nested in it: they share one budget of bytes."""
+    """One archive with all that is nested in it: they share one budget of bytes, and one of files."""
 
     def __init__(self, destination, scratch: Path, budget: int):
-        self.destination, self.scratch, self.budget = destination, scratch, budget
+        self.destination, self.scratch, self.budget, self.members = destination, scratch, budget, MAX_MEMBERS
 
     def open(self, archive: Path, name: str, depth: int = 0) -> int:
         try:
-            with zipfile.ZipFile(archive) as opened:
+            with _Careful(io.FileIO(archive)) as file, zipfile.ZipFile(file) as opened:
+                self.members -= len(opened.infolist())
+                if self.members < 0:
+                    raise UserError(
+                        f"{name} has more than {MAX_MEMBERS} files, with those nested in it; that is no recording"
+                    )
                 members = [member for member in opened.infolist() if not member.is_dir()]
                 self.check(archive, name, members)
                 return sum(self.take(opened, member, name, depth) for member in members)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, OSError,
+                MemoryError) as error:  # fmt: skip
             if isinstance(error, OSError) and error.errno in FULL_DISK:
                 raise
             raise UserError(
@@ -83,6 +87,15 @@ class _Unpacking:
             with written_whole(target) as unfinished:
                 copy_member(opened, member, unfinished)
         return 1
+
+
+class _Careful(io.BufferedReader):
+    """A zip file whose list of files is not read where it is too long: zipfile reads it in one piece, and nothing else so."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"its list of files has {size} bytes, too many for {MAX_MEMBERS} files")
+        return super().read(size)
 
 
 def copy_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,11 +18,20 @@ from utils.paths import written_whole
 
 
 def save_checkpoint(content: dict, path: Path) -> None:
-    """Write a checkpoint beside its place and rename it when whole."""
+    """Write a checkpoint beside its place and rename it when whole. Equal contents give equal bytes."""
     buffer = io.BytesIO()  # torch.save into a full disk raises no OSError; writing bytes does
-    torch.save(content, buffer)
+    torch.save(_plain(content, {}), buffer)
     with written_whole(path) as unfinished:
         unfinished.write_bytes(buffer.getbuffer())
+
+
+def _plain(content, texts: dict):  # noqa: ANN202 - of the type that came in
+    """New containers, and one object for equal texts: a pickle tells which objects were one, and a resumed run's are not."""
+    if isinstance(content, Mapping):
+        return {_plain(key, texts): _plain(value, texts) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(_plain(value, texts) for value in content)
+    return texts.setdefault(content, content) if isinstance(content, str) else content
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -68,10 +68,13 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
     A bug still shows its traceback.
     """
     from utils.locks import all_of
+    from utils.paths import remove_leftovers
 
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with all_of(locks):
+            for lock in locks:  # nobody else writes there now
+                remove_leftovers(lock.parent, "*" if lock.name == ".lock" else lock.stem[1:], new=0)
             main()
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
@@ -125,9 +128,9 @@ class _Unfailing:
     def flush(self) -> None:
         self._try("flush")
 
-    def _try(self, name: str, *args) -> None:
+    def _try(self, name: str, *what) -> None:
         try:
-            getattr(self._stream, name)(*args)
+            getattr(self._stream, name)(*what)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes once more at its end
 

@@ -67,8 +67,10 @@ def workplace(parent: Path, name: str) -> Iterator[Path]:
             os.close(alive)
 
 
-def remove_leftovers(parent: Path, name: str = "*") -> None:
+def remove_leftovers(parent: Path, name: str = "*", new: float = NEW) -> None:
     """Remove the workplaces of processes that are dead, and no others.
+
+    new : float. Seconds for which a workplace that says nothing of its process is left alone: it may be in the making.
 
     A process that was killed between the two renames of `written_whole` leaves its place empty; what it had written is
     whole, and is put there.
@@ -80,7 +82,7 @@ def remove_leftovers(parent: Path, name: str = "*") -> None:
                 if held is None:
                     continue
                 os.close(held)
-            elif time.time() - folder.stat().st_mtime < NEW:
+            elif time.time() - folder.stat().st_mtime < new:
                 continue
             place = folder.name[1:].rpartition(".part-")[0]
             if (folder / "old").exists() and (folder / place).exists() and not (parent / place).exists():

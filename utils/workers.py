@@ -14,12 +14,19 @@ from utils.errors import UserError
 from utils.progress import progress
 
 
+AHEAD = 2  # jobs given out for each worker: results that wait for an earlier one take memory, and are lost in a kill
+
+
+class WorkerLost(UserError):
+    """The system ended a worker; what is finished is sound."""
+
+
 def in_order(function: Callable, jobs: Sequence[tuple], workers: int, desc: str) -> Iterator:
     """Yield `function(*job)` for every job, in order, whichever worker is done first; results are not kept.
 
     One worker is this process itself. Workers end when this process does, however it ends.
 
-    Raises UserError if the system ends a worker.
+    Raises WorkerLost if the system ends a worker.
     """
     if workers == 1 or len(jobs) < 2:
         with progress(total=len(jobs), desc=desc, unit="file") as bar:
@@ -28,10 +35,12 @@ def in_order(function: Callable, jobs: Sequence[tuple], workers: int, desc: str)
                 bar.update()
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), initializer=_end_with, initargs=(os.getpid(),)) as pool:
-        running = deque(pool.submit(function, *job) for job in jobs)
+        waiting, running = deque(jobs), deque()
         try:
             with progress(total=len(jobs), desc=desc, unit="file") as bar:
-                while running:
+                while waiting or running:
+                    while waiting and len(running) < AHEAD * workers:
+                        running.append(pool.submit(function, *waiting.popleft()))
                     yield running.popleft().result()
                     bar.update()
         except BrokenProcessPool:

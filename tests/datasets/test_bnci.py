@@ -1,9 +1,16 @@
+import os
+import resource
+import struct as struct_of
+import zlib
+
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 
 from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCIC
 from datasets.bnci import read_bnci_mat
+from utils import limits
 from utils.errors import UserError
 
 
@@ -87,4 +94,89 @@ def test_a_file_without_data_and_a_file_that_is_no_mat_are_refused(tmp_path):
         read(save(tmp_path / "A01T.mat", struct(), name="eeg"))
     (tmp_path / "A02T.mat").write_text("<html>404</html>" * 50)
     with pytest.raises(UserError, match="A02T.mat: cannot be read"):
+        read(tmp_path / "A02T.mat")
+
+
+# ---------------------------------------------------------------- files made to take memory or time
+
+
+def megabytes_taken(function):
+    """By how much a process of its own grows when it calls the function, and whether that raised UserError."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        before, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+        try:
+            function()
+        except UserError:
+            refused = 1
+        finally:
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            os.write(theirs, f"{grown >> 10} {refused}".encode())
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(theirs)
+    with open(ours) as answer:
+        return tuple(map(int, answer.read().split()))
+
+
+def bomb(variable, n_more):
+    """A packed variable that goes on with so many megabytes of zeros; one megabyte is packed here, and then repeated."""
+    deflate = zlib.compressobj(9)
+    first = deflate.compress(variable) + deflate.flush(zlib.Z_FULL_FLUSH)
+    zeros = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    return struct_of.pack("<II", 15, len(first) + n_more * len(zeros)) + first + zeros * n_more
+
+
+def variable(cls, dims, content, n_more=0):
+    """Tag, class, size and name of a variable "data", then its content, of which `n_more` bytes are still to come."""
+    body = struct_of.pack("<IIII", 6, 8, cls, 0) + struct_of.pack("<II2i", 5, 8, *dims) + b"\x01\0\x04\0data" + content
+    return struct_of.pack("<II", 14, len(body) + n_more) + body
+
+
+@pytest.mark.parametrize("content", [
+    bomb(variable(6, (1, 3700 << 17), struct_of.pack("<II", 9, 3700 << 20), 3700 << 20), 3700),
+    variable(1, (50_000, 30_000), struct_of.pack("<II", 14, 0) * 1000),
+    bomb(variable(9, (1, 140 << 20), struct_of.pack("<II", 2, 140 << 20), 140 << 20), 140),
+], ids=["3.7 GB of doubles", "1.5 thousand million cells", "bytes that become doubles"])  # fmt: skip
+def test_a_file_that_asks_for_gigabytes_is_refused_before_it_gets_them(tmp_path, content):
+    path = tmp_path / "A01T.mat"
+    path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + content)
+    assert path.stat().st_size < 4 << 20
+    grown, refused = megabytes_taken(lambda: read(path))
+    assert refused and grown < 50
+    with pytest.raises(UserError, match="A01T.mat"):
+        read(path)
+
+
+def test_reading_ends_when_its_time_is_over(tmp_path, monkeypatch):
+    def endless(*args, **options):
+        while True:
+            pass
+
+    monkeypatch.setattr(limits, "READING_SECONDS", 0.2)
+    monkeypatch.setattr(scipy.io, "loadmat", endless)
+    with pytest.raises(UserError, match="A01T.mat: not read after"):
+        read(save(tmp_path / "A01T.mat", struct(X=np.zeros((10, 25)))))
+
+
+@pytest.mark.parametrize("data", [scipy.sparse.csc_array(np.eye(3)), "text", np.arange(3.0)])
+def test_data_that_is_no_cell_of_structs_is_refused(tmp_path, data):
+    scipy.io.savemat(tmp_path / "A01T.mat", {"data": data})
+    with pytest.raises(UserError, match="A01T.mat.*(no cell|no field)"):
+        read(tmp_path / "A01T.mat")
+
+
+@pytest.mark.parametrize("sample", [np.nan, np.inf, 1e300, 0.5])
+def test_a_trial_at_no_sample_is_refused(tmp_path, sample):
+    with pytest.raises(UserError, match="run 1 has a trial at sample"):
+        read(save(tmp_path / "A01T.mat", struct(trial=np.array([[101.0], [sample]]))))
+
+
+def test_other_versions_of_matlab_files_are_told_apart(tmp_path):
+    (tmp_path / "A01T.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(512))
+    with pytest.raises(UserError, match="a MATLAB v7.3 file; expected v5"):
+        read(tmp_path / "A01T.mat")
+    scipy.io.savemat(tmp_path / "A02T.mat", {"data": np.ones(3)}, format="4")
+    with pytest.raises(UserError, match="run 1 has no field"):
         read(tmp_path / "A02T.mat")

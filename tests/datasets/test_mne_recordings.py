@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import scipy.io
@@ -7,6 +9,7 @@ from datasets.mne_recordings import status_events
 from datasets.visual_imagery_llm_dataset import MONTAGE as VI
 from datasets.visual_imagery_llm_dataset import SUBJECTS, files, origin, recordings
 from demo.vi_like import write_bdf, write_fif, write_tsv
+from utils import limits
 from utils.errors import UserError
 
 EVENTS = [(500, 1), (1500, 2), (2500, 3)]
@@ -239,6 +242,240 @@ def test_leftovers_are_skipped_and_strange_names_are_said(eeg, signal, capsys):
     (path,) = files(eeg.parent, SUBJECTS)
     assert read_recording(path).events == EVENTS and origin(path) == ("S01", "01", "AVI")
     assert "run-01_eeg.bdf is left out" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- headers that cannot be right
+
+
+def field(name, electrode=0, n=33):
+    """Where a field of a BDF or EDF header begins, and how wide it is; of one channel where there are several."""
+    fixed = {"header": (184, 8), "records": (236, 8), "duration": (244, 8), "channels": (252, 4)}
+    if name in fixed:
+        return fixed[name]
+    widths = {"label": 16, "transducer": 80, "dimension": 8, "physical_min": 8, "physical_max": 8, "digital_min": 8,
+              "digital_max": 8, "prefilter": 80, "samples": 8}  # fmt: skip
+    before = sum(width for other, width in widths.items() if list(widths).index(other) < list(widths).index(name))
+    return 256 + n * before + electrode * widths[name], widths[name]
+
+
+def say(path, name, text):
+    at, width = field(name, n=int(path.read_bytes()[252:256]))
+    content = bytearray(path.read_bytes())
+    content[at : at + width] = f"{text:<{width}}".encode()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", [".bdf", ".edf"])
+@pytest.mark.parametrize("name_of, text, message", [
+    ("duration", "nan", "a record lasts nan s; expected more than 0"), ("duration", "0", "a record lasts 0 s"),
+    ("duration", "-1", "a record lasts -1 s"), ("duration", "inf", "a record lasts inf s"), ("duration", "1 s", "a record lasts nan s"),
+    ("duration", "1e-308", "sampled at inf Hz|cannot be read"), ("channels", "0", "0 channels; expected 1 or more"),
+    ("channels", "-5", "-5 channels"), ("channels", "x", "header is damaged"), ("header", "256", "256 bytes; expected"),
+    ("header", "9999999", "9999999 bytes; expected"), ("records", "0", "0 records; expected 1 or more, or -1"),
+    ("records", "-2", "-2 records"), ("records", "9", "is truncated"), ("samples", "0", "0 samples a record of Fpz"),
+    ("samples", "-1", "-1 samples"), ("samples", "99999999", "is truncated"),
+    ("physical_min", "nan", "nan and .* for the physical limits of Fpz; expected two different"),
+    ("physical_max", "inf", "inf for the physical limits"), ("physical_min", "", "nan and"), ("digital_max", "-inf", "digital limits of Fpz"),
+    ("digital_min", "32767", "32767 and 32767 for the digital limits of Fpz"),
+])  # fmt: skip
+def test_a_header_that_cannot_be_right_is_refused(eeg, signal, suffix, name_of, text, message):
+    path = name(eeg, suffix)
+    write_bdf(path, signal, EVENTS) if suffix == ".bdf" else write_edf(path, signal)
+    say(path, name_of, text)
+    with pytest.raises(UserError, match=f"{path.name}.*({message})"):
+        read_recording(path)
+
+
+@pytest.mark.parametrize("suffix", [".bdf", ".edf"])
+def test_equal_physical_limits_are_refused(eeg, signal, suffix):
+    path = name(eeg, suffix)
+    write_bdf(path, signal, EVENTS) if suffix == ".bdf" else write_edf(path, signal)
+    for kind in ("physical_min", "physical_max"):
+        say(path, kind, "5")
+    with pytest.raises(UserError, match="5 and 5 for the physical limits of Fpz; expected two different"):
+        read_recording(path)
+
+
+@pytest.mark.parametrize("suffix", [".bdf", ".edf"])
+def test_a_header_may_leave_the_number_of_records_open_where_all_of_them_are_whole(eeg, signal, suffix, capsys):
+    path = name(eeg, suffix)
+    write_bdf(path, signal, EVENTS) if suffix == ".bdf" else write_edf(path, signal)
+    whole = read_recording(path).signal
+    say(path, "records", "-1")
+    assert np.array_equal(read_recording(path).signal, whole)
+    assert f"notice: {path}: its header leaves the number of records open; 4 are there" in capsys.readouterr().out
+    content = path.read_bytes()
+    record = (len(content) - 256 * (1 + int(content[252:256]))) // 4
+    for n_bytes in (
+        len(content) - 1,
+        len(content) - record // 2,
+        len(content) - 4 * record + 7,
+        len(content) - 4 * record,
+    ):
+        path.write_bytes(content[:n_bytes])
+        with pytest.raises(UserError, match="is truncated: .* no whole number of records"):
+            read_recording(path)
+    path.write_bytes(content[:-record])
+    if suffix == ".edf":
+        assert read_recording(path).signal.shape == (32, 3000)
+
+
+def test_what_the_header_says_of_other_channels_does_not_matter(eeg, signal):
+    path = name(eeg, ".bdf")
+    write_bdf(path, np.vstack([signal, signal[:1]]), EVENTS, labels=(*VI.electrodes, "AUX"))
+    content = bytearray(path.read_bytes())
+    at, width = field("physical_max", electrode=32, n=34)
+    low, _ = field("physical_min", electrode=32, n=34)
+    content[at : at + width] = content[low : low + width]
+    path.write_bytes(content)
+    assert np.abs(read_recording(path).signal - signal).max() < 0.05
+
+
+# ---------------------------------------------------------------- tables of events from strangers
+
+
+@pytest.mark.parametrize("content, message", [
+    (bytes(range(256)) * 20, "cannot be read as UTF-8|columns"), (b"\x00" * 500, "columns|cannot be read"), (b"onset\n0.5\n", "columns onset"),
+    (b"onset\tvalue\nnan\t1\n", "line 2.*expected numbers"), (b"onset\tvalue\ninf\t1\n", "line 2"), (b"onset\tvalue\n-inf\t1\n", "line 2"),
+    (b"onset\tvalue\n0.5\tnan\n", "line 2"), (b"onset\tvalue\n0.5\tinf\n", "line 2"), (b"onset\tvalue\n1e300\t1\n", "line 2"),
+    (b"onset\tvalue\n0.5\t1e300\n", "line 2"), (b"sample\tvalue\n%s\t1\n" % (b"9" * 400), "line 2"),
+    (b"onset\tvalue\n0.5\t1\n\n0.6\n", "line 4"), (b"onset\tvalue\tvalue\n0.5\t1\t2\n", "columns onset, value, value; expected .* once"),
+    (b"onset\tonset\tvalue\n0.5\t1\t2\n", "columns onset, onset, value"), (b"onset\tvalue\n0.5\t%s\n" % (b"1" * 200_000), "field larger"),
+    (b"\x1b[2J" * 90, r"columns \?"),
+])  # fmt: skip
+def test_a_table_of_events_that_cannot_be_right_ends_in_a_short_line(eeg, signal, content, message):
+    write_fif(name(eeg, ".fif"), signal, [])
+    (eeg / "sub-01_ses-01_task-AVI_events.tsv").write_bytes(content)
+    with pytest.raises(UserError, match=f"sub-01_ses-01_task-AVI_events.tsv.*({message})") as error:
+        read_recording(name(eeg, ".fif"))
+    assert len(str(error.value).replace(str(eeg), "")) < 500 and str(error.value).isprintable()
+
+
+def test_a_table_of_events_may_not_be_endless(eeg, signal):
+    write_fif(name(eeg, ".fif"), signal, [])
+    (eeg / "sub-01_ses-01_task-AVI_events.tsv").write_bytes(b"onset\tvalue\n" + b"0.5\t1\n" * 2_000_000)
+    with pytest.raises(UserError, match="12000012 bytes; that is no table of events"):
+        read_recording(name(eeg, ".fif"))
+
+
+def test_columns_that_are_not_read_may_come_twice(eeg, signal):
+    write_fif(name(eeg, ".fif"), signal, [])
+    (eeg / "sub-01_ses-01_task-AVI_events.tsv").write_text("onset\tvalue\tnote\tnote\t\t\n0.5\t1\ta\tb\t\t\n")
+    assert read_recording(name(eeg, ".fif")).events == [(500, 1)]
+
+
+# ---------------------------------------------------------------- files that a file names
+
+
+@pytest.mark.parametrize("entry, message", [
+    ("DataFile=../../../../secret.eeg", "names the file .*secret.eeg; expected one beside it"), ("DataFile=/etc/passwd", "names the file /etc/passwd"),
+    ("MarkerFile=../secret.vmrk", "names the file"), ("MarkerFile=/etc/passwd", "names the file /etc/passwd"),
+    ("markerfile : /etc/passwd", "names the file /etc/passwd"), ("DataFile=sub/data.eeg", "names the file"), ("DataFile=", "names the file"),
+    ("DataFile=gone.eeg", "gone.eeg, which is missing"), ("MarkerFile=gone.vmrk", "gone.vmrk, which is missing"),
+    ("DataFile=" + "x" * 5000, "which is missing"), ("DataFile=a\0b", "which is missing"),
+])  # fmt: skip
+def test_a_brainvision_header_may_name_files_beside_it_only(eeg, signal, entry, message):
+    path = name(eeg, ".vhdr")
+    write_vhdr(path, signal)
+    lines = path.read_text().splitlines()
+    kind = "DataFile" if entry.startswith("DataFile") else "MarkerFile"
+    path.write_text("\n".join(entry if line.startswith(kind) else line for line in lines))
+    with pytest.raises(UserError, match=f"{path.name} {message}" if "missing" not in message else message):
+        read_recording(path)
+
+
+def test_a_second_entry_hides_no_file_elsewhere(eeg, signal):
+    path = name(eeg, ".vhdr")
+    write_vhdr(path, signal)
+    path.write_text(path.read_text().replace(f"MarkerFile={path.stem}.vmrk", "MarkerFile=/etc/passwd")
+                    + f"\n[More]\nMarkerFile={path.stem}.vmrk\n")  # fmt: skip
+    with pytest.raises(UserError, match="names the file /etc/passwd"):
+        read_recording(path)
+
+
+@pytest.mark.parametrize("n_bytes", [-1, -64_000, 0])
+def test_truncated_brainvision_data_is_refused_where_markers_or_a_sample_are_cut(eeg, signal, n_bytes):
+    path = name(eeg, ".vhdr")
+    write_vhdr(path, signal)
+    data = path.with_suffix(".eeg").read_bytes()
+    path.with_suffix(".eeg").write_bytes(data[: 2400 * 32 * 4] if n_bytes == -64_000 else data[:n_bytes])
+    with pytest.raises(UserError, match=f"{path.stem}.eeg is truncated"):
+        read_recording(path)
+
+
+def write_set_with_fdt(path, signal, data, **changes):
+    chanlocs = np.array([(label,) for label in VI.electrodes], dtype=[("labels", object)])
+    empty = dict.fromkeys(("setname", "history"), "") | dict.fromkeys(
+        ("event", "epoch", "icawinv", "icaweights", "icasphere"), []
+    )
+    eeg = {
+        "nbchan": 32.0,
+        "pnts": float(signal.shape[1]),
+        "trials": 1.0,
+        "srate": 1000.0,
+        "xmin": 0.0,
+        "xmax": 4.0,
+        "data": data,
+    }
+    scipy.io.savemat(path, {"EEG": empty | eeg | {"chanlocs": chanlocs} | changes}, appendmat=False)
+
+
+def test_an_eeglab_file_may_name_data_beside_it_only(eeg, signal):
+    path, data = name(eeg, ".set"), signal.T.astype("<f4").tobytes()
+    write_set_with_fdt(path, signal, "beside.fdt")
+    (eeg / "beside.fdt").write_bytes(data)
+    assert np.abs(read_recording(path).signal - signal).max() < 0.01
+    (eeg / "beside.fdt").write_bytes(data[:-400])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_recording(path)
+    (eeg.parent / "elsewhere.fdt").write_bytes(data)
+    for named in ("../elsewhere.fdt", str(eeg.parent / "elsewhere.fdt")):
+        write_set_with_fdt(path, signal, named)
+        with pytest.raises(UserError, match=f"{path.name} names the file .*elsewhere.fdt; expected one beside it"):
+            read_recording(path)
+    for named in ("gone.fdt", "/etc/passwd"):
+        write_set_with_fdt(path, signal, named)
+        with pytest.raises(UserError, match=f"{path.name}: cannot be read"):
+            read_recording(path)
+
+
+# ---------------------------------------------------------------- files made to take memory or time
+
+
+def test_an_eeglab_file_is_walked_before_it_is_read(eeg, signal):
+    path = name(eeg, ".set")
+    cells = struct.pack("<IIIIII", 14, 56, 6, 8, 1, 0) + struct.pack("<IIII", 5, 8, 50_000, 30_000)
+    cells += struct.pack("<II8sII", 1, 3, b"EEG", 14, 0)
+    path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + cells)
+    with pytest.raises(UserError, match="cannot be read as a MATLAB v5 file .1500000000 cells in 8 bytes"):
+        read_recording(path)
+    write_set(path, signal)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        read_recording(path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pnts": 1e15}, {"pnts": np.nan}, {"srate": 0.0}, {"srate": np.nan}, {"srate": 1e300}]
+)
+def test_an_eeglab_file_that_declares_nonsense_ends_in_one_line(eeg, signal, changes):
+    write_set_with_fdt(name(eeg, ".set"), signal, "x.fdt", **changes)
+    (eeg / "x.fdt").write_bytes(signal.T.astype("<f4").tobytes())
+    with pytest.raises(UserError, match=name(eeg, ".set").name):
+        read_recording(name(eeg, ".set"))
+
+
+def test_a_fif_file_whose_tags_go_in_a_circle_does_not_hang(eeg, signal, monkeypatch):
+    path = name(eeg, ".fif")
+    write_fif(path, signal, EVENTS)
+    content = bytearray(path.read_bytes())
+    pointer = 16 + struct.unpack(">i", content[8:12])[0]  # the second tag says where the list of tags is
+    content[pointer + 16 : pointer + 20] = struct.pack(">i", -1)  # nowhere: the tags are followed one by one
+    content[pointer + 32 : pointer + 36] = struct.pack(">i", pointer + 20)  # and the third is behind itself
+    path.write_bytes(content)
+    monkeypatch.setattr(limits, "READING_SECONDS", 0.5)
+    with pytest.raises(UserError, match=f"{path.name}: not read after"):
+        read_recording(path)
 
 
 # ---------------------------------------------------------------- from events to trials

@@ -1,7 +1,8 @@
-import io
 import json
 import pickle
 import shutil
+import struct
+import tracemalloc
 import zlib
 from dataclasses import replace
 
@@ -275,13 +276,47 @@ def test_trials_of_another_montage_are_refused(tmp_path, n_chans):
 
 @pytest.mark.parametrize("record, message", [
     ({"sample": np.zeros((22, 800)), "label": 0}, "no array"), ({"sample": "text", "label": 0}, "no array"),
-    ({"sample": np.zeros(RECORD)}, "the label None"), ({"sample": np.zeros(RECORD), "label": "left"}, "the label .left."),
-    ({"sample": np.zeros((22, 4, 100)), "label": 0}, "no array"), ([1, 2], "no array"),
+    ({"sample": np.zeros(RECORD)}, "no label"), ({"sample": np.zeros(RECORD), "label": "left"}, "the label .left."),
+    ({"sample": np.zeros(RECORD), "label": None}, "the label None"), ({"sample": np.zeros(RECORD), "label": 1.0}, "the label 1"),
+    ({"sample": np.zeros(RECORD), "label": np.float64(1)}, "the label np.float64"),
+    ({"sample": np.zeros(RECORD), "label": np.arange(400)}, "the label array"),
+    ({"sample": np.zeros(RECORD), "label": [[[[[[[[[0]]]]]]]] * 9]}, "the label "),
+    ({"sample": np.zeros((22, 4, 100)), "label": 0}, "no array"), ({"sample": np.zeros((0, 4, 200)), "label": 0}, "no array"),
+    ({"sample": np.zeros(RECORD, bool), "label": 0}, "no array"), ({"label": 0}, "no array"),
 ])  # fmt: skip
 def test_a_record_that_is_none_is_named(tmp_path, record, message):
     folder = write_cbramod(tmp_path / "lmdb", {"train:A01T-0-0": record})
-    with pytest.raises(UserError, match=f"'A01T-0-0' has {message}"):
+    with pytest.raises(UserError, match=f"'A01T-0-0' has {message}") as error:
         BCICIV2aDataset(folder, "train")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("record", [[1, 2], None, 7, "text", np.zeros(RECORD), ({"sample": 1},)])
+def test_a_record_that_is_no_dict_is_named(tmp_path, record):
+    with pytest.raises(UserError, match="record 'A01T-0-0' is no dict with 'sample' and 'label'"):
+        BCICIV2aDataset(write_cbramod(tmp_path / "lmdb", {"train:A01T-0-0": record}), "train")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("dtype", ["<f8", ">f4", "<f2"])
+def test_a_record_with_nan_or_infinity_is_named(tmp_path, value, dtype):
+    samples = np.zeros((2, *RECORD), dtype)
+    with np.errstate(over="ignore"):
+        samples[1, 3, 2, 150] = value
+    records = {f"train:A01T-0-{k}": {"sample": x, "label": k} for k, x in enumerate(samples)}
+    store = open_store(write_cbramod(tmp_path / "lmdb", records))
+    with pytest.raises(UserError, match="record 'A01T-0-1' has NaN or infinity in its samples"):
+        _ = store.trials
+
+
+@pytest.mark.parametrize("keys", ["A01T-0-0", None, 3, ["A01T-0-0", 5], [None], ["A01T-0-0", ["A01T-0-1"]], {"A01T-0-0": 1},
+                                  [b"A01T-0-0"], ("A01T-0-0",), np.zeros(3)])  # fmt: skip
+def test_lists_of_keys_that_are_none_are_refused(tmp_path, keys):
+    folder = write_cbramod(tmp_path / "lmdb", {"train:A01T-0-0": {"sample": np.zeros(RECORD), "label": 0}})
+    with lmdb.open(str(folder)) as env, env.begin(write=True) as txn:
+        txn.put(b"__keys__", pickle.dumps({"train": [], "val": keys, "test": []}))
+    with pytest.raises(UserError, match="__keys__ has .* as val; expected a list of strings"):
+        open_store(folder)
 
 
 class Hostile:
@@ -305,14 +340,212 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, where):
     assert not marker.exists()
 
 
-def test_arrays_and_bytes_of_every_pickle_protocol_are_read_and_other_codecs_are_not():
-    content = {"sample": np.arange(6.0).reshape(2, 3), "label": np.int64(2), "raw": b"\xff\x00"}
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        read = SafeUnpickler(io.BytesIO(pickle.dumps(content, protocol))).load()
-        assert np.array_equal(read["sample"], content["sample"]) and read["label"] == 2 and read["raw"] == b"\xff\x00"
-    hostile = pickle.dumps(b"\xff\x00", 2).replace(b"latin1", b"rot_13")
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_and_bytes_of_every_pickle_protocol_are_read_and_other_codecs_are_not(protocol):
+    content = {"sample": np.arange(6.0).reshape(2, 3), "label": np.int64(2), "raw": b"\xff\x00", "long": b"\xff" * 300,
+               "list": [1, 2**70, -3, 300, 70_000, 1.5, True, False, None, "ä", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
+               "dict": {"a": {}}, "again": "list", "array": np.arange(6.0)}  # fmt: skip
+    read = SafeUnpickler(pickle.dumps(content, protocol)).load()
+    assert np.array_equal(read.pop("sample"), content.pop("sample")) and type(read["label"]) is np.int64
+    assert np.array_equal(read.pop("array"), content.pop("array")) and read == content
     with pytest.raises(pickle.UnpicklingError, match="rot_13"):
-        SafeUnpickler(io.BytesIO(hostile)).load()
+        SafeUnpickler(pickle.dumps(b"\xff\x00", 2).replace(b"latin1", b"rot_13")).load()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("dtype", ["<f8", ">f8", "<f4", ">f4", "<f2", "<i2", ">i2", "<i4", ">i8", "i1", "u1", "<u2"])
+def test_records_are_read_whatever_their_numbers_order_and_numpy(tmp_path, protocol, dtype):
+    x = np.random.default_rng(0).integers(-100 if "u" not in dtype else 0, 100, (2, 3, 200)).astype(dtype)
+    ways = {"C": x, "F": np.asfortranarray(x), "swapped": np.ascontiguousarray(x.transpose(1, 2, 0)).transpose(2, 0, 1),
+            "strided": np.repeat(x, 2, axis=2)[:, :, ::2]}  # fmt: skip
+    keys = {"train": list(ways) + ["numpy 1"], "val": [], "test": []}
+    with lmdb.open(str(tmp_path), map_size=1 << 28) as env, env.begin(write=True) as txn:
+        for label, (key, array) in enumerate(ways.items()):
+            txn.put(
+                key.encode(), pickle.dumps({"sample": array, "label": [label, np.int32(label)][label % 2]}, protocol)
+            )
+        txn.put(b"numpy 1", as_numpy_1(pickle.dumps({"sample": x, "label": np.int64(7)}, protocol)))
+        txn.put(b"__keys__", pickle.dumps(keys, protocol))
+    store = open_store(tmp_path)
+    assert [t.label for t in store.trials] == [0, 1, 2, 3, 7] and store.shape == (2, 600)
+    for trial in store.trials:
+        read = store.read(trial)
+        assert read.dtype == np.float32 and read.flags.aligned and np.array_equal(read, x.reshape(2, 600).astype("f4"))
+
+
+def as_numpy_1(raw: bytes) -> bytes:
+    """The pickle that numpy 1 writes: other names of modules, and so other lengths of strings and frames."""
+    renamed = raw.replace(b"\x8c\x16numpy._core.multiarray", b"\x8c\x15numpy.core.multiarray")
+    renamed = renamed.replace(b"\x8c\x13numpy._core.numeric", b"\x8c\x12numpy.core.numeric")
+    if renamed[2:3] == pickle.FRAME:  # these records are one frame
+        renamed = renamed[:3] + struct.pack("<Q", len(renamed) - 11) + renamed[11:]
+    renamed = renamed.replace(b"numpy._core", b"numpy.core")
+    assert b"numpy.core" in renamed and b"_core" not in renamed
+    return renamed
+
+
+def test_records_that_differ_around_their_samples_are_not_taken_for_each_other(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((3, 2, 200)) for _ in range(40)]
+    records = {f"train:A01T-0-{k}": {"sample": [x, x.astype("f4"), np.asfortranarray(x), x[:, ::-1]][k % 4], "label": k}
+               for k, x in enumerate(arrays)}  # fmt: skip
+    records["train:A01T-1-0"] = {"label": 1000, "note": "x" * 5000, "other": arrays[0], "sample": arrays[1]}
+    records["train:A01T-1-1"] = {"label": 1001, "note": "x" * 5000, "other": arrays[2], "sample": arrays[3]}
+    store = open_store(write_cbramod(tmp_path / "lmdb", records))
+    assert [t.label for t in store.trials] == [record["label"] for record in records.values()]
+    for k in rng.permutation(len(records)).tolist() * 2:
+        expected = list(records.values())[k]["sample"].reshape(3, 400).astype("f4")
+        assert np.array_equal(store.read(store.trials[k]), expected)
+    again = pickle.loads(pickle.dumps(store))
+    assert np.array_equal(again.read(again.trials[5]), store.read(store.trials[5]))
+
+
+def test_keys_that_look_odd_are_read(tmp_path):
+    keys = ["A01T-²-3", "with\nline", "ä-1-2", "x-٣-4", "-"]
+    store = open_store(
+        write_cbramod(tmp_path / "lmdb", {f"test:{key}": {"sample": np.zeros(RECORD), "label": 0} for key in keys})
+    )
+    assert [t.key for t in store.trials] == keys and len(store.fingerprint) == 64
+    assert [(t.subject, t.run, t.trial) for t in store.trials][0] == ("A01", 3, 1)
+
+
+# ---------------------------------------------------------------- pickles that were made to do harm
+
+
+def hidden_objects(where: str) -> bytes:
+    """A record whose bytes numpy would take for pointers to objects, as the data type's flags deny that it holds any."""
+    record = {"label": np.float64(1.5)} if where == "label" else {"sample": np.full(RECORD, 1.5), "label": 0}
+    raw = pickle.dumps(record, 4)
+    assert b"\x8c\x02f8" in raw and b"\x8c\x01<" in raw
+    return raw.replace(b"\x8c\x02f8", b"\x8c\x02O8").replace(b"\x8c\x01<", b"\x8c\x01|")
+
+
+def hidden_in_a_field() -> bytes:
+    """The same in a field of a structured data type."""
+    raw = pickle.dumps({"sample": np.zeros(RECORD, [("x", "f8")]), "label": 0}, 4)
+    assert b"\x8c\x02f8" in raw and b"\x8c\x02V8" in raw
+    return raw.replace(b"\x8c\x02f8", b"\x8c\x02O8").replace(b"\x8c\x01<", b"\x8c\x01|")
+
+
+@pytest.mark.parametrize("raw, message", [
+    (hidden_objects("label"), "only plain numbers"), (hidden_objects("sample"), "only plain numbers"),
+    (hidden_in_a_field(), "only plain numbers"),
+    (pickle.dumps(np.array([object], object), 4).replace(b"builtins", b"builtinz"), "only plain numbers"),
+    (pickle.dumps(np.array(["text"])), "only plain numbers"), (pickle.dumps(np.zeros(2, complex)), "only plain numbers"),
+    (pickle.dumps(np.zeros(2, np.longdouble)), "only plain numbers"), (pickle.dumps(np.datetime64(1, "s")), "plain numbers"),
+    (pickle.dumps(np.zeros(2, np.dtype("f8", metadata={"a": 1}))), "only plain numbers|damaged"),
+    (pickle.dumps({1, 2}), "opcode"), (pickle.dumps({1: 2}), "keys are no strings"), (pickle.dumps(print), "it asks for"),
+    (pickle.dumps(np.float64), "it asks for"), (b"", "damaged"), (b".", "damaged"), (b"\x80\x04", "damaged"),
+    (b"cnumpy\ndtype\n}b.", "damaged"), (b"c_codecs\nencode\nN}\x86b.", "damaged"), (b"]R.", "damaged"), (b"]}}b.", "damaged"),
+    (b"Nq\x00h\x01.", "damaged"), (b"\x8a\xff\x00.", "damaged"), (b"I" + b"9" * 100_000 + b"\n.", "damaged"),
+    (b"(i__builtin__\nopen\n.", "opcode"), (b"\x82\x01.", "opcode"), (b"Pid\n.", "opcode"), (b"]e.", "damaged"),
+    (b")" + b"\x85" * 300_000 + b"N\x93.", "it asks for|damaged"),
+    (b"N)" + b"\x85" * 300_000 + b"}q\x000h\x00q\x01.", "opcode"),
+    (b"})" + b"\x85" * 300_000 + b"Ns.", "keys are no strings"),
+])  # fmt: skip
+def test_pickles_that_were_made_to_do_harm_are_refused(raw, message):
+    with pytest.raises(pickle.UnpicklingError, match=message):
+        SafeUnpickler(raw).load()
+
+
+def array_pickle(shape, data=bytes(48)) -> bytes:
+    """Of an array of float64, with any shape and bytes."""
+    raw = pickle.dumps(np.zeros((2, 3)), 3)
+    before, behind = raw.split(b"K\x02K\x03\x86")
+    between, behind = behind.split(b"C\x30" + bytes(48))
+    return before + pickle.dumps(shape, 2)[2:-1] + between + b"B" + struct.pack("<I", len(data)) + data + behind
+
+
+@pytest.mark.parametrize("shape, data", [((2, 3), bytes(47)), ((2, 3), bytes(56)), ((2, 4), bytes(48)), ((-2, -3), bytes(48)),
+                                         ((2.0, 3), bytes(48)), ((1,) * 9 + (6,), bytes(48)), ((2**62, 4), b""),
+                                         ((2**70, 0), b""), ("ab", bytes(48)), (6, bytes(48)), ((True, 6), bytes(48)),
+                                         ((2**32, 2**32), bytes(0)), ((2, 3), bytes(400)), (((2,), 3), bytes(48))])  # fmt: skip
+def test_arrays_have_as_many_bytes_as_their_shape_says(shape, data):
+    assert SafeUnpickler(array_pickle((2, 3))).load().shape == (2, 3) and SafeUnpickler(
+        array_pickle([6])
+    ).load().shape == (6,)
+    with pytest.raises(pickle.UnpicklingError, match="do not belong together|damaged"):
+        SafeUnpickler(array_pickle(shape, data)).load()
+
+
+@pytest.mark.parametrize("raw", [
+    b"Nr\xff\xff\xff\x0f.", b"Np268435455\n.", b"Np-1\n.", b"N\x8e\x00\x00\x00\x00\x02\x00\x00\x00.",
+    b"N\x96\x00\x00\x00\x00\x02\x00\x00\x00.", b"N\x8d\x00\x00\x00\x00\x02\x00\x00\x00.", b"NB\xff\xff\xff\x7f.",
+    b"NX\xff\xff\xff\x7f.", b"N\x8b\xff\xff\xff\x7f.", b"NT\xff\xff\xff\x7f.", b"\x80\x04\x95" + b"\xff" * 7 + b"\x0fN.",
+    b"N\x8e" + b"\xff" * 8 + b".",
+    b"c_codecs\nencode\nq\x00(X\x00\x00\x10\x00" + b"a" * (1 << 20) + b"X\x06\x00\x00\x00latin1\x86q\x01"
+    + b"0" + b"h\x00h\x01R" * 1000 + b".",
+    b"c_codecs\nencode\nq\x00X\x00\x00\x10\x00" + b"a" * (1 << 20) + b"X\x06\x00\x00\x00latin1\x86q\x01"
+    + b"h\x00h\x01R" * 1000 + b".",
+])  # fmt: skip
+def test_a_short_pickle_allocates_no_gigabytes(raw):
+    tracemalloc.start()
+    try:
+        with pytest.raises(pickle.UnpicklingError):
+            SafeUnpickler(raw).load()
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(raw) + (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_flipped_bytes_of_a_record_end_in_one_line_or_in_a_record(tmp_path, protocol):
+    rng = np.random.default_rng(protocol)
+    raw = pickle.dumps({"sample": rng.standard_normal((2, 1, 200)), "label": np.int64(3), "more": ["a", 1.5]}, protocol)
+    places = [k for k in range(len(raw)) if k < 350 or k > len(raw) - 250]
+    store = open_store(write_cbramod(tmp_path / "lmdb", {"train:A01T-0-0": {"sample": np.zeros(RECORD), "label": 0}}))
+    refused = 0
+    for _ in range(3000):
+        changed = bytearray(raw)
+        for at in rng.choice(places, rng.integers(1, 4)):
+            changed[at] = rng.integers(256)
+        try:
+            read = SafeUnpickler(bytes(changed)).load()
+            store._samples("A01T-0-0", read)
+        except (pickle.UnpicklingError, UserError) as error:
+            refused += 1
+            assert "it is damaged (Recursion" not in str(error) and len(str(error)) < 500
+    assert refused > 1000
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+@pytest.mark.parametrize("shape", [(2, 10), (22, 250)])  # inside the leaves; in overflow pages
+def test_flipped_bytes_of_a_stores_pages_end_in_one_line_or_change_nothing(tmp_path, shape):
+    written = trials(120, shape=shape)
+    write(tmp_path / "store", written)
+    expected = [x for _, x in written]
+    file = tmp_path / "store/data.mdb"
+    whole = file.read_bytes()
+    pages = [at for at in range(0, len(whole), 4096) if struct.unpack_from("<H", whole, at + 10)[0] in (1, 2, 8)]
+    chains = [at for at in range(0, len(whole), 4096) if struct.unpack_from("<QHH", whole, at) == (at // 4096, 0, 4)]
+    places = [at + k for at in pages for k in range(4096)] + [at + k for at in chains + pages for k in range(48)] * 8
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(200):
+        changed = bytearray(whole)
+        for at in rng.choice(places, rng.integers(1, 3)):
+            changed[at] = rng.integers(256)
+        file.write_bytes(changed)
+        try:
+            store = open_store(tmp_path / "store")
+            read = [store.read(trial) for trial in store.trials]
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        else:
+            assert [t.key for t in store.trials] == [t.key for t, _ in written]
+            assert all(np.array_equal(a, b) for a, b in zip(read, expected, strict=True))
+        assert is_trial_store(tmp_path / "store") in (True, False)
+    assert refused > 30
+
+
+def test_a_folder_whose_meta_is_no_dict_is_no_trial_store(tmp_path):
+    with lmdb.open(str(tmp_path)) as env, env.begin(write=True) as txn:
+        txn.put(b"meta", b"[1, 2]")
+    assert not is_trial_store(tmp_path)
+    with pytest.raises(UserError, match="not a trial store"):
+        open_store(tmp_path)
 
 
 def test_a_flipped_byte_in_the_stores_facts_is_noticed(tmp_path):

@@ -1,4 +1,5 @@
 import copy
+import resource
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from datasets.description import load_description
-from models import POOLINGS, choose
+from models import POOLINGS, choose, eeg_llm
 from models.eeg_llm import (
     EEGLanguageModel,
     EEGProjection,
@@ -174,6 +175,41 @@ def test_a_chat_template_that_loses_the_users_turn_is_refused(model):
         tokenizer.chat_template = template
         with pytest.raises(UserError, match="chat template"):
             EEGLanguageModel(model.language_model, tokenizer, SYSTEM, USER, model.projection)
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}" + "{% endfor %}" * 3
+
+
+@pytest.mark.parametrize("template, message", [
+    (ENDLESS, "not read after"), ("{% macro m(n) %}{% for k in range(99999) %}{{ m(n) if n < 0 }}{% endfor %}{% endmacro %}"
+     "{% for a in range(99999) %}{{ m(1) }}{% endfor %}", "not read after"), ("{{ 7 ** 10**8 % 3 }}", "not read after"),
+    ("{{ 'x' * 10**11 }}", "more memory"), ("{{ [0] * 10**10 }}", "more memory"), ("{{ '%2000000000d' % 1 }}", "more memory"),
+    ("{% set s = namespace(v='x') %}{% for k in range(60) %}{% set s.v = s.v ~ s.v %}{% endfor %}{{ s.v }}", "more memory"),
+    ("{# " + "x" * 100_000 + " #}" + TURNS, "more than 100000 characters"),
+    (TURNS + "{% for a in range(99999) %}0123456789{% endfor %}0123456789", "makes 1000... characters"),
+], ids=lambda value: value[:30])  # fmt: skip
+def test_a_chat_template_may_take_neither_time_nor_memory(model, monkeypatch, template, message):
+    monkeypatch.setattr(eeg_llm, "TEMPLATE_SECONDS", 0.5)
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = template
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=f"the chat template of the language model's tokenizer.*{message}"):
+        EEGLanguageModel(model.language_model, tokenizer, SYSTEM, USER, model.projection)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700 << 10  # kilobytes
+
+
+@pytest.mark.parametrize("template", [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ a.b.c }}", "{{ 1 + 'a' }}", "{{ 1 // 0 }}",
+    "{{ '%d' % 'a' }}", "{{ range(10**9) | list }}", "{{ [] | first | upper | attr('x') + 1 }}", "{% for %}", "{{", "{% include '/etc/passwd' %}",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ " + "(" * 30_000 + "1" + ")" * 30_000 + " }}", "{{ " + "not " * 20_000 + "1 }}",
+    "{% for a in [1] %}" * 300 + "{% endfor %}" * 300, "{{ messages | tojson(indent='x' * 9) | int(base='a') }}",
+], ids=lambda template: template[:30])  # fmt: skip
+def test_a_chat_template_that_fails_in_any_way_is_refused_in_one_line(model, template):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match="chat template of the language model's tokenizer") as error:
+        EEGLanguageModel(model.language_model, tokenizer, SYSTEM, USER, model.projection)
+    assert "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------- loss

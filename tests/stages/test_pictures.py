@@ -1,10 +1,25 @@
 import json
+import os
+import resource
+import struct
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from stages.pictures import GREEN, RED, PictureFolder, Stimuli, comparison, cue_arrow, summary_grid
+import prepare_data_vi
+from stages.pictures import (
+    GREEN,
+    RED,
+    PictureFolder,
+    Stimuli,
+    comparison,
+    cue_arrow,
+    drawn_with,
+    read_photo,
+    summary_grid,
+)
 from stages.rows import Readout, Row
 from utils.errors import UserError
 
@@ -69,6 +84,81 @@ def test_photos_that_are_missing_or_no_pictures_are_named(tmp_path):
         Stimuli({0: "a.jpg"}, 1, tmp_path)
     with pytest.raises(UserError, match="b.jpg is missing"):
         Stimuli({}, 1, tmp_path).of(row(image="b.jpg"))
+
+
+def bomb(path, size):
+    """A picture of so many pixels in a few kilobytes: a PNG of one colour, or a JPEG whose header lies."""
+    if path.suffix == ".png":
+        Image.new("1", size).save(path)
+        return path
+    Image.new("RGB", (64, 64), "red").save(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\xff\xc0") + 5
+    content[at : at + 4] = struct.pack(">HH", size[1], size[0])
+    path.write_bytes(content)
+    return path
+
+
+def megabytes_taken(function):
+    """By how much a process of its own grows when it calls the function."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            function()
+        except UserError:
+            pass
+        finally:
+            os.write(theirs, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10).encode())
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(theirs)
+    with open(ours) as answer:
+        return int(answer.read())
+
+
+# Pillow warns of the first by itself, and raises an error of its own for the second
+@pytest.mark.parametrize("size", [(17_000, 10_000), (20_000, 10_000)])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_photo_of_too_many_pixels_is_refused_before_it_takes_memory(tmp_path, capsys, monkeypatch, size, suffix):
+    path = bomb(tmp_path / f"a{suffix}", size)
+    assert path.stat().st_size < 100_000 and megabytes_taken(lambda: read_photo(path)) < 15
+    monkeypatch.setattr(prepare_data_vi.DESCRIPTION, "stimuli", {0: path.name})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match=f"stimulus photo .*a{suffix} has .* pixels; at most 50 million are read"):
+            read_photo(path)
+        assert drawn_with(path) is None
+        with pytest.raises(UserError, match="pixels; at most 50 million"):
+            summary_grid([path])
+        prepare_data_vi.check_stimuli(tmp_path)
+    said = capsys.readouterr()
+    assert said.err == "" and said.out.count("notice: ") == 1 and "at most 50 million" in said.out
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_truncated_photo_is_refused(tmp_path, capsys, monkeypatch, suffix):
+    path = tmp_path / f"a{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    monkeypatch.setattr(prepare_data_vi.DESCRIPTION, "stimuli", {0: path.name})
+    assert read_photo(path).size == (90, 90)
+    for share in (0.05, 0.5, 0.95):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UserError, match="is not a picture"):
+            read_photo(path)
+        prepare_data_vi.check_stimuli(tmp_path)
+        assert "is not a picture" in capsys.readouterr().out
+
+
+def test_a_file_that_pillow_would_hand_to_a_program_is_no_picture(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(UserError, match="a.jpg is not a picture"):
+        read_photo(tmp_path / "a.jpg")
 
 
 # ---------------------------------------------------------------- the folder of drawn pictures

@@ -1,10 +1,13 @@
 import io
 import stat
+import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 
+from utils import archives, limits
 from utils.archives import unpack
 from utils.errors import UserError
 
@@ -76,6 +79,49 @@ def test_bombs_are_refused(place, tmp_path):
     with pytest.raises(UserError, match="too many for its size"):  # each is small; together they are not
         place(zipped({f"{k}.zip": small for k in range(8)}))
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 110 << 20
+
+
+def directory(n, entries=None, zip64=False, name=b"a"):
+    """A zip of `n` empty members in nothing but its directory, whose end may claim another number of entries."""
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, len(name), 0, 0, 0, 0, 0, 0) + name
+    member = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, 0, 0, 0, len(name), 0) + name
+    size, entries = n * len(entry), n if entries is None else entries
+    content = member + entry * n
+    if zip64:
+        end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, size, len(member))
+        content += end + struct.pack("<4sLQL", b"PK\6\7", 0, len(content), 1)
+        return content + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0)
+    return content + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, entries & 0xFFFF, entries & 0xFFFF, size, len(member), 0)
+
+
+@pytest.mark.parametrize("entries", [None, 1])
+@pytest.mark.parametrize("zip64", [False, True])
+def test_a_list_of_too_many_files_is_not_even_read(place, entries, zip64):
+    assert place(directory(3, zip64=zip64)) == 3
+    content = directory(400_000, entries, zip64)
+    tracemalloc.start()
+    with pytest.raises(
+        UserError, match=r"in.zip: cannot be unpacked .its list of files has \d+ bytes, too many for 10000 files"
+    ):
+        place(content)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+def test_files_are_counted_with_those_of_nested_zips(place, monkeypatch):
+    with pytest.raises(UserError, match="in.zip has more than 10000 files"):
+        place(directory(10_001))
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 10)
+    inner = zipped({f"{k}": b"" for k in range(4)})
+    assert place(zipped({"a.zip": inner, "b.zip": inner})) == 8
+    with pytest.raises(UserError, match="in.zip: c.zip has more than 10 files, with those nested in it"):
+        place(zipped({"a.zip": inner, "b.zip": inner, "c.zip": inner}))
+
+
+def test_limits_stand_in_one_place():
+    assert all(
+        getattr(archives, name) == getattr(limits, name) for name in ("MAX_RATIO", "SMALL", "MAX_DEPTH", "MAX_MEMBERS")
+    )
 
 
 def test_damage_of_every_kind_is_one_error(place):
