@@ -243,11 +243,11 @@ def look(what: Need) -> tuple[str, str]:
     except UserError as error:
         mark, text = "wrong", str(error)
     except ModuleNotFoundError as error:
-        mark, text = "missing", f"{what.told[0]}: not looked at ({error})"
+        mark, text = "missing", f"{what.kind}, {what.told[0]}: not looked at ({error})"
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a damaged file fails in many ways; what Rust panics with is no Exception
-        mark, text = "wrong", f"{what.told[0]}: {reason(error)}"
+        mark, text = "wrong", f"{what.kind}, {what.told[0]}: {reason(error)}"
     return mark, " ".join(text.split())
 
 

@@ -60,10 +60,13 @@ def prepare(
                 + f"; {files[0]} is the first"
             )
     except BaseException as error:
-        if isinstance(error, UserError) and not isinstance(error, WorkerLost):
+        wrong = isinstance(error, UserError) and not isinstance(error, WorkerLost)
+        if wrong or not writer.notes:
             writer.discard()  # what is wrong has to be put right first, and the parts may be wrong with it
-        elif writer.notes:
-            print(f"{len(writer.notes)} of {len(files)} files are prepared and kept; the same command goes on behind them")
+        else:
+            print(
+                f"{len(writer.notes)} of {len(files)} files are prepared and kept; the same command goes on behind them"
+            )
         raise
     meta["sources"] = [note["source"] for note in writer.notes]
     meta["sfreq"] = max(rates(meta["sources"]), default=0.0)

@@ -56,7 +56,7 @@ def only_one(path: Path, wait: str = "") -> Iterator[bool]:
     Yields bool: Whether it had to wait.
     Raises UserError if another process holds it: its number, host and start.
     """
-    made = next((folder for folder in (path.parent, *path.parent.parents) if not folder.exists()), None)
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     waited = 0.0
     try:
@@ -83,11 +83,9 @@ def only_one(path: Path, wait: str = "") -> Iterator[bool]:
         if held is not None:
             path.unlink(missing_ok=True)
             os.close(held)
-        while made is not None and path.parent.is_dir() and not any(path.parent.iterdir()):
-            path.parent.rmdir()  # made for the lock alone
-            if path.parent == made:
-                break
-            path = path.parent
+        for folder in made:  # for the lock alone
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextmanager

@@ -44,9 +44,8 @@ def in_order(function: Callable, jobs: Sequence[tuple], workers: int, desc: str)
                     yield running.popleft().result()
                     bar.update()
         except BrokenProcessPool:
-            raise UserError(
-                "a worker was ended by the system, most likely for want of memory; use --workers 1"
-            ) from None
+            message = "a worker was ended by the system, most likely for want of memory; go on with --workers 1"
+            raise WorkerLost(message) from None
         except BaseException:
             for worker in multiprocessing.active_children():
                 worker.kill()  # what they are at would take minutes, and nobody wants it now

@@ -168,7 +168,10 @@ def run(stage: Stage, work: Path, on: bool, log: Path, after: float | None = Non
         sys.stdout.flush()
         os._exit(code if isinstance(code, int) else 98)
     if after is not None:
-        while time.monotonic() - started < after and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        while (
+            time.monotonic() - started < after
+            and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ):
             time.sleep(0.005)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
@@ -266,7 +269,9 @@ def study(stage: Stage, base: Path, kills: int, seed: int) -> dict:
     fresh(stage, work, log)
     whole = run(stage, work, False, log)
     if whole["code"] != 0:
-        return {"faults": [f"the undisturbed run ended with {whole['code']}: {(log / 'output.txt').read_text()[-2000:]}"]}
+        return {
+            "faults": [f"the undisturbed run ended with {whole['code']}: {(log / 'output.txt').read_text()[-2000:]}"]
+        }
     expected = digests(stage.results(work))
     fresh(stage, work, log)
     again = run(stage, work, False, log)
@@ -317,7 +322,9 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", help="which stages (default: all)")
     parser.add_argument("--demo", type=Path, required=True, help="folder with data/ and pth/ of prepare_demo.py")
     parser.add_argument("--store", type=Path, required=True, help="a small store of the BCIC-like recordings")
-    parser.add_argument("--vi_store", type=Path, required=True, help="a small store of the Visual-Imagery-like recordings")
+    parser.add_argument(
+        "--vi_store", type=Path, required=True, help="a small store of the Visual-Imagery-like recordings"
+    )
     parser.add_argument("--trained", type=Path, required=True, help="a run of finetune_eeg_llm.py")
     parser.add_argument("--work", type=Path, required=True, help="folder to work in")
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs a stage")
@@ -334,7 +341,9 @@ def main() -> None:
             run(decode, base / "once", False, base / "log")
             (base / "once/out").rename(base / "decoded")
         started = time.monotonic()
-        reports[name] = study(every[name], base, args.kills, args.seed) | {"seconds": round(time.monotonic() - started, 1)}
+        reports[name] = study(every[name], base, args.kills, args.seed) | {
+            "seconds": round(time.monotonic() - started, 1)
+        }
         print(json.dumps({name: reports[name]}), file=sys.stderr, flush=True)
     print(json.dumps(reports))
 

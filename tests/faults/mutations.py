@@ -37,6 +37,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from utils.errors import UserError, run_script, start_script
+from utils.paths import ROOT
 
 LIMIT = 60.0  # seconds for one file
 MEMORY = 12 << 30  # bytes of address space for one file, besides what the process has
@@ -83,7 +84,13 @@ def set_number(rng, data):
     value = int(rng.choice([0, 1, 2, 7, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 10**6]))
     value = -value if rng.random() < 0.3 else value
     floats = [np.nan, np.inf, -np.inf, 1e30, 5e-324, -1.0]
-    kinds = {"H": value & 0xFFFF, "I": value & 0xFFFFFFFF, "Q": value & 2**64 - 1, "f": rng.choice(floats), "d": rng.choice(floats)}
+    kinds = {
+        "H": value & 0xFFFF,
+        "I": value & 0xFFFFFFFF,
+        "Q": value & 2**64 - 1,
+        "f": rng.choice(floats),
+        "d": rng.choice(floats),
+    }
     code = str(rng.choice(list(kinds)))
     with np.errstate(over="ignore"):
         new = struct.pack(str(rng.choice(["<", ">"])) + code, kinds[code])
@@ -166,7 +173,9 @@ def change_word(rng, data):
 
 
 def change_token(rng, data):
-    return changed(rng, data, TOKEN, (b"", b"{}{}", b"{} {}", b"null", b"{}x", b"\x00", b"\xff\xfe", b"\\ud800", b"../../{}"))
+    return changed(
+        rng, data, TOKEN, (b"", b"{}{}", b"{} {}", b"null", b"{}x", b"\x00", b"\xff\xfe", b"\\ud800", b"../../{}")
+    )
 
 
 def swap_tokens(rng, data):
@@ -286,7 +295,9 @@ def repack(rng, data):
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as parts, zipfile.ZipFile(out, "w") as made:
         names = [part.filename for part in parts.infolist()]
-        chosen = next(n for n in names if n.endswith("data.pkl")) if rng.random() < 0.7 else names[rng.integers(len(names))]
+        chosen = (
+            next(n for n in names if n.endswith("data.pkl")) if rng.random() < 0.7 else names[rng.integers(len(names))]
+        )
         for name in names:
             part = parts.read(name)
             made.writestr(name, BINARY[rng.integers(len(BINARY))](rng, part) if name == chosen and part else part)
@@ -563,7 +574,10 @@ def make_cbramod(folder: Path, at: Places) -> None:
         for k in range(12):
             key, split = f"A0{k % 3 + 1}T-{k // 3}-{k}", list(keys)[k % 3]
             sample = 20 * rng.standard_normal((22, 2, 200))
-            record = {"sample": sample.astype([np.float32, np.float64][k % 2]), "label": [k % 4, np.int64(k % 4)][k % 2]}
+            record = {
+                "sample": sample.astype([np.float32, np.float64][k % 2]),
+                "label": [k % 4, np.int64(k % 4)][k % 2],
+            }
             txn.put(key.encode(), pickle.dumps(record, protocol=2 + k % 4))
             keys[split].append(key)
         txn.put(b"__keys__", pickle.dumps(keys))
@@ -654,7 +668,11 @@ def tokens(folder: Path, at: Places):
 def make_tokens(folder: Path, at: Places) -> None:
     at.fresh["tokens"] = tokens(folder, at)
     tokens(folder, at)
-    used = {path for path in (folder / "token_cache").glob("*.safetensors") if _n_tokens(path) == at.fresh["tokens"].shape[1]}
+    used = {
+        path
+        for path in (folder / "token_cache").glob("*.safetensors")
+        if _n_tokens(path) == at.fresh["tokens"].shape[1]
+    }
     for path in set((folder / "token_cache").glob("*.safetensors")) - used:
         path.unlink()  # of other poolings, which nobody asks for here
 
@@ -739,16 +757,11 @@ def read_text(folder: Path, at: Places) -> list:
     return [fingerprint(model), texts, {k: v for k, v in checkpoint.items() if k != "llm"}]
 
 
-def make_text_alone(folder: Path, at: Places) -> None:
-    shutil.copy(at.trained / "projection_epoch2.pth", folder)
-
-
 def read_text_whole(folder: Path, at: Places) -> list:
     """What generate.py makes of a checkpoint."""
     return decoded_by(
         "generate", folder, datasets_dir=at.store, foundation_dir=at.pth / "CSBrain.pth",
-        projection_dir=folder / "projection_epoch2.pth", lora_dir=at.trained / "lora_epoch2",
-        llm=at.pth / "TinyLlama-1.1B-Chat-v1.0", max_new_tokens=8,
+        projection_dir=folder / "projection_epoch2.pth", llm=at.pth / "TinyLlama-1.1B-Chat-v1.0", max_new_tokens=8,
     )  # fmt: skip
 
 
@@ -758,8 +771,11 @@ def decoded_by(script: str, folder: Path, **given) -> list:
 
     from stages.rows import read_rows
 
-    module, out = importlib.import_module(script), folder / "out"
-    given |= {"stage": "decode", "output_dir": out, "cuda": -1, "num_samples": 2, "cache_dir": folder / "cache"}
+    module, out, cache = importlib.import_module(script), folder / "out", folder / "cache"
+    cache.mkdir()
+    for path in (given["datasets_dir"].parent / "token_cache").glob("tokens-*"):
+        (cache / path.name).symlink_to(path)
+    given |= {"stage": "decode", "output_dir": out, "cuda": -1, "num_samples": 2, "cache_dir": cache}
     before, sys.argv = sys.argv, [script, *(part for k, v in given.items() for part in (f"--{k}", str(v)))]
     try:
         args = module.parse_args()
@@ -1088,7 +1104,7 @@ KINDS = {
     "CSBrain.pth, old format": Kind(make_csbrain_old, read_csbrain),
     "CSBrain.pth, repacked": Kind(make_csbrain, read_csbrain, damage=repack),
     "text checkpoint": Kind(make_text, read_text, checksum=True),
-    "text checkpoint, repacked": Kind(make_text_alone, read_text_whole, damage=repack),
+    "text checkpoint, repacked": Kind(make_text, read_text_whole, files="*.pth", damage=repack),
     "mapper checkpoint": Kind(make_mapper, read_mapper, checksum=True),
     "mapper checkpoint, repacked": Kind(make_mapper, read_mapper_whole, damage=repack),
     "last.pth, run.json": Kind(make_run, read_run, checksum=True),
@@ -1158,11 +1174,14 @@ def digest(value: object) -> str:
     return made.hexdigest()
 
 
-def read_apart(read: Callable[[], object], folder: Path, healthy: str | None, limit: float = LIMIT) -> Outcome:
+def read_apart(
+    read: Callable[[], object], folder: Path, healthy: str | None, file: str = "", limit: float = LIMIT
+) -> Outcome:
     """Read in a forked child, as a script does, and class what comes of it.
 
-    folder : Path. The only place that may be written to; a refusal has to name it, or a file or folder in it.
+    folder : Path. The only place that may be written to.
     healthy : str, optional. Digest of what the healthy files give.
+    file : str. The damaged one; a refusal has to name it, or the folder, or something in the folder.
     """
     started = time.monotonic()
     said = folder / "said.txt"
@@ -1187,12 +1206,12 @@ def read_apart(read: Callable[[], object], folder: Path, healthy: str | None, li
     except ProcessLookupError:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    outcome = _classed(told, status, hangs, said, folder, healthy)
+    outcome = _classed(told, status, hangs, said, (str(folder), Path(file).name or str(folder)), healthy)
     outcome.seconds = time.monotonic() - started
     return outcome
 
 
-def _classed(told: bytes, status: int, hangs: bool, said: Path, folder: Path, healthy: str | None) -> Outcome:
+def _classed(told: bytes, status: int, hangs: bool, said: Path, names: tuple, healthy: str | None) -> Outcome:
     text = said.read_text(errors="replace") if said.exists() else ""
     if hangs:
         return Outcome("hang", text[-4000:])
@@ -1209,11 +1228,24 @@ def _classed(told: bytes, status: int, hangs: bool, said: Path, folder: Path, he
         return Outcome(SAME if found["digest"] == healthy else OTHER, found["digest"])
     lines = [line for line in text.replace("\r", "\n").splitlines() if line.startswith("error:")]
     line = lines[0] if lines else text[-4000:]
-    # a part of the path tells which file it is
-    named = any(part in line for part in (str(folder), *(path.name for path in folder.rglob("*"))))
-    fine = found["code"] == 2 and len(lines) == 1 and text.rstrip().endswith(line.rstrip())
-    fine = fine and "Traceback" not in text and len(line) <= LONGEST and line.isprintable() and named
-    return Outcome(REFUSED if fine else "poor refusal", line if fine else f"code {found['code']}: {text[-4000:]!r}")
+    fine = found["code"] == 2 and len(lines) == 1 and text.rstrip().endswith(line.rstrip()) and "Traceback" not in text
+    fine = fine and len(line) <= LONGEST and line.isprintable() and any(name in line for name in names)
+    return Outcome(
+        REFUSED if fine else "poor refusal",
+        line if fine else f"code {found['code']}, {len(line)} characters: {line[:600]!r}",
+    )
+
+
+def brief(error: BaseException) -> str:
+    """Type and message of an exception, and its last frames; of those in this project more."""
+    frames = traceback.extract_tb(error.__traceback__)
+    chosen = {*range(len(frames) - 3, len(frames)), *[k for k, f in enumerate(frames) if str(ROOT) in f.filename][-4:]}
+    lines = [
+        f"  {frames[k].filename}:{frames[k].lineno} {frames[k].name}: {frames[k].line}"
+        for k in sorted(chosen)
+        if k >= 0
+    ]
+    return "\n".join([f"{type(error).__name__}: {str(error)[:600]}", *lines])
 
 
 def _read_and_leave(read: Callable, folder: Path, said: Path, sink: int, limit: float) -> None:
@@ -1242,8 +1274,8 @@ def _read_and_leave(read: Callable, folder: Path, said: Path, sink: int, limit: 
         run_script(lambda: found.update(digest=digest(read())))
     except SystemExit as stop:
         found["code"] = stop.code
-    except BaseException:
-        found["traceback"] = traceback.format_exc()
+    except BaseException as error:
+        found["traceback"] = brief(error)
     finally:
         try:
             sys.stdout.flush()
@@ -1272,7 +1304,11 @@ def _watch_writing(folder: Path, elsewhere: list[str]) -> None:
             for path in args[: paths[event]][-1:] if event == "os.symlink" else args[: paths[event]]:
                 if isinstance(path, int):
                     continue
-                base = f"/proc/self/fd/{args[-1]}" if isinstance(args[-1], int) and args[-1] >= 0 and event != "os.chmod" else ""
+                base = (
+                    f"/proc/self/fd/{args[-1]}"
+                    if isinstance(args[-1], int) and args[-1] >= 0 and event != "os.chmod"
+                    else ""
+                )
                 head, tail = os.path.split(os.path.join(base, os.fsdecode(path)))
                 note(event, os.path.join(os.path.realpath(head), tail))
 
@@ -1352,7 +1388,7 @@ class Bench:
         rng = np.random.default_rng([seed, zlib.crc32(f"{name} {file}".encode()), number])
         way, data = damage(rng, (place / file).read_bytes(), file, kind.damage)
         work = self.laid_out(place, {file: data})
-        outcome = read_apart(lambda: kind.read(work, self.at), work, healthy)
+        outcome = read_apart(lambda: kind.read(work, self.at), work, healthy, file)
         made = Mutation(name, number, file, way, outcome)
         if is_bad(made):
             kept = self.folder / "bad" / f"{place.name}-{seed}-{number}-{Path(file).name}"
@@ -1381,7 +1417,11 @@ def table(mutations: Sequence[Mutation]) -> str:
         lines.append(f"{kind:{width - 1}}{star}" + "".join(f"{counts[kind, name] or '·':>17}" for name in CLASSES)
                      + f"{n:17}{seconds[kind] / n:17.2f}")  # fmt: skip
     total = Counter(m.outcome.kind for m in mutations)
-    lines.append(f"{'all':{width}}" + "".join(f"{total[name]:17}" for name in CLASSES) + f"{len(mutations):17}{sum(seconds.values()):17.0f}")
+    lines.append(
+        f"{'all':{width}}"
+        + "".join(f"{total[name]:17}" for name in CLASSES)
+        + f"{len(mutations):17}{sum(seconds.values()):17.0f}"
+    )
     return "\n".join([*lines, "* with a checksum: no other result is allowed"])
 
 
@@ -1409,15 +1449,17 @@ def main() -> None:
     print(f"{len(kinds)} kinds, {sum(len(files) for _, files, _ in bench.healthy.values())} files, made and read in "
           f"{time.monotonic() - started:.0f} s; seed {args.seed}", flush=True)  # fmt: skip
     jobs = [(kinds[k % len(kinds)], k // len(kinds)) for k in range(args.number)]
-    mutations = [bench.mutation(args.seed, *job) for job in ([(only, int(one))] if one else jobs)]
-    print(table(mutations))
+    mutations = []
+    for job in [(only, int(one))] if one else jobs:
+        mutations.append(bench.mutation(args.seed, *job))
+        if is_bad(mutations[-1]):
+            print(f"\n--seed {args.seed} {mutations[-1]}", flush=True)
+    print(f"\n{table(mutations)}")
     after = bench.listing()
     touched = sorted(name for name in {*after, *bench.before} if after.get(name) != bench.before.get(name))
-    bad = [str(mutation) for mutation in mutations if is_bad(mutation)]
-    bad += [f"{name} was changed, made or removed by a reader" for name in touched]
-    for text in bad:
-        print(f"\n--seed {args.seed} {text}")
-    sys.exit(1 if bad else 0)
+    for name in touched:
+        print(f"{name} was changed, made or removed by a reader")
+    sys.exit(1 if touched or any(map(is_bad, mutations)) else 0)
 
 
 if __name__ == "__main__":

@@ -182,9 +182,9 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in ran
 
 @pytest.mark.parametrize("template, message", [
     (ENDLESS, "not read after"), ("{% macro m(n) %}{% for k in range(99999) %}{{ m(n) if n < 0 }}{% endfor %}{% endmacro %}"
-     "{% for a in range(99999) %}{{ m(1) }}{% endfor %}", "not read after"), ("{{ 7 ** 10**8 % 3 }}", "not read after"),
+     "{% for a in range(99999) %}{{ m(1) }}{% endfor %}", "not read after"), ("{{ (7 ** (10**8)) % 3 }}", "not read after"),
     ("{{ 'x' * 10**11 }}", "more memory"), ("{{ [0] * 10**10 }}", "more memory"), ("{{ '%2000000000d' % 1 }}", "more memory"),
-    ("{% set s = namespace(v='x') %}{% for k in range(60) %}{% set s.v = s.v ~ s.v %}{% endfor %}{{ s.v }}", "more memory"),
+    ("{% set s = namespace(v='x' * 10**7) %}{% for k in range(60) %}{% set s.v = s.v ~ s.v %}{% endfor %}", "more memory|not read"),
     ("{# " + "x" * 100_000 + " #}" + TURNS, "more than 100000 characters"),
     (TURNS + "{% for a in range(99999) %}0123456789{% endfor %}0123456789", "makes 1000... characters"),
 ], ids=lambda value: value[:30])  # fmt: skip
@@ -193,7 +193,7 @@ def test_a_chat_template_may_take_neither_time_nor_memory(model, monkeypatch, te
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.chat_template = template
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match=f"the chat template of the language model's tokenizer.*{message}"):
+    with pytest.raises(UserError, match=f"the chat template of the language model's tokenizer.*({message})"):
         EEGLanguageModel(model.language_model, tokenizer, SYSTEM, USER, model.projection)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700 << 10  # kilobytes
 

@@ -3,6 +3,7 @@ import os
 import resource
 import struct
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def megabytes_taken(function):
 def test_a_photo_of_too_many_pixels_is_refused_before_it_takes_memory(tmp_path, capsys, monkeypatch, size, suffix):
     path = bomb(tmp_path / f"a{suffix}", size)
     assert path.stat().st_size < 100_000 and megabytes_taken(lambda: read_photo(path)) < 15
-    monkeypatch.setattr(prepare_data_vi.DESCRIPTION, "stimuli", {0: path.name})
+    monkeypatch.setattr(prepare_data_vi, "DESCRIPTION", replace(prepare_data_vi.DESCRIPTION, stimuli={0: path.name}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserError, match=f"stimulus photo .*a{suffix} has .* pixels; at most 50 million are read"):
@@ -143,7 +144,7 @@ def test_a_truncated_photo_is_refused(tmp_path, capsys, monkeypatch, suffix):
     noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3)).astype(np.uint8)
     Image.fromarray(noise).save(path)
     whole = path.read_bytes()
-    monkeypatch.setattr(prepare_data_vi.DESCRIPTION, "stimuli", {0: path.name})
+    monkeypatch.setattr(prepare_data_vi, "DESCRIPTION", replace(prepare_data_vi.DESCRIPTION, stimuli={0: path.name}))
     assert read_photo(path).size == (90, 90)
     for share in (0.05, 0.5, 0.95):
         path.write_bytes(whole[: int(share * len(whole))])

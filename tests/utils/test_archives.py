@@ -114,7 +114,7 @@ def test_files_are_counted_with_those_of_nested_zips(place, monkeypatch):
     monkeypatch.setattr(archives, "MAX_MEMBERS", 10)
     inner = zipped({f"{k}": b"" for k in range(4)})
     assert place(zipped({"a.zip": inner, "b.zip": inner})) == 8
-    with pytest.raises(UserError, match="in.zip: c.zip has more than 10 files, with those nested in it"):
+    with pytest.raises(UserError, match="in.zip: b.zip has more than 10 files, with those nested in it"):
         place(zipped({"a.zip": inner, "b.zip": inner, "c.zip": inner}))
 
 
