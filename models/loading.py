@@ -1,6 +1,7 @@
 """Models from folders of strangers: none of their code runs, no weight is missing, and a failure is one line."""
 
 import inspect
+import re
 import sys
 
 from utils.errors import loading
@@ -51,7 +52,7 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
             if library == "stable_diffusion" and part == "safety_checker":
                 continue  # diffusers' own
             kind = getattr({"transformers": transformers, "diffusers": diffusers}.get(library), class_name, None)
-            if not inspect.isclass(kind) or not hasattr(kind, "from_pretrained") or kind.__module__.endswith("_auto"):
+            if not inspect.isclass(kind) or not hasattr(kind, "from_pretrained") or re.match("Auto[A-Z]", class_name):
                 raise ValueError(
                     f"its {part} is a {library}.{class_name}; expected a class of {' or '.join(LIBRARIES)}"
                 )

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from stages.runs import best_epoch, open_run, validation_line
+from stages.runs import best_epoch, keep_epochs, open_run, validation_line
 from utils.checkpoints import save_checkpoint
 from utils.errors import UserError
 
@@ -51,6 +51,38 @@ def test_a_run_does_not_go_on_with_other_settings_or_other_data(tmp_path, change
     finished(tmp_path / "run")
     with pytest.raises(UserError, match=message):
         open_run(tmp_path / "run", SETTINGS | {"resume": True} | changes, {"epochs"}, {"store": store}, "epoch*.pth")
+
+
+def test_a_run_of_before_a_flag_existed_had_its_default(tmp_path):
+    finished(tmp_path / "run")
+    new = SETTINGS | {"resume": True, "mixup": 0.0, "defaults": {"mixup": 0.0, "lr": 0.1}}
+    assert open_run(tmp_path / "run", new, {"epochs"}, {"store": "abc"}, "epoch*.pth")[1]["epoch"] == 1
+    with pytest.raises(UserError, match="mixup was 0.0 and is 0.5"):
+        open_run(tmp_path / "run", new | {"mixup": 0.5}, {"epochs"}, {"store": "abc"}, "epoch*.pth")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"fixed": 3}', '{"fixed": {}, "depends_on": []}', "\ud800"])
+def test_a_damaged_record_of_a_run_is_one_line(tmp_path, text):
+    finished(tmp_path / "run")
+    (tmp_path / "run/run.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match="run.json"):
+        open_run(tmp_path / "run", SETTINGS | {"resume": True}, {"epochs"}, {"store": "abc"}, "epoch*.pth")
+
+
+@pytest.mark.parametrize("keep, stay", [
+    (["best"], {2}), (["last"], {2, 4}), (["best", "last"], {2, 4}), (["all"], {1, 2, 3, 4}), (["last", "all"], {1, 2, 3, 4}),
+])  # fmt: skip
+def test_checkpoints_that_nobody_asked_for_go_and_the_best_one_stays(tmp_path, keep, stay):
+    for number in range(1, 5):
+        (tmp_path / f"projection_epoch{number}.pth").write_bytes(b"x")
+        (tmp_path / f"lora_epoch{number}").mkdir()
+        (tmp_path / f"lora_epoch{number}/adapter").write_bytes(b"x")
+    (tmp_path / "last.pth").write_bytes(b"x")
+    history = [epoch(1, 0.2), epoch(2, 0.5), epoch(3, 0.5), epoch(4, 0.4)]
+    keep_epochs(tmp_path, history, keep, "head", ("projection_epoch{}.pth", "lora_epoch{}"))
+    for pattern in ("projection_epoch{}.pth", "lora_epoch{}"):
+        assert {number for number in range(1, 5) if (tmp_path / pattern.format(number)).exists()} == stay
+    assert (tmp_path / "last.pth").exists()
 
 
 def test_a_folder_with_somebody_elses_checkpoints_is_refused_and_an_empty_one_starts_anew(tmp_path, capsys):

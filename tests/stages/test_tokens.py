@@ -14,8 +14,10 @@ from datasets.trials import TrialDataset
 from models.CSBrain import CSBrain
 from models.eeg_llm import EEGTokenReducer
 from models.poolings import hemisphere
+from stages import tokens
 from stages.tokens import TokenCache, reducer_for
 from tests.conftest import small_store
+from tests.utils.test_locks import holder
 from utils.errors import UserError
 
 BCIC = load_description("BCICIV2a")
@@ -300,3 +302,50 @@ def test_a_preparation_that_clips_large_samples_gives_fresh_tokens(encoder, stor
     monkeypatch.setattr(CSBrain, "prepare", lambda self, x, sfreq: original(self, np.clip(x, -300, 300), sfreq))
     assert same(served(encoder, dataset), direct(encoder, dataset))
     assert sum(encoded) == before + 3 + len(dataset)
+
+
+def test_a_run_that_dies_loses_one_files_work(encoder, store, encoded, monkeypatch):
+    monkeypatch.setattr(tokens, "FILE", 2)
+    dataset = TrialDataset(store, "train", "published", BCIC)  # five people of four trials: ten files
+    plain, kept = tokens.keep, []
+
+    def dies(tensors, path):
+        if len(kept) == 12:  # region and hemisphere of six files
+            raise KeyboardInterrupt
+        kept.append(path)
+        plain(tensors, path)
+
+    monkeypatch.setattr(tokens, "keep", dies)
+    with pytest.raises(KeyboardInterrupt):
+        served(encoder, dataset)
+    monkeypatch.setattr(tokens, "keep", plain)
+    encoded.clear()
+    assert same(served(encoder, dataset), direct(encoder, dataset))
+    assert sum(encoded) == len(tokens.PROBES) + 2 * 4  # and not the twelve trials that were kept
+    assert not [path for path in store.parent.glob("token_cache/.*")]
+
+
+def test_a_cache_file_under_another_files_name_is_not_believed(encoder, store, encoded):
+    dataset = TrialDataset(store, "val", "published", BCIC)
+    right = served(encoder, dataset)
+    one, other = sorted(store.parent.glob("token_cache/*.safetensors"))[:2]
+    one.write_bytes(other.read_bytes())
+    assert same(served(encoder, dataset), right)
+    assert same(served(encoder, dataset, "hemisphere"), direct(encoder, dataset, "hemisphere"))
+
+
+def test_two_processes_with_one_cache_encode_once(encoder, store, encoded):
+    dataset = TrialDataset(store, "val", "published", BCIC)
+    cache = TokenCache(None, encoder, BCIC.montage, "region")
+    person = [trial for trial in dataset.store.trials if trial.subject == dataset.trials[0].subject]
+    cache._probes = cache._encode([cache._probe(dataset)], CPU)
+    path = cache._path(dataset, person, "region")
+    path.parent.mkdir()
+    other = holder(path.with_name(f".{path.stem}.lock"), 1.5)  # who is encoding these trials right now
+    ready = TokenCache(store.parent / "elsewhere", encoder, BCIC.montage, "region")
+    ready.tokens(dataset, CPU)
+    for file in (store.parent / "elsewhere").iterdir():
+        file.rename(path.parent / file.name)
+    encoded.clear()
+    assert same(cache.tokens(dataset, CPU), direct(encoder, dataset)) and sum(encoded) == 0
+    other.wait()
