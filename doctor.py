@@ -128,6 +128,7 @@ MODELS = {  # kind → files that its loader must find; what fetches those that 
 }  # fmt: skip
 NF4_ERROR = (0.05, 0.12)  # relative, Gaussian weights: 0.086 to 0.093 measured; below, nothing was quantised
 FINE = ("ok", "notice")  # marks with which a step can begin
+NOT_LOOKED_AT = "cannot be looked at"  # then nothing is said against the thing itself
 
 
 @dataclass(frozen=True)
@@ -240,14 +241,15 @@ def look(what: Need) -> tuple[str, str]:
     """What a check finds; whatever it fails with is a finding as well."""
     try:
         mark, text = what.check(*what.told)
-    except UserError as error:
-        mark, text = "wrong", str(error)
-    except ModuleNotFoundError as error:
-        mark, text = "missing", f"{what.kind}, {what.told[0]}: not looked at ({error})"
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a damaged file fails in many ways; what Rust panics with is no Exception
-        mark, text = "wrong", f"{what.kind}, {what.told[0]}: {reason(error)}"
+        name = f"{what.kind}, {what.told[0]}: {NOT_LOOKED_AT}"
+        absent = [e for e in (error, error.__cause__) if isinstance(e, ModuleNotFoundError)]
+        if absent:
+            mark, text = "missing", f"{name} ({absent[0]}); pip install -r requirements.txt"
+        else:
+            mark, text = "wrong", str(error) if isinstance(error, UserError) else f"{name} ({reason(error)})"
     return mark, " ".join(text.split())
 
 
@@ -574,7 +576,7 @@ def verdict(name: str, steps: dict[str, tuple[str, list[Need]]], packages: Seque
     for n in lacking:
         mark, text = look(n)
         overwrite = " --overwrite" if n.kind == "store" and mark == "wrong" else ""
-        print(f"{'':9}- {text}" + (f" -> {n.get}{overwrite}" if n.get else ""))
+        print(f"{'':9}- {text}" + (f" -> {n.get}{overwrite}" if n.get and NOT_LOOKED_AT not in text else ""))
     print(*(f"{'':9}- {text}\n" for text in packages), sep="", end="")
     return False
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.mat_file import check_mat
 from utils.errors import UserError
-from utils.limits import MAX_TEXT, reading
+from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_TEXT, reading
 
 READERS = {
     ".bdf": mne.io.read_raw_bdf,
@@ -237,7 +237,15 @@ def check_header(path: Path, electrodes: Sequence[str]) -> None:
             raise UserError(
                 f"{path} is truncated: {data} bytes of data are no whole number of records of {record} bytes; fetch it again"
             )
-        print(f"notice: {path}: its header leaves the number of records open; {data // record} are there")
+        n_records = data // record
+        print(f"notice: {path}: its header leaves the number of records open; {n_records} are there")
+    # MNE brings all channels to the highest rate among them
+    content = 8 * len(electrodes) * n_records * max(header["n_samples"])
+    if content > max(LOADED_SMALL, LOADED_RATIO * size):
+        raise UserError(
+            f"{path} has {size} bytes and would take {content >> 20} MB: one channel has {max(header['n_samples'])} samples a "
+            "record; it is damaged, fetch it again"
+        )
 
 
 def _faults(header: dict, electrodes: Sequence[str]) -> Iterator[str]:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import lmdb
 import numpy as np
+from zlib_ng.zlib_ng import crc32  # CRC-32 as zlib's, at a tenth of its time
 
 from datasets.lmdb_file import LMDBFile
 from utils.errors import UserError
@@ -87,7 +87,7 @@ class StoreWriter:
             content = json.loads(bytes(part))
             for row in content["trials"]:
                 raw = there.get(row["key"])
-                if raw is None or zlib.crc32(raw) != row["checksum"]:
+                if raw is None or crc32(raw) != row["checksum"]:
                     raise ValueError
                 self._digest.update(row["key"].encode() + raw)
                 self.rows[row["key"]] = row
@@ -119,7 +119,7 @@ class StoreWriter:
             if trial.key in self.rows or trial.key in rows:
                 raise UserError(f"two trials have the key {trial.key}; is a recording there twice?")
             raws[trial.key] = np.ascontiguousarray(samples, DTYPE).tobytes()
-            rows[trial.key] = asdict(trial) | {"checksum": zlib.crc32(raws[trial.key])}
+            rows[trial.key] = asdict(trial) | {"checksum": crc32(raws[trial.key])}
         self.map_size += sum(len(raw) + 8192 for raw in raws.values())  # with LMDB's pages around them
         self.map_size += 2 * len(json.dumps(note)) + (1 << 16)
         content = {"trials": list(rows.values()), "note": note, "shape": self.shape, "map_size": self.map_size}
@@ -144,7 +144,7 @@ class StoreWriter:
         listed = json.dumps(list(self.rows.values())).encode()
         meta = meta | {
             "format": FORMAT, "version": VERSION, "dtype": DTYPE.str, "units": "microvolts", "shape": self.shape,
-            "n_trials": len(self.rows), "fingerprint": self._digest.hexdigest(), "trials_checksum": zlib.crc32(listed),
+            "n_trials": len(self.rows), "fingerprint": self._digest.hexdigest(), "trials_checksum": crc32(listed),
         }  # fmt: skip
         facts = json.dumps(meta).encode()
         self.map_size += 3 * (len(listed) + len(facts))
@@ -152,7 +152,7 @@ class StoreWriter:
             with self._transaction() as put:
                 put(b"trials", listed)
                 put(b"meta", facts)
-                put(b"meta_checksum", str(zlib.crc32(facts)).encode())
+                put(b"meta_checksum", str(crc32(facts)).encode())
         if self.path.is_dir():
             os.replace(self.folder / "data.mdb", self.path / "data.mdb")
             (self.path / "lock.mdb").unlink(missing_ok=True)
@@ -226,9 +226,9 @@ class TrialStore:
         try:
             self.sfreq, self.shape = float(self.meta["sfreq"]), tuple(self.meta["shape"] or (0, 0))
             self.trials = [Trial(**row) for row in json.loads(rows)]
-            self.listed = zlib.crc32(rows)
+            self.listed = crc32(rows)
             whole = self.listed == self.meta["trials_checksum"]
-            whole &= bytes(self._file.get("meta_checksum") or b"") == str(zlib.crc32(facts)).encode()
+            whole &= bytes(self._file.get("meta_checksum") or b"") == str(crc32(facts)).encode()
         except (KeyError, TypeError, ValueError):
             whole = False
         if not whole:
@@ -237,6 +237,7 @@ class TrialStore:
             )
         self.fingerprint = f"{self.meta['fingerprint']}-{self._file.last_txnid}"
         self._verified: set[str] = set()
+        self._n_bytes = DTYPE.itemsize * self.shape[0] * self.shape[1]  # of a trial
 
     def read(self, trial: Trial) -> np.ndarray:
         """The samples as a read-only view of the mapped file: float32, (n_chans, n_times), microvolts.
@@ -251,7 +252,7 @@ class TrialStore:
     def verify(self, trial: Trial, raw: memoryview | None = None) -> None:
         """Raise UserError where a trial's stored samples are not those that were written."""
         raw = self._file.get(trial.key) if raw is None else raw
-        if raw is None or len(raw) != DTYPE.itemsize * int(np.prod(self.shape)) or zlib.crc32(raw) != trial.checksum:
+        if raw is None or len(raw) != self._n_bytes or crc32(raw) != trial.checksum:
             raise UserError(
                 f"{self.path} is damaged: the samples of trial {trial.key} are not those that were written; make the "
                 "store anew with --overwrite"

@@ -4,4 +4,4 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+exec python -m pytest -n 2 --dist loadfile "$@"  # in two processes

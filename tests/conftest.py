@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from utils.locks import only_one
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may be fetched
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -165,39 +168,61 @@ def flat(flags: dict) -> list[str]:
 SIZES = ("--trials_per_run", 4, "--trials_per_class", 1, "--llm_steps", 200)
 
 
-def make_demo(folder: Path, dataset: str, room: str, prepare: str) -> Demo:
+def demo_in(folder: Path, room: str) -> Demo:
+    return Demo(folder, folder / "data" / room / "raw", folder / "data" / room / "processed_lmdb", folder / "pth")
+
+
+def make_demo(folder: Path, room: str, prepare: str) -> None:
+    dataset = {"VisualImagery": "VI"}.get(room, room)
+    demo = demo_in(folder, room)
     made = run_process(
-        "prepare_demo.py", "--data_dir", folder / "data", "--pth_dir", folder / "pth", "--datasets", dataset, *SIZES
+        "prepare_demo.py", "--data_dir", folder / "data", "--pth_dir", demo.pth, "--datasets", dataset, *SIZES
     )
     assert made.code == 0, made.err
-    raw, store = folder / "data" / room / "raw", folder / "data" / room / "processed_lmdb"
-    stored = run_process(prepare, "--skip_download", "--raw_dir", raw, "--lmdb_dir", store)
+    stored = run_process(prepare, "--skip_download", "--raw_dir", demo.raw, "--lmdb_dir", demo.store)
     assert stored.code == 0, stored.err
-    return Demo(folder, raw, store, folder / "pth")
+
+
+def once(tmp_path_factory, name: str, make) -> Path:
+    """A folder that `make(folder)` fills, once for all test processes of this session."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with only_one(base / f".{name}.lock", "makes the same files"):
+        if not (base / name / ".made").exists():
+            make(base / name)
+            (base / name / ".made").touch()
+    return base / name
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Demo:
     """A small embedded default, made by the real command lines: BCIC-like, 24 trials a recording."""
-    return make_demo(tmp_path_factory.mktemp("demo"), "BCICIV2a", "BCICIV2a", "prepare_data.py")
+    folder = once(tmp_path_factory, "demo", lambda folder: make_demo(folder, "BCICIV2a", "prepare_data.py"))
+    return demo_in(folder, "BCICIV2a")
 
 
 @pytest.fixture(scope="session")
-def few(demo) -> Path:
+def few(demo, tmp_path_factory) -> Path:
     """Eight trials a person of the demo, 40 / 16 / 16, for what is slow."""
     from datasets.store import open_store, write_store
 
-    store = open_store(demo.store)
-    rows = [(t, store.read(t).copy()) for t in store.trials if t.session == "E" and t.run <= 2]
-    folder = demo.folder / "few/processed_lmdb"
-    write_store(folder, {k: store.meta[k] for k in ("sfreq", "dataset", "electrodes")}, [rows])
-    return folder
+    def make(folder):
+        store = open_store(demo.store)
+        rows = [(t, store.read(t).copy()) for t in store.trials if t.session == "E" and t.run <= 2]
+        write_store(folder / "processed_lmdb", {k: store.meta[k] for k in ("sfreq", "dataset", "electrodes")}, [rows])
+
+    return once(tmp_path_factory, "few", make) / "processed_lmdb"
 
 
 @pytest.fixture(scope="session")
-def vi_demo(demo) -> Demo:
+def vi_demo(demo, tmp_path_factory) -> Demo:
     """The same for Visual Imagery: 10 trials a session, 300 / 60 / 60."""
-    return make_demo(demo.folder, "VI", "VisualImagery", "prepare_data_vi.py")
+    once(
+        tmp_path_factory,
+        "vi_demo",
+        lambda folder: (folder.mkdir(), make_demo(demo.folder, "VisualImagery", "prepare_data_vi.py")),
+    )
+    return demo_in(demo.folder, "VisualImagery")
 
 
 @pytest.fixture(scope="session")
@@ -206,30 +231,30 @@ def vi_pth(demo) -> Path:
     return demo.pth
 
 
+def train_once(tmp_path_factory, name: str, script: str, flags) -> Path:
+    """The folder of a training run; `flags(folder)` are its arguments."""
+
+    def make(folder):
+        done = run_process(script, *flags(folder))
+        assert done.code == 0, done.err
+
+    return once(tmp_path_factory, name, make)
+
+
 @pytest.fixture(scope="session")
 def trained(demo, tmp_path_factory) -> Path:
     """A short training run on the demo."""
-    model_dir = tmp_path_factory.mktemp("runs") / "run"
-    done = run_process("finetune_eeg_llm.py", *demo.training(model_dir, epochs=3))
-    assert done.code == 0, done.err
-    return model_dir
+    return train_once(tmp_path_factory, "trained", "finetune_eeg_llm.py", lambda run: demo.training(run, epochs=3))
 
 
 @pytest.fixture(scope="session")
 def vi_trained(vi_demo, tmp_path_factory) -> Path:
     """A short text training run on Visual Imagery."""
-    model_dir = tmp_path_factory.mktemp("vi_runs") / "run"
-    done = run_process("finetune_eeg_llm.py", *vi_demo.training(
-        model_dir, downstream_dataset="VI", token_pooling="region", warmup_lr=2e-3, lr=2e-3, epochs=2
-    ))  # fmt: skip
-    assert done.code == 0, done.err
-    return model_dir
+    flags = {"downstream_dataset": "VI", "token_pooling": "region", "warmup_lr": 2e-3, "lr": 2e-3, "epochs": 2}
+    return train_once(tmp_path_factory, "vi_trained", "finetune_eeg_llm.py", lambda run: vi_demo.training(run, **flags))
 
 
 @pytest.fixture(scope="session")
 def mapped(vi_demo, tmp_path_factory) -> Path:
     """A short mapper training run."""
-    output_dir = tmp_path_factory.mktemp("mapper_runs") / "run"
-    done = run_process("finetune_eeg_to_image.py", *vi_demo.mapping(output_dir))
-    assert done.code == 0, done.err
-    return output_dir
+    return train_once(tmp_path_factory, "mapped", "finetune_eeg_to_image.py", vi_demo.mapping)

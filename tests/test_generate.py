@@ -1,12 +1,14 @@
 import dataclasses
 import gc
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from datasets.bciciv2a_llm_dataset import DESCRIPTION
 from datasets.store import open_store, write_store
@@ -59,6 +61,57 @@ def test_permuting_the_stored_labels_changes_no_text_prompt_image_or_prediction(
         assert {k: v for k, v in a.items() if k not in truth} == {k: v for k, v in b.items() if k not in truth}
     for a, b in zip(pictures(drawn[0]).values(), pictures(tmp_path / "out").values(), strict=True):
         assert np.array_equal(a, b)
+
+
+def test_two_threads_decode_the_same_texts_and_labels_as_one(demo, trained, drawn, process, tmp_path):
+    """Sums in another order: probabilities may differ in the last of their six digits, as docs/training.md says."""
+    flags = demo.generation(trained, tmp_path / "out", stage="decode", no_cache_features=True)
+    done = process("generate.py", *flags, env=os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"})
+    assert done.code == 0, done.err
+    for a, b in zip(read_jsonl(drawn[0] / "decoded.jsonl"), read_jsonl(tmp_path / "out/decoded.jsonl"), strict=True):
+        p, q = (row["readouts"]["likelihood"].pop("probabilities") for row in (a, b))
+        assert np.allclose(p, q, atol=2.1e-6)
+        assert {**a, "checksum": 0} == {**b, "checksum": 0}
+
+
+def test_trials_of_another_window_or_filter_are_refused(demo, trained, script, tmp_path):
+    store = open_store(demo.store)
+    rows = [(trial, store.read(trial).copy()) for trial in store.trials if trial.subject in ("A08", "A09")]
+    facts = {k: store.meta[k] for k in ("sfreq", "dataset", "electrodes")}
+    for change in ({"tmin": 0.0, "tmax": 4.0}, {"h_freq": 38.0}, {"reference": "none"}):
+        meta = facts | {"preprocessing": store.meta["preprocessing"] | change}
+        write_store(tmp_path / "store", meta, [rows])
+        done = script("generate.py", *demo.generation(trained, tmp_path / "out", datasets_dir=tmp_path / "store"))
+        assert done.code == 2 and "were prepared otherwise" in done.error_line
+        assert all(name in done.error_line for name in change)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"lora_alpha": 32}, "alpha 32.0 and not 16.0"), ({"use_rslora": True}, "use_rslora"), ({"r": 4}, "another model"),
+    (None, "other weights"),
+])  # fmt: skip
+def test_another_adapter_than_the_one_that_was_trained_is_refused(demo, trained, script, tmp_path, change, message):
+    shutil.copytree(trained / "lora_epoch3", tmp_path / "lora")
+    config = json.loads((tmp_path / "lora/adapter_config.json").read_text())
+    (tmp_path / "lora/adapter_config.json").write_text(json.dumps(config | (change or {})))
+    if change is None:
+        weights = load_file(tmp_path / "lora/adapter_model.safetensors")
+        name = sorted(weights)[0]
+        save_file(weights | {name: weights[name] + 1e-6}, tmp_path / "lora/adapter_model.safetensors")
+    flags = demo.generation(trained / "projection_epoch3.pth", tmp_path / "out", lora_dir=tmp_path / "lora")
+    done = script("generate.py", *flags)
+    assert done.code == 2 and message in done.error_line
+
+
+def test_a_data_folder_that_cannot_be_written_is_a_notice_and_an_output_that_cannot_one_line(
+    demo, trained, script, tmp_path
+):
+    (tmp_path / "file").write_text("in the way of any folder")
+    flags = demo.generation(trained, tmp_path / "out", stage="decode", cache_dir=tmp_path / "file/cache")
+    done = script("generate.py", *flags)
+    assert done.code == 0 and done.out.count("so nothing is kept there; --cache_dir names another folder") == 1
+    done = script("generate.py", *demo.generation(trained, tmp_path / "file/out", stage="decode"))
+    assert done.code == 2 and "choose another place" in done.error_line
 
 
 def test_a_picture_depends_on_its_own_seed_and_prompt_only(demo, trained, drawn, script, tmp_path):

@@ -331,6 +331,23 @@ def test_what_the_header_says_of_other_channels_does_not_matter(eeg, signal):
     assert np.abs(read_recording(path).signal - signal).max() < 0.05
 
 
+def test_one_channel_at_a_rate_of_its_own_may_not_blow_up_all_others(eeg, signal):
+    path = name(eeg, ".edf")
+    write_edf(path, signal)
+    n_samples = 6_000_000
+    for electrode in range(32):
+        at, width = field("samples", electrode, n=32)
+        content = bytearray(path.read_bytes())
+        content[at : at + width] = f"{n_samples if electrode == 31 else 1:<{width}}".encode()
+        path.write_bytes(content)
+    say(path, "records", "1")
+    path.write_bytes(path.read_bytes()[: 256 * 33] + bytes(2 * (31 + n_samples)))
+    with pytest.raises(
+        UserError, match="12008510 bytes and would take 1464 MB: one channel has 6000000 samples a record"
+    ):
+        read_recording(path)
+
+
 # ---------------------------------------------------------------- tables of events from strangers
 
 

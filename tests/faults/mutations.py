@@ -271,6 +271,18 @@ def in_header(rng, data):
     return struct.pack("<Q", len(header)) + header + data[8 + size :]
 
 
+def in_tree(rng, data):
+    """An LMDB with some bytes changed where it keeps its trees, of records and of free pages: facts, headers, nodes."""
+    pages = [at for at in range(0, len(data) - 4095, 4096) if struct.unpack_from("<H", data, at + 10)[0] in (1, 2)]
+    for _ in range(int(rng.integers(1, 4))):
+        at = int(rng.choice(pages)) if pages and rng.random() < 0.6 else int(rng.choice([0, 4096]))
+        lower, upper = struct.unpack_from("<HH", data, at + 12) if at > 4096 else (152, 152)
+        nodes = rng.random() < 0.5 and 16 < upper < 4096 and at > 4096
+        at += int(rng.integers(upper, 4096) if nodes else rng.integers(0, min(max(lower, 16), 4096)))
+        data = patched(data, at, bytes([int(rng.choice([*range(16), 255, rng.integers(256)]))]))
+    return data
+
+
 def odd_tensor(rng, value):
     """Another tensor, or something else."""
     import torch
@@ -314,6 +326,8 @@ def damage(rng: np.random.Generator, data: bytes, name: str, of_format: Callable
             way = TEXT[rng.integers(len(TEXT))]
         elif suffix == ".safetensors" and rng.random() < 0.35:
             way = in_header
+        elif suffix == ".mdb" and rng.random() < 0.35:
+            way = in_tree
         else:
             way = BINARY[rng.integers(len(BINARY))]
         with np.errstate(all="ignore"):
@@ -594,7 +608,8 @@ def read_stores(folder: Path, at: Places) -> list:
             for one in dataset.trials:
                 dataset.store.verify(one)
             found += [mode, dataset.trials, dataset.labels, dataset.facts, dataset.sessions, dataset.store.listed]
-            found += [dataset.store.fingerprint, [dataset.samples(one) for one in dataset.trials]]
+            # behind the dash stands the number of the file's last transaction, which is no part of what was recorded
+            found += [dataset.store.fingerprint.split("-")[0], [dataset.samples(one) for one in dataset.trials]]
     return found
 
 
@@ -847,6 +862,14 @@ def copied(name: str, leave_out: Sequence[str] = ()) -> Callable:
         shutil.copytree(at.pth / name, folder / name, ignore=shutil.ignore_patterns(*leave_out))
 
     return make
+
+
+def make_sd(folder: Path, at: Places) -> None:
+    """With the tokenizer in the files that the published models have."""
+    copied("stable-diffusion", ("tokenizer.json",))(folder, at)
+    vocabulary = json.loads((at.pth / "stable-diffusion/tokenizer/tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "stable-diffusion/tokenizer/vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "stable-diffusion/tokenizer/merges.txt").write_text("#version: 0.2\na b</w>\n")
 
 
 def read_llm(folder: Path, at: Places) -> list:
@@ -1110,7 +1133,7 @@ KINDS = {
     "last.pth, run.json": Kind(make_run, read_run, checksum=True),
     "results.json": Kind(make_results, read_results, files="results.json"),
     "language model": Kind(copied(LLM), read_llm),
-    "stable-diffusion": Kind(copied("stable-diffusion"), read_images("stable-diffusion")),
+    "stable-diffusion": Kind(make_sd, read_images("stable-diffusion")),
     "amused": Kind(copied("amused"), read_images("amused")),
     "amused, for reading": Kind(copied("amused", ("transformer", "vqvae")), read_prompts),
     "CLIP": Kind(copied("clip", ("tokenizer*",)), read_clip),

@@ -21,7 +21,9 @@ def fails_with(error):
     return main
 
 
-@pytest.mark.parametrize("error", [ValueError("not\na number"), KeyError("x"), Panic("index out of range"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [ValueError("not\na number"), KeyError("x"), Panic("index out of range"), MemoryError()]
+)
 def test_a_librarys_failure_to_load_is_one_line_with_file_and_reason(error, capsys):
     def main():
         with loading("model/config.json", "give another folder"):
@@ -49,7 +51,9 @@ def test_a_bug_keeps_its_traceback():
         run_script(fails_with(FileNotFoundError(errno.ENOENT, "x", "y")))
 
 
-@pytest.mark.parametrize("number, code, word", [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")])
+@pytest.mark.parametrize(
+    "number, code, word", [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
 def test_term_ends_a_script_as_ctrl_c_does_and_says_how_to_go_on(number, code, word, capsys):
     cleaned = []
 

@@ -1,0 +1,63 @@
+"""Does checking each trial's checksum at its first reading cost at most 5 % of an epoch's reading?
+
+    python benchmarks/store_checksums.py
+
+An epoch's reading is what training does with each trial the first time: read the samples, and prepare them for the
+encoder. The rival is the same without the check. Prints the ratio of a first epoch, and what the bare reading costs.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from datasets.description import load_description
+from datasets.store import Trial, write_store
+from datasets.trials import TrialDataset
+from models import ENCODERS, choose
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=400, help="trials of the store")
+    parser.add_argument("--rounds", type=int, default=11, help="pairs of epochs")
+    args = parser.parse_args()
+    description, rng = load_description("BCICIV2a"), np.random.default_rng(0)
+    montage = description.montage
+    with tempfile.TemporaryDirectory() as folder:
+        rows = ((Trial(f"A01-T-r1-t{k}", k % 4, "A01", "T", 1, k + 1), (20 * rng.standard_normal((22, 1000))).astype("<f4"))
+                for k in range(args.trials))  # fmt: skip
+        write_store(Path(folder) / "store", {"sfreq": 250.0}, ([row] for row in rows))
+        dataset = TrialDataset(Path(folder) / "store", "train", "published", description)
+        for name in ("csbrain", "eegnet", "no encoder"):
+            dataset.prepare = None
+            if name != "no encoder":
+                encoder = choose(ENCODERS, name).build(
+                    electrodes=montage.electrodes, brain_regions=montage.brain_regions,
+                    sorted_indices=montage.sorted_indices, n_times=1000, sfreq=250.0,
+                )  # fmt: skip
+                dataset.prepare = encoder.prepare
+            epoch(dataset, checks=True)
+            pairs = [(epoch(dataset, checks=True), epoch(dataset, checks=False)) for _ in range(args.rounds)]
+            ratios = np.sort([a / b for a, b in pairs])
+            print(f"{name:10}: {np.median([b for _, b in pairs]):6.0f} µs a trial without the check; with it × "
+                  f"{np.median(ratios):.3f} ({ratios[1]:.3f} to {ratios[-2]:.3f})")  # fmt: skip
+
+
+def epoch(dataset: TrialDataset, checks: bool) -> float:
+    """Microseconds a trial of a first epoch."""
+    dataset._prepared = {}
+    dataset.store._verified = set() if checks else {trial.key for trial in dataset.trials}
+    started = time.perf_counter()
+    for index in range(len(dataset)):
+        dataset[index]
+    return (time.perf_counter() - started) / len(dataset) * 1e6
+
+
+if __name__ == "__main__":
+    main()
