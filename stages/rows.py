@@ -165,7 +165,10 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     if not lines:
         raise UserError(f"{path} has no trials, so there is nothing to score or draw; decode again")
     rows, signed_lines = [], set()
-    for check in (_plain_row, _signature):  # first whether each line is a trial, then whether it is the one that was written
+    for check in (
+        _plain_row,
+        _signature,
+    ):  # first whether each line is a trial, then whether it is the one that was written
         for number, line in enumerate(lines, start=1):
             try:
                 found = check(json.loads(line), len(lines), classes)
@@ -200,7 +203,9 @@ def _signature(content: dict, n: int, classes: Sequence[str] | None) -> bool:
     if content.get("of") != n:
         raise ValueError(f"it is one of {content.get('of')} lines, and the file has {n}")
     if content.pop("checksum", None) != checksum(content):
-        raise ValueError("its checksum is wrong: it is damaged, or was edited (whoever edits takes of and checksum out)")
+        raise ValueError(
+            "its checksum is wrong: it is damaged, or was edited (whoever edits takes of and checksum out)"
+        )
     return True
 
 

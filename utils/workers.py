@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from utils.errors import UserError
 from utils.progress import progress
 
-
 AHEAD = 2  # jobs given out for each worker: results that wait for an earlier one take memory, and are lost in a kill
 
 
