@@ -4,4 +4,4 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
-exec python -m pytest -n 2 --dist loadfile "$@"  # in two processes
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"  # in two processes

@@ -18,7 +18,7 @@ from models.eeg_llm import EEGTokenReducer
 from models.encoders import load_encoder
 from utils.checkpoints import fingerprint, keep, read_kept
 from utils.errors import UserError
-from utils.locks import only_one
+from utils.locks import only_one, remove_stale
 from utils.paths import remove_leftovers
 from utils.progress import progress
 
@@ -93,6 +93,9 @@ class TokenCache:
         """
         if not len(dataset):
             return torch.empty(0, 0, self.encoder.width)
+        folder = self._path(dataset, dataset.trials, self.pooling).parent
+        remove_leftovers(folder)  # of runs that died
+        remove_stale(folder, ".tokens-*.lock")
         files = []  # trials of a person, FILE at a time
         for person in dict.fromkeys(trial.subject for trial in dataset.trials):
             trials = [trial for trial in dataset.store.trials if trial.subject == person]
@@ -116,7 +119,6 @@ class TokenCache:
         if self._probes is None:
             self._probes = self._encode([self._probe(dataset)], device)
         path = self._path(dataset, trials, self.pooling)
-        remove_leftovers(path.parent)
         kept = self._kept(path, len(trials))
         encodes = kept is None
         if encodes:

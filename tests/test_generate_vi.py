@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import json
 import shutil
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION
+from stages.rows import signed
 from tests.conftest import read_jsonl
 from tests.test_generate import pictures
 from utils.files import write_jsonl
@@ -89,7 +89,7 @@ def test_a_picture_depends_on_its_trials_seed_and_conditioning_only(
         assert np.array_equal(picture, pictures(drawn)[name])
     (tmp_path / "one").mkdir()
     rows = read_jsonl(drawn / "decoded.jsonl")
-    (tmp_path / "one/decoded.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    write_jsonl(signed(rows[2:3]), tmp_path / "one/decoded.jsonl")
     done = script(script_name, *vi_demo.vi_generation(tmp_path / "one", stage="images", **flags))
     assert done.code == 0, done.err
     ((name, picture),) = pictures(tmp_path / "one").items()
@@ -156,7 +156,7 @@ def test_embedding_conditioning_draws_the_class_prompts_picture_when_fed_its_own
     for row, s, p in zip(rows, states, pooled, strict=True):
         digest = hashlib.sha256(s.numpy().tobytes() + p.numpy().tobytes()).hexdigest()[:16]
         row |= {"embedding": digest, "embedding_of": str(vi_demo.pth / model)}
-    write_jsonl(rows, tmp_path / "embedding/decoded.jsonl")
+    write_jsonl(signed(rows), tmp_path / "embedding/decoded.jsonl")
     flags |= {"stage": "images", "conditioning": "embedding"}
     done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "embedding", **flags))
     assert done.code == 0, done.err
@@ -270,7 +270,7 @@ def test_decoded_trials_of_other_classes_or_damaged_ones_are_refused(vi_demo, ma
     flags = vi_demo.vi_generation(tmp_path, mapper_path=mapped, stage="images")
     for row, message in (({"index": 0}, "line 1 is no decoded trial"), (rows[0] | {"true_label": 12}, "true_label"),
                          (rows[0] | {"true_name": "feet"}, "feet"), (rows[0] | {"image": "../../x.jpg"}, "outside")):  # fmt: skip
-        write_jsonl([row], tmp_path / "decoded.jsonl")
+        write_jsonl(signed([row]), tmp_path / "decoded.jsonl")
         done = script("generate_vi_eeg2img.py", *flags)
         assert done.code == 2 and message in done.error_line
 

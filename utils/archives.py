@@ -4,7 +4,6 @@ import io
 import lzma
 import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from utils.errors import FULL_DISK, UserError
 from utils.limits import MAX_DEPTH, MAX_DIRECTORY, MAX_MEMBERS, MAX_RATIO, SMALL
-from utils.paths import written_whole
+from utils.paths import workplace, written_whole
 
 
 def unpack(archive: Path, destination: Callable[[PurePosixPath], Path | None], scratch: Path) -> int:
@@ -79,10 +78,9 @@ class _Unpacking:
         if inside.suffix.lower() == ".zip":
             if depth == MAX_DEPTH:
                 raise UserError(f"{name}: zip files nested deeper than {MAX_DEPTH}; nothing of {inside} was unpacked")
-            self.scratch.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-                copy_member(opened, member, Path(folder) / "nested.zip")
-                return self.open(Path(folder) / "nested.zip", f"{name}: {inside.name}", depth + 1)
+            with workplace(self.scratch, "unpacking") as folder:
+                copy_member(opened, member, folder / "nested.zip")
+                return self.open(folder / "nested.zip", f"{name}: {inside.name}", depth + 1)
         if not target.exists() or target.stat().st_size != member.file_size:
             with written_whole(target) as unfinished:
                 copy_member(opened, member, unfinished)

@@ -98,6 +98,18 @@ def all_of(paths: Sequence[Path]) -> Iterator[None]:
         yield
 
 
+def remove_stale(folder: Path, pattern: str) -> None:
+    """Remove lock files that no process holds."""
+    for path in folder.glob(pattern):
+        try:
+            held = take(path)
+            if held is not None:
+                path.unlink(missing_ok=True)
+                os.close(held)
+        except OSError:
+            continue
+
+
 def _holder(path: Path) -> dict:
     """What the lock file says; {} where nothing can be read."""
     try:
@@ -115,8 +127,13 @@ def _lives(who: dict) -> bool:
     """Whether the process is there, as far as can be told from here."""
     if who.get("host") != socket.gethostname() or not isinstance(who.get("process"), int):
         return True
+    return process_lives(who["process"])
+
+
+def process_lives(number: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
-        os.kill(who["process"], 0)
+        os.kill(number, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.locks import take
+from utils.locks import process_lives, take
 
 ROOT = Path(__file__).resolve().parent.parent
 ALIVE = ".alive"  # locked in a workplace while its process lives
@@ -53,7 +53,7 @@ def workplace(parent: Path, name: str) -> Iterator[Path]:
     """A folder `.NAME.part-…` to work in, removed at the end; what dead processes left under this name goes as well."""
     parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(parent, name)
-    folder = Path(tempfile.mkdtemp(prefix=f".{name}.part-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}.part-{os.getpid()}-", dir=parent))
     alive = None
     try:
         try:
@@ -82,7 +82,7 @@ def remove_leftovers(parent: Path, name: str = "*", new: float = NEW) -> None:
                 if held is None:
                     continue
                 os.close(held)
-            elif time.time() - folder.stat().st_mtime < new:
+            elif time.time() - folder.stat().st_mtime < new and lives(folder.name):
                 continue
             place = folder.name[1:].rpartition(".part-")[0]
             if (folder / "old").exists() and (folder / place).exists() and not (parent / place).exists():
@@ -91,6 +91,12 @@ def remove_leftovers(parent: Path, name: str = "*", new: float = NEW) -> None:
             shutil.rmtree(folder)
         except OSError:
             continue  # not ours to remove, or removed by another run just now
+
+
+def lives(workplace_name: str) -> bool:
+    """Whether the process that a workplace is named after is there, as far as can be told from here."""
+    number = workplace_name.rpartition(".part-")[2].partition("-")[0]
+    return not number.isdigit() or process_lives(int(number))
 
 
 def sync(path: Path) -> None:

@@ -869,7 +869,7 @@ def make_sd(folder: Path, at: Places) -> None:
     copied("stable-diffusion", ("tokenizer.json",))(folder, at)
     vocabulary = json.loads((at.pth / "stable-diffusion/tokenizer/tokenizer.json").read_text())["model"]["vocab"]
     (folder / "stable-diffusion/tokenizer/vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "stable-diffusion/tokenizer/merges.txt").write_text("#version: 0.2\na b</w>\n")
+    (folder / "stable-diffusion/tokenizer/merges.txt").write_text("#version: 0.2\n")
 
 
 def read_llm(folder: Path, at: Places) -> list:
@@ -1407,7 +1407,7 @@ class Bench:
     def mutation(self, seed: int, name: str, number: int) -> Mutation:
         """Damage one file of a kind and read it."""
         kind, (place, files, healthy) = KINDS[name], self.healthy[name]
-        file = files[number % len(files)]
+        file = files[(number + seed) % len(files)]
         rng = np.random.default_rng([seed, zlib.crc32(f"{name} {file}".encode()), number])
         way, data = damage(rng, (place / file).read_bytes(), file, kind.damage)
         work = self.laid_out(place, {file: data})
@@ -1433,18 +1433,16 @@ def table(mutations: Sequence[Mutation]) -> str:
     for m in mutations:
         seconds[m.kind] += m.outcome.seconds
     width = max(map(len, KINDS)) + 2
-    lines = [" " * width + "".join(f"{name:>17}" for name in (*CLASSES, "all", "s each"))]
-    for kind in dict.fromkeys(m.kind for m in mutations):
-        n = sum(counts[kind, name] for name in CLASSES)
-        star = "*" if KINDS[kind].checksum else " "
-        lines.append(f"{kind:{width - 1}}{star}" + "".join(f"{counts[kind, name] or '·':>17}" for name in CLASSES)
-                     + f"{n:17}{seconds[kind] / n:17.2f}")  # fmt: skip
-    total = Counter(m.outcome.kind for m in mutations)
-    lines.append(
-        f"{'all':{width}}"
-        + "".join(f"{total[name]:17}" for name in CLASSES)
-        + f"{len(mutations):17}{sum(seconds.values()):17.0f}"
-    )
+    heads = {name: len(name) + 2 for name in (*CLASSES, "all", "s each")}
+    lines = [" " * width + "".join(f"{name:>{size}}" for name, size in heads.items())]
+    for kind in [*dict.fromkeys(m.kind for m in mutations), "all"]:
+        row = {name: sum(counts[k, name] for k in KINDS if kind in (k, "all")) for name in CLASSES}
+        n, took = sum(row.values()), sum(seconds[k] for k in KINDS if kind in (k, "all"))
+        row |= {"all": n, "s each": f"{took / n:.2f}"}
+        star = "*" if kind != "all" and KINDS[kind].checksum else " "
+        lines.append(
+            f"{kind:{width - 1}}{star}" + "".join(f"{row[name] or '·':>{size}}" for name, size in heads.items())
+        )
     return "\n".join([*lines, "* with a checksum: no other result is allowed"])
 
 
