@@ -17,6 +17,7 @@ from pathlib import Path
 
 from utils import flags
 from utils.errors import UserError, run_script, start_script
+from utils.files import read_json
 from utils.paths import ROOT, default, written_whole
 
 NAMES = ("BCICIV2a", "BCICIV2b", "VI")
@@ -112,8 +113,8 @@ def write_missing(raw: Path, description: DatasetDescription, write: Callable, a
 def same_settings(folder: Path, settings: dict) -> None:
     """Refuse to mix what was made with other settings; note the settings where nothing is yet."""
     note = folder / "demo.json"
-    if note.exists() and json.loads(note.read_text()) != settings:
-        raise UserError(f"{folder} was made with {note.read_text().strip()}; delete it or choose another folder")
+    if note.exists() and (made := read_json(note)) != settings:
+        raise UserError(f"{folder} was made with {json.dumps(made)[:200]}; delete it or choose another folder")
     with written_whole(note) as unfinished:
         unfinished.write_text(json.dumps(settings) + "\n")
 

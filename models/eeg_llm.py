@@ -249,7 +249,7 @@ def split_prompt(tokenizer, system_prompt: str, user_prompt: str) -> tuple[list[
     Raises UserError if the tokenizer has no chat template, or one that loses the user's turn.
     """
     if not tokenizer.chat_template:
-        raise UserError("the language model's tokenizer has no chat template; use a chat model such as TinyLlama-Chat")
+        raise UserError(f"--llm {tokenizer.name_or_path}: no chat template; use a chat model such as TinyLlama-Chat")
     if user_prompt.count(EEG_PLACE) != 1:
         raise ValueError(f"the user prompt must hold {EEG_PLACE} once")
     mark = "<|eeg-place|>"
@@ -260,7 +260,7 @@ def split_prompt(tokenizer, system_prompt: str, user_prompt: str) -> tuple[list[
         text = _apply(tokenizer, [{"role": "user", "content": f"{system_prompt}\n\n{user}"}])
     if text is None or text.count(mark) != 1:
         raise UserError(
-            "the chat template of the language model's tokenizer does not keep a user's turn as it is written"
+            f"--llm {tokenizer.name_or_path}: its chat template does not keep a user's turn as it is written"
         )
     marked = copy.deepcopy(tokenizer)
     marked.add_special_tokens({"additional_special_tokens": [mark]})
@@ -276,7 +276,7 @@ def _apply(tokenizer, chat: list[dict]) -> str | None:
 
     Raises UserError for a template that is too long, gives too much, or asks for too much time or memory.
     """
-    what = "the chat template of the language model's tokenizer"
+    what = f"--llm {tokenizer.name_or_path}: its chat template"
     if len(str(tokenizer.chat_template)) > MAX_TEMPLATE:
         raise UserError(f"{what} has more than {MAX_TEMPLATE} characters; use another language model")
     try:

@@ -14,7 +14,7 @@ from models.eeg_clip_mapper import EEGMapperModel
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, read_lora_settings
 from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
-from utils.errors import UserError
+from utils.errors import UserError, loading
 
 FOR_ALL = {
     "dataset",
@@ -29,6 +29,16 @@ FOR_ALL = {
 }
 FOR_TEXT = FOR_ALL | {"projection", "llm"}
 FOR_MAPPER = FOR_ALL | {"classes", "mapper_name", "settings", "mapper", "prototypes", "image_model"}
+
+
+# what a field must be, where a checkpoint has it
+KINDS = {
+    **dict.fromkeys(("dataset", "encoder_name", "token_pooling", "encoder_fingerprint", "protocol", "llm", "image_model",
+                     "mapper_name"), str),
+    **dict.fromkeys(("seen", "classes"), list), **dict.fromkeys(("projection", "mapper", "settings"), dict),
+    "n_times": int, "sfreq": (int, float), "prototypes": torch.Tensor, "encoder": (dict, type(None)),
+    "lora": (dict, type(None)), "preprocessing": (dict, type(None)),
+}  # fmt: skip
 
 
 def find_text_checkpoint(place: str | Path, lora_dir: str | None) -> tuple[Path, Path]:
@@ -53,6 +63,11 @@ def read_run_checkpoint(path: Path, needed: set[str], script: str, description: 
         raise UserError(
             f"{path} is not a checkpoint of this version's {script} (it has no {', '.join(sorted(missing))})"
         )
+    wrong = [field for field, kind in KINDS.items() if field in checkpoint and not isinstance(checkpoint[field], kind)]
+    lists = {field: checkpoint[field] for field in ("seen", "classes") if isinstance(checkpoint.get(field), list)}
+    wrong += [field for field, texts in lists.items() if not all(isinstance(text, str) for text in texts)]
+    if wrong:
+        raise UserError(f"{path} is damaged: its {', '.join(wrong)} cannot be right; name another checkpoint")
     if checkpoint["dataset"] != description.name:
         raise UserError(f"{path} was trained on {checkpoint['dataset']}; expected {description.name}")
     if tuple(checkpoint.get("classes", description.classes)) != description.classes:
@@ -154,10 +169,15 @@ def load_text_model(
 
 def load_mapper_model(checkpoint: dict, path: Path, device: torch.device) -> EEGMapperModel:
     """The mapper; UserError where the checkpoint is damaged."""
-    try:
-        mapper = choose(MAPPERS, checkpoint["mapper_name"])(**checkpoint["settings"])
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: its settings make no mapper ({error})") from None
+    with loading(f"{path} is damaged: its mapper", "name another checkpoint"):
+        kind, settings = choose(MAPPERS, checkpoint["mapper_name"]), checkpoint["settings"]
+        with torch.device("meta"):  # takes no memory: are these settings of these weights?
+            shapes = {name: value.shape for name, value in kind(**settings).state_dict().items()}
+        if shapes != {name: value.shape for name, value in checkpoint["mapper"].items()}:
+            raise ValueError("its weights do not fit its settings")
+        if checkpoint["prototypes"].shape != (settings["n_classes"], settings["clip_width"]):
+            raise ValueError(f"its prototypes are {tuple(checkpoint['prototypes'].shape)}")
+        mapper = kind(**settings)
     load_state(mapper, checkpoint["mapper"], path)
     return EEGMapperModel(mapper).to(device).eval()
 

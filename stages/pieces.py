@@ -53,9 +53,10 @@ class DecodedPieces:
     def add(self, decoded: list) -> None:
         """Keep the next batch, for JSON; it is on the disk when this returns."""
         with open(self.path, "ab") as file:
-            file.write(_line(decoded))
+            file.write(_line(len(self._done), decoded))
             file.flush()
             os.fsync(file.fileno())
+        self._done.append(decoded)
 
     def finish(self) -> None:
         """Remove the file: all is decoded, and written elsewhere."""
@@ -67,17 +68,17 @@ class DecodedPieces:
         for line in raw.splitlines(keepends=True):
             try:
                 decoded = json.loads(line)[1]
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, RecursionError):
                 break
-            if line != _line(decoded):
+            if line != _line(len(done), decoded):
                 break
             done.append(decoded)
-        whole = b"".join(map(_line, done))
+        whole = b"".join(_line(number, decoded) for number, decoded in enumerate(done))
         if whole != raw:
             with written_whole(self.path) as unfinished:
                 unfinished.write_bytes(whole)
         return done
 
 
-def _line(decoded: list) -> bytes:
-    return json.dumps([zlib.crc32(json.dumps(decoded).encode()), decoded]).encode() + b"\n"
+def _line(number: int, decoded: list) -> bytes:
+    return json.dumps([zlib.crc32(json.dumps([number, decoded]).encode()), decoded]).encode() + b"\n"

@@ -210,7 +210,7 @@ def test_a_mapper_of_other_classes_encoder_or_kind_is_refused(vi_demo, vi_traine
         ({"sfreq": 250.0}, "another window"),
         ({"encoder_name": "unknown"}, "'unknown'; expected one of csbrain"),
         ({"mapper_name": "unknown"}, "is damaged"),
-        ({"settings": {"surprise": 1}}, "its settings make no mapper"),
+        ({"settings": {"surprise": 1}}, "is damaged: its mapper"),
         ({"settings": checkpoint["settings"] | {"in_dim": 16}}, "do not fit its settings"),
         ({"settings": checkpoint["settings"] | {"clip_width": 64}}, "do not fit its settings"),
     ):

@@ -45,9 +45,23 @@ def read_checkpoint(path: str | Path) -> dict:
     with loading(str(path), "expected a checkpoint of weights only, whole; copy or make it anew"):
         check_packed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+        check_tensors(content)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; expected a dict of tensors")
     return content
+
+
+def check_tensors(content) -> None:
+    """Raise ValueError for a tensor that is not a plain one with its numbers in the file: sparse, without data, a huge view."""
+    if isinstance(content, torch.Tensor):
+        plain = content.layout == torch.strided and content.device.type == "cpu" and not content.is_quantized
+        if not plain or content.numel() * content.element_size() > content.untyped_storage().nbytes():
+            raise ValueError(
+                f"it holds a tensor of another kind ({content.layout}, {content.device}, {tuple(content.shape)})"
+            )
+    elif isinstance(content, (Mapping, list, tuple)):
+        for value in content.values() if isinstance(content, Mapping) else content:
+            check_tensors(value)
 
 
 def check_packed(path: Path) -> None:
@@ -154,7 +168,8 @@ def load_weights(module: nn.Module, path: str | Path, allow_partial: bool = Fals
         raise UserError(f"{path} does not fit: {shown} (--allow_partial loads the rest)")
     misshapen = {fault.split(" ")[0] for fault in faults}
     fitting = {key: value for key, value in given.items() if key not in misshapen}
-    module.load_state_dict(fitting, strict=False)
+    with loading(str(path), "its tensors do not fit"):
+        module.load_state_dict(fitting, strict=False)
     return "\n  skipped: ".join([f"{len(fitting)}/{len(wanted)} loaded", *faults])
 
 

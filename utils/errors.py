@@ -96,7 +96,8 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    print(f"error: {plain}", file=sys.stderr)  # what a file says must not steer the terminal
     return 2
 
 

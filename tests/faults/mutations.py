@@ -283,6 +283,11 @@ def in_tree(rng, data):
     return data
 
 
+def in_json(rng, data):
+    """A digit changed in JSON that stands among other bytes."""
+    return changed(rng, data, re.compile(rb'(?<=": )\d'), [b"%d" % k for k in range(10)])
+
+
 def odd_tensor(rng, value):
     """Another tensor, or something else."""
     import torch
@@ -326,8 +331,8 @@ def damage(rng: np.random.Generator, data: bytes, name: str, of_format: Callable
             way = TEXT[rng.integers(len(TEXT))]
         elif suffix == ".safetensors" and rng.random() < 0.35:
             way = in_header
-        elif suffix == ".mdb" and rng.random() < 0.35:
-            way = in_tree
+        elif suffix == ".mdb" and rng.random() < 0.5:
+            way = (in_tree, in_tree, in_json)[rng.integers(3)]
         else:
             way = BINARY[rng.integers(len(BINARY))]
         with np.errstate(all="ignore"):
@@ -345,7 +350,8 @@ def damage(rng: np.random.Generator, data: bytes, name: str, of_format: Callable
 class Places:
     """Where the healthy files of tests/conftest.py are, and what readers need that is in no file.
 
-    raw, store, stimuli, pth, trained, mapped : Path. Of the fixtures demo, vi_demo, trained and mapped.
+    store, pth, trained : Path. Of BCIC-IV-2a: the store, the folder of tiny models, a run's folder.
+    vi_store, stimuli, mapped : Path. Of Visual Imagery: the store, the photos, a run's folder.
     """
 
     NAMES = ("store", "stimuli", "pth", "trained", "vi_store", "mapped")
@@ -353,6 +359,7 @@ class Places:
     def __init__(self, **places: str):
         for name in self.NAMES:
             setattr(self, name, Path(places[name]).resolve())
+        self.fresh: dict[str, object] = {}  # what a cache must give; filled in where it is made
 
     @functools.cached_property
     def bcic(self):
@@ -384,11 +391,6 @@ class Places:
         from stages.pictures import read_photo
 
         return [read_photo(path) for path in sorted(self.stimuli.glob("*.jpg"))[:3]]
-
-    @functools.cached_property
-    def fresh(self) -> dict:
-        """What a cache must give, by name; filled in where it is made."""
-        return {}
 
 
 def trial(number: int, person: str = "A01", label: int | None = None):
@@ -1010,8 +1012,6 @@ def pieces(folder: Path) -> list:
 
 def make_pieces(folder: Path, at: Places) -> None:
     pieces(folder)
-    (file,) = folder.iterdir()
-    file.rename(file.with_name(file.name))
 
 
 def read_pieces(folder: Path, at: Places) -> list:
@@ -1313,31 +1313,30 @@ def _read_and_leave(read: Callable, folder: Path, said: Path, sink: int, limit: 
 def _watch_writing(folder: Path, elsewhere: list[str]) -> None:
     """Note what Python code of this process writes, makes or removes outside a folder."""
     own = os.path.realpath(folder)
-    paths = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.rename": 2, "os.link": 2, "os.symlink": 2, "os.truncate": 1,
-             "os.chmod": 1}  # fmt: skip
+    one, two = slice(1), slice(2)  # which arguments are paths
+    paths = {"os.remove": one, "os.rmdir": one, "os.mkdir": one, "os.truncate": one, "os.chmod": one, "os.rename": two,
+             "os.link": two, "os.symlink": slice(1, 2)}  # fmt: skip
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
     def hook(event: str, args: tuple) -> None:
         if event == "open":
-            path, mode, flags = args
-            if not (set(mode or "") & set("wax+") or (flags or 0) & writing) or isinstance(path, int):
-                return
-            note(event, os.path.realpath(os.fsdecode(path)))
+            path, mode, how = args
+            if set(mode or "") & set("wax+") or (how or 0) & writing:
+                note(event, path, "")
         elif event in paths:
-            for path in args[: paths[event]][-1:] if event == "os.symlink" else args[: paths[event]]:
-                if isinstance(path, int):
-                    continue
-                base = (
-                    f"/proc/self/fd/{args[-1]}"
-                    if isinstance(args[-1], int) and args[-1] >= 0 and event != "os.chmod"
-                    else ""
-                )
-                head, tail = os.path.split(os.path.join(base, os.fsdecode(path)))
-                note(event, os.path.join(os.path.realpath(head), tail))
+            folder_fd = args[-1] if event != "os.truncate" and isinstance(args[-1], int) else -1
+            base = f"/proc/self/fd/{folder_fd}" if folder_fd >= 0 else ""
+            for path in args[paths[event]]:
+                note(event, path, base)
 
-    def note(event: str, path: str) -> None:
-        if not path.startswith((f"{own}/", "/dev/null", "/dev/tty", "/proc/self")) and path != own:
-            elsewhere.append(f"{event} {path}")
+    def note(event: str, path: object, base: str) -> None:
+        if isinstance(path, int):  # a descriptor of what is open already
+            return
+        head, tail = os.path.split(os.path.join(base, os.fsdecode(path)))
+        found = os.path.join(os.path.realpath(head), tail)
+        found = os.path.realpath(found) if event == "open" else found  # through a link
+        if not found.startswith((f"{own}/", "/dev/null", "/dev/tty", "/proc/self")) and found != own:
+            elsewhere.append(f"{event} {found}")
 
     sys.addaudithook(hook)
 
@@ -1374,7 +1373,8 @@ class Bench:
                 raise RuntimeError(f"no file to damage of the kind {name}")
             work = self.laid_out(place, {})
             self.healthy[name] = place, files, digest(kind.read(work, at))  # imports what the children need
-            shutil.rmtree(work)
+            shutil.rmtree(work.parent)
+        sys.stdout.flush()
         self.before = self.listing()
 
     def laid_out(self, healthy: Path, damaged: dict[str, bytes]) -> Path:
@@ -1397,12 +1397,10 @@ class Bench:
         return work
 
     def listing(self) -> dict[str, tuple]:
-        """All files beside the work folder, and of the fixtures, with sizes and times."""
-        at = self.at
-        roots = (self.folder / "healthy", at.pth, at.trained, at.mapped, at.store.parent, at.vi_store, at.stimuli)
-        found = {str(p): p.lstat() for root in roots for p in root.rglob("*") if not p.is_dir()}
-        found |= {str(p): p.lstat() for p in self.folder.iterdir() if p.is_file()}
-        return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+        """The healthy files, and what lies beside the work folder, with sizes and times: what native code may write to."""
+        places = (self.folder, self.folder / "work")
+        found = [*(self.folder / "healthy").rglob("*"), *(path for place in places for path in place.glob("*"))]
+        return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.is_file()}
 
     def mutation(self, seed: int, name: str, number: int) -> Mutation:
         """Damage one file of a kind and read it."""
@@ -1465,8 +1463,8 @@ def main() -> None:
     out, said = os.dup(1), os.open(folder / "healthy.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(said, 1)  # what the healthy files make the readers say
     bench = Bench(folder, Places(**json.loads(Path(args.places).read_text())), kinds)
-    sys.stdout.flush()
     os.dup2(out, 1)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a message may hold half a character
     print(f"{len(kinds)} kinds, {sum(len(files) for _, files, _ in bench.healthy.values())} files, made and read in "
           f"{time.monotonic() - started:.0f} s; seed {args.seed}", flush=True)  # fmt: skip
     jobs = [(kinds[k % len(kinds)], k // len(kinds)) for k in range(args.number)]

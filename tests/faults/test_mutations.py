@@ -52,8 +52,10 @@ def refuse(text):
     return read
 
 
-def write(path):
-    return lambda: path.write_text("x")
+def steer():
+    """Send the terminal what a file says."""
+    print("error: x.mat is \x1b[31mdamaged", file=sys.stderr)
+    sys.exit(2)
 
 
 def look_up():
@@ -64,7 +66,7 @@ def look_up():
     ("signal", crash), ("signal", os.abort), ("hang", lambda: time.sleep(60)), ("traceback", look_up),
     ("traceback", lambda: os._exit(0)), ("traceback", lambda: os._exit(3)), (OTHER, lambda: "another"), (SAME, lambda: "healthy"),
     ("poor refusal", refuse("a file is damaged")), ("poor refusal", lambda: sys.exit("damaged")),
-    ("poor refusal", refuse("x.mat is \x1b[31mdamaged")), ("poor refusal", refuse(f"x.mat {'has more ' * 1000}")),
+    ("poor refusal", steer), ("poor refusal", refuse(f"x.mat {'has more ' * 1000}")),
     (REFUSED, refuse("x.mat is\ndamaged")),
 ])  # fmt: skip
 def test_what_comes_of_a_reader_is_classed(tmp_path, name, read):
