@@ -30,6 +30,7 @@ NODE = struct.Struct("<HHHH")
 # number, what it is; magic, version; page size (address, map size and the rest of the free pages' tree are left out);
 # the main tree's flags, depth, entries, root; last page, transaction
 FACTS = struct.Struct("<Q2xH4xII16xI44x4xHH24xQQQQ")
+FREE_AT, FREE = 44, struct.Struct("<HH24xQQ")  # in a meta page, the free pages' tree: flags, depth, entries, root
 
 
 class Place(NamedTuple):
@@ -62,7 +63,7 @@ class LMDBFile:
 
         Raises UserError if its overflow pages are damaged.
         """
-        *_, view, places = self._opened
+        *_, view, _, places = self._opened
         place = places.get(_encoded(key))
         if place is None:
             return None
@@ -72,6 +73,25 @@ class LMDBFile:
             if number != page or kind != OVERFLOW or count < n_pages:
                 raise _damaged(self.file, f"page {page} is not the overflow page that it should be")
         return view[start : start + length]
+
+    def check_free_pages(self) -> None:
+        """Raise UserError where the list of free pages is damaged: whoever writes into the file goes by it."""
+        _, txnid, view, pages, _ = self._opened
+        facts = _read_facts(self.file, view)
+        meta = facts.page_size * (txnid % 2)  # transactions write the two meta pages in turn
+        _, depth, entries, root = FREE.unpack_from(view, meta + FREE_AT)
+        if depth > MAX_DEPTH or (depth == 0) != (root == NO_ROOT):
+            raise _damaged(self.file, "its list of free pages cannot be")
+        lists, own = _walk(self.file, view, facts._replace(depth=depth, entries=entries, root=root), integer_keys=True)
+        free: set[int] = {number for first, count in [*pages, *own] for number in range(first, first + count)}
+        for start, length, *_ in lists.values():
+            count = struct.unpack_from("<Q", view, start)[0] if length >= 8 else -1
+            if length != 8 * (count + 1):
+                raise _damaged(self.file, "its list of free pages cannot be")
+            numbers = struct.unpack_from(f"<{count}Q", view, start + 8)
+            if any(not 2 <= number <= facts.last_page or number in free for number in numbers):
+                raise _damaged(self.file, "a page is free and in use")
+            free.update(numbers)
 
     def __contains__(self, key: str | bytes) -> bool:
         return _encoded(key) in self._opened[-1]
@@ -92,8 +112,8 @@ class LMDBFile:
         return self.folder / "data.mdb"
 
     @functools.cached_property
-    def _opened(self) -> tuple[tuple, int, memoryview, dict[bytes, Place]]:
-        """Which file it is, its last transaction, its bytes, and the places of its records."""
+    def _opened(self) -> tuple[tuple, int, memoryview, list[tuple[int, int]], dict[bytes, Place]]:
+        """Which file it is, its last transaction, its bytes, the pages in use, and the places of its records."""
         if not self.file.is_file():
             raise UserError(f"{self.folder} is not an LMDB folder (it has no data.mdb); make one with prepare_data.py")
         try:
@@ -107,7 +127,8 @@ class LMDBFile:
             raise UserError(f"{self.file} has changed while it was used; run again")
         view = memoryview(mapped)
         facts = _read_facts(self.file, view)
-        return written, facts.txnid, view, _walk(self.file, view, facts)
+        places, pages = _walk(self.file, view, facts)
+        return written, facts.txnid, view, pages, places
 
 
 class Facts(NamedTuple):
@@ -149,8 +170,10 @@ def _read_facts(file: Path, view: memoryview) -> Facts:
     return facts
 
 
-def _walk(file: Path, view: memoryview, facts: Facts) -> dict[bytes, Place]:
-    """Find all records; raise UserError at the first thing that LMDB would not have written."""
+def _walk(
+    file: Path, view: memoryview, facts: Facts, integer_keys: bool = False
+) -> tuple[dict[bytes, Place], list[tuple[int, int]]]:
+    """Find all records, and the pages in use (first, how many); UserError at the first thing that LMDB would not have written."""
     size, n_pages = facts.page_size, facts.last_page + 1
     found: dict[bytes, Place] = {}
     key, visited = b"", set()
@@ -178,7 +201,8 @@ def _walk(file: Path, view: memoryview, facts: Facts) -> dict[bytes, Place]:
                 below.append((low | middle << 16 | high << 32, level + 1))
                 continue
             before, key = key, bytes(page[at:value])
-            if high not in (0, BIG) or key_size > MAX_KEY or key <= before:  # so no key is empty
+            later = (int.from_bytes(before, "little") < int.from_bytes(key, "little")) if integer_keys else before < key
+            if high not in (0, BIG) or key_size > MAX_KEY or not later:  # so no key is empty
                 raise _damaged(file, f"a record of page {number} cannot be, or the file holds several databases")
             length = low | middle << 16
             if high:
@@ -195,11 +219,12 @@ def _walk(file: Path, view: memoryview, facts: Facts) -> dict[bytes, Place]:
     if len(found) != facts.entries:
         raise _damaged(file, f"{len(found)} records where it says {facts.entries}")
     end = 0
-    for first, count in sorted([(p.page, p.n_pages) for p in found.values() if p.n_pages] + [(n, 1) for n in visited]):
+    pages = sorted([(p.page, p.n_pages) for p in found.values() if p.n_pages] + [(n, 1) for n in visited])
+    for first, count in pages:
         if first < end:
             raise _damaged(file, f"page {first} is used twice")
         end = first + count
-    return found
+    return found, pages
 
 
 def _encoded(key: str | bytes) -> bytes:

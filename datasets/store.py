@@ -81,6 +81,7 @@ class StoreWriter:
     def _read(self) -> None:
         """Take over the parts that are there; ValueError where they are of another plan or damaged."""
         there = LMDBFile(self.folder)
+        there.check_free_pages()  # the lmdb library goes by them when the next part is written
         if bytes(there.get(PLAN) or b"") != self.plan:
             raise ValueError
         while (part := there.get(PART % len(self.notes))) is not None:

@@ -309,3 +309,29 @@ def test_opening_does_not_leave_files_open(tmp_path):
     for _ in range(20):
         LMDBFile(tmp_path / "lmdb").get("a")
     assert not before or len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_a_damaged_list_of_free_pages_is_noticed_before_the_library_goes_by_it(tmp_path):
+    rng = np.random.default_rng(0)
+    with lmdb.open(str(tmp_path), map_size=1 << 26, lock=False) as env:
+        for number in range(60):
+            with env.begin(write=True) as txn:
+                txn.put(b"%04d" % (number % 7), rng.bytes(9000 + 500 * number))
+    LMDBFile(tmp_path).check_free_pages()
+    whole = (tmp_path / "data.mdb").read_bytes()
+    page, last = 4096, struct.unpack_from("<Q", whole, 136)[0]
+    txnids = [struct.unpack_from("<Q", whole, meta * page + 144)[0] for meta in (0, 1)]
+    depth, root = (
+        struct.unpack_from(form, whole, (txnids[1] > txnids[0]) * page + at)[0] for form, at in (("<H", 46), ("<Q", 80))
+    )
+    assert depth >= 1 and 2 <= root <= last
+    noticed = 0
+    for at in rng.integers(16, page, 200):
+        damaged = bytearray(whole)
+        damaged[root * page + int(at)] ^= 1 << int(rng.integers(8))
+        (tmp_path / "data.mdb").write_bytes(damaged)
+        try:
+            LMDBFile(tmp_path).check_free_pages()
+        except UserError:
+            noticed += 1
+    assert noticed > 10  # the rest hits what the page does not use
