@@ -72,10 +72,12 @@ class StoreWriter:
         self.notes: list[dict] = []
         self.rows: dict[str, dict] = {}
         self.shape, self.map_size, self._digest = None, 64 << 20, hashlib.sha256()
+        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+            raise UserError(f"{self.folder} is in the way, and is no unfinished store; remove it")
         if self.folder.is_dir():
             try:
                 self._read()
-            except (UserError, ValueError, KeyError, TypeError):
+            except Exception:  # a damaged one fails in many ways
                 self.discard()
 
     def _read(self) -> None:
@@ -85,7 +87,10 @@ class StoreWriter:
         if bytes(there.get(PLAN) or b"") != self.plan:
             raise ValueError
         while (part := there.get(PART % len(self.notes))) is not None:
-            content = json.loads(bytes(part))
+            checksum, _, text = bytes(part).partition(b" ")
+            if crc32(text) != int(checksum):
+                raise ValueError
+            content = json.loads(text)
             for row in content["trials"]:
                 raw = there.get(row["key"])
                 if raw is None or crc32(raw) != row["checksum"]:
@@ -129,7 +134,8 @@ class StoreWriter:
                 put(PLAN, self.plan)
             for key, raw in raws.items():
                 put(key.encode(), raw)
-            put(PART % len(self.notes), json.dumps(content).encode())
+            text = json.dumps(content).encode()
+            put(PART % len(self.notes), b"%d " % crc32(text) + text)
         for key, raw in raws.items():
             self._digest.update(key.encode() + raw)
         self.rows |= rows
@@ -149,7 +155,9 @@ class StoreWriter:
         }  # fmt: skip
         facts = json.dumps(meta).encode()
         self.map_size += 3 * (len(listed) + len(facts))
-        if not self.folder.is_dir() or LMDBFile(self.folder).get(b"meta") is None:  # else it ended just behind this
+        if (
+            not self.folder.is_dir() or bytes(LMDBFile(self.folder).get(b"meta") or b"") != facts
+        ):  # else it ended behind this
             with self._transaction() as put:
                 put(b"trials", listed)
                 put(b"meta", facts)
@@ -213,7 +221,7 @@ class TrialStore:
         try:
             facts = bytes(self._file.get("meta") or b"{}")
             self.meta = json.loads(facts)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path} is damaged: its facts are no JSON; make it anew with --overwrite") from None
         if not isinstance(self.meta, dict) or self.meta.get("format") != FORMAT:
             raise UserError(f"{path} is not a trial store of this project; make one with prepare_data.py")
@@ -227,10 +235,11 @@ class TrialStore:
         try:
             self.sfreq, self.shape = float(self.meta["sfreq"]), tuple(self.meta["shape"] or (0, 0))
             self.trials = [Trial(**row) for row in json.loads(rows)]
+            check_kinds(self.meta, self.sfreq, self.shape, self.trials)
             self.listed = crc32(rows)
             whole = self.listed == self.meta["trials_checksum"]
             whole &= bytes(self._file.get("meta_checksum") or b"") == str(crc32(facts)).encode()
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             whole = False
         if not whole:
             raise UserError(
@@ -261,6 +270,20 @@ class TrialStore:
         self._verified.add(trial.key)
 
 
+def check_kinds(meta: dict, sfreq: float, shape: tuple, trials: Sequence[Trial]) -> None:
+    """Raise ValueError where a store's facts are of another kind than `StoreWriter` writes: checksums tell no intent."""
+    electrodes = meta.get("electrodes", [])
+    texts = [meta["fingerprint"], *(electrodes if isinstance(electrodes, list) else [None])]
+    texts += [text for t in trials for text in (t.key, t.subject, t.session, t.image)]
+    numbers = [*shape, *(number for t in trials for number in (t.label, t.run, t.trial, t.checksum))]
+    if not all(isinstance(text, str) for text in texts) or not all(
+        type(number) is int and number >= 0 for number in numbers
+    ):
+        raise ValueError("a fact of another kind")
+    if len(shape) != 2 or not 0 <= sfreq < 1e6:  # NaN is neither; without trials, nobody knows the rate
+        raise ValueError("a shape or a rate that cannot be")
+
+
 def open_store(path: str | Path) -> "TrialStore | CBraModStore":  # noqa: F821 - imported below
     """Open a store of either layout."""
     from datasets.cbramod import CBraModStore, is_cbramod
@@ -275,6 +298,6 @@ def is_trial_store(path: Path) -> bool:
         return False
     try:
         meta = json.loads(bytes(LMDBFile(path).get("meta") or b"{}"))
-    except (UserError, ValueError):
+    except (UserError, ValueError, RecursionError):
         return False
     return isinstance(meta, dict) and meta.get("format") == FORMAT

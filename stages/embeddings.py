@@ -9,14 +9,15 @@ from safetensors.torch import save
 
 from models.image_generator import Conditioning
 from stages.rows import Row
-from utils.checkpoints import read_tensors
+from utils.checkpoints import as_bytes, read_tensors
 from utils.errors import UserError
 from utils.paths import written_whole
 
 
 def digest(states: torch.Tensor, pooled: torch.Tensor) -> str:
-    """Tells one trial's states from another's."""
-    return hashlib.sha256(states.numpy().tobytes() + pooled.numpy().tobytes()).hexdigest()[:16]
+    """Tells one trial's states (77, D) from another's, and from the same bytes in another shape or type."""
+    kinds = f"{states.dtype} {tuple(states.shape)} {pooled.dtype} {tuple(pooled.shape)} ".encode()
+    return hashlib.sha256(kinds + as_bytes(states) + as_bytes(pooled)).hexdigest()[:16]
 
 
 def write_embeddings(
@@ -51,7 +52,9 @@ def read_embeddings(path: Path, rows: Sequence[Row], image_model: str) -> dict[i
             "with the same flag"
         )
     kept = read_tensors(path)
-    if set(kept) != {"index", "states", "pooled"} or len({len(tensor) for tensor in kept.values()}) > 1:
+    kinds = {name: (tensor.dtype, tensor.ndim) for name, tensor in kept.items()}
+    expected = {"index": (torch.int64, 1), "states": (torch.float32, 3), "pooled": (torch.float32, 2)}
+    if kinds != expected or len({len(tensor) for tensor in kept.values()}) > 1:
         raise UserError(
             f"{path} is damaged: it does not hold index, states and pooled of the same trials; decode again"
         )

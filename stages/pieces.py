@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from datasets.trials import TrialDataset
 from models.eeg_llm import EEGLanguageModel
 from utils.checkpoints import as_bytes, fingerprint
 from utils.files import code_digest
-from utils.paths import written_whole
+from utils.paths import append, written_whole
 
 
 class DecodedPieces:
@@ -52,10 +51,7 @@ class DecodedPieces:
 
     def add(self, decoded: list) -> None:
         """Keep the next batch, for JSON; it is on the disk when this returns."""
-        with open(self.path, "ab") as file:
-            file.write(_line(len(self._done), decoded))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, _line(len(self._done), decoded))
         self._done.append(decoded)
 
     def finish(self) -> None:

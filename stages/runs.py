@@ -15,7 +15,7 @@ from stages.scores import score_rows  # noqa: E402
 from utils.checkpoints import read_checkpoint  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import environment, read_json, write_json, write_jsonl  # noqa: E402
-from utils.paths import written_whole  # noqa: E402
+from utils.paths import append, written_whole  # noqa: E402
 
 ALWAYS_FREE = {"resume", "keep", "cuda", "cache_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
 
@@ -56,12 +56,21 @@ def open_run(
     if changed:
         raise UserError(f"--resume: the run in {run_dir} differs: {'; '.join(changed)}")
     state = read_checkpoint(run_dir / "last.pth")
-    history = state.get("history")
-    if not history or not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
+    if not is_history(state.get("history")):
         raise UserError(
             f"{run_dir / 'last.pth'} is not what a run of this version goes on from; start in another folder"
         )
     return record, state
+
+
+def is_history(history: object) -> bool:
+    """Whether these are the epochs 1, 2, … of a run, with what is asked of them: files are named after their numbers."""
+    return isinstance(history, list) and bool(history) and all(
+        isinstance(epoch, dict) and type(epoch.get("epoch")) is int and epoch["epoch"] == number
+        and epoch.get("phase") in ("warmup", "joint") and isinstance(epoch.get("val"), dict)
+        and all(isinstance(score, dict) and isinstance(score.get("accuracy"), float) for score in epoch["val"].values())
+        for number, epoch in enumerate(history, start=1)
+    )  # fmt: skip
 
 
 def keep_epochs(
@@ -147,8 +156,7 @@ def save_history(history: Sequence[dict], seconds: Mapping, chance: float, run_d
 
     Times stand apart, so that the same command twice writes the same files but for that one.
     """
-    with open(run_dir / "timing.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"epoch": history[-1]["epoch"]} | dict(seconds)) + "\n")
+    append(run_dir / "timing.jsonl", json.dumps({"epoch": history[-1]["epoch"]} | dict(seconds)).encode() + b"\n")
     write_jsonl(list(history), run_dir / "metrics.jsonl")
     learning_curve(history, chance, run_dir / "learning_curve.png")
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,9 @@ from typing import TypeVar
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what the place is to blame for, and no code
 PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-         errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)  # fmt: skip
+         errno.ELOOP, errno.EXDEV, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)  # fmt: skip
+# control characters, but for those of a line and of a progress bar (its cursor goes up, and clears to the line's end)
+CONTROL = re.compile(r"(?!\x1b\[[AK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 T = TypeVar("T")
 
 
@@ -72,8 +75,8 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
 
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with all_of(locks):
-            for lock in locks:  # nobody else writes there now
+        with all_of(locks) as held:
+            for lock in held:  # nobody else writes there now
                 remove_leftovers(lock.parent, "*" if lock.name == ".lock" else lock.stem[1:], new=0)
             main()
         sys.stdout.flush()
@@ -96,8 +99,7 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
 
 
 def _fail(message: str) -> int:
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    print(f"error: {plain}", file=sys.stderr)  # what a file says must not steer the terminal
+    print(f"error: {message}", file=sys.stderr)
     return 2
 
 
@@ -113,7 +115,10 @@ def _leave(number: int, _) -> None:
 
 
 class _Unfailing:
-    """A stream whose printing never fails a run: what it cannot encode is escaped; a closed pipe or a full disk is silence."""
+    """A stream whose printing never fails a run: what it cannot encode is escaped; a closed pipe or a full disk is silence.
+
+    What a file says must not steer the terminal either: control characters are escaped.
+    """
 
     def __init__(self, stream):
         self._stream = getattr(stream, "_stream", stream)  # wrapped once is enough
@@ -123,7 +128,7 @@ class _Unfailing:
             self._stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        self._try("write", text)
+        self._try("write", CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
         return len(text)
 
     def flush(self) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,14 +22,16 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # file 
 PATIENCE = 5.0  # seconds for which the workers of a process that was killed may outlive it
 
 
-def take(path: Path) -> int | None:
+def take(path: Path, create: bool = True) -> int | None:
     """Lock a file, and write into it who did; its descriptor, or None while another process holds it.
 
-    Closing the descriptor gives the lock back. Raises OSError where the file cannot be written or locked.
+    A link, or anything else that is no plain file, is not followed: it may be a stranger's, and lead anywhere. Closing the descriptor gives the lock back. Raises OSError where the file cannot be written or locked.
     """
     while True:
-        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        held = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0), 0o644)
         try:
+            if not stat.S_ISREG(os.fstat(held).st_mode):
+                raise OSError(errno.ELOOP, "is no plain file, so it is no lock", str(path))
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.fstat(held).st_ino == path.stat().st_ino:  # else its holder removed it just now
                 who = {
@@ -89,20 +92,21 @@ def only_one(path: Path, wait: str = "") -> Iterator[bool]:
 
 
 @contextmanager
-def all_of(paths: Sequence[Path]) -> Iterator[None]:
-    """Hold several lock files. Of several processes that Accelerate started for one run, the first one holds them."""
+def all_of(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Hold several lock files; yields them. Of several processes that Accelerate started for one run, the first holds them."""
+    one_of_many = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("RANK", "0") != "0"
+    held = [] if one_of_many else sorted(set(paths))
     with ExitStack() as stack:
-        if os.environ.get("RANK", "0") == "0":
-            for path in sorted(set(paths)):
-                stack.enter_context(only_one(path))
-        yield
+        for path in held:
+            stack.enter_context(only_one(path))
+        yield held
 
 
 def remove_stale(folder: Path, pattern: str) -> None:
     """Remove lock files that no process holds."""
     for path in folder.glob(pattern):
         try:
-            held = take(path)
+            held = take(path, create=False)
             if held is not None:
                 path.unlink(missing_ok=True)
                 os.close(held)

@@ -1,6 +1,8 @@
 """Default places, and writing that is whole, lasting, and leaves nothing behind."""
 
+import glob
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -13,6 +15,7 @@ from utils.locks import process_lives, take
 
 ROOT = Path(__file__).resolve().parent.parent
 ALIVE = ".alive"  # locked in a workplace while its process lives
+WORKPLACE = re.compile(r"\..+\.part-\d+-[a-z0-9_]{8}")  # the name of one: of what, process, and letters of chance
 NEW = 10.0  # seconds in which a workplace may still be without it
 
 
@@ -75,10 +78,12 @@ def remove_leftovers(parent: Path, name: str = "*", new: float = NEW) -> None:
     A process that was killed between the two renames of `written_whole` leaves its place empty; what it had written is
     whole, and is put there.
     """
-    for folder in parent.glob(f".{name}.part-*"):
+    for folder in parent.glob(f".{name if name == '*' else glob.escape(name)}.part-*"):
+        if not WORKPLACE.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+            continue  # somebody else's
         try:
             if (folder / ALIVE).exists():
-                held = take(folder / ALIVE)
+                held = take(folder / ALIVE, create=False)
                 if held is None:
                     continue
                 os.close(held)
@@ -95,8 +100,16 @@ def remove_leftovers(parent: Path, name: str = "*", new: float = NEW) -> None:
 
 def lives(workplace_name: str) -> bool:
     """Whether the process that a workplace is named after is there, as far as can be told from here."""
-    number = workplace_name.rpartition(".part-")[2].partition("-")[0]
-    return not number.isdigit() or process_lives(int(number))
+    return process_lives(int(workplace_name.rpartition(".part-")[2].partition("-")[0]))
+
+
+def append(path: Path, text: bytes) -> None:
+    """Add to a file and wait until it is on the disk; a link is not followed."""
+    opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    with open(opened, "ab") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:

@@ -14,8 +14,10 @@ import torch
 from datasets.bciciv2a_dataset import BCICIV2aDataset
 from datasets.bciciv2a_llm_dataset import BCICIV2aLLMDataset
 from datasets.cbramod import CBraModStore, SafeUnpickler
+from datasets.description import load_description
 from datasets.faced_llm_dataset import FACEDLLMDataset
-from datasets.store import Trial, TrialStore, is_trial_store, open_store, write_store
+from datasets.store import StoreWriter, Trial, TrialStore, is_trial_store, open_store, write_store
+from tests.conftest import small_store
 from utils.errors import UserError
 from utils.signals import to_patches
 
@@ -556,3 +558,61 @@ def test_a_flipped_byte_in_the_stores_facts_is_noticed(tmp_path):
     file.write_bytes(content.replace(b'"sfreq": 2', b'"sfreq": 1'))
     with pytest.raises(UserError, match="damaged"):
         open_store(tmp_path / "store")
+
+
+# ---------------------------------------------------------------- stores of strangers, and unfinished ones
+
+
+def forged(path, meta=(), trial=()):
+    """A store whose checksums are right and whose facts are not."""
+    small_store(path, load_description("BCICIV2a"), ["A01"])
+    with lmdb.open(str(path), lock=False, map_size=1 << 26) as env, env.begin(write=True) as txn:
+        facts, rows = json.loads(txn.get(b"meta")), json.loads(txn.get(b"trials"))
+        rows[0] |= dict(trial)
+        listed = json.dumps(rows).encode()
+        facts = json.dumps(facts | dict(meta) | {"trials_checksum": zlib.crc32(listed)}).encode()
+        for key, value in ((b"trials", listed), (b"meta", facts), (b"meta_checksum", str(zlib.crc32(facts)).encode())):
+            txn.put(key, value)
+
+
+@pytest.mark.parametrize("meta, trial", [
+    ({}, {"subject": []}), ({}, {"subject": 3}), ({}, {"run": []}), ({}, {"label": "0"}), ({}, {"label": 0.5}), ({}, {"label": True}),
+    ({}, {"key": None}), ({}, {"label": -1}), ({"shape": ["a", "b"]}, {}), ({"shape": [2200]}, {}), ({"shape": 3}, {}),
+    ({"electrodes": 5}, {}), ({"electrodes": None}, {}), ({"sfreq": float("nan")}, {}), ({"sfreq": 1e300}, {}), ({"fingerprint": None}, {}),
+])  # fmt: skip
+def test_facts_of_another_kind_are_refused_however_right_their_checksums(tmp_path, meta, trial):
+    forged(tmp_path / "store", meta, trial)
+    with pytest.raises(UserError, match="are not what was written"):
+        open_store(tmp_path / "store")
+
+
+def writer_with_a_part(path, plan=None):
+    rng = np.random.default_rng(0)
+    writer = StoreWriter(path, plan or {"code": "1"})
+    if not writer.notes:
+        writer.add([(Trial("a", 1, "A01", "T", 1, 1), rng.standard_normal((2, 50)).astype("<f4"))], {"file": 1})
+    return writer
+
+
+def test_a_store_is_gone_on_with_behind_its_parts_and_another_plan_begins_anew(tmp_path):
+    writer_with_a_part(tmp_path / "store")
+    assert StoreWriter(tmp_path / "store", {"code": "1"}).notes == [{"file": 1}]
+    assert StoreWriter(tmp_path / "store", {"code": "2"}).notes == [] and not list(tmp_path.iterdir())
+
+
+def test_a_label_that_changed_in_an_unfinished_store_is_noticed(tmp_path):
+    writer_with_a_part(tmp_path / "store")
+    file = tmp_path / ".store.unfinished/data.mdb"
+    raw = file.read_bytes()
+    assert raw.count(b'"label": 1') == 1
+    file.write_bytes(raw.replace(b'"label": 1', b'"label": 3'))
+    assert StoreWriter(tmp_path / "store", {"code": "1"}).notes == []
+
+
+def test_an_unfinished_store_that_is_a_link_is_not_written_into(tmp_path):
+    small_store(tmp_path / "other", load_description("BCICIV2a"), ["A01"])
+    before = (tmp_path / "other/data.mdb").read_bytes()
+    (tmp_path / ".store.unfinished").symlink_to(tmp_path / "other")
+    with pytest.raises(UserError, match="is in the way"):
+        StoreWriter(tmp_path / "store", {})
+    assert (tmp_path / "other/data.mdb").read_bytes() == before

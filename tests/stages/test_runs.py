@@ -32,7 +32,9 @@ def finished(folder, settings=SETTINGS, store="abc"):
     assert state == {}
     folder.mkdir(exist_ok=True)
     (folder / "run.json").write_text(json.dumps(record))
-    save_checkpoint({"epoch": 1, "w": torch.ones(2), "history": [{"epoch": 1}]}, folder / "last.pth")
+    save_checkpoint(
+        {"epoch": 1, "w": torch.ones(2), "history": [{"phase": "warmup"} | epoch(1, 0.5)]}, folder / "last.pth"
+    )
 
 
 def test_a_run_goes_on_where_it_stopped_and_only_when_asked(tmp_path):
@@ -91,3 +93,14 @@ def test_a_folder_with_somebody_elses_checkpoints_is_refused_and_an_empty_one_st
     (tmp_path / "epoch7.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="checkpoints of another run"):
         open_run(tmp_path, SETTINGS, set(), {}, "epoch*.pth")
+
+
+@pytest.mark.parametrize("history", [
+    None, [], {}, [3], [{"x": 1}], [{"epoch": 2, "phase": "joint", "val": {}}], [{"epoch": True, "phase": "joint", "val": {}}],
+    [{"epoch": "1/../../precious", "phase": "joint", "val": {}}], [{"epoch": 1, "phase": "joint", "val": {"head": 3}}],
+])  # fmt: skip
+def test_a_state_whose_epochs_are_none_is_refused_since_files_are_named_after_them(tmp_path, history):
+    finished(tmp_path / "run")
+    save_checkpoint({"history": history}, tmp_path / "run/last.pth")
+    with pytest.raises(UserError, match="last.pth is not what a run"):
+        open_run(tmp_path / "run", SETTINGS | {"resume": True}, {"epochs"}, {"store": "abc"}, "epoch*.pth")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from utils.errors import UserError
-from utils.locks import only_one
+from utils.locks import only_one, remove_stale
 from utils.paths import ROOT
 
 HOLDER = """
@@ -71,3 +71,15 @@ def test_a_folder_that_was_made_for_the_lock_alone_goes_with_it(tmp_path):
     with only_one(tmp_path / "new/.lock"):
         (tmp_path / "new/result").write_text("x")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["result"]
+
+
+def test_a_link_or_a_pipe_in_a_locks_place_is_not_followed(tmp_path):
+    (tmp_path / "thesis").write_text("years of work")
+    (tmp_path / ".lock").symlink_to(tmp_path / "thesis")
+    os.mkfifo(tmp_path / ".pipe")
+    (tmp_path / ".tokens-a.lock").symlink_to(tmp_path / "thesis")
+    for name in (".lock", ".pipe"):
+        with pytest.raises(OSError), only_one(tmp_path / name):
+            pass
+    remove_stale(tmp_path, ".tokens-*.lock")
+    assert (tmp_path / "thesis").read_text() == "years of work"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from utils.paths import ROOT, remove_leftovers, workplace, written_whole
+from utils.paths import ROOT, append, remove_leftovers, workplace, written_whole
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path):
@@ -77,12 +77,15 @@ def test_what_a_dead_process_left_goes_and_what_a_living_one_writes_stays(tmp_pa
     dying(tmp_path / "store", "while writing").wait()
     living = dying(tmp_path / "store", "lives", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert living.stdout.readline() == b"writing\n"
-    (tmp_path / ".other.part-x").mkdir()  # a workplace in the making
+    making = tmp_path / f".other.part-{living.pid}-abcdefgh"  # a workplace in the making
+    making.mkdir()
+    (tmp_path / ".my.part-list").mkdir()  # somebody else's
     remove_leftovers(tmp_path)
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert len(left) == 2 and left[0] == ".other.part-x" and left[1].startswith(".store.part-")
-    os.utime(tmp_path / ".other.part-x", (time.time() - 60,) * 2)
+    assert left[:2] == [".my.part-list", making.name] and left[2].startswith(".store.part-") and len(left) == 3
+    os.utime(making, (time.time() - 60,) * 2)
     remove_leftovers(tmp_path)
+    (tmp_path / ".my.part-list").rmdir()
     assert len(list(tmp_path.iterdir())) == 1
     living.communicate()
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
@@ -102,3 +105,17 @@ def test_the_next_writer_of_the_same_name_removes_what_was_left(tmp_path):
     dying(tmp_path / "store", "while writing").wait()
     with workplace(tmp_path, "store") as folder:
         assert [path for path in tmp_path.iterdir()] == [folder]
+
+
+def test_a_name_with_the_characters_of_a_pattern_is_a_name(tmp_path):
+    dying(tmp_path / "run[1]*", "while writing").wait()
+    remove_leftovers(tmp_path, "run[1]*")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_added_does_not_go_through_a_link(tmp_path):
+    (tmp_path / "thesis").write_text("years of work")
+    (tmp_path / "timing.jsonl").symlink_to(tmp_path / "thesis")
+    with pytest.raises(OSError):
+        append(tmp_path / "timing.jsonl", b"x")
+    assert (tmp_path / "thesis").read_text() == "years of work"
