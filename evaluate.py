@@ -38,6 +38,8 @@ from stages.scores import Accuracy, chance_interval, p_value, percent, score_row
 from utils.files import read_json
 from utils.paths import written_whole
 
+MOST_CLASSES = 60  # of a confusion matrix that can be read
+
 
 def read_decoded(place: Path) -> list[Row]:
     """Rows of a run's test trials, or of what a generating script decoded."""
@@ -89,6 +91,11 @@ def by_person(run: str, rows: Sequence[Row]) -> str:
     return f"{run}, {readout}, by person: {each}"
 
 
+def plain(text: str) -> str:
+    """Text for a figure: what matplotlib would take for a formula, or cannot draw, is what it is."""
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
+
+
 def confusion_figure(rows: Sequence[Row], title: str, path: Path) -> None:
     """How many trials of each true class were decoded as each class, or as none, by the first read-out."""
     readout = next(iter(rows[0].readouts))
@@ -102,10 +109,10 @@ def confusion_figure(rows: Sequence[Row], title: str, path: Path) -> None:
     axis.imshow(share, vmin=0, vmax=1, cmap="Blues")
     for (i, j), n in np.ndenumerate(counts.astype(int)):
         axis.text(j, i, n, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-    labels = [names.get(k, str(k)) for k in range(n_classes)]
+    labels = [plain(names.get(k, str(k))) for k in range(n_classes)]
     axis.set_xticks(range(n_classes + 1), [*labels, "none"], rotation=30, ha="right")
     axis.set_yticks(range(n_classes), labels)
-    axis.set(xlabel="decoded", ylabel="true", title=f"{title}, n = {len(rows)}")
+    axis.set(xlabel="decoded", ylabel="true", title=f"{plain(title)}, n = {len(rows)}")
     with written_whole(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
     plt.close(figure)
@@ -116,7 +123,7 @@ def main(args: argparse.Namespace) -> None:
              "recording alone", "shuffled-label control (n)", "control's level: 95 % of guessing")  # fmt: skip
     lines = [" | ".join(heads).join(("| ", " |")), "|" + " --- |" * len(heads)]
     people, by_recording = [], False
-    for run in map(Path, args.runs):
+    for run in (Path(place).absolute() for place in args.runs):
         rows = read_decoded(run)
         control_dir = run.with_name(run.name + args.control_suffix)
         control = score_rows(read_control(control_dir, rows)) if control_dir.exists() else {}
@@ -124,7 +131,9 @@ def main(args: argparse.Namespace) -> None:
             lines.append(table_line(run.name, readout, score, control.get(readout)))
             by_recording |= score.recording_line is not None
         people.append(by_person(run.name, rows))
-        if args.output_dir:
+        if args.output_dir and min(readout.chance for readout in rows[0].readouts.values()) < 1 / MOST_CLASSES:
+            print(f"notice: no confusion matrix of {run.name}: it has more than {MOST_CLASSES} classes")
+        elif args.output_dir:
             confusion_figure(rows, run.name, Path(args.output_dir) / f"confusion_{run.name}.png")
 
     notes = [
@@ -140,7 +149,9 @@ def main(args: argparse.Namespace) -> None:
     if args.output_dir:
         with written_whole(Path(args.output_dir) / "table.md") as unfinished:
             unfinished.write_text(
-                "\n".join([*lines, "", *(f"{line}\n" for line in (*people, *notes))]), encoding="utf-8"
+                "\n".join([*lines, "", *(f"{line}\n" for line in (*people, *notes))]),
+                encoding="utf-8",
+                errors="backslashreplace",
             )
         print(f"wrote {Path(args.output_dir) / 'table.md'} and the confusion matrices")
 

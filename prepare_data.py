@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     description = known[args.downstream_dataset]
     args.raw_dir = Path(args.raw_dir or default(f"data/{description.name}/raw"))
-    args.lmdb_dir = Path(args.lmdb_dir or default(f"data/{description.name}/processed_lmdb"))
+    args.lmdb_dir = Path(args.lmdb_dir or default(f"data/{description.name}/processed_lmdb")).resolve()
     args.tmin = description.window[0] if args.tmin is None else args.tmin
     args.tmax = description.window[1] if args.tmax is None else args.tmax
     if not args.skip_download and not description.addresses:

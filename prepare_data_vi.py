@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     unknown = set(args.subjects) - set(SUBJECTS)
     if unknown:
         parser.error(f"--subjects: {', '.join(sorted(unknown))}; expected 1 to {len(SUBJECTS)}")
-    args.raw_dir, args.lmdb_dir = Path(args.raw_dir), Path(args.lmdb_dir)
+    args.raw_dir, args.lmdb_dir = Path(args.raw_dir), Path(args.lmdb_dir).resolve()
     args.stimuli_dir = Path(args.stimuli_dir or args.raw_dir.parent / "stimuli")
     return args
 

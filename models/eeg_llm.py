@@ -365,7 +365,9 @@ def add_lora(
 
 # what plain LoRA has in adapter_config.json: anything else computes something else
 PLAIN_LORA = {"peft_type": "LORA", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none",
-              "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layers_to_transform": None}  # fmt: skip
+              "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layers_to_transform": None,
+              "use_qalora": False, "layer_replication": None, "trainable_token_indices": None,
+              "alora_invocation_tokens": None, "target_parameters": None}  # fmt: skip
 
 
 def read_lora_settings(folder: Path) -> dict:

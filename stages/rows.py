@@ -5,6 +5,7 @@ Adding a read-out is adding one entry to `TEXT_READOUTS` or `MAPPER_READOUTS`. I
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from datasets.description import DatasetDescription
 from utils.errors import UserError
 from utils.files import write_jsonl
+from utils.limits import MAX_ROWS
 
 LONGEST_TEXT = 4000  # characters
 SIGNATURE = {"of", "checksum"}  # what a line has besides its row: how many lines there are, and the CRC-32 of the rest
@@ -156,6 +158,8 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     Raises UserError if the file is empty or damaged, or a value has another type or range than `Row` says; names the
         line.
     """
+    if path.is_file() and path.stat().st_size > MAX_ROWS:
+        raise UserError(f"{path} has {path.stat().st_size} bytes; decoded trials take at most {MAX_ROWS}")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -179,10 +183,9 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
         print(f"notice: {path} has no checksums; nobody can tell whether it is as it was written")
     elif False in signed_lines:
         raise UserError(f"{path}: some of its lines have no checksum; decode again")
-    indices = [row.index for row in rows]
-    if len(set(indices)) < len(indices):
-        twice = next(index for index in indices if indices.count(index) > 1)
-        raise UserError(f"{path} has the trial {twice} twice; decode again")
+    twice = [index for index, n in Counter(row.index for row in rows).items() if n > 1]
+    if twice:
+        raise UserError(f"{path} has the trial {twice[0]} twice; decode again")
     kinds = {(*((name, r.chance) for name, r in row.readouts.items()), *row.tasks) for row in rows}
     if len(kinds) > 1:
         raise UserError(f"{path}: its lines have different read-outs, classes or tasks; decode again")
@@ -243,7 +246,7 @@ def _readout(value: dict) -> Readout:
     if not isinstance(value, dict) or not {"label", "chance"} <= set(value) <= {"label", "chance", "probabilities"}:
         raise ValueError("a read-out has label, chance and probabilities")
     readout = Readout(**value)
-    if type(readout.chance) not in (int, float) or not 1e-6 < readout.chance <= 1:
+    if type(readout.chance) not in (int, float) or not 1e-4 <= readout.chance <= 1:
         raise ValueError(f"chance is {readout.chance!r}; expected a number between 0 and 1")
     n_classes = round(1 / readout.chance)
     _whole(readout.label, "label", -1, n_classes - 1)
@@ -263,4 +266,6 @@ def _text(value: str, name: str) -> str:
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:
         raise ValueError(f"{name} is {str(value)[:80]!r}; expected text of at most {LONGEST_TEXT} characters")
     value.encode("utf-8")  # a lone surrogate is no text
+    if "\0" in value:
+        raise ValueError(f"{name} holds a zero character")
     return value

@@ -142,7 +142,10 @@ class TokenCache:
     def _fits(self, kept: dict[str, torch.Tensor], n: int) -> bool:
         """Whether kept tokens are as many as the trials, and what this encoder and pooling compute."""
         probe = self._probes[self.pooling]
-        if set(kept) != {"tokens", "probe"} or kept["probe"].shape != probe.shape or len(kept["tokens"]) != n:
+        kinds = {name: (tensor.dtype, tensor.ndim) for name, tensor in kept.items()}
+        if kinds != dict.fromkeys(("tokens", "probe"), (torch.float32, 3)) or kept["probe"].shape != probe.shape:
+            return False
+        if len(kept["tokens"]) != n:
             return False
         rms = probe.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-12)  # of each noise trial
         largest = ((kept["probe"] - probe).abs() / rms).max()

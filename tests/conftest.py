@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -61,11 +62,14 @@ def script(capfd, monkeypatch):
         for stream in ("stdout", "stderr"):  # a script wraps them for as long as it runs
             monkeypatch.setattr(sys, stream, getattr(sys, stream))
         capfd.readouterr()
-        code = 0
+        code, handlers = 0, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             runpy.run_path(str(ROOT / name), run_name="__main__")
         except SystemExit as stop:
             code = stop.code or 0
+        finally:
+            for number, handler in handlers.items():  # a script's own are for the rest of its process
+                signal.signal(number, handler)
         out, err = capfd.readouterr()
         return Finished(code, out, err)
 

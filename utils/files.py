@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from utils.errors import UserError, loading
+from utils.limits import MAX_JSON
 from utils.paths import ROOT, written_whole
 
 ROOMS = ("datasets", "models", "stages", "utils")
@@ -55,6 +56,8 @@ def read_json(path: Path) -> dict:
     """Read a JSON object; UserError where the file is missing, damaged or holds something else."""
     if not path.is_file():
         raise UserError(f"{path} is not there")
+    if path.stat().st_size > MAX_JSON:
+        raise UserError(f"{path} has {path.stat().st_size} bytes; such a file has at most {MAX_JSON}")
     with loading(f"{path} is damaged", "expected JSON"):
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):

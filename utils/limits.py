@@ -18,6 +18,7 @@ MAX_DIRECTORY = 400 * MAX_MEMBERS  # bytes of a zip's own list of its files
 MAX_PIXELS = 50_000_000  # of a photo: a camera's 48 megapixels; in RGB 150 MB
 # the readers of Pillow that are used; the one for EPS, which it would choose by a file's content, starts a program
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_JSON, MAX_ROWS = 64 << 20, 1 << 30  # bytes of a JSON file; of decoded trials, some 2,000 each
 MAX_TEMPLATE = 100_000  # characters of a chat template; published ones have up to 10,000
 TEMPLATE_SECONDS, TEMPLATE_BYTES = 5.0, 512 << 20  # to fill in a chat template
 READING_SECONDS, READING_RATE = 40.0, 2 << 20  # to read a recording: this, and a second for so many bytes

@@ -12,7 +12,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -28,7 +28,13 @@ def take(path: Path, create: bool = True) -> int | None:
     A link, or anything else that is no plain file, is not followed: it may be a stranger's, and lead anywhere. Closing the descriptor gives the lock back. Raises OSError where the file cannot be written or locked.
     """
     while True:
-        held = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0), 0o644)
+        how, ours = os.O_NOFOLLOW | os.O_NONBLOCK, True
+        try:
+            held = os.open(path, how | os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
+        except PermissionError:
+            if not path.exists():
+                raise
+            held, ours = os.open(path, how | os.O_RDONLY), False  # another user's, who may be gone
         try:
             if not stat.S_ISREG(os.fstat(held).st_mode):
                 raise OSError(errno.ELOOP, "is no plain file, so it is no lock", str(path))
@@ -39,8 +45,9 @@ def take(path: Path, create: bool = True) -> int | None:
                     "host": socket.gethostname(),
                     "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
                 }
-                os.ftruncate(held, 0)
-                os.write(held, json.dumps(who).encode())
+                if ours:
+                    os.ftruncate(held, 0)
+                    os.write(held, json.dumps(who).encode())
                 return held
         except BlockingIOError:
             os.close(held)
@@ -84,7 +91,8 @@ def only_one(path: Path, wait: str = "") -> Iterator[bool]:
         yield waited > 0
     finally:
         if held is not None:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # another user's in a folder of theirs
+                path.unlink()
             os.close(held)
         for folder in made:  # for the lock alone
             if folder.is_dir() and not any(folder.iterdir()):
