@@ -5,10 +5,10 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
 
 from utils.errors import UserError
 from utils.progress import progress
@@ -33,27 +33,44 @@ def in_order(function: Callable, jobs: Sequence[tuple], workers: int, desc: str)
                 yield function(*job)
                 bar.update()
         return
-    with ProcessPoolExecutor(min(workers, len(jobs)), initializer=_end_with, initargs=(os.getpid(),)) as pool:
-        waiting, running = deque(jobs), deque()
-        try:
-            with progress(total=len(jobs), desc=desc, unit="file") as bar:
-                while waiting or running:
-                    while waiting and len(running) < AHEAD * workers:
-                        running.append(pool.submit(function, *waiting.popleft()))
-                    yield running.popleft().result()
-                    bar.update()
-        except BrokenProcessPool:
-            message = "a worker was ended by the system, most likely for want of memory; go on with --workers 1"
-            raise WorkerLost(message) from None
-        except BaseException:
-            for worker in multiprocessing.active_children():
-                worker.kill()  # what they are at would take minutes, and nobody wants it now
-            pool.shutdown(cancel_futures=True)
-            raise
+    waiting, running, done = deque(enumerate(jobs)), {}, {}
+    try:
+        with progress(total=len(jobs), desc=desc, unit="file") as bar:
+            for number in range(len(jobs)):
+                while number not in done:
+                    while waiting and len(running) < workers and waiting[0][0] < number + AHEAD * workers:
+                        ours, theirs = multiprocessing.Pipe(duplex=False)
+                        which, job = waiting.popleft()
+                        worker = multiprocessing.Process(
+                            target=_work, args=(theirs, os.getpid(), function, job), daemon=True
+                        )
+                        worker.start()
+                        theirs.close()  # so that a worker's end is the end of its pipe
+                        running[ours] = which, worker
+                    for ours in wait(list(running)):
+                        which, worker = running[ours]
+                        try:
+                            done[which] = ours.recv()
+                        except (EOFError, OSError):
+                            message = "a worker was ended by the system, most likely for want of memory; go on with --workers 1"
+                            raise WorkerLost(message) from None
+                        running.pop(ours)
+                        ours.close()
+                        worker.join()
+                result, error, where = done.pop(number)
+                if error is not None:
+                    raise error from (None if isinstance(error, UserError) else RuntimeError(where))
+                yield result
+                bar.update()
+    finally:
+        for ours, (_, worker) in running.items():
+            worker.kill()  # what they are at would take minutes, and nobody wants it now
+            worker.join()
+            ours.close()
 
 
-def _end_with(parent: int) -> None:
-    """In a worker: leave interruptions to the parent, and end when the parent is gone."""
+def _work(theirs: Connection, parent: int, function: Callable, job: tuple) -> None:
+    """In a worker: leave interruptions to the parent, end when it is gone, and send it the result or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -63,3 +80,8 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        answer = function(*job), None, ""
+    except Exception as error:
+        answer = None, error, traceback.format_exc()
+    theirs.send(answer)

@@ -1212,7 +1212,7 @@ def read_apart(
     child = os.fork()
     if child == 0:
         os.close(source)
-        _read_and_leave(read, folder, said, sink, limit)
+        _read_and_leave(read, folder, said, sink)
     os.close(sink)
     told, hangs = b"", False
     while True:
@@ -1224,10 +1224,13 @@ def read_apart(
             break
         told += part
     os.close(source)
-    try:
-        os.killpg(child, signal.SIGKILL) if hangs else None
-    except ProcessLookupError:
-        os.kill(child, signal.SIGKILL)
+    if hangs:
+        os.kill(child, signal.SIGABRT)  # it says where it was
+        time.sleep(0.5)
+        try:
+            os.killpg(child, signal.SIGKILL)
+        except ProcessLookupError:  # it had no group of its own yet
+            os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     outcome = _classed(told, status, hangs, said, (str(folder), Path(file).name or str(folder)), healthy)
     outcome.seconds = time.monotonic() - started
@@ -1271,7 +1274,7 @@ def brief(error: BaseException) -> str:
     return "\n".join([f"{type(error).__name__}: {str(error)[:600]}", *lines])
 
 
-def _read_and_leave(read: Callable, folder: Path, said: Path, sink: int, limit: float) -> None:
+def _read_and_leave(read: Callable, folder: Path, said: Path, sink: int) -> None:
     """The child's whole life."""
     found: dict = {"elsewhere": []}
     try:
@@ -1291,7 +1294,6 @@ def _read_and_leave(read: Callable, folder: Path, said: Path, sink: int, limit: 
         pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
         faulthandler.enable(file=2)
-        faulthandler.dump_traceback_later(0.9 * limit, file=2)
         _watch_writing(folder, found["elsewhere"])
         start_script(lambda: None)
         run_script(lambda: found.update(digest=digest(read())))
