@@ -23,7 +23,7 @@ from datasets.splits import check_protocol
 from models import ENCODERS, POOLINGS
 from stages.rows import TEXT_READOUTS
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError, loading, run_script, start_script
 
 MIN_LR = 1e-6  # where the cosine ends
 
@@ -91,6 +91,9 @@ from utils.files import write_json
 from utils.paths import written_whole
 from utils.progress import progress
 from utils.seeds import seed_everything
+
+FILES = ("projection_epoch{}.pth", "lora_epoch{}")  # an epoch's
+LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
 
 # ---------------------------------------------------------------- one epoch, one evaluation
 
@@ -199,6 +202,8 @@ def main(args: argparse.Namespace) -> None:
         write_json(record | {"num_processes": accelerator.num_processes}, model_dir / "run.json")
     collator = TextCollator(description, tokenizer, args.seed)
     history, phase, optimizer = state.get("history", []), None, None
+    if accelerator.is_main_process and history:  # it may have been killed before this
+        keep_epochs(model_dir, history, args.keep, args.select_by, FILES)
     for epoch in range(len(history) + 1, args.epochs + 1):
         joint = epoch > args.warmup_epochs
         if phase != ("joint" if joint else "warmup"):  # a new phase: what is trained, its optimiser, its schedule
@@ -207,7 +212,8 @@ def main(args: argparse.Namespace) -> None:
                 model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
                 accelerator.free_memory()
             elif history:
-                load_trained(model, state)
+                with loading(*LAST):
+                    load_trained(model, state)
             trained, of_encoder = model.set_phase(joint)
             groups = [{"params": trained, "lr": args.lr if joint else args.warmup_lr}]
             if of_encoder:
@@ -219,10 +225,11 @@ def main(args: argparse.Namespace) -> None:
             steps = epochs * math.ceil(len(loader) / args.gradient_accumulation_steps)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, max(steps, 1), MIN_LR)
             if history and history[-1]["phase"] == phase:  # resumed within this phase
-                optimizer.load_state_dict(state["optimizer"])
-                schedule.load_state_dict(state["schedule"])
-                if accelerator.scaler is not None and state["scaler"]:
-                    accelerator.scaler.load_state_dict(state["scaler"])
+                with loading(*LAST):
+                    optimizer.load_state_dict(state["optimizer"])
+                    schedule.load_state_dict(state["schedule"])
+                    if accelerator.scaler is not None and state["scaler"]:
+                        accelerator.scaler.load_state_dict(state["scaler"])
 
         # each epoch seeds everything anew, so a resumed run repeats what the interrupted one would have done
         seed_everything(args.seed, epoch, accelerator.process_index)
@@ -253,7 +260,7 @@ def main(args: argparse.Namespace) -> None:
             }  # fmt: skip
             save_history(history, seconds, description.chance, model_dir)
             save_epoch(model_dir, accelerator, model, optimizer, schedule, history, facts)
-            keep_epochs(model_dir, history, args.keep, args.select_by, ("projection_epoch{}.pth", "lora_epoch{}"))
+            keep_epochs(model_dir, history, args.keep, args.select_by, FILES)
         accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials

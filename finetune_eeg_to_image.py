@@ -25,7 +25,7 @@ from datasets.splits import check_protocol
 from models import ENCODERS, MAPPERS, POOLINGS
 from stages.rows import MAPPER_READOUTS
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError, loading, run_script, start_script
 from utils.paths import default
 
 # name of a loss term → (default weight, what it is); the terms themselves: LOSS_TERMS in models/eeg_clip_mapper.py
@@ -117,6 +117,9 @@ from utils.device import start_accelerator
 from utils.files import write_json
 from utils.progress import progress
 from utils.seeds import seed_everything
+
+FILES = ("mapper_epoch{}.pth",)  # an epoch's
+LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
 
 # ---------------------------------------------------------------- targets, one epoch, one evaluation
 
@@ -255,9 +258,10 @@ def main(args: argparse.Namespace) -> None:
         f"{precision}, {accelerator.num_processes} process(es) on {accelerator.device}"
     )
     if state:
-        mapper.load_state_dict(state["mapper"])
-        if state["encoder"] is not None:
-            model.encoder.load_state_dict(state["encoder"])
+        with loading(*LAST):
+            mapper.load_state_dict(state["mapper"])
+            if state["encoder"] is not None:
+                model.encoder.load_state_dict(state["encoder"])
     of_encoder = [] if cached or model.train_encoder == "never" else encoder.trainable_parameters()
     optimizer = torch.optim.AdamW([{"params": list(mapper.parameters())}, {"params": of_encoder}],
                                   lr=args.lr, weight_decay=args.weight_decay)  # fmt: skip
@@ -266,9 +270,10 @@ def main(args: argparse.Namespace) -> None:
     model.set_phase(joint=True)  # all that is ever trained, for the processes to agree on
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if state:
-        optimizer.load_state_dict(state["optimizer"])
-        if accelerator.scaler is not None and state["scaler"]:
-            accelerator.scaler.load_state_dict(state["scaler"])
+        with loading(*LAST):
+            optimizer.load_state_dict(state["optimizer"])
+            if accelerator.scaler is not None and state["scaler"]:
+                accelerator.scaler.load_state_dict(state["scaler"])
 
     # ------------------------------------------------------------ training
     if accelerator.is_main_process and not state:
@@ -282,6 +287,8 @@ def main(args: argparse.Namespace) -> None:
         "settings": settings, "prototypes": prototypes, "image_targets": args.image_targets, "image_model": image_model,
     }  # fmt: skip
     history = state.get("history", [])
+    if accelerator.is_main_process and history:  # it may have been killed before this
+        keep_epochs(output_dir, history, args.keep, args.select_by, FILES)
     for epoch in range(len(history) + 1, args.epochs + 1):
         joint = epoch > args.warmup_epochs
         accelerator.unwrap_model(model).set_phase(joint)
@@ -319,7 +326,7 @@ def main(args: argparse.Namespace) -> None:
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "mapper": weights["mapper"], "encoder": kept if of_encoder else None,
             }, output_dir / "last.pth")  # fmt: skip
-            keep_epochs(output_dir, history, args.keep, args.select_by, ("mapper_epoch{}.pth",))
+            keep_epochs(output_dir, history, args.keep, args.select_by, FILES)
         accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials

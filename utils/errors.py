@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, er
          errno.ELOOP, errno.EXDEV, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)  # fmt: skip
 # control characters, but for those of a line and of a progress bar (its cursor goes up, and clears to the line's end)
 CONTROL = re.compile(r"(?!\x1b\[[AK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 T = TypeVar("T")
 
 
@@ -57,7 +59,7 @@ def reason(error: BaseException) -> str:
 def start_script(parse_args: Callable[[], T]) -> T:
     """Parse the arguments, before the slow imports. From here on an interruption ends in one line, and no print fails."""
     sys.stdout, sys.stderr = _Unfailing(sys.stdout), _Unfailing(sys.stderr)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in INTERRUPTIONS:
         signal.signal(number, _leave)
     return parse_args()
 
@@ -73,7 +75,8 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
     from utils.locks import all_of
     from utils.paths import remove_leftovers
 
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _interrupt) for number in INTERRUPTIONS}
+    sys.unraisablehook = _again
     try:
         with all_of(locks) as held:
             for lock in held:  # nobody else writes there now
@@ -94,6 +97,7 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
             raise
         sys.exit(_fail(f"{error.filename}: {error.strerror}; choose another place"))
     finally:
+        sys.unraisablehook = sys.__unraisablehook__
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -106,6 +110,14 @@ def _fail(message: str) -> int:
 def _interrupt(number: int, _) -> None:
     """While `main` runs: unwind, so that what is finished is kept and what is half-written goes."""
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _again(lost: "sys.UnraisableHookArgs") -> None:
+    """Send an interruption once more that fell into a place no exception leaves: a finaliser, a hook of fork."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(lost)
+    number = signal.SIGTERM if issubclass(lost.exc_type, Terminated) else signal.SIGINT
+    threading.Timer(0.01, os.kill, (os.getpid(), number)).start()  # by then that place has been left
 
 
 def _leave(number: int, _) -> None:

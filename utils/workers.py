@@ -8,9 +8,10 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
-from utils.errors import UserError
+from utils.errors import INTERRUPTIONS, UserError
 from utils.progress import progress
 
 AHEAD = 2  # jobs given out for each worker: results that wait for an earlier one take memory, and are lost in a kill
@@ -39,14 +40,10 @@ def in_order(function: Callable, jobs: Sequence[tuple], workers: int, desc: str)
             for number in range(len(jobs)):
                 while number not in done:
                     while waiting and len(running) < workers and waiting[0][0] < number + AHEAD * workers:
-                        ours, theirs = multiprocessing.Pipe(duplex=False)
                         which, job = waiting.popleft()
-                        worker = multiprocessing.Process(
-                            target=_work, args=(theirs, os.getpid(), function, job), daemon=True
-                        )
-                        worker.start()
-                        theirs.close()  # so that a worker's end is the end of its pipe
-                        running[ours] = which, worker
+                        with _interruptions_wait():  # they are for the parent alone, once it knows its worker
+                            ours, worker = _start(function, job)
+                            running[ours] = which, worker
                     for ours in wait(list(running)):
                         which, worker = running[ours]
                         try:
@@ -69,10 +66,30 @@ def in_order(function: Callable, jobs: Sequence[tuple], workers: int, desc: str)
             ours.close()
 
 
+@contextmanager
+def _interruptions_wait() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back, in this process and in what it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(function: Callable, job: tuple) -> tuple[Connection, multiprocessing.Process]:
+    """A worker at one job, and the pipe that its result comes through."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    worker = multiprocessing.Process(target=_work, args=(theirs, os.getpid(), function, job), daemon=True)
+    worker.start()
+    theirs.close()  # so that a worker's end is the end of its pipe
+    return ours, worker
+
+
 def _work(theirs: Connection, parent: int, function: Callable, job: tuple) -> None:
     """In a worker: leave interruptions to the parent, end when it is gone, and send it the result or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
 
     def watch() -> None:
         while os.getppid() == parent:

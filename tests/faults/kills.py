@@ -279,6 +279,7 @@ def study(stage: Stage, base: Path, kills: int, seed: int) -> dict:
         faults.append(f"the same command twice: {differences(expected, digests(stage.results(work)))}")
     seconds = min(whole["seconds"], again["seconds"])
     n_calls, n_done = whole["calls"], stage.done(work)
+    n_renames = min(whole["renames"], again["renames"])  # the first run fills caches beside the store
     while report["kills"] < kills:
         fresh(stage, work, log)
         here, calls, on = 0, 0, False
@@ -286,7 +287,7 @@ def study(stage: Stage, base: Path, kills: int, seed: int) -> dict:
             report["runs"] += 1
             last = report["kills"] >= kills
             by_rename = not last and report["kills"] % 2 == 0
-            when = {"at": rng.randint(1, whole["renames"])} if by_rename else {"after": rng.uniform(0, 0.8 * seconds)}
+            when = {"at": rng.randint(1, n_renames)} if by_rename else {"after": rng.uniform(0, 0.8 * seconds)}
             done = run(stage, work, on, log, **({} if last else when))
             calls, on = calls + done["calls"], True
             report["processes_left"] += done["processes"]

@@ -65,3 +65,36 @@ def test_workers_end_with_their_parent_however_it_ends(number, code, tmp_path):
         time.sleep(0.05)
     assert not any(psutil.pid_exists(worker) for worker in workers)
     assert "Traceback" not in said and (number == signal.SIGKILL or "interrupted;" in said or "terminated;" in said)
+
+
+IN_A_FINALISER = """
+import sys, time
+from utils.errors import run_script, start_script
+
+class Slow:
+    def __del__(self):
+        print("here", flush=True)
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            pass
+
+def main():
+    Slow()
+    print("went on", flush=True)
+    time.sleep(5)
+    print("never interrupted", flush=True)
+
+start_script(lambda: None)
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interruption_that_falls_into_a_finaliser_is_not_lost(number, code):
+    script = subprocess.Popen([sys.executable, "-c", IN_A_FINALISER], cwd=ROOT, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert script.stdout.readline() == "here\n"
+    script.send_signal(number)
+    said, complaints = script.communicate(timeout=20)
+    assert script.returncode == code and "never" not in said, (said, complaints)
+    assert complaints.count("\n") == 1 and "nothing was kept" in complaints
