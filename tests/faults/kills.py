@@ -2,13 +2,14 @@
 
     python tests/faults/kills.py preparation --demo FOLDER --work FOLDER --kills 20 --seed 0
 
-Everything is imported once; each run of the script is a fork of this process, so a run costs what it does and no imports.
+What a script imports is imported once; each run of it is a fork of this process, so a run costs what it does and no imports.
 Prints one JSON object: kills, runs, differences, leftovers, processes left, and how often each thing was done.
 """
 
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -26,20 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-# all that the scripts import, once
-import accelerate
-import diffusers
-import peft
 import psutil
 import torch
-import transformers
 
 import datasets.prepare
 from models.eeg_llm import EEGLanguageModel
 from models.image_generator import EEGImageGenerator
 from stages.tokens import TokenCache
 
-IMPORTED = accelerate, diffusers, peft, transformers
 FEW = [f"A0{k}{session}.mat" for k in range(1, 5) for session in "TE"]  # recordings to prepare
 NOT_COMPARED = {"timing.jsonl"}  # says how long it took
 RENAMES = ("replace", "rename", "fsync", "unlink")  # of module os: the moments at which files appear, last and go
@@ -165,6 +160,7 @@ def run(stage: Stage, work: Path, on: bool, log: Path, after: float | None = Non
 
             traceback.print_exc()
             code = 99
+        (log / "modules.txt").write_text("\n".join(sys.modules))
         sys.stdout.flush()
         os._exit(code if isinstance(code, int) else 98)
     if after is not None:
@@ -273,6 +269,9 @@ def study(stage: Stage, base: Path, kills: int, seed: int) -> dict:
             "faults": [f"the undisturbed run ended with {whole['code']}: {(log / 'output.txt').read_text()[-2000:]}"]
         }
     expected = digests(stage.results(work))
+    for module in (log / "modules.txt").read_text().splitlines():
+        with contextlib.suppress(Exception):  # some go by another name
+            importlib.import_module(module)
     fresh(stage, work, log)
     again = run(stage, work, False, log)
     if digests(stage.results(work)) != expected:
