@@ -1,7 +1,6 @@
 """Both generating scripts of Visual Imagery."""
 
 import gc
-import hashlib
 import shutil
 
 import numpy as np
@@ -141,6 +140,7 @@ def test_embedding_conditioning_draws_the_class_prompts_picture_when_fed_its_own
     from safetensors.torch import save_file
 
     from models.image_generator import EEGImageGenerator
+    from stages.embeddings import digest
 
     flags = {"mapper_path": mapped, "image_model": vi_demo.pth / model, "num_samples": 3}
     done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "class", **flags))
@@ -154,8 +154,7 @@ def test_embedding_conditioning_draws_the_class_prompts_picture_when_fed_its_own
     (tmp_path / "embedding").mkdir()
     save_file({"index": index, "states": states, "pooled": pooled}, tmp_path / "embedding/embeddings.safetensors")
     for row, s, p in zip(rows, states, pooled, strict=True):
-        digest = hashlib.sha256(s.numpy().tobytes() + p.numpy().tobytes()).hexdigest()[:16]
-        row |= {"embedding": digest, "embedding_of": str(vi_demo.pth / model)}
+        row |= {"embedding": digest(s, p), "embedding_of": str(vi_demo.pth / model)}
     write_jsonl(signed(rows), tmp_path / "embedding/decoded.jsonl")
     flags |= {"stage": "images", "conditioning": "embedding"}
     done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "embedding", **flags))
