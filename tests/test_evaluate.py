@@ -122,3 +122,19 @@ def test_what_is_no_control_of_the_run_is_refused(script, tmp_path):
     (tmp_path / "other_shuffled/run.json").write_text('{"arguments": {"shuffle_labels": false}}')
     done = script("evaluate.py", tmp_path / "other")
     assert done.code == 2 and "without --shuffle_labels" in done.error_line
+
+
+def test_names_that_matplotlib_would_take_for_formulas_are_drawn_as_they_are(script, tmp_path):
+    write(tmp_path / "run $x^", correct=80)
+    path = tmp_path / "run $x^/decoded_test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(r | {"true_name": f"${r['true_name']}_{{"}) + "\n" for r in rows))
+    done = script("evaluate.py", tmp_path / "run $x^", "--output_dir", tmp_path / "tables")
+    assert done.code == 0 and (tmp_path / "tables/confusion_run $x^.png").exists(), done.err
+
+
+def test_folders_are_named_as_they_are_whatever_stands_for_them(script, tmp_path, monkeypatch):
+    write(tmp_path / "run", correct=80)
+    write(tmp_path / "run_shuffled", correct=25)
+    monkeypatch.chdir(tmp_path / "run")
+    assert line_of(script("evaluate.py", ".").out, "run")["shuffled-label control (n)"] == "25.0 % (100), at its level"

@@ -15,6 +15,7 @@ from PIL import Image
 from datasets.store import Trial, open_store, write_store
 from stages.pictures import cue_arrow
 from tests.conftest import ROOT, read_jsonl, small_store
+from utils.files import read_json
 
 SCRIPT = "finetune_eeg_to_image.py"
 
@@ -110,6 +111,24 @@ def test_a_run_is_not_overwritten_or_resumed_with_other_settings(mapped, vi_demo
     assert done.code == 2 and "--resume" in done.error_line
     done = script(SCRIPT, *vi_demo.mapping(mapped, resume=True, lambda_cos=2.0))
     assert done.code == 2 and "lambda_cos was 1.0 and is 2.0" in done.error_line
+
+
+def test_a_resumed_run_removes_the_epochs_that_keep_does_not_ask_for(mapped, vi_demo, script, tmp_path):
+    """A kill between last.pth and their removal leaves them there."""
+    shutil.copytree(mapped, tmp_path / "run")
+    best = read_json(mapped / "results.json")["best_epoch"]
+    assert script(SCRIPT, *vi_demo.mapping(tmp_path / "run", resume=True, keep="last")).code == 0
+    left = {path.name for path in (tmp_path / "run").glob("mapper_epoch*.pth")}
+    assert left == {f"mapper_epoch{best}.pth", "mapper_epoch3.pth"} < {p.name for p in mapped.glob("mapper_epoch*.pth")}
+
+
+@pytest.mark.parametrize("part", ["mapper", "optimizer"])
+def test_a_state_that_does_not_fit_is_one_line(mapped, vi_demo, script, tmp_path, part):
+    shutil.copytree(mapped, tmp_path / "run")
+    state = torch.load(tmp_path / "run/last.pth", weights_only=True)
+    torch.save(state | {part: {"x": torch.zeros(2)}}, tmp_path / "run/last.pth")
+    done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", resume=True))
+    assert done.code == 2 and "last.pth: cannot be loaded" in done.error_line
 
 
 def test_a_run_is_not_resumed_towards_other_photos(mapped, vi_demo, script, tmp_path):

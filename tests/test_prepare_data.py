@@ -169,6 +169,16 @@ def test_what_is_not_ours_is_never_deleted(prepare, raw, tmp_path):
     assert again.code == 0 and not (tmp_path / "thesis.old2").exists()
 
 
+def test_a_store_is_made_where_a_link_or_a_dot_leads(prepare, raw, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    done, _ = prepare(raw, store=tmp_path / "link")
+    assert done.code == 0 and (tmp_path / "link").is_symlink() and len(open_store(tmp_path / "disk").trials) == 24
+    monkeypatch.chdir(tmp_path)
+    again, _ = prepare(raw, "--overwrite", store="disk/.")
+    assert again.code == 0 and len(open_store(tmp_path / "disk").trials) == 24
+
+
 def test_what_was_moved_aside_comes_back_when_nothing_was_made(prepare, raw, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1.txt").write_text("years of work")
