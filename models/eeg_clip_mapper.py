@@ -230,7 +230,7 @@ class CLIPImageTargetBuilder:
         """(K, 768) float32, in the order of the pictures; UserError if the model cannot be loaded."""
         digests = [hashlib.sha256(f"{p.size} {p.mode}".encode() + p.tobytes()).hexdigest() for p in pictures]
         key = [*_identity(self.name), *digests]
-        return _cached(self.cache_dir, "image", key, lambda: self._encode(list(pictures)))["x"]
+        return _cached(self.cache_dir, self.name, "image", key, lambda: self._encode(list(pictures)))["x"]
 
     @torch.inference_mode()
     def _encode(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
@@ -256,7 +256,8 @@ class CLIPTextTargetBuilder:
 
     def build(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Raises UserError if the model cannot be loaded."""
-        kept = _cached(self.cache_dir, "text", [*_identity(self.name), *prompts], lambda: self._encode(prompts))
+        key = [*_identity(self.name), *prompts]
+        kept = _cached(self.cache_dir, self.name, "text", key, lambda: self._encode(prompts))
         return kept["states"], kept["pooled"]
 
     @torch.inference_mode()
@@ -277,13 +278,13 @@ def _identity(name: str) -> list[str]:
     return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in map(Path.resolve, files)]
 
 
-def _cached(folder: Path, what: str, key: list[str], build: Callable) -> dict[str, torch.Tensor]:
+def _cached(folder: Path, name: str, what: str, key: list[str], build: Callable) -> dict[str, torch.Tensor]:
     """Tensors from the cache where they are there, whole and finite; else built, and kept where they can be."""
     path = folder / f"clip_{what}_targets-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.safetensors"
     tensors = read_kept(path)
     if tensors is None:
         tensors = build()
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-            raise UserError(f"the {what} targets hold NaN or infinity; the model's weights are damaged")
+            raise UserError(f"{name} gives NaN or infinity as {what} targets; the model's weights are damaged")
         keep(tensors, path)
     return tensors

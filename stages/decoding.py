@@ -175,8 +175,9 @@ def load_mapper_model(checkpoint: dict, path: Path, device: torch.device) -> EEG
             shapes = {name: value.shape for name, value in kind(**settings).state_dict().items()}
         if shapes != {name: value.shape for name, value in checkpoint["mapper"].items()}:
             raise ValueError("its weights do not fit its settings")
-        if checkpoint["prototypes"].shape != (settings["n_classes"], settings["clip_width"]):
-            raise ValueError(f"its prototypes are {tuple(checkpoint['prototypes'].shape)}")
+        prototypes = checkpoint["prototypes"]
+        if (prototypes.shape, prototypes.dtype) != ((settings["n_classes"], settings["clip_width"]), torch.float32):
+            raise ValueError(f"its prototypes are {tuple(prototypes.shape)} {prototypes.dtype}")
         mapper = kind(**settings)
     load_state(mapper, checkpoint["mapper"], path)
     return EEGMapperModel(mapper).to(device).eval()

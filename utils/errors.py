@@ -18,6 +18,7 @@ PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, er
 # control characters, but for those of a line and of a progress bar (its cursor goes up, and clears to the line's end)
 CONTROL = re.compile(r"(?!\x1b\[[AK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
+LONGEST = 2000  # characters of an error line
 T = TypeVar("T")
 
 
@@ -103,6 +104,8 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
 
 
 def _fail(message: str) -> int:
+    if len(message) > LONGEST:  # it quotes a file; what to do stands at the end
+        message = f"{message[: LONGEST - 500]} … {message[-490:]}"
     print(f"error: {message}", file=sys.stderr)
     return 2
 
