@@ -1,26 +1,29 @@
-"""Decoded trials → a table of accuracies with intervals, chance, p-values and shuffled-label controls, and figures.
+"""Decoded trials → tables with intervals, chance, p-values, controls and comparisons; figures.
 
-    python evaluate.py pth_downtasks/eeg_llm_bcic_new --output_dir outputs/tables
+    python evaluate.py pth_downtasks/* --output_dir outputs/tables
 
-A run's control is the folder of the same name with "_shuffled" behind it: the same command with --shuffle_labels.
+Takes folders of training, generating and baseline scripts, and .jsonl files; what holds no decoded trials is skipped.
+A run's control is the folder of the same name with "_shuffled" behind it: the same command with --shuffle_labels. Seeds of
+one command become one line, folds of leave-one-subject-out another. Leaves in --output_dir: results.md, .csv and .tex,
+comparisons.csv, a confusion matrix and a reliability figure a run.
 """
 
 import argparse
-from collections import defaultdict
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
-    parser.add_argument("runs", nargs="+", help="folders of a training or generating script, or .jsonl files")
+    parser.add_argument("runs", nargs="+", help="folders of a training, generating or baseline script, or .jsonl files")
     parser.add_argument(
         "--control_suffix", default="_shuffled", help="what a control's folder has behind the run's name"
     )
-    parser.add_argument("--output_dir", help="folder for table.md and a confusion matrix a run")
+    parser.add_argument("--output_dir", help="folder for the tables and figures; without it they are printed only")
     return parser.parse_args()
 
 
@@ -33,62 +36,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from stages.rows import Row, read_rows
-from stages.scores import Accuracy, chance_interval, p_value, percent, score_rows
-from utils.files import read_json
+from stages import tables
+from stages.scores import percent
+from stages.statistics import calibration, confusion
+from stages.tables import Run
 from utils.paths import written_whole
 
 MOST_CLASSES = 60  # of a confusion matrix that can be read
+NOTES = [
+    "Intervals: Wilson's over trials, which speaks of these people; over the folds of leave-one-subject-out, Student's over "
+    f"people. {tables.FEW}",
+    "Chance is the best constant answer on these trials. p, binomial: exact, one-sided, of doing this well at chance. p, permuted: "
+    "true labels change places within each recording, so that what the recording as a whole tells counts for nothing. Of "
+    "several seeds: mean ± standard deviation, and the largest p.",
+    "The control is trained and tested on labels that are permuted within each recording, in all splits; its level is the middle 95 % "
+    "of what its own answers score when labels are permuted again. It catches a pipeline that hands labels around. It does not "
+    "see a label that is written into the signal, copied trials, or an epoch chosen on test: for those, --audit.",
+]
+BY_RECORDING = ("Where each recording holds some of the classes only, knowing the recording is worth 'recording alone', and the "
+                "control keeps that; 'within task' asks for the class among those of the trial's own task.")  # fmt: skip
 
-
-def read_decoded(place: Path) -> list[Row]:
-    """Rows of a run's test trials, or of what a generating script decoded."""
-    for path in (place, place / "decoded_test.jsonl", place / "decoded.jsonl"):
-        if path.is_file():
-            return read_rows(path)
-    raise UserError(f"{place} has no decoded_test.jsonl or decoded.jsonl; train or decode first")
-
-
-def read_control(place: Path, rows: Sequence[Row]) -> list[Row]:
-    """Rows of the control of a run; UserError where it is none: labels not shuffled, or other trials."""
-    control = read_decoded(place)
-    record = place / "run.json"
-    arguments = read_json(record).get("arguments") if record.is_file() else {"shuffle_labels": True}
-    if not isinstance(arguments, dict) or not arguments.get("shuffle_labels"):
-        raise UserError(f"{place} is not a shuffled-label control: it was made without --shuffle_labels; move it away")
-    trials, others = ([(r.subject, r.session, r.run, r.trial) for r in of] for of in (rows, control))
-    if trials != others:
-        raise UserError(f"{place} is not the control of this run: it was tested on other trials; move it away")
-    return control
-
-
-def table_line(run: str, readout: str, s: Accuracy, control: Accuracy | None) -> str:
-    """One line of the table. The control keeps what the recording tells, so its level is the recording's line."""
-    level = s.chance if s.recording_line is None else s.recording_line
-    low, high = chance_interval((control or s).n, level)
-    told = "not run"
-    if control:
-        place = "ABOVE" if control.accuracy > high else "at" if control.accuracy >= low else "below"
-        told = f"{percent(control.accuracy)} ({control.n}), {place} its level"
-    within = s.within_task
-    by_task = [percent(s.task.accuracy), f"{percent(within.accuracy)} ({within.n})" if within else "no trials",
-               percent(s.recording_line)] if s.recording_line is not None else ["", "", ""]  # fmt: skip
-    return " | ".join([
-        f"| {run}", readout, percent(s.accuracy), str(s.n), str(s.people),
-        f"{100 * s.low:.1f} to {percent(s.high)}", percent(s.chance, 0), p_value(s.p).removeprefix("p = ").removeprefix("p "),
-        *by_task, told, f"{percent(level)}: {100 * low:.1f} to {percent(high)} |",
-    ])  # fmt: skip
-
-
-def by_person(run: str, rows: Sequence[Row]) -> str:
-    """Accuracy of the first read-out for every person."""
-    people = defaultdict(list)
-    for row in rows:
-        people[row.subject].append(row)
-    readout = next(iter(rows[0].readouts))
-    each = ", ".join(f"{person} {percent(score_rows(of)[readout].accuracy)} (n = {len(of)})"
-                     for person, of in sorted(people.items()))  # fmt: skip
-    return f"{run}, {readout}, by person: {each}"
+# ---------------------------------------------------------------- figures
 
 
 def plain(text: str) -> str:
@@ -96,64 +64,135 @@ def plain(text: str) -> str:
     return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
-def confusion_figure(rows: Sequence[Row], title: str, path: Path) -> None:
+def confusion_figure(run: Run, path: Path) -> None:
     """How many trials of each true class were decoded as each class, or as none, by the first read-out."""
-    readout = next(iter(rows[0].readouts))
+    readout, rows = run.main_readout, run.rows
     names = {row.true_label: row.true_name for row in rows}
     n_classes = round(1 / rows[0].readouts[readout].chance)
-    counts = np.zeros((n_classes, n_classes + 1))
-    for row in rows:
-        counts[row.true_label, row.readouts[readout].label] += 1  # −1 is the last column
+    counts = confusion([r.true_label for r in rows], [r.readouts[readout].label for r in rows], n_classes)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axis = plt.subplots(figsize=(1.5 + 0.8 * n_classes, 1 + 0.7 * n_classes), layout="constrained")
     axis.imshow(share, vmin=0, vmax=1, cmap="Blues")
-    for (i, j), n in np.ndenumerate(counts.astype(int)):
+    for (i, j), n in np.ndenumerate(counts):
         axis.text(j, i, n, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
     labels = [plain(names.get(k, str(k))) for k in range(n_classes)]
     axis.set_xticks(range(n_classes + 1), [*labels, "none"], rotation=30, ha="right")
     axis.set_yticks(range(n_classes), labels)
-    axis.set(xlabel="decoded", ylabel="true", title=f"{plain(title)}, n = {len(rows)}")
+    axis.set(xlabel="decoded", ylabel="true", title=f"{plain(run.name)}, {readout}, n = {len(rows)}")
+    save(figure, path)
+
+
+def reliability_figure(run: Run, path: Path) -> None:
+    """Accuracy by confidence, for every read-out with probabilities; on the dashed line probabilities can be believed."""
+    figure, axis = plt.subplots(figsize=(4, 3.6), layout="constrained")
+    axis.plot([0, 1], [0, 1], "--", color="grey", lw=1)
+    for name, first in run.rows[0].readouts.items():
+        if first.probabilities is None:
+            continue
+        confidence = [row.readouts[name].probabilities[row.readouts[name].label] for row in run.rows]
+        error, bins = calibration(run.right(name), confidence)
+        x, y, n = np.array(bins).T
+        axis.plot(x, y, "-", lw=1, label=f"{plain(name)}, expected error {error:.3f}")
+        axis.scatter(x, y, s=10 + 200 * n / n.sum())  # as large as its trials are many
+    axis.set(
+        xlabel="confidence",
+        ylabel="accuracy",
+        xlim=(0, 1),
+        ylim=(0, 1),
+        title=f"{plain(run.name)}, n = {len(run.rows)}",
+    )
+    axis.legend(fontsize=8, loc="upper left")
+    save(figure, path)
+
+
+def accuracy_figure(lines: Sequence[dict], path: Path) -> None:
+    """Accuracy, interval, chance and control of every line."""
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.35 * len(lines)), layout="constrained")
+    for y, line in enumerate(lines):
+        low, high = (
+            100 * line[end] if line.get(end) is not None else 100 * line["accuracy"] for end in ("low", "high")
+        )
+        if "sd" in line:
+            low, high = (100 * (line["accuracy"] + sign * line["sd"]) for sign in (-1, 1))
+        axis.plot([low, high], [y, y], color="C0", lw=2)
+        axis.plot(100 * line["accuracy"], y, "o", color="C0", label="accuracy, interval or sd" if y == 0 else None)
+        axis.plot(100 * line["chance"], y, "|", color="black", ms=12, label="chance" if y == 0 else None)
+        if "control" in line:
+            axis.plot(100 * line["control"], y, "x", color="firebrick", label="control")
+    axis.set(yticks=range(len(lines)), yticklabels=[plain(f"{line['run']}, {line['readout']}") for line in lines],
+             xlabel="accuracy (%)", xlim=(0, 100))  # fmt: skip
+    axis.invert_yaxis()
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one of each
+    axis.legend(handles.values(), handles.keys(), fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write a figure, whole."""
     with written_whole(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
     plt.close(figure)
 
 
 def main(args: argparse.Namespace) -> None:
-    heads = ("run", "read-out", "accuracy", "n", "people", "95 % interval", "chance", "p", "task", "within task (n)",
-             "recording alone", "shuffled-label control (n)", "control's level: 95 % of guessing")  # fmt: skip
-    lines = [" | ".join(heads).join(("| ", " |")), "|" + " --- |" * len(heads)]
-    people, by_recording = [], False
-    for run in (Path(place).absolute() for place in args.runs):
-        rows = read_decoded(run)
-        control_dir = run.with_name(run.name + args.control_suffix)
-        control = score_rows(read_control(control_dir, rows)) if control_dir.exists() else {}
-        for readout, score in score_rows(rows).items():
-            lines.append(table_line(run.name, readout, score, control.get(readout)))
-            by_recording |= score.recording_line is not None
-        people.append(by_person(run.name, rows))
-        if args.output_dir and min(readout.chance for readout in rows[0].readouts.values()) < 1 / MOST_CLASSES:
-            print(f"notice: no confusion matrix of {run.name}: it has more than {MOST_CLASSES} classes")
-        elif args.output_dir:
-            confusion_figure(rows, run.name, Path(args.output_dir) / f"confusion_{run.name}.png")
+    runs = tables.read_runs([Path(place) for place in args.runs])
+    controls = {run.place: tables.read_control(run, args.control_suffix) for run in runs}
+    beside = {control.place for control in controls.values() if control}  # stands in the line of its run
+    runs = [run for run in runs if run.place not in beside]
+    groups = tables.belong_together(runs)
 
-    notes = [
-        "The control permutes labels within each recording, in all splits: a pipeline that hands labels around scores above "
-        "its level. It does not show a label that is written into the signal, copied trials, or an epoch chosen on test."
+    # ------------------------------------------------------------ numbers
+    lines, by_person, by_class, warnings = [], [], [], []
+    for group in groups:
+        of_group = [controls[run.place] for run in group if controls[run.place]]
+        name, rows = tables.group_name(group), [row for run in group for row in run.rows]
+        for readout in rows[0].readouts:
+            lines.append(tables.group_line(group, readout, of_group) | tables.linear_probe(group[0], runs))
+            warnings += tables.warnings_of(name, rows, readout)
+        readout = group[0].main_readout
+        by_person += [(name, readout, person, percent(accuracy), n)
+                      for person, (accuracy, n) in tables.by_person(rows, readout).items()]  # fmt: skip
+        by_class += [(name, readout, label, percent(accuracy), n, said)
+                     for label, (accuracy, n, said) in tables.by_class(rows, readout).items()]  # fmt: skip
+    compared = tables.comparisons(groups)
+
+    # ------------------------------------------------------------ in words
+    notes = NOTES + ([BY_RECORDING] if any("recording_alone" in line for line in lines) else [])
+    parts = ["# Results", tables.results_markdown(lines)]
+    parts += [f"**Warning**: {warning}" for warning in warnings]
+    if compared:
+        parts += [
+            "## Runs on the same trials (McNemar's test, p corrected by Holm)",
+            tables.comparisons_markdown(compared),
+        ]
+    parts += ["## By person", tables.markdown(("run", "read-out", "person", "accuracy", "n"), by_person)]
+    parts += [
+        "## By class",
+        tables.markdown(("run", "read-out", "class", "decoded as it", "n", "times answered"), by_class),
     ]
-    if by_recording:
-        notes.append(
-            "Where each recording holds some of the classes only, knowing the recording is worth the line 'recording "
-            "alone'. The control keeps that, so its level is this line and not chance; a weak decoder's control lies below."
-        )
-    print("\n".join(lines), *people, *notes, sep="\n")
+    parts += ["## What the columns mean", *notes]
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+
+    # ------------------------------------------------------------ files
     if args.output_dir:
-        with written_whole(Path(args.output_dir) / "table.md") as unfinished:
-            unfinished.write_text(
-                "\n".join([*lines, "", *(f"{line}\n" for line in (*people, *notes))]),
-                encoding="utf-8",
-                errors="backslashreplace",
-            )
-        print(f"wrote {Path(args.output_dir) / 'table.md'} and the confusion matrices")
+        folder = Path(args.output_dir)
+        files = {"results.md": text, "results.csv": tables.results_csv(lines), "results.tex": tables.results_tex(lines),
+                 "comparisons.csv": tables.as_csv(tables.COMPARED, compared)}  # fmt: skip
+        for name, content in files.items():
+            with written_whole(folder / name) as unfinished:
+                unfinished.write_text(content, encoding="utf-8", errors="backslashreplace")
+        accuracy_figure(lines, folder / "accuracies.png")
+        for run in runs:
+            name = re.sub(r"[/\\\0]", "_", run.name)
+            if 1 / run.rows[0].readouts[run.main_readout].chance > MOST_CLASSES + 0.5:
+                print(f"notice: no confusion matrix of {run.name}: it has more than {MOST_CLASSES} classes")
+            else:
+                confusion_figure(run, folder / f"confusion_{name}.png")
+            if any(readout.probabilities for readout in run.rows[0].readouts.values()):
+                reliability_figure(run, folder / f"reliability_{name}.png")
+        print(f"wrote {', '.join(files)} and figures in {folder}")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy.stats import binom, binomtest
+from scipy.stats import binomtest
 
 from stages.rows import Row
+from stages.statistics import best_constant
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Accuracy:
     correct, n, people : int. Right trials, trials, and people that they are from.
     accuracy, low, high : float. Share of correct trials and its 95 % Wilson interval. Trials of one person resemble
         each other, so the interval speaks of these people and not of people in general.
-    chance, p : float. Chance level and the one-sided exact binomial p-value of doing this well by chance.
+    chance, p : float. Accuracy of the best constant answer on these trials, and the one-sided exact binomial p-value of
+        doing this well at that rate; where classes are unequal it is on the safe side.
     task, within_task : Accuracy, optional. Where recordings hold some classes only: is the kind of recording (task)
         right; and the class, asked among the classes of the trial's own task. A read-out without probabilities is
         asked for the latter on those trials whose task it has right.
@@ -38,7 +40,7 @@ class Accuracy:
     def __str__(self) -> str:
         text = (
             f"{percent(self.accuracy)} (n = {self.n}, {self.people} people, 95 % interval {100 * self.low:.1f} to "
-            f"{percent(self.high)}, chance {percent(self.chance, 0)}, {p_value(self.p)})"
+            f"{percent(self.high)}, chance {percent(self.chance)}, {p_value(self.p)})"
         )
         return text + (f"\n{'':13}{self.by_task}" if self.by_task else "")
 
@@ -92,7 +94,7 @@ def score_rows(rows: Sequence[Row]) -> dict[str, Accuracy]:
 
 def _score(rows: Sequence[Row], name: str) -> Accuracy:
     people = len({row.subject for row in rows})
-    chance = rows[0].readouts[name].chance
+    chance = best_constant([row.true_label for row in rows])
     by_task = _by_task(rows, name, people) if rows[0].tasks else {}
     return accuracy([row.readouts[name].label == row.true_label for row in rows], chance, people, **by_task)
 
@@ -118,9 +120,3 @@ def _by_task(rows: Sequence[Row], name: str, people: int) -> dict:
         "within_task": accuracy(within, float(np.mean(within_chance)), people) if within else None,
         "recording_line": float(np.mean([1 / len(classes[tasks[row.true_label]]) for row in rows])),
     }
-
-
-def chance_interval(n: int, chance: float) -> tuple[float, float]:
-    """Where 95 % of the accuracies of guessing at a level on n trials lie (exact binomial quantiles)."""
-    low, high = binom.ppf([0.025, 0.975], n, chance) / n
-    return float(low), float(high)

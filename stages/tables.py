@@ -1,0 +1,418 @@
+"""Runs → the tables of `evaluate.py`: what belongs together is found, scored, compared and written."""
+
+import csv
+import io
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from stages.rows import Row, read_rows
+from stages.scores import p_value, percent, score_rows
+from stages.statistics import (
+    FEW_PEOPLE,
+    calibration,
+    class_scores,
+    confusion,
+    holm,
+    mcnemar,
+    mean_interval,
+    permutation_level,
+    permutation_p,
+    permuted_accuracies,
+    top_k,
+)
+from utils.errors import UserError
+from utils.files import read_json
+
+DECODED = ("decoded_test.jsonl", "decoded.jsonl")
+TOP, TOP_FROM = 3, 10  # top-3, from 10 classes on
+ONE_SIDED = 0.9  # share of the answers that one class may take before there is a warning
+
+# ---------------------------------------------------------------- runs
+
+
+@dataclass
+class Run:
+    """Decoded trials, and how they came about.
+
+    name : str. The folder's name, with as many of its parents as tell it from the others.
+    place : Path
+    rows : list of Row
+    record : dict. Its run.json; empty without one.
+    """
+
+    name: str
+    place: Path
+    rows: list[Row]
+    record: dict = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[tuple]:
+        """What was decoded, and its label; a control has other labels."""
+        return [(r.index, r.subject, r.session, r.run, r.trial, r.true_label) for r in self.rows]
+
+    @property
+    def argument(self) -> dict:
+        arguments = self.record.get("arguments")
+        return arguments if isinstance(arguments, dict) else {}
+
+    @property
+    def is_control(self) -> bool:
+        return bool(self.argument.get("shuffle_labels"))
+
+    def right(self, readout: str) -> list[bool]:
+        return [row.readouts[readout].label == row.true_label for row in self.rows]
+
+    @property
+    def main_readout(self) -> str:
+        return next(iter(self.rows[0].readouts))
+
+
+def decoded_file(place: Path) -> Path | None:
+    """The file of decoded trials that a place is or holds."""
+    return next((p for p in (place, *(place / name for name in DECODED)) if p.is_file()), None)
+
+
+def read_run(place: Path) -> Run:
+    """UserError if the place holds no decoded trials, or damaged ones."""
+    path = decoded_file(place)
+    if path is None:
+        raise UserError(f"{place} has no {' or '.join(DECODED)}; train or decode first")
+    record = path.parent / "run.json"
+    content = read_json(record) if record.is_file() else {}
+    return Run(place.name, place, read_rows(path), content if isinstance(content, dict) else {})
+
+
+def read_runs(places: Sequence[Path]) -> list[Run]:
+    """All runs of a mixture of folders and files; what holds no rows is named and skipped.
+
+    Raises UserError if a place is not there, or none of them holds rows.
+    """
+    places = list(dict.fromkeys(place.absolute() for place in places))
+    for place in places:
+        if not place.exists():
+            raise UserError(f"{place} is not there")
+    skipped = [place for place in places if decoded_file(place) is None]
+    if len(skipped) == len(places):
+        raise UserError(f"{', '.join(map(str, places))}: no {' or '.join(DECODED)} there; train or decode first")
+    for place in skipped:
+        print(f"notice: {place} holds no decoded trials; skipped")
+    runs = [read_run(place) for place in places if place not in skipped]
+    for depth in range(2, 1 + max(len(run.place.parts) for run in runs)):
+        twice = [name for name, n in Counter(run.name for run in runs).items() if n > 1]
+        for run in runs:
+            if run.name in twice:
+                run.name = "/".join(run.place.parts[-depth:])
+    return runs
+
+
+def read_control(run: Run, suffix: str) -> Run | None:
+    """The control of a run: the folder of its name with the suffix. UserError where that is no control of it."""
+    place = run.place.with_name(run.place.name + suffix)
+    if not place.exists() or not run.place.is_dir():
+        return None
+    control = read_run(place)
+    if control.record and not control.is_control:
+        raise UserError(f"{place} is not a shuffled-label control: it was made without --shuffle_labels; move it away")
+    if [t[:-1] for t in control.trials] != [t[:-1] for t in run.trials]:
+        raise UserError(f"{place} is not the control of this run: it was tested on other trials; move it away")
+    return control
+
+
+def belong_together(runs: Sequence[Run]) -> list[list[Run]]:
+    """Seeds of one command, and folds of leave-one-subject-out, in one group; the order of the first ones stays."""
+    groups = defaultdict(list)
+    for number, run in enumerate(runs):
+        fixed = run.record.get("fixed")
+        key = number
+        if isinstance(fixed, dict):
+            depends = run.record.get("depends_on")
+            loose = {"seed", "encoder_seed"} | ({"protocol"} if is_fold(run) else set())
+            same = sorted((k, repr(v)) for k, v in fixed.items() if k not in loose)
+            key = (repr(same), is_fold(run), repr(depends))
+        groups[key].append(run)
+    return [part for group in groups.values() for part in _without_repeats(group)]
+
+
+def _without_repeats(group: list[Run]) -> list[list[Run]]:
+    """A group as it is, or each run alone where a seed and fold is there twice (another folder of the same run)."""
+    kinds = [(run.argument.get("seed"), run.argument.get("protocol")) for run in group]
+    return [group] if len(set(kinds)) == len(kinds) else [[run] for run in group]
+
+
+def is_fold(run: Run) -> bool:
+    """Whether a run leaves one subject out."""
+    return str(run.argument.get("protocol", "")).startswith("loso:")
+
+
+# ---------------------------------------------------------------- one line of the table
+
+
+def numbers(rows: Sequence[Row], readout: str) -> dict:
+    """All numbers of one read-out of decoded trials, by column."""
+    score = score_rows(rows)[readout]
+    true, decoded = [r.true_label for r in rows], [r.readouts[readout].label for r in rows]
+    n_classes = round(1 / rows[0].readouts[readout].chance)
+    permuted = permuted_by(rows, readout)
+    level, low, high = permutation_level(permuted)
+    found = {
+        "accuracy": score.accuracy, "n": score.n, "people": score.people, "low": score.low, "high": score.high,
+        "interval_over": "trials of these people", "chance": score.chance, "p_binomial": score.p,
+        "p_permuted": permutation_p(score.accuracy, permuted), "permuted": level, "permuted_low": low, "permuted_high": high,
+        **class_scores(confusion(true, decoded, n_classes)),
+    }  # fmt: skip
+    probabilities = [r.readouts[readout].probabilities for r in rows]
+    if all(p is not None for p in probabilities):
+        p = np.array(probabilities)
+        found["ece"] = calibration(np.array(true) == decoded, p[np.arange(len(p)), decoded])[0]
+        if n_classes >= TOP_FROM:
+            found["top3"] = top_k(true, p, TOP)
+    if score.recording_line is not None:
+        within = score.within_task
+        found |= {"task": score.task.accuracy, "recording_alone": score.recording_line}
+        found |= {"within_task": within.accuracy, "within_task_n": within.n} if within else {}
+    return found
+
+
+def permuted_by(rows: Sequence[Row], readout: str, seed: int = 0) -> np.ndarray:
+    """Accuracies of a read-out's answers when true labels change places within each recording."""
+    return permuted_accuracies(
+        [row.true_label for row in rows], [row.readouts[readout].label for row in rows],
+        [(row.subject, row.session, row.run) for row in rows], seed=seed,
+    )  # fmt: skip
+
+
+def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run]) -> dict:
+    """One line: a run; the mean of several seeds; or the folds of leave-one-subject-out, pooled."""
+    seeds = defaultdict(list)
+    for run in group:
+        seeds[run.argument.get("seed")].append(run)
+    of_seed = [numbers([row for run in runs for row in run.rows], readout) for runs in seeds.values()]
+    line = {"run": group_name(group), "readout": readout, "seeds": len(of_seed)} | of_seed[0]
+    if len(of_seed) > 1:
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "top3", "ece", "task", "within_task"):
+            values = [found[name] for found in of_seed if name in found]
+            line |= {name: float(np.mean(values))} if values else {}
+        line["sd"] = float(np.std([found["accuracy"] for found in of_seed], ddof=1))
+        line |= {name: max(found[name] for found in of_seed) for name in ("p_binomial", "p_permuted")}  # the worst
+        line |= dict.fromkeys(("low", "high")) | {"interval_over": f"{line['people']} people"}
+    if all(map(is_fold, group)):
+        people = by_person([row for run in group for row in run.rows], readout)
+        interval = mean_interval([accuracy for accuracy, _ in people.values()])
+        line |= {"accuracy": float(np.mean([accuracy for accuracy, _ in people.values()]))}
+        line |= dict(zip(("low", "high"), interval or (None, None), strict=True))
+        line["interval_over"] = "people" if interval else f"{len(people)} people"
+    if controls:
+        pooled = defaultdict(list)
+        for control in controls:
+            pooled[control.argument.get("seed")] += control.rows
+        found = [numbers(rows, readout)["accuracy"] for rows in pooled.values()]
+        permuted = np.mean([permuted_by(rows, readout, seed) for seed, rows in enumerate(pooled.values())], axis=0)
+        level, low, high = permutation_level(permuted)
+        control = float(np.mean(found))
+        verdict = "ABOVE" if control > high + 1e-9 else "below" if control < low - 1e-9 else "at"
+        line |= {
+            "control": control, "control_n": len(next(iter(pooled.values()))), "controls": len(found),
+            "control_level": level, "control_low": low, "control_high": high, "control_verdict": f"{verdict} its level",
+        }  # fmt: skip
+    return line
+
+
+def linear_probe(run: Run, runs: Sequence[Run]) -> dict:
+    """The accuracy of `baseline.py --model linear_probe` on the tokens that a text run reads, where that was run."""
+    if "token_pooling" not in run.argument or "model" in run.argument:
+        return {}
+    for other in runs:
+        same = [run.record.get("depends_on") == other.record.get("depends_on")]
+        same += [run.argument.get(k) == other.argument.get(k) for k in ("token_pooling", "encoder", "protocol")]
+        if other.argument.get("model") == "linear_probe" and all(same) and sorted(run.trials) == sorted(other.trials):
+            return {"linear_probe": float(np.mean(other.right(other.main_readout)))}
+    return {}
+
+
+def group_name(group: Sequence[Run]) -> str:
+    """The common name of seeds or folds."""
+    if len(group) == 1:
+        return group[0].name
+    common = group[0].name
+    while not all(run.name.startswith(common) for run in group):
+        common = common[:-1]
+    common = re.sub(r"[-_./]?(seed|s|loso|fold)?[-_.:]?$", "", common) or group[0].name
+    seeds = {run.argument.get("seed") for run in group}
+    folds = {run.argument.get("protocol") for run in group} if is_fold(group[0]) else ()
+    said = [f"{len(folds)} folds"] * (len(folds) > 1) + [f"{len(seeds)} seeds"] * (len(seeds) > 1)
+    return f"{common} ({', '.join(said)})"
+
+
+def by_person(rows: Sequence[Row], readout: str) -> dict[str, tuple[float, int]]:
+    """Accuracy and number of trials of each person."""
+    right = defaultdict(list)
+    for row in rows:
+        right[row.subject].append(row.readouts[readout].label == row.true_label)
+    return {person: (float(np.mean(hits)), len(hits)) for person, hits in sorted(right.items())}
+
+
+def by_class(rows: Sequence[Row], readout: str) -> dict[str, tuple[float, int, int]]:
+    """Share of a class's trials that were decoded as it, their number, and how many trials were decoded as it."""
+    said = Counter(row.readouts[readout].label for row in rows)
+    trials = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.true_label):
+        trials[row.true_label, row.true_name].append(row.readouts[readout].label == row.true_label)
+    return {name: (float(np.mean(hits)), len(hits), said[label]) for (label, name), hits in trials.items()}
+
+
+def warnings_of(name: str, rows: Sequence[Row], readout: str) -> list[str]:
+    """What a reader of the accuracy should know of the answers."""
+    said, found = Counter(row.readouts[readout].label for row in rows), []
+    names = {row.true_label: row.true_name for row in rows}
+    label, most = said.most_common(1)[0]
+    if most > ONE_SIDED * len(rows):
+        answer = "no class" if label < 0 else f"{names.get(label, label)!r}"
+        found.append(f"{name}, {readout}: {percent(most / len(rows))} of the answers are {answer}")
+    never = [repr(names[k]) for k in sorted(names) if not said[k]]
+    if never:
+        found.append(f"{name}, {readout}: never answered: {', '.join(never)}")
+    return found
+
+
+def comparisons(groups: Sequence[Sequence[Run]]) -> list[dict]:
+    """McNemar's test for every two runs on the same trials; p corrected by Holm within each set of trials.
+
+    Of several seeds the first stands for all; the first read-out of each run is compared.
+    """
+    families = defaultdict(list)
+    for group in groups:
+        run = sorted(group, key=lambda run: str(run.argument.get("seed")))[0]
+        if not is_fold(run) or len(group) == 1:
+            families[tuple(sorted(run.trials))].append(run)
+    lines = []
+    for family in families.values():
+        tests = []
+        for a, b in combinations(family, 2):
+            right = [dict(zip(run.trials, run.right(run.main_readout), strict=True)) for run in (a, b)]
+            order = list(right[0])
+            only_a, only_b, p = mcnemar([right[0][t] for t in order], [right[1][t] for t in order])
+            tests.append({"a": f"{a.name}, {a.main_readout}", "b": f"{b.name}, {b.main_readout}", "n": len(order),
+                          "only_a": only_a, "only_b": only_b, "p": p})  # fmt: skip
+        lines += [test | {"p_holm": p} for test, p in zip(tests, holm([t["p"] for t in tests]), strict=True)]
+    return lines
+
+
+# ---------------------------------------------------------------- written
+
+
+def _interval(line: dict) -> str:
+    if line.get("low") is None:
+        return line["interval_over"]
+    return f"{100 * line['low']:.1f} to {percent(line['high'])} ({line['interval_over']})"
+
+
+def _accuracy(line: dict) -> str:
+    return percent(line["accuracy"]) + (f" ± {100 * line['sd']:.1f}" if "sd" in line else "")
+
+
+def _control(line: dict) -> str:
+    if "control" not in line:
+        return "not run"
+    times = f"{line['controls']} × " if line["controls"] > 1 else ""
+    return (f"{percent(line['control'])} ({times}{line['control_n']}), {line['control_verdict']}: "
+            f"{percent(line['control_level'])}, {100 * line['control_low']:.1f} to {percent(line['control_high'])}")  # fmt: skip
+
+
+def _plain(name: str, digits: int | None = None):
+    """A column's text, empty without a value: a percentage, or a number with so many digits."""
+    return lambda line: (
+        "" if line.get(name) is None else percent(line[name]) if digits is None else f"{line[name]:.{digits}f}"
+    )
+
+
+def _p(name: str):
+    return lambda line: p_value(line[name]).removeprefix("p = ").removeprefix("p ")
+
+
+# heading → text of a line
+COLUMNS = {
+    "run": lambda line: line["run"],
+    "read-out": lambda line: line["readout"],
+    "accuracy": _accuracy,
+    "n": lambda line: (f"{line['seeds']} × " if line["seeds"] > 1 else "") + str(line["n"]),
+    "people": lambda line: str(line["people"]),
+    "95 % interval": _interval,
+    "chance": _plain("chance"),
+    "p, binomial": _p("p_binomial"),
+    "p, permuted": _p("p_permuted"),
+    "balanced": _plain("balanced_accuracy"),
+    "macro-F1": _plain("macro_f1", 3),
+    "kappa": _plain("kappa", 3),
+    "top-3": _plain("top3"),
+    "ECE": _plain("ece", 3),
+    "linear probe": _plain("linear_probe"),
+    "task": _plain("task"),
+    "within task (n)": lambda line: f"{percent(line['within_task'])} ({line['within_task_n']})" if "within_task" in line else "",
+    "recording alone": _plain("recording_alone"),
+    "shuffled-label control (n): its level": _control,
+}  # fmt: skip
+COMPARED = ("a", "b", "n", "only_a", "only_b", "p", "p_holm")
+IN_PAPER = ("run", "read-out", "accuracy", "n", "people", "95 % interval", "chance", "p, permuted", "balanced", "kappa")
+CSV = ("run", "readout", "seeds", "accuracy", "sd", "n", "people", "low", "high", "interval_over", "chance", "p_binomial",
+       "p_permuted", "permuted", "permuted_low", "permuted_high", "balanced_accuracy", "macro_f1", "kappa", "top3", "ece",
+       "linear_probe", "task", "within_task", "within_task_n", "recording_alone", "control", "control_n", "controls",
+       "control_level", "control_low", "control_high", "control_verdict")  # fmt: skip
+
+
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table; a bar in a cell is escaped, and a line break is a blank."""
+    cells = [[" ".join(str(cell).replace("|", r"\|").split()) for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [list(heads), ["---"] * len(heads), *cells])
+
+
+def results_markdown(lines: Sequence[dict]) -> str:
+    """The table of results; a column that is empty everywhere is left out."""
+    texts = [[column(line) for column in COLUMNS.values()] for line in lines]
+    kept = [k for k in range(len(COLUMNS)) if any(text[k] for text in texts)]
+    return markdown([list(COLUMNS)[k] for k in kept], [[text[k] for k in kept] for text in texts])
+
+
+def comparisons_markdown(tests: Sequence[dict]) -> str:
+    """A line a pair of runs."""
+    return markdown(("one", "other", "n", "only one right", "only other right", "p", "p, corrected"), [
+        (t["a"], t["b"], t["n"], t["only_a"], t["only_b"], _p("p")(t), _p("p_holm")(t)) for t in tests
+    ])  # fmt: skip
+
+
+def results_csv(lines: Sequence[dict]) -> str:
+    """All numbers, unrounded."""
+    return as_csv(CSV, lines)
+
+
+def as_csv(columns: Sequence[str], lines: Sequence[dict]) -> str:
+    """Comma-separated values with a head."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def results_tex(lines: Sequence[dict]) -> str:
+    """A table for a paper (booktabs)."""
+    rows = [" & ".join(_tex(COLUMNS[head](line)) for head in IN_PAPER) + r" \\" for line in lines]
+    heads = " & ".join(map(_tex, IN_PAPER)) + r" \\"
+    return "\n".join([r"\begin{tabular}{" + "ll" + "r" * (len(IN_PAPER) - 2) + "}", r"\toprule", heads, r"\midrule", *rows,
+                      r"\bottomrule", r"\end{tabular}", ""])  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$",
+               "<": r"$<$", "−": r"$-$"}  # fmt: skip
+    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
+
+
+FEW = (
+    f"With {FEW_PEOPLE} test people or fewer no interval over people is printed: it would cover far less than it says."
+)
