@@ -1,30 +1,47 @@
 """Decoded trials → tables with intervals, chance, p-values, controls and comparisons; figures.
 
     python evaluate.py pth_downtasks/* --output_dir outputs/tables
+    python evaluate.py --audit data/BCICIV2a/processed_lmdb pth_downtasks/eeg_llm_bcic_new
 
 Takes folders of training, generating and baseline scripts, and .jsonl files; what holds no decoded trials is skipped.
 A run's control is the folder of the same name with "_shuffled" behind it: the same command with --shuffle_labels. Seeds of
 one command become one line, folds of leave-one-subject-out another. Leaves in --output_dir: results.md, .csv and .tex,
 comparisons.csv, a confusion matrix and a reliability figure a run.
+
+--audit looks for what a control cannot see: people or trials in two splits, labels that can be read from order, keys or
+means, an epoch chosen on test, files that do not belong together. It says what it checked and what it cannot check; a
+breach ends with exit code 2.
 """
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from datasets.description import DATASETS, SPLITS, load_description
+from datasets.splits import PROTOCOLS, check_protocol
 from utils import flags
-from utils.errors import run_script, start_script
+from utils.errors import UserError, run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
-    parser.add_argument("runs", nargs="+", help="folders of a training, generating or baseline script, or .jsonl files")
+    parser.add_argument("runs", nargs="*", help="folders of a training, generating or baseline script, or .jsonl files")
     parser.add_argument(
         "--control_suffix", default="_shuffled", help="what a control's folder has behind the run's name"
     )
     parser.add_argument("--output_dir", help="folder for the tables and figures; without it they are printed only")
-    return parser.parse_args()
+    parser.add_argument("--audit", metavar="STORE", help="look for leaks in this store, and in the runs on it")
+    parser.add_argument(
+        "--downstream_dataset", choices=list(DATASETS), help="for --audit: the store's (default: as the store says)"
+    )
+    parser.add_argument("--protocol", type=check_protocol, help="for --audit without runs (default: published)")
+    parser.add_argument("--cache_dir", help="for --audit: the token cache (default: beside the store)")
+    parser.add_argument("--cuda", type=int, default=0, help="for --audit: GPU that encodes some trials anew; -1: CPU")
+    args = parser.parse_args()
+    if not args.runs and not args.audit:
+        parser.error("name runs, or a store with --audit")
+    return args
 
 
 if __name__ == "__main__":
@@ -36,10 +53,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from stages import tables
+from datasets.store import open_store
+from datasets.trials import TrialDataset
+from stages import audit, tables
 from stages.scores import percent
 from stages.statistics import calibration, confusion
 from stages.tables import Run
+from utils.device import pick_device
 from utils.paths import written_whole
 
 MOST_CLASSES = 60  # of a confusion matrix that can be read
@@ -135,7 +155,57 @@ def save(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
+def look_for_leaks(args: argparse.Namespace) -> None:
+    """Print the audit's findings; UserError on a breach."""
+    store = open_store(args.audit)
+    runs = tables.read_runs([Path(place) for place in args.runs]) if args.runs else []
+    name = (
+        args.downstream_dataset
+        or store.meta.get("dataset")
+        or next((r.argument.get("downstream_dataset") for r in runs), None)
+    )
+    if name not in DATASETS:
+        raise UserError(f"{args.audit} does not say which dataset it is of; --downstream_dataset does")
+    description = load_description(name)
+    protocols = dict.fromkeys(check_protocol(str(run.argument.get("protocol", "published"))) for run in runs)
+    protocols = [args.protocol] if args.protocol else list(protocols) or ["published"]
+    splits = {protocol: audit.splits_of(store, description, protocol) for protocol in protocols}
+
+    # ------------------------------------------------------------ what each check says
+    print(f"audit of {args.audit} ({name}, {', '.join(protocols)})")
+    breaches = 0
+
+    def say(findings: Iterable[audit.Finding]) -> None:
+        nonlocal breaches
+        for finding in findings:
+            print(finding)
+            breaches += finding.kind == "BREACH"
+
+    for protocol in protocols:
+        say(audit.people_findings(splits[protocol], PROTOCOLS[protocol.partition(":")[0]][1]))
+    say(audit.store_findings(store, splits[protocols[0]]))
+    for run in runs:
+        protocol = args.protocol or str(run.argument.get("protocol", "published"))
+        say(audit.run_findings(run, store, splits[protocol]))
+        if not breaches:  # trials that are not kept apart cannot be opened
+            datasets = [
+                TrialDataset(args.audit, mode, protocol, description, store)
+                for mode in SPLITS
+                if splits[protocol][mode]
+            ]
+            say(audit.token_findings(run, datasets, args.cache_dir, pick_device(args.cuda)))
+    say(audit.decoding_findings(runs))
+    for words in audit.CANNOT:
+        print(audit.Finding("cannot", "by design", words))
+    if breaches:
+        raise UserError(f"{breaches} breaches in {args.audit} or the runs on it; scores made with them say nothing")
+    print("no breach found")
+
+
 def main(args: argparse.Namespace) -> None:
+    if args.audit:
+        look_for_leaks(args)
+        return
     runs = tables.read_runs([Path(place) for place in args.runs])
     controls = {run.place: tables.read_control(run, args.control_suffix) for run in runs}
     beside = {control.place for control in controls.values() if control}  # stands in the line of its run

@@ -93,14 +93,10 @@ class TokenCache:
         """
         if not len(dataset):
             return torch.empty(0, 0, self.encoder.width)
+        files = [trials for trials in self.files(dataset).values() if trials[0].key not in self._tokens]
         folder = self._path(dataset, dataset.trials, self.pooling).parent
         remove_leftovers(folder)  # of runs that died
         remove_stale(folder, ".tokens-*.lock")
-        files = []  # trials of a person, FILE at a time
-        for person in dict.fromkeys(trial.subject for trial in dataset.trials):
-            trials = [trial for trial in dataset.store.trials if trial.subject == person]
-            files += [trials[start : start + FILE] for start in range(0, len(trials), FILE)]
-        files = [trials for trials in files if trials[0].key not in self._tokens]
         encoded = []
         with progress(total=sum(map(len, files)), desc="encoding", unit="trial", leave=False) as bar:
             for trials in files:
@@ -111,6 +107,20 @@ class TokenCache:
         source = f"{len(encoded)} trials of {len(people)} people encoded" if encoded else "from the cache"
         print(f"encoder: {len(dataset)} {dataset.mode} trials, {source}")
         return torch.stack([self._tokens[trial.key] for trial in dataset.trials])
+
+    def files(self, dataset: TrialDataset) -> dict[Path, list[Trial]]:
+        """The cache's files for the people of a split, and whose tokens each holds: a person's trials, FILE at a time."""
+        files = {}
+        for person in dict.fromkeys(trial.subject for trial in dataset.trials):
+            trials = [trial for trial in dataset.store.trials if trial.subject == person]
+            for start in range(0, len(trials), FILE):
+                of = trials[start : start + FILE]
+                files[self._path(dataset, of, self.pooling)] = of
+        return files
+
+    def encode(self, dataset: TrialDataset, trials: Sequence[Trial], device: torch.device) -> torch.Tensor:
+        """(len(trials), n, D) tokens, encoded now."""
+        return self._encode(self._prepared(dataset, trials), device)[self.pooling]
 
     def _load(self, trials: Sequence[Trial], dataset: TrialDataset, device: torch.device) -> bool:
         """Bring one file's tokens into memory; whether they had to be encoded."""
