@@ -55,11 +55,10 @@ import numpy as np
 
 from datasets.store import open_store
 from datasets.trials import TrialDataset
-from stages import audit, tables
+from stages import tables
 from stages.scores import percent
 from stages.statistics import calibration, confusion
 from stages.tables import Run
-from utils.device import pick_device
 from utils.paths import written_whole
 
 MOST_CLASSES = 60  # of a confusion matrix that can be read
@@ -157,6 +156,9 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 def look_for_leaks(args: argparse.Namespace) -> None:
     """Print the audit's findings; UserError on a breach."""
+    from stages import audit  # reads models; tables need none
+    from utils.device import pick_device
+
     store = open_store(args.audit)
     runs = tables.read_runs([Path(place) for place in args.runs]) if args.runs else []
     name = (
@@ -175,7 +177,7 @@ def look_for_leaks(args: argparse.Namespace) -> None:
     print(f"audit of {args.audit} ({name}, {', '.join(protocols)})")
     breaches = 0
 
-    def say(findings: Iterable[audit.Finding]) -> None:
+    def say(findings: Iterable) -> None:
         nonlocal breaches
         for finding in findings:
             print(finding)

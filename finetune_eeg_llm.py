@@ -249,7 +249,6 @@ def main(args: argparse.Namespace) -> None:
         history.append({
             "epoch": epoch, "phase": phase, "train_loss": train_loss, "lr": schedule.get_last_lr()[0], "val": val,
         })  # fmt: skip
-        say(f"epoch {epoch} ({phase}): loss {train_loss:.4f}, validation {validation_line(val)}")
         if accelerator.is_main_process:
             facts = {
                 "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
@@ -262,6 +261,7 @@ def main(args: argparse.Namespace) -> None:
             save_epoch(model_dir, accelerator, model, optimizer, schedule, history, facts)
             keep_epochs(model_dir, history, args.keep, args.select_by, FILES)
         accelerator.wait_for_everyone()
+        say(f"epoch {epoch} ({phase}): loss {train_loss:.4f}, validation {validation_line(val)}")
 
     # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)

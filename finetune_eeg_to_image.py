@@ -313,7 +313,6 @@ def main(args: argparse.Namespace) -> None:
             "epoch": epoch, "phase": "joint" if joint else "warmup", "train_loss": train_loss, "loss_parts": parts,
             "lr": optimizer.param_groups[0]["lr"], "val": val,
         })  # fmt: skip
-        say(f"epoch {epoch} ({history[-1]['phase']}): loss {train_loss:.4f}, validation {validation_line(val)}")
         if accelerator.is_main_process:
             plain = accelerator.unwrap_model(model)
             # what is frozen now is kept where it is not the published encoder: trained before, or by a warm start
@@ -328,6 +327,7 @@ def main(args: argparse.Namespace) -> None:
             }, output_dir / "last.pth")  # fmt: skip
             keep_epochs(output_dir, history, args.keep, args.select_by, FILES)
         accelerator.wait_for_everyone()
+        say(f"epoch {epoch} ({history[-1]['phase']}): loss {train_loss:.4f}, validation {validation_line(val)}")
 
     # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)

@@ -50,7 +50,7 @@ from stages import decoding
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free
 from stages.pieces import DecodedPieces
 from stages.rows import draw_what, new_row, read_rows, text_readouts
-from stages.runs import report_decoded
+from stages.runs import check_output, remove_pieces, report_decoded
 from utils.device import PRECISIONS, pick_device, pick_precision
 from utils.hub import fetch_nothing
 from utils.progress import progress
@@ -60,6 +60,7 @@ def main(args: argparse.Namespace) -> None:
     description = load_description(args.downstream_dataset)
     device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     draws = args.stage == "images" or (args.stage == "all" and args.generate_images)
+    check_output(output_dir)
     if draws:  # asked before anything is decoded
         stimuli = Stimuli(description.stimuli, len(description.classes), Path(args.stimuli_dir))
         image_model = image_model_address(args.image_model or description.image_model)
@@ -101,7 +102,6 @@ def main(args: argparse.Namespace) -> None:
                     rows.append(draw_what(new_row(dataset, index, readouts, text), description, args.readout))
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(projection)}
         report_decoded(rows, output_dir, record)
-        pieces.finish()
         del dataset, checkpoint, encoder, model, batch  # the image stage has the GPU for itself
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
@@ -118,6 +118,7 @@ def main(args: argparse.Namespace) -> None:
             for row, seed in pictures.to_draw():
                 pictures.keep(row, generator.generate(row.prompt, seed))
         pictures.finish(stimuli.of)
+    remove_pieces(output_dir)  # all is decoded and drawn
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ from stages import decoding
 from stages.embeddings import read_embeddings, write_embeddings
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free
 from stages.rows import draw_what, mapper_readouts, new_row, read_rows
-from stages.runs import report_decoded
+from stages.runs import check_output, report_decoded
 from utils.checkpoints import best_checkpoint
 from utils.device import pick_device
 from utils.hub import fetch_nothing
@@ -68,6 +68,7 @@ def main(args: argparse.Namespace) -> None:
     device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     embeddings = output_dir / "embeddings.safetensors"
     draws = args.stage != "decode"
+    check_output(output_dir)
     if draws:  # asked before anything is decoded
         stimuli = Stimuli(description.stimuli, len(description.classes), Path(args.stimuli_dir))
         image_model = image_model_address(args.image_model)

@@ -49,15 +49,24 @@ from demo.bcic_like import DemoSize, write_bcic2b_like, write_bcic_like
 from demo.drawings import drawing
 from demo.tiny_models import complete_image_model, write_csbrain, write_language_model
 from demo.vi_like import VIDemoSize, write_vi_like
+from models.loading import quiet
+from stages.machine import check_csbrain
 
+# what each folder of a model has at least
+MODELS = {"TinyLlama-1.1B-Chat-v1.0": "model.safetensors", "stable-diffusion": "model_index.json", "amused": "model_index.json",
+          "clip": "model.safetensors"}  # fmt: skip
 BCIC, VI = load_description("BCICIV2a"), load_description("VI")
 
 
 def main(args: argparse.Namespace) -> None:
     data, pth = Path(args.data_dir), Path(args.pth_dir)
+    if data.resolve() == pth.resolve():
+        raise UserError(f"--data_dir and --pth_dir are both {data}; recordings and models need a folder each")
     sizes = {"runs": args.runs, "trials_per_run": args.trials_per_run, "trials_per_class": args.trials_per_class}
     same_settings(data, {"seed": args.seed} | sizes)
     same_settings(pth, {"seed": args.seed, "llm_steps": args.llm_steps})
+
+    quiet()
 
     # recordings
     if "BCICIV2a" in args.datasets:
@@ -76,8 +85,14 @@ def main(args: argparse.Namespace) -> None:
         print(f"{stimuli}: {len(VI.stimuli)} drawn stimuli")
 
     # tiny models
+    for folder, file in MODELS.items():  # what is there is used as it is
+        if (pth / folder).exists() and not (pth / folder / file).is_file():
+            raise UserError(
+                f"{pth / folder} is there, and is no model (it has no {file}); delete it or choose another folder"
+            )
     if not (pth / "CSBrain.pth").exists():
         write_csbrain(pth / "CSBrain.pth", args.seed)
+    check_csbrain(str(pth / "CSBrain.pth"))
     print(f"{pth / 'CSBrain.pth'}: published names and shapes, weights made by rule")
 
     llm = pth / "TinyLlama-1.1B-Chat-v1.0"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, GenerationConfig
 
-from models.loading import load_whole
+from models.loading import load_whole, refuse_code
 from utils.checkpoints import as_bytes
 from utils.errors import UserError, loading
 from utils.files import read_json
@@ -308,6 +308,7 @@ def load_language_model(name: str, device: torch.device, quantize: bool, dtype: 
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     hint = "give a local folder or a hub address, and --no_quantize where bitsandbytes does not support the device"
+    refuse_code()
     with loading(f"--llm {name}", hint):
         tokenizer = AutoTokenizer.from_pretrained(name, **safe)
     model = load_whole(

@@ -6,7 +6,7 @@ import sys
 
 from utils.errors import loading
 
-LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be
+LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be; no AutoX, no class of the folder's
 
 
 def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa: ANN201 - whatever `kind` makes
@@ -18,6 +18,7 @@ def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa
     Raises UserError if it cannot be loaded, or a weight is missing or of another shape: libraries make that one up.
     """
     quiet()
+    refuse_code()
     with loading(f"{flag} {name}", hint):
         model, info = kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **settings)
         for fault in ("missing_keys", "mismatched_keys"):
@@ -38,6 +39,7 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
     import transformers
 
     quiet()
+    refuse_code()
     with loading(f"{flag} {name}", hint):
         index = diffusers.DiffusionPipeline.load_config(name, **local)
         family = str(index.get("_class_name"))
@@ -68,6 +70,24 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
             **dict.fromkeys(left_out),
         )
     return loaded, family
+
+
+def refuse_code() -> None:
+    """Close the one door through which these libraries run a folder's Python, however deep inside another class they ask.
+
+    `trust_remote_code=False` reaches the outermost class only: a composite tokenizer, processor or model loads its parts
+    without it, and asks on stdin.
+    """
+    import diffusers.utils.dynamic_modules_utils
+    import transformers.dynamic_module_utils
+
+    def refuse(*_, **__) -> None:
+        raise ValueError("it wants Python code of its own to be run; this project runs no code of a model's folder")
+
+    for module in (transformers.dynamic_module_utils, diffusers.utils.dynamic_modules_utils):
+        module.get_class_in_module = module.get_cached_module_file = refuse
+    transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # nobody is asked on stdin, where "y" would run it
+    transformers.dynamic_module_utils._raise_timeout_error = refuse
 
 
 def quiet() -> None:

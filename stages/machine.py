@@ -11,7 +11,7 @@ import shutil
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -340,6 +340,13 @@ def check_model(name: str, kind: str) -> tuple[str, str]:
         absent += [] if chat else ["chat_template.jinja"]
     if absent:
         raise UserError(f"{name}: cannot be loaded, {root} has no {', '.join(absent)}")
+    if kind == "llm":
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+        if (of := read_json(root / "config.json").get("model_type")) not in KNOWN:
+            raise UserError(
+                f"{name} is a {of!r}, which is no language model that transformers knows without code of the folder's"
+            )
     parts = [root]
     if kind == "image":
         index = read_json(root / "model_index.json")
@@ -354,11 +361,11 @@ def check_model(name: str, kind: str) -> tuple[str, str]:
     return "ok", f"{name}: {amount(sum(map(weights_gb, parts)))} of safetensors{where}"
 
 
-def weights_gb(folder: Path) -> float:
+def weights_gb(folder: Path, stems: Sequence[str] = ("model", "diffusion_pytorch_model")) -> float:
     """GB of the safetensors that a loader reads in a folder; UserError where they are missing or cut off."""
     from safetensors import safe_open
 
-    for stem in ("model", "diffusion_pytorch_model"):
+    for stem in stems:
         whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if whole.is_file() or index.is_file():
             files = [whole.name] if whole.is_file() else sorted(set(read_json(index)["weight_map"].values()))
@@ -368,7 +375,7 @@ def weights_gb(folder: Path) -> float:
             return sum((folder / file).stat().st_size for file in files) / 1e9
     pickled = [file.name for file in folder.glob("*.bin")]
     why = f"; {pickled[0]} is a pickle, which may run code, and is not read" if pickled else ""
-    raise UserError(f"{folder} has no model.safetensors{why}")
+    raise UserError(f"{folder} has no {stems[0]}.safetensors{why}")
 
 
 def check_assets(folder: str) -> tuple[str, str]:
@@ -387,4 +394,8 @@ def check_run(place: str, trains: str, dataset: str) -> tuple[str, str]:
     trained_on = read_checkpoint(path).get("dataset")
     if trained_on != dataset:
         raise UserError(f"{path} was trained on {trained_on}; expected {dataset}")
+    if trains == "text":
+        adapter = path.with_name(path.stem.replace("projection_epoch", "lora_epoch"))
+        weights_gb(adapter, ("adapter_model",))
+        read_json(adapter / "adapter_config.json")
     return "ok", f"{path}: trained on {dataset}"

@@ -14,7 +14,7 @@ from utils.paths import append, written_whole
 
 
 class DecodedPieces:
-    """What a text model said of each batch of trials, in a file that lives until all of them are decoded.
+    """What a text model said of each batch of trials, in a file that lives until all of them are decoded and drawn.
 
     The file's name is a digest of all that decides what is said: weights, prompt, EEG tokens or samples, the batches, this
     code, and `settings`. So nothing is taken over from another run.
@@ -53,10 +53,6 @@ class DecodedPieces:
         """Keep the next batch, for JSON; it is on the disk when this returns."""
         append(self.path, _line(len(self._done), decoded))
         self._done.append(decoded)
-
-    def finish(self) -> None:
-        """Remove the file: all is decoded, and written elsewhere."""
-        self.path.unlink(missing_ok=True)
 
     def _read(self) -> list[list]:
         """The batches that are whole; what a run was writing when it died is cut off."""

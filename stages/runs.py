@@ -40,6 +40,8 @@ def open_run(
     if not (run_dir / "last.pth").exists():
         if not (run_dir / "run.json").exists() and any(run_dir.glob(checkpoints)):
             raise UserError(f"{run_dir} holds checkpoints of another run; choose another folder")
+        if (run_dir / "decoded.jsonl").exists():
+            raise UserError(f"{run_dir} holds what a generating script decoded; choose another folder")
         if settings["resume"]:
             print(f"notice: {run_dir} has no finished epoch to go on from; starting anew")
         return record, {}
@@ -125,8 +127,7 @@ def finish_run(run_dir: Path, rows: Sequence[Row], best: dict, select_by: str, s
                "test": {readout: result.as_dict() for readout, result in test.items()}}  # fmt: skip
     write_rows(rows, run_dir / "decoded_test.jsonl")
     write_json(results, run_dir / "results.json")
-    for path in run_dir.glob(".decoded-*.jsonl"):  # pieces of what stands in decoded_test.jsonl now
-        path.unlink()
+    remove_pieces(run_dir)
     control = " with SHUFFLED labels" if shuffled else ""
     print(f"\nbest epoch {best['epoch']} by validation accuracy ({chosen_by}); test{control}:")
     print_scores(test)
@@ -135,10 +136,22 @@ def finish_run(run_dir: Path, rows: Sequence[Row], best: dict, select_by: str, s
     print(f"checkpoints and metrics in {run_dir}")
 
 
+def remove_pieces(folder: Path) -> None:
+    """Remove what `stages.pieces` keeps of each batch: all is decoded, and written elsewhere."""
+    for path in folder.glob(".decoded-*.jsonl"):
+        path.unlink(missing_ok=True)
+
+
 def print_scores(scores: Mapping) -> None:
     """One line a read-out."""
     for readout, result in scores.items():
         print(f"  {readout:10} {result}")
+
+
+def check_output(folder: Path) -> None:
+    """Refuse to decode into the folder of a training run: its run.json is what --resume needs."""
+    if any((folder / name).exists() for name in ("last.pth", "metrics.jsonl")):
+        raise UserError(f"--output_dir {folder} is the folder of a training run; choose another one")
 
 
 def report_decoded(rows: Sequence[Row], output_dir: Path, record: dict) -> None:

@@ -20,6 +20,7 @@ from demo.bcic_like import DemoSize, write_bcic2b_like
 from models.image_generator import MOVED
 from stages import machine
 from tests.conftest import ROOT, flat
+from utils.files import read_json
 
 MARKS = ("ok", "notice", "missing", "wrong")
 HEADS = {"Python and packages", "What can run", *doctor.SECTIONS}
@@ -92,7 +93,7 @@ def test_a_pipeline_without_data_cannot_run_and_the_exit_code_says_so(demo, scri
     assert f"no recordings of BCICIV2a -> python prepare_data.py --raw_dir '{tmp_path}/no raw' --lmdb_dir" in done.out
 
 
-def test_the_three_pipelines_go_on_from_the_step_whose_result_is_not_there(demo, script, tmp_path):
+def test_the_three_pipelines_go_on_from_the_step_whose_result_is_not_there(demo, trained, script, tmp_path):
     done = script("doctor.py", *places(demo))
     assert done.code == 0, done.out
     assert "train 232 of 2784, val 96 of 1152, test 96 of 1152" in line_of(done.out, str(demo.store))
@@ -104,13 +105,19 @@ def test_the_three_pipelines_go_on_from_the_step_whose_result_is_not_there(demo,
     command = f"python prepare_data.py --raw_dir {demo.raw} --lmdb_dir {tmp_path}/none --skip_download, then bash"
     assert command in line_of(prepared.out, "bcic can run")
 
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/results.json").write_text(json.dumps({"best_epoch": 2}))
-    torch.save({"dataset": "BCICIV2a"}, tmp_path / "run/projection_epoch2.pth")
-    trained = script("doctor.py", *places(demo, model_dir=tmp_path / "run"))
-    assert trained.code == 0
-    assert ": bash sh/generate_images.sh bcic" in line_of(trained.out, "bcic can run")
-    torch.save({"dataset": "VI"}, tmp_path / "run/projection_epoch2.pth")
+    shutil.copytree(trained, tmp_path / "run")
+    ready = script("doctor.py", *places(demo, model_dir=tmp_path / "run"))
+    assert ready.code == 0
+    assert ": bash sh/generate_images.sh bcic" in line_of(ready.out, "bcic can run")
+    best = read_json(trained / "results.json")["best_epoch"]
+    for damage in ("adapter_config.json", "adapter_model.safetensors"):
+        file = tmp_path / f"run/lora_epoch{best}" / damage
+        whole = file.read_bytes()
+        file.write_bytes(whole[:100])
+        cut = script("doctor.py", *places(demo, model_dir=tmp_path / "run", step="generate"))
+        assert cut.code == 1 and damage in cut.out
+        file.write_bytes(whole)
+    torch.save({"dataset": "VI"}, tmp_path / f"run/projection_epoch{best}.pth")
     other = script("doctor.py", *places(demo, model_dir=tmp_path / "run", step="generate"))
     assert other.code == 1 and "was trained on VI; expected BCICIV2a" in line_of(other.out, str(tmp_path / "run"))
 

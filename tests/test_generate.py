@@ -317,3 +317,39 @@ def test_trials_that_a_checkpoint_was_trained_on_are_no_test_trials(demo, traine
 def test_numbers_that_mean_nothing_are_refused_at_once(demo, trained, script, tmp_path, flags, message):
     done = script("generate.py", *demo.generation(trained, tmp_path / "out", **flags))
     assert done.code == 2 and message in done.err and not (tmp_path / "out").exists()
+
+
+def test_a_training_runs_folder_is_not_decoded_into_and_a_decoded_one_not_trained_into(demo, trained, script, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    done = script("generate.py", *demo.generation(tmp_path / "run", tmp_path / "run", stage="decode"))
+    assert done.code == 2 and "is the folder of a training run" in done.error_line
+    assert (tmp_path / "run/run.json").read_text() == (trained / "run.json").read_text()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/decoded.jsonl").touch()
+    done = script("finetune_eeg_llm.py", *demo.training(tmp_path / "out"))
+    assert done.code == 2 and "a generating script decoded" in done.error_line
+
+
+def test_what_is_decoded_is_not_decoded_again_when_drawing_was_interrupted(
+    demo, trained, script, tmp_path, monkeypatch
+):
+    from models.eeg_llm import EEGLanguageModel
+    from models.image_generator import EEGImageGenerator
+
+    calls, drawn = [], []
+    decode, draw = EEGLanguageModel.decode, EEGImageGenerator.generate
+    monkeypatch.setattr(EEGLanguageModel, "decode", lambda self, *of: calls.append(1) or decode(self, *of))
+
+    def dies(self, *of):
+        drawn.append(1)
+        if len(drawn) == 2:
+            raise RuntimeError("killed")
+        return draw(self, *of)
+
+    monkeypatch.setattr(EEGImageGenerator, "generate", dies)
+    flags = demo.generation(trained, tmp_path / "out", batch_size=2)
+    with pytest.raises(RuntimeError, match="killed"):
+        script("generate.py", *flags)
+    assert len(calls) == 2
+    assert script("generate.py", *flags).code == 0
+    assert len(calls) == 2 and len(drawn) == 5 and not list((tmp_path / "out").glob(".decoded-*"))

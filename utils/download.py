@@ -4,7 +4,7 @@ from pathlib import Path
 
 import requests
 
-from utils.errors import UserError
+from utils.errors import FULL_DISK, PLACE, UserError
 from utils.progress import progress
 
 
@@ -64,6 +64,8 @@ def download(urls: list[str], path: Path, attempts: int = 3, md5: str | None = N
             pooch.retrieve(url, known_hash=known_hash, fname=path.name, path=path.parent, downloader=downloader)
             return
         except (requests.RequestException, OSError) as error:
+            if not isinstance(error, requests.RequestException) and error.errno in (*FULL_DISK, *PLACE):
+                raise  # no address can help there
             reasons.append(f"{url}: {type(error).__name__}")
         except ValueError:  # pooch's word for another hash; it has removed the file
             reasons.append(f"{url}: another md5 sum than {md5}")

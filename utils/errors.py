@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, er
 # control characters, but for those of a line and of a progress bar (its cursor goes up, and clears to the line's end)
 CONTROL = re.compile(r"(?!\x1b\[[AK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 3.0  # seconds in which a second interruption is taken for the first one
+_interrupted = -PATIENCE  # when `main` was, of a clock that begins at 0
+_begun = False  # whether a script's `main` was called
 LONGEST = 2000  # characters of an error line
 T = TypeVar("T")
 
@@ -76,6 +80,8 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
     from utils.locks import all_of
     from utils.paths import remove_leftovers
 
+    global _interrupted, _begun
+    _interrupted, _begun = -PATIENCE, True
     before = {number: signal.signal(number, _interrupt) for number in INTERRUPTIONS}
     sys.unraisablehook = _again
     try:
@@ -111,8 +117,11 @@ def _fail(message: str) -> int:
 
 
 def _interrupt(number: int, _) -> None:
-    """While `main` runs: unwind, so that what is finished is kept and what is half-written goes."""
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    """While `main` runs: unwind, so that what is finished is kept and what is half-written goes; once is enough."""
+    global _interrupted
+    if time.monotonic() - _interrupted > PATIENCE:
+        _interrupted = time.monotonic()
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _again(lost: "sys.UnraisableHookArgs") -> None:
@@ -120,12 +129,15 @@ def _again(lost: "sys.UnraisableHookArgs") -> None:
     if not issubclass(lost.exc_type, KeyboardInterrupt):
         return sys.__unraisablehook__(lost)
     number = signal.SIGTERM if issubclass(lost.exc_type, Terminated) else signal.SIGINT
+    global _interrupted
+    _interrupted = -PATIENCE
     threading.Timer(0.01, os.kill, (os.getpid(), number)).start()  # by then that place has been left
 
 
 def _leave(number: int, _) -> None:
-    """During the imports, where nothing has begun: unwinding through a library's import may end anywhere."""
-    os.write(2, b"interrupted before anything began\n")
+    """During the imports, where nothing has begun: unwinding through a library's import may end anywhere; and at the end."""
+    if not _begun:
+        os.write(2, b"interrupted before anything began\n")
     os._exit(128 + number)
 
 

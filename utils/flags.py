@@ -92,7 +92,7 @@ def add_training_flags(parser: argparse.ArgumentParser, poolings) -> None:
         help="permute the labels within each recording, in all splits: the shuffled-label control")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run that is in the output folder")
     add("--keep", nargs="+", choices=("best", "last", "all"), default=["best", "last"],
-        help="which epochs' checkpoints stay; what --resume goes on from always does")  # fmt: skip
+        help="which epochs' checkpoints stay; the best one, which is tested, and what --resume goes on from always do")  # fmt: skip
     add_run_flags(parser)
     add("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
 

@@ -56,6 +56,59 @@ def test_no_code_of_a_language_models_folder_runs(demo, tmp_path, yes, file, cha
     assert not (tmp_path / "ran").exists()
 
 
+def nest_a_tokenizer(folder):
+    """A composite tokenizer loads its parts by AutoTokenizer, and does not say whether they are trusted."""
+    edited(folder / "tokenizer_config.json", tokenizer_class="RagTokenizer")
+    llama = json.loads((folder / "config.json").read_text())
+    edited(folder / "config.json", question_encoder=llama, generator=llama)
+    for part in ("question_encoder_tokenizer", "generator_tokenizer"):
+        (folder / part).mkdir()
+        shutil.copy(folder / "evil.py", folder / part)
+        shutil.copy(folder / "tokenizer.json", folder / part)
+        (folder / part / "tokenizer_config.json").write_text(
+            '{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}, "tokenizer_class": "Evil"}'
+        )
+
+
+def nest_a_model(folder):
+    """A composite model makes its parts by AutoModel."""
+    text = {"model_type": "git_vision_model", "pad_token_id": 0, "vocab_size": 100, "_name_or_path": str(folder),
+            "auto_map": {"AutoModel": f"{folder}--evil.Evil"}}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "fuyu", "architectures": ["FuyuForCausalLM"], "hidden_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "vocab_size": 100, "pad_token_id": 0, "text_config": text,
+    }))  # fmt: skip
+
+
+@pytest.mark.parametrize("nest", [nest_a_tokenizer, nest_a_model])
+def test_no_code_runs_that_a_part_of_a_part_brings(demo, tmp_path, yes, nest):
+    shutil.copytree(demo.llm, tmp_path / "llm")
+    (tmp_path / "llm/evil.py").write_text(MALICE.format(str(tmp_path / "ran")))
+    nest(tmp_path / "llm")
+    with pytest.raises(UserError, match="Python code of its own") as error:
+        language_model(tmp_path / "llm")
+    assert str(tmp_path / "llm") in str(error.value) and not (tmp_path / "ran").exists()
+
+
+def test_no_code_runs_that_a_processor_of_an_image_model_brings(vi_pth, tmp_path, yes):
+    shutil.copytree(vi_pth / "stable-diffusion", tmp_path / "sd")
+    edited(tmp_path / "sd/model_index.json", tokenizer=["transformers", "CLIPProcessor"])
+    folder, code = tmp_path / "sd/tokenizer", ["evil.Evil", "evil.Evil"]
+    (folder / "evil.py").write_text(MALICE.format(str(tmp_path / "ran")))
+    edited(
+        folder / "tokenizer_config.json",
+        tokenizer_class="Evil",
+        auto_map={"AutoTokenizer": code, "AutoProcessor": code[0]},
+    )
+    (folder / "processor_config.json").write_text(
+        '{"processor_class": "CLIPProcessor", "auto_map": {"AutoProcessor": "evil.Evil"}}'
+    )
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}')
+    with pytest.raises(UserError, match="--image_model"):
+        load_image_model(str(tmp_path / "sd"))
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("part, named", [
     ("text_encoder", ["transformers", "AutoModel"]), ("text_encoder", ["evil", "Evil"]), ("scheduler", ["evil", "Evil"]),
     ("unet", ["diffusers", "DiffusionPipeline.from_pretrained"]), ("unet", ["builtins", "exec"]), ("vae", ["diffusers", "AutoModel"]),

@@ -7,6 +7,7 @@ from torch import nn
 from datasets.description import load_description
 from datasets.trials import TrialDataset
 from stages.pieces import DecodedPieces
+from stages.runs import remove_pieces
 from tests.conftest import small_store
 
 BCIC = load_description("BCICIV2a")
@@ -50,7 +51,7 @@ def test_the_next_run_goes_on_behind_what_was_decoded_and_nothing_is_left(datase
     pieces = DecodedPieces(tmp_path / "out", Model(), dataset, (0, 1, 2, 3), batch_size=2)
     pieces.add(["third"])
     assert found(tmp_path / "out", dataset)[2] == ["third"]
-    pieces.finish()
+    remove_pieces(tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 

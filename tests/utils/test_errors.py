@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -136,3 +137,32 @@ def test_what_a_file_says_does_not_steer_the_terminal():
     code = "from utils.errors import *; start_script(lambda: None); print('A\\x1b]0;owned\\x07\\x1b[31mB\\tC\\u202e')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "A\\x1b]0;owned\\x07\\x1b[31mB\tC\\u202e\n"
+
+
+REPEATED = """
+import sys, time
+from utils.errors import run_script, start_script
+
+def main():
+    try:
+        print("begun", flush=True)
+        time.sleep(10)
+    finally:
+        time.sleep(0.3)  # what is half-written goes
+        print("cleaned", flush=True)
+
+start_script(lambda: None)
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_impatient_user_does_not_disturb_the_end(number, code):
+    script = subprocess.Popen([sys.executable, "-c", REPEATED], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              text=True)  # fmt: skip
+    assert script.stdout.readline() == "begun\n"
+    for _ in range(8):
+        script.send_signal(number)
+        time.sleep(0.01)
+    out, err = script.communicate(timeout=20)
+    assert script.returncode == code and out == "cleaned\n" and err.count("\n") == 1 and "nothing was kept" in err
