@@ -1,0 +1,236 @@
+"""Leaks of every kind are planted, and named; clean stores and runs are left alone."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.store import Trial, open_store, write_store
+from stages.audit import people_findings, store_findings, summarise
+from utils.checkpoints import keep, read_kept
+
+PEOPLE = [f"A0{k}" for k in range(1, 10)]
+SHAPE = 22, 200
+
+
+def clean_trials(seed=0):
+    """Noise with electrodes of their own amplitude, and with what real decoders live on: band power that tells the class."""
+    rng, trials = np.random.default_rng(seed), []
+    for person in PEOPLE:
+        for run in (1, 2):
+            labels = rng.permutation(np.repeat(range(4), 6))
+            for k, label in enumerate(labels):
+                x = rng.standard_normal(SHAPE) * np.linspace(8, 15, 22)[:, None] * rng.uniform(0.9, 1.1, (22, 1))
+                x[5 * label : 5 * label + 5] *= 0.7
+                trials.append(
+                    (Trial(f"{person}-{run}-{k:02d}", int(label), person, "T", run, k + 1), x.astype(np.float32))
+                )
+    return trials
+
+
+def written(path, trials):
+    write_store(path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [trials])
+    return path
+
+
+def at(trials, change):
+    """Trials whose samples are changed: change(x, trial)."""
+    return [(trial, np.asarray(change(x.copy(), trial), np.float32)) for trial, x in trials]
+
+
+def add(where, value):
+    def change(x, trial):
+        x[where] += value(trial.label)
+        return x
+
+    return change
+
+
+def low_bit(x, trial):
+    raw = x.view(np.uint32)
+    raw[3, 17] = (raw[3, 17] & ~np.uint32(3)) | np.uint32(trial.label)
+    return x
+
+
+def constant_channel(x, trial):
+    x[7] = 0.001 * trial.label
+    return x
+
+
+def copies(trials):
+    """Test trials that are training trials, louder and shifted."""
+    train = [x for trial, x in trials if trial.subject == "A01"]
+    places = [k for k, (trial, _) in enumerate(trials) if trial.subject == "A09"][:5]
+    for k, x in zip(places, train, strict=False):
+        trials[k] = trials[k][0], (1.7 * x - 3).astype(np.float32)
+    return trials
+
+
+def in_time(trials):
+    """Labels sorted within each recording."""
+    order = sorted(trials, key=lambda pair: (pair[0].subject, pair[0].run, pair[0].label))
+    return [(replace(trial, trial=k % 24 + 1, key=f"{k:05d}"), x) for k, (trial, x) in enumerate(order)]
+
+
+def normalised(trials):
+    x = np.stack([x for _, x in trials]).astype(float)
+    mean, sd = x.mean(axis=(0, 2), keepdims=True), x.std(axis=(0, 2), keepdims=True)
+    return [(trial, y) for (trial, _), y in zip(trials, ((x - mean) / sd).astype(np.float32), strict=True)]
+
+
+def spelled(name):
+    def change(trials):
+        return [
+            (replace(trial, subject=name) if trial.subject == "A09" and trial.run == 2 else trial, x)
+            for trial, x in trials
+        ]
+
+    return change
+
+
+PLANTED = {
+    "a mean": (lambda t: at(t, add(slice(4, 5), lambda k: 3.0 * k)), "means"),
+    "the mean of everything": (lambda t: at(t, add(slice(None), lambda k: 0.4 * k)), "means"),
+    "overall loudness": (lambda t: at(t, lambda x, trial: x * (1 + 0.05 * trial.label)), "variance"),
+    "a first sample": (lambda t: at(t, add((2, 0), lambda k: 40.0 * k)), "first samples"),
+    "any sample": (lambda t: at(t, add((9, 123), lambda k: 60.0 * k)), "single samples"),
+    "a low bit": (lambda t: at(t, low_bit), "single samples"),
+    "a constant electrode": (lambda t: at(t, constant_channel), "constant electrodes"),
+    "the key": (lambda t: [(replace(trial, key=f"{trial.key}-c{trial.label}"), x) for trial, x in t], "key"),
+    "time": (in_time, "order"),
+    "copies": (copies, "copies"),
+    "normalisation": (normalised, "normalisation"),
+    "spelling": (spelled("a01 "), "people"),
+    "another spelling": (spelled("A-1"), "people"),
+    "no name": (spelled(""), "people"),
+}  # fmt: skip
+
+
+def breaches(out):
+    return {line.split(":")[0].removeprefix("BREACH").strip() for line in out.splitlines() if line.startswith("BREACH")}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_leak_is_named(script, tmp_path, name):
+    plant, check = PLANTED[name]
+    done = script("evaluate.py", "--audit", written(tmp_path / "store", plant(clean_trials())))
+    assert done.code == 2 and check in breaches(done.out), done.out + done.err
+    assert len(done.err.splitlines()) == 1 and "breach" in done.error_line
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_clean_store_is_left_alone_and_what_cannot_be_checked_is_said(script, tmp_path, seed):
+    done = script("evaluate.py", "--audit", written(tmp_path / "store", clean_trials(seed)))
+    assert done.code == 0 and not breaches(done.out) and "no breach found" in done.out, done.out
+    assert done.out.count("\ncannot ") >= 3 and "band power" in done.out
+
+
+def test_a_person_may_be_in_two_splits_where_that_is_the_protocol(script, tmp_path):
+    trials = [(replace(trial, session="TE"[trial.run - 1]), x) for trial, x in clean_trials()]
+    path = written(tmp_path / "store", trials)
+    assert script("evaluate.py", "--audit", path, "--protocol", "within:A03").code == 0
+    assert script("evaluate.py", "--audit", path, "--protocol", "loso:A03").code == 0
+
+
+def test_a_person_in_two_splits_of_cbramods_layout_is_named():
+    trials = [Trial(f"k{k}", 0, "A01" if k % 2 else f"A0{k}", "T", 1, k) for k in range(6)]
+    found = list(people_findings({"train": trials[:3], "test": trials[3:]}, "person"))
+    assert [f.kind for f in found] == ["BREACH"] and "'A01' in train and in test" in found[0].words
+
+
+def test_a_recording_with_one_class_is_the_block_design(tmp_path):
+    trials = [(replace(trial, session=f"S{trial.label}"), x) for trial, x in clean_trials()]
+    store = open_store(written(tmp_path / "store", trials))
+    found = {f.check: f.kind for f in store_findings(store, {"train": store.trials, "val": [], "test": []})}
+    assert found["recordings"] == "BREACH"
+
+
+def test_one_pass_gives_what_all_samples_at_once_give(tmp_path):
+    store = open_store(written(tmp_path / "store", clean_trials()))
+    s, x = summarise(store, store.trials), np.stack([store.read(trial) for trial in store.trials]).astype(float)
+    assert np.allclose(s.mean, x.mean(axis=2), atol=1e-4) and np.allclose(s.deviation, x.std(axis=(0, 2)), rtol=1e-5)
+    assert np.allclose(s.spread, x.std(axis=2), rtol=1e-4) and np.allclose(s.first, x[:, :, 0], atol=1e-4)
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def edited(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def audited(script, demo, run, *flags):
+    return script("evaluate.py", "--audit", demo.store, run, "--cuda", "-1", *flags)
+
+
+def test_a_clean_run_is_left_alone(script, demo, trained):
+    done = audited(script, demo, trained)
+    assert "token cache were encoded anew and agree" in done.out and "was chosen by validation" in done.out
+    assert not {name for name in breaches(done.out) if name == "trained"}, done.out
+
+
+def test_an_epoch_that_validation_did_not_choose_is_named(script, demo, run):
+    best = json.loads((run / "results.json").read_text())["best_epoch"]
+    edited(run / "results.json", lambda r: r.update(best_epoch=best % 3 + 1))
+    done = audited(script, demo, run)
+    assert done.code == 2 and "run" in breaches(done.out) and f"by validation (keyword) it is epoch {best}" in done.out
+
+
+def test_test_scores_beside_each_epoch_and_a_second_decoding_are_named(script, demo, run):
+    lines = [json.loads(line) | {"test": {}} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.copy(run / "decoded_test.jsonl", run / "decoded_test_epoch2.jsonl")
+    out = audited(script, demo, run).out
+    assert "test scores stand beside epoch 1" in out and "decoded_test_epoch2.jsonl" in out
+
+
+def test_a_run_on_another_store_and_scores_of_other_rows_are_named(script, demo, run):
+    edited(run / "run.json", lambda r: r["depends_on"].update(store="0" * 64))
+    edited(
+        run / "results.json", lambda r: r["test"]["keyword"].update(correct=0 if r["test"]["keyword"]["correct"] else 1)
+    )
+    out = audited(script, demo, run).out
+    assert "made from another store" in out and "says other scores of keyword" in out
+
+
+def test_a_checkpoint_that_has_seen_test_people_or_is_of_another_encoder_is_named(script, demo, run):
+    best = json.loads((run / "results.json").read_text())["best_epoch"]
+    path = run / f"projection_epoch{best}.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save(checkpoint | {"seen": [*checkpoint["seen"], "A09/T"], "encoder_fingerprint": "x"}, path)
+    out = audited(script, demo, run).out
+    assert "trained on test sessions: A09/T" in out and "another encoder than the run" in out
+
+
+def test_cached_tokens_of_another_store_are_named(script, demo, run, tmp_path):
+    """Another store's tokens under this store's names, with checksums that are right."""
+    shutil.copytree(demo.store.parent / "token_cache", tmp_path / "cache")
+    files = sorted((tmp_path / "cache").glob("tokens-*.safetensors"))
+    kept = [read_kept(file) for file in files]
+    assert script(
+        "evaluate.py", "--audit", demo.store, run, "--cuda", "-1", "--cache_dir", tmp_path / "cache"
+    ).out.count("agree")
+    for file, tensors in zip(files, kept, strict=True):
+        keep(tensors | {"tokens": tensors["tokens"].flip(0)}, file)
+    done = audited(script, demo, run, "--cache_dir", tmp_path / "cache")
+    assert done.code == 2 and "in the token cache is not what the encoder makes of this store" in done.out
+
+
+def test_decoding_test_with_several_epochs_is_named(script, demo, trained, tmp_path):
+    for epoch in (2, 3):
+        flags = demo.generation(trained, tmp_path / f"out{epoch}", stage="decode", generate_images=False)
+        done = script("generate.py", *flags, "--projection_dir", trained / f"projection_epoch{epoch}.pth")
+        assert done.code == 0, done.err
+    done = script("evaluate.py", "--audit", demo.store, tmp_path / "out2", tmp_path / "out3", "--cuda", "-1")
+    assert "the test was decoded with several epochs: projection_epoch2.pth, projection_epoch3.pth" in done.out
