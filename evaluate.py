@@ -35,7 +35,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--downstream_dataset", choices=list(DATASETS), help="for --audit: the store's (default: as the store says)"
     )
-    parser.add_argument("--protocol", type=check_protocol, help="for --audit without runs (default: published)")
+    parser.add_argument(
+        "--protocol", type=flags.checked(check_protocol), help="for --audit without runs (default: published)"
+    )
     parser.add_argument("--cache_dir", help="for --audit: the token cache (default: beside the store)")
     parser.add_argument("--cuda", type=int, default=0, help="for --audit: GPU that encodes some trials anew; -1: CPU")
     args = parser.parse_args()

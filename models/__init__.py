@@ -31,6 +31,19 @@ MAPPERS = {
     "mlp": "models.eeg_clip_mapper:MLPMapper",
     "linear": "models.eeg_clip_mapper:LinearMapper",
 }
+# baseline.py --model: see models/baselines.py
+BASELINES = {
+    "best_constant": "models.baselines:BestConstant",
+    "recording_only": "models.baselines:RecordingOnly",
+    "bandpower_lda": "models.baselines:bandpower_lda",
+    "csp_lda": "models.baselines:csp_lda",
+    "tangent_space": "models.baselines:tangent_space",
+    "eegnet": "models.baselines:eegnet",
+    "shallow": "models.baselines:shallow",
+    "atcnet": "models.baselines:atcnet",
+    "linear_probe": "models.baselines:linear_probe",
+    "mlp": "models.baselines:mlp",
+}
 # class named in an image model's model_index.json → its family, see models/image_generator.py
 IMAGE_FAMILIES = {
     "StableDiffusionPipeline": "models.image_generator:StableDiffusion",

@@ -32,7 +32,7 @@ from utils.progress import progress
 
 COPIES = 0.9999  # correlation of two trials from which on one is a copy of the other; neighbours in time stay far below
 TOLD = 0.25  # share of what guessing leaves that a probe may tell before it is a breach; simulated effects reach 0.1,
-TOLD_LOUDNESS = 0.6  # and those that all electrodes share 0.25, a rhythm that changes everywhere
+TOLD_LOUDNESS = 0.4  # and those that all electrodes share 0.25, a rhythm that changes everywhere
 WRITTEN = (
     0.5  # share of one sample's variance between classes from which on it was written; evoked potentials stay far below
 )

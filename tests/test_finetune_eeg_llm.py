@@ -217,7 +217,7 @@ def test_faced_trains_from_cbramods_lmdb(demo, script, tmp_path):
     )
     done = script(SCRIPT, *flags)
     assert done.code == 0, done.err
-    assert "5 groups × 200 features" in done.out and "n = 9" in done.out and "chance 11 %" in done.out
+    assert "5 groups × 200 features" in done.out and "n = 9" in done.out and "chance 11.1 %" in done.out
 
 
 # ---------------------------------------------------------------- what a user gets wrong

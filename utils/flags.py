@@ -37,18 +37,23 @@ def add_prepare_flags(parser: argparse.ArgumentParser, workers: int) -> None:
 
 def add_store_flags(parser: argparse.ArgumentParser, datasets_dir: str | None, check_protocol: Callable) -> None:
     """Which trials. `check_protocol` gives a protocol back or raises UserError."""
-
-    def protocol(text: str) -> str:
-        try:
-            return check_protocol(text)
-        except UserError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
     add = parser.add_argument
     add("--datasets_dir", default=datasets_dir and default(datasets_dir), required=datasets_dir is None,
         help="trial store (or CBraMod's LMDB)")  # fmt: skip
-    add("--protocol", type=protocol, default="published", help="published: the published people; loso:A03: leave one subject out; "
+    add("--protocol", type=checked(check_protocol), default="published", help="published: the published people; loso:A03: leave one subject out; "
         "within:A03: one person across sessions")  # fmt: skip
+
+
+def checked(check: Callable) -> Callable:
+    """A flag's type: what `check` gives back; its UserError becomes argparse's."""
+
+    def value(text: str) -> str:
+        try:
+            return check(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return value
 
 
 def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:

@@ -8,7 +8,7 @@ from utils.errors import UserError
 
 
 def resample(x: np.ndarray, sfreq: float, new_sfreq: float) -> np.ndarray:
-    """(n_chans, n_times) at `sfreq` → (n_chans, n_times · new_sfreq / sfreq), both in Hz.
+    """(…, n_times) at `sfreq` → (…, n_times · new_sfreq / sfreq), both in Hz.
 
     Polyphase and not FFT: an FFT resample rings at the ends of a window.
     """

@@ -974,14 +974,16 @@ def make_rows_unsigned(folder: Path, at: Places) -> None:
 def read_rows_unsigned(folder: Path, at: Places) -> list:
     """Rows, their scores as evaluate.py prints them, and what stage `images` would draw."""
     import evaluate
+    from stages import tables
     from stages.pictures import PictureFolder, Stimuli, comparison
     from stages.rows import read_rows
-    from stages.scores import score_rows
 
-    rows = evaluate.read_decoded(folder)
-    told = [evaluate.table_line("run", name, score, None) for name, score in score_rows(rows).items()]
-    told.append(evaluate.by_person("run", rows))
-    evaluate.confusion_figure(rows, "run", folder / "out/confusion.png")
+    run = tables.read_run(folder)
+    told = [tables.group_line([run], name, []) | {"run": ""} for name in run.rows[0].readouts]
+    told = [tables.results_markdown(told), tables.by_person(run.rows, run.main_readout)]
+    run.name = "run"
+    evaluate.confusion_figure(run, folder / "out/confusion.png")
+    evaluate.reliability_figure(run, folder / "out/reliability.png")
     rows = read_rows(folder / "decoded.jsonl", at.bcic.classes)
     stimuli = Stimuli(at.bcic.stimuli, len(at.bcic.classes), at.stimuli)
     for one in rows:
@@ -1047,9 +1049,11 @@ def make_control(folder: Path, at: Places) -> None:
 
 
 def read_control(folder: Path, at: Places) -> list:
-    import evaluate
+    """A control of a run on the same trials; with no suffix, its folder is the run's."""
+    from stages import tables
 
-    return evaluate.read_control(folder, evaluate.read_decoded(folder))
+    run = tables.read_run(folder)
+    return [tables.read_control(run, "").rows, tables.group_name([run]), len(tables.belong_together([run, run]))]
 
 
 def make_note(folder: Path, at: Places) -> None:

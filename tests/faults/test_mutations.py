@@ -58,6 +58,12 @@ def steer():
     sys.exit(2)
 
 
+def babble():
+    """Say more than a line should hold, past the end that the scripts give it."""
+    os.write(2, b"error: x.mat " + b"has more " * 1000)
+    sys.exit(2)
+
+
 def look_up():
     return {}["no such key"]
 
@@ -66,7 +72,7 @@ def look_up():
     ("signal", crash), ("signal", os.abort), ("hang", lambda: time.sleep(60)), ("traceback", look_up),
     ("traceback", lambda: os._exit(0)), ("traceback", lambda: os._exit(3)), (OTHER, lambda: "another"), (SAME, lambda: "healthy"),
     ("poor refusal", refuse("a file is damaged")), ("poor refusal", lambda: sys.exit("damaged")),
-    ("poor refusal", steer), ("poor refusal", refuse(f"x.mat {'has more ' * 1000}")),
+    ("poor refusal", steer), ("poor refusal", babble),
     (REFUSED, refuse("x.mat is\ndamaged")),
 ])  # fmt: skip
 def test_what_comes_of_a_reader_is_classed(tmp_path, name, read):

@@ -229,7 +229,7 @@ def test_cached_tokens_of_another_store_are_named(script, demo, run, tmp_path):
 
 def test_decoding_test_with_several_epochs_is_named(script, demo, trained, tmp_path):
     for epoch in (2, 3):
-        flags = demo.generation(trained, tmp_path / f"out{epoch}", stage="decode", generate_images=False)
+        flags = demo.generation(trained, tmp_path / f"out{epoch}", stage="decode", generate_images=None)
         done = script("generate.py", *flags, "--projection_dir", trained / f"projection_epoch{epoch}.pth")
         assert done.code == 0, done.err
     done = script("evaluate.py", "--audit", demo.store, tmp_path / "out2", tmp_path / "out3", "--cuda", "-1")

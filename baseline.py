@@ -1,0 +1,135 @@
+"""A baseline on the same store, protocol and rows as the decoders: `evaluate.py` puts it into the same table.
+
+    python baseline.py --model eegnet --downstream_dataset BCICIV2a --datasets_dir data/BCICIV2a/processed_lmdb \
+        --output_dir pth_downtasks/baselines/eegnet
+
+linear_probe and mlp read the tokens that a language model reads (--foundation_dir, --token_pooling); the others read the
+signal, or, as best_constant and recording_only do, none. What trains by epochs takes the best validation epoch; the test is
+decoded once. Leaves in --output_dir: decoded_test.jsonl, results.json, run.json, and metrics.jsonl where there are epochs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from datasets.description import DATASETS, load_description
+from datasets.splits import check_protocol
+from models import BASELINES, ENCODERS, POOLINGS, choose
+from utils import flags
+from utils.errors import UserError, run_script, start_script
+
+
+def parse_args() -> argparse.Namespace:
+    parser = flags.new_parser(__doc__)
+    add = parser.add_argument
+    add("--model", choices=list(BASELINES), required=True, help="which baseline")
+    add("--downstream_dataset", choices=list(DATASETS), default="BCICIV2a", help="which dataset's classes and montage")
+    add("--output_dir", required=True, help="folder of the run")
+    add("--epochs", type=int, default=60, help="what trains by epochs: passes over the training trials")
+    add("--seed", type=int, default=0, help="of weights and order")
+    add(
+        "--shuffle_labels",
+        action="store_true",
+        help="the shuffled-label control: permuted within each recording, in all splits",
+    )
+    add("--cuda", type=int, default=0, help="GPU; -1: CPU")
+    flags.add_store_flags(parser, "data/BCICIV2a/processed_lmdb", check_protocol)
+    flags.add_encoder_flags(parser, [name for name in ENCODERS if name == "csbrain"])
+    add(
+        "--token_pooling",
+        choices=list(POOLINGS),
+        default="region",
+        help="linear_probe, mlp: how features become tokens",
+    )
+    args = parser.parse_args()
+    flags.check_at_least(parser, args, epochs=1)
+    return args
+
+
+if __name__ == "__main__":
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
+
+import numpy as np
+
+from datasets.trials import TrialDataset, load_splits
+from models.baselines import Data
+from stages.rows import Readout, most_likely, new_row, write_rows
+from stages.runs import print_scores
+from stages.scores import score_rows
+from stages.tokens import encoder_for, give_tokens
+from utils.checkpoints import fingerprint
+from utils.device import pick_device
+from utils.files import environment, read_json, write_json, write_jsonl
+
+
+def read(dataset: TrialDataset, reads: str) -> Data:
+    """A split as the baseline reads it."""
+    x = None
+    if reads == "tokens":
+        x = dataset.tokens.numpy()  # (N, n, D)
+    elif reads == "signal":
+        n_chans = len(dataset.description.montage.electrodes)
+        empty = np.zeros((0, n_chans, dataset.n_times), np.float32)
+        x = np.stack([dataset.samples(trial) for trial in dataset.trials]) if len(dataset) else empty  # (N, C, T)
+        if not np.isfinite(x).all():
+            raise UserError(f"{dataset.store.path}: a {dataset.mode} trial holds NaN or infinity")
+    recordings = [(trial.session, trial.run) for trial in dataset.trials]
+    return Data(x, np.array(dataset.labels, int), recordings, dataset.sfreq)
+
+
+def main(args: argparse.Namespace) -> None:
+    output_dir, device = Path(args.output_dir), pick_device(args.cuda)
+    description = load_description(args.downstream_dataset)
+    splits = load_splits(args.datasets_dir, description, args.protocol)
+    if not len(splits["test"]):
+        raise UserError(f"{args.datasets_dir} has no test trials under --protocol {args.protocol}")
+    if args.shuffle_labels:
+        for dataset in splits.values():
+            dataset.shuffle_labels(args.seed)
+    store = splits["train"].store
+    depends_on = {"store": store.fingerprint, "list of trials": store.listed}
+
+    # ------------------------------------------------------------ what it reads
+    settings = {"n_classes": len(description.classes), "seed": args.seed, "epochs": args.epochs, "device": device}
+    baseline = choose(BASELINES, args.model)(**settings)
+    if baseline.reads == "tokens":
+        foundation = args.foundation_dir if args.use_pretrained_weights else None
+        encoder = encoder_for(splits["train"], args.encoder, foundation, args.allow_partial, args.seed)
+        depends_on["encoder"] = fingerprint(encoder)
+        give_tokens(splits.values(), encoder, True, args.token_pooling, args.cache_dir, device)
+    arguments = json.loads(json.dumps(vars(args), default=str))
+    fixed = {
+        k: v
+        for k, v in arguments.items()
+        if k not in ("output_dir", "datasets_dir", "foundation_dir", "cache_dir", "cuda")
+    }
+    record = {"arguments": arguments, "fixed": fixed, "depends_on": depends_on}
+    if (output_dir / "run.json").exists():
+        before = read_json(output_dir / "run.json")
+        if any(before.get(k) != record[k] for k in ("fixed", "depends_on")):
+            raise UserError(f"{output_dir} holds another run; choose another folder")
+
+    # ------------------------------------------------------------ training, validation, one look at the test
+    train, val, test = (read(splits[mode], baseline.reads) for mode in ("train", "val", "test"))
+    baseline.fit(train, val)
+    probabilities = baseline.predict(test)  # (N, K)
+    rows = []
+    for index, p in enumerate(probabilities.round(6).tolist()):
+        label = most_likely(p)
+        readouts = {"classifier": Readout(label, description.chance, p)}
+        rows.append(new_row(splits["test"], index, readouts, description.canonical[label]))
+    history = getattr(baseline, "history", [])
+    scores = {readout: score.as_dict() for readout, score in score_rows(rows).items()}
+    write_json(record | {"environment": environment()}, output_dir / "run.json")
+    if history:
+        write_jsonl(history, output_dir / "metrics.jsonl")
+    best = max(history, key=lambda e: (e["accuracy"], -e["epoch"]))["epoch"] if history else None
+    write_json({"best_epoch": best, "selected_by": "validation accuracy", "test": scores}, output_dir / "results.json")
+    write_rows(rows, output_dir / "decoded_test.jsonl")
+    print(f"{args.model} on {description.name}, {args.protocol}: {len(train)} / {len(val)} / {len(test)} train / val / test trials"
+          + (f"; epoch {best} of {len(history)} by validation" if history else ""))  # fmt: skip
+    print_scores(score_rows(rows))
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(args), [Path(args.output_dir) / ".lock"], "the same command begins anew")
