@@ -99,7 +99,7 @@ def confusion_figure(run: Run, path: Path) -> None:
     labels = [plain(names.get(k, str(k))) for k in range(n_classes)]
     axis.set_xticks(range(n_classes + 1), [*labels, "none"], rotation=30, ha="right")
     axis.set_yticks(range(n_classes), labels)
-    axis.set(xlabel="decoded", ylabel="true", title=f"{plain(run.name)}, {readout}, n = {len(rows)}")
+    axis.set(xlabel="decoded", ylabel="true", title=f"{plain(run.name)}, {plain(readout)}, n = {len(rows)}")
     save(figure, path)
 
 
@@ -107,9 +107,7 @@ def reliability_figure(run: Run, path: Path) -> None:
     """Accuracy by confidence, for every read-out with probabilities; on the dashed line probabilities can be believed."""
     figure, axis = plt.subplots(figsize=(4, 3.6), layout="constrained")
     axis.plot([0, 1], [0, 1], "--", color="grey", lw=1)
-    for name, first in run.rows[0].readouts.items():
-        if first.probabilities is None:
-            continue
+    for name in tables.with_probabilities(run.rows):
         confidence = [row.readouts[name].probabilities[row.readouts[name].label] for row in run.rows]
         error, bins = calibration(run.right(name), confidence)
         x, y, n = np.array(bins).T
@@ -264,7 +262,7 @@ def main(args: argparse.Namespace) -> None:
                 print(f"notice: no confusion matrix of {run.name}: it has more than {MOST_CLASSES} classes")
             else:
                 confusion_figure(run, folder / f"confusion_{name}.png")
-            if any(readout.probabilities for readout in run.rows[0].readouts.values()):
+            if tables.with_probabilities(run.rows):
                 reliability_figure(run, folder / f"reliability_{name}.png")
         print(f"wrote {', '.join(files)} and figures in {folder}")
 

@@ -450,7 +450,7 @@ def _epoch(run: Run, folder: Path, splits, depends: dict) -> Iterator[Finding]:
         history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         results = read_json(folder / "results.json")
         readout, said = results["selected_by"], results["best_epoch"]
-        if not is_history(history):
+        if not is_history(history) or type(said) is not int or not isinstance(results.get("test"), dict):
             raise ValueError
         best = best_epoch(history, readout)
     except (UserError, ValueError, KeyError, TypeError, OSError):
@@ -478,7 +478,7 @@ def _epoch(run: Run, folder: Path, splits, depends: dict) -> Iterator[Finding]:
             run.name,
             f"epoch {said} of {len(history)} was chosen by validation ({readout}), the test decoded once",
         )
-    for name, scored in results.get("test", {}).items():
+    for name, scored in results["test"].items():
         right = sum(run.right(name)) if name in run.rows[0].readouts else None
         if not isinstance(scored, dict) or scored.get("correct") != right:
             yield Finding("BREACH", run.name, f"results.json says other scores of {name} than its decoded trials")
@@ -495,7 +495,7 @@ def _checkpoint(run: Run, folder: Path, epoch: int, splits, depends: dict) -> It
         yield Finding("cannot", run.name, f"the checkpoint of epoch {epoch} is not there")
         return
     checkpoint = read_checkpoint(paths[0])
-    seen = set(checkpoint.get("seen") or ()) & {trial.whose_session for trial in splits["test"]}
+    seen = set(map(str, checkpoint.get("seen") or ())) & {trial.whose_session for trial in splits["test"]}
     if seen:
         yield Finding("BREACH", run.name, f"its checkpoint was trained on test sessions: {', '.join(sorted(seen)[:5])}")
     if checkpoint.get("encoder_fingerprint") != depends.get("encoder"):
@@ -521,7 +521,7 @@ def token_findings(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | 
             bool(asked.get("allow_partial")),
             int(asked.get("seed", 0)),
         )
-    except (UserError, KeyError, ValueError) as error:
+    except (UserError, KeyError, ValueError, TypeError) as error:
         yield Finding(
             "cannot", run.name, f"whether the cached tokens are of this store: the encoder cannot be loaded ({error})"
         )

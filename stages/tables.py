@@ -62,6 +62,14 @@ class Run:
         return arguments if isinstance(arguments, dict) else {}
 
     @property
+    def seed(self) -> str:
+        return str(self.argument.get("seed"))
+
+    @property
+    def protocol(self) -> str:
+        return str(self.argument.get("protocol"))
+
+    @property
     def is_control(self) -> bool:
         return bool(self.argument.get("shuffle_labels"))
 
@@ -121,6 +129,8 @@ def read_control(run: Run, suffix: str) -> Run | None:
         raise UserError(f"{place} is not a shuffled-label control: it was made without --shuffle_labels; move it away")
     if [t[:-1] for t in control.trials] != [t[:-1] for t in run.trials]:
         raise UserError(f"{place} is not the control of this run: it was tested on other trials; move it away")
+    if set(control.rows[0].readouts) != set(run.rows[0].readouts):
+        raise UserError(f"{place} is not the control of this run: it has other read-outs; move it away")
     return control
 
 
@@ -134,20 +144,21 @@ def belong_together(runs: Sequence[Run]) -> list[list[Run]]:
             depends = run.record.get("depends_on")
             loose = {"seed", "encoder_seed"} | ({"protocol"} if is_fold(run) else set())
             same = sorted((k, repr(v)) for k, v in fixed.items() if k not in loose)
-            key = (repr(same), is_fold(run), repr(depends))
+            of_rows = tuple(run.rows[0].readouts), None if is_fold(run) else len(run.rows)
+            key = (repr(same), is_fold(run), repr(depends), of_rows)
         groups[key].append(run)
     return [part for group in groups.values() for part in _without_repeats(group)]
 
 
 def _without_repeats(group: list[Run]) -> list[list[Run]]:
     """A group as it is, or each run alone where a seed and fold is there twice (another folder of the same run)."""
-    kinds = [(run.argument.get("seed"), run.argument.get("protocol")) for run in group]
+    kinds = [(run.seed, run.protocol) for run in group]
     return [group] if len(set(kinds)) == len(kinds) else [[run] for run in group]
 
 
 def is_fold(run: Run) -> bool:
     """Whether a run leaves one subject out."""
-    return str(run.argument.get("protocol", "")).startswith("loso:")
+    return run.protocol.startswith("loso:")
 
 
 # ---------------------------------------------------------------- one line of the table
@@ -166,9 +177,8 @@ def numbers(rows: Sequence[Row], readout: str) -> dict:
         "p_permuted": permutation_p(score.accuracy, permuted), "permuted": level, "permuted_low": low, "permuted_high": high,
         **class_scores(confusion(true, decoded, n_classes)),
     }  # fmt: skip
-    probabilities = [r.readouts[readout].probabilities for r in rows]
-    if all(p is not None for p in probabilities):
-        p = np.array(probabilities)
+    if readout in with_probabilities(rows):
+        p = np.array([r.readouts[readout].probabilities for r in rows])
         found["ece"] = calibration(np.array(true) == decoded, p[np.arange(len(p)), decoded])[0]
         if n_classes >= TOP_FROM:
             found["top3"] = top_k(true, p, TOP)
@@ -177,6 +187,12 @@ def numbers(rows: Sequence[Row], readout: str) -> dict:
         found |= {"task": score.task.accuracy, "recording_alone": score.recording_line}
         found |= {"within_task": within.accuracy, "within_task_n": within.n} if within else {}
     return found
+
+
+def with_probabilities(rows: Sequence[Row]) -> list[str]:
+    """The read-outs that give a class and probabilities for every trial."""
+    return [name for name in rows[0].readouts
+            if all(r.readouts[name].probabilities is not None and r.readouts[name].label >= 0 for r in rows)]  # fmt: skip
 
 
 def permuted_by(rows: Sequence[Row], readout: str, seed: int = 0) -> np.ndarray:
@@ -191,7 +207,7 @@ def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run]) -> d
     """One line: a run; the mean of several seeds; or the folds of leave-one-subject-out, pooled."""
     seeds = defaultdict(list)
     for run in group:
-        seeds[run.argument.get("seed")].append(run)
+        seeds[run.seed].append(run)
     of_seed = [numbers([row for run in runs for row in run.rows], readout) for runs in seeds.values()]
     line = {"run": group_name(group), "readout": readout, "seeds": len(of_seed)} | of_seed[0]
     if len(of_seed) > 1:
@@ -210,7 +226,7 @@ def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run]) -> d
     if controls:
         pooled = defaultdict(list)
         for control in controls:
-            pooled[control.argument.get("seed")] += control.rows
+            pooled[control.seed] += control.rows
         found = [numbers(rows, readout)["accuracy"] for rows in pooled.values()]
         permuted = np.mean([permuted_by(rows, readout, seed) for seed, rows in enumerate(pooled.values())], axis=0)
         level, low, high = permutation_level(permuted)
@@ -243,8 +259,8 @@ def group_name(group: Sequence[Run]) -> str:
     while not all(run.name.startswith(common) for run in group):
         common = common[:-1]
     common = re.sub(r"[-_./]?(seed|s|loso|fold)?[-_.:]?$", "", common) or group[0].name
-    seeds = {run.argument.get("seed") for run in group}
-    folds = {run.argument.get("protocol") for run in group} if is_fold(group[0]) else ()
+    seeds = {run.seed for run in group}
+    folds = {run.protocol for run in group} if is_fold(group[0]) else ()
     said = [f"{len(folds)} folds"] * (len(folds) > 1) + [f"{len(seeds)} seeds"] * (len(seeds) > 1)
     return f"{common} ({', '.join(said)})"
 
@@ -287,7 +303,7 @@ def comparisons(groups: Sequence[Sequence[Run]]) -> list[dict]:
     """
     families = defaultdict(list)
     for group in groups:
-        run = sorted(group, key=lambda run: str(run.argument.get("seed")))[0]
+        run = sorted(group, key=lambda run: run.seed)[0]
         if not is_fold(run) or len(group) == 1:
             families[tuple(sorted(run.trials))].append(run)
     lines = []
