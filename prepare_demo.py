@@ -32,9 +32,18 @@ def parse_args() -> argparse.Namespace:
     add("--runs", type=int, default=6, help="BCIC-like: task runs a recording (the real ones have 6)")
     add("--trials_per_run", type=int, default=12, help="BCIC-like: trials a run (the real ones have 48)")
     add("--trials_per_class", type=int, default=3, help="VI-like: trials a class and session (the real ones have 40)")
+    add(
+        "--effect",
+        type=float,
+        default=0.5,
+        help="share of the strongest simulated effect; 1: decoders reach the ceiling",
+    )
+    add("--spread", type=float, default=0.0, help="how much people differ in it: 0.5 from half to one and a half of it")
     add("--llm_steps", type=int, default=600, help="steps of text training of the chat model")
     add("--seed", type=int, default=0, help="of people, signals and models")
     args = parser.parse_args()
+    if not 0 <= args.effect <= 2 or not 0 <= args.spread <= 1:
+        parser.error("--effect goes from 0 to 2, --spread from 0 to 1")
     flags.check_at_least(parser, args, runs=1, trials_per_run=1, trials_per_class=1, llm_steps=1)
     return args
 
@@ -63,7 +72,8 @@ def main(args: argparse.Namespace) -> None:
     if data.resolve() == pth.resolve():
         raise UserError(f"--data_dir and --pth_dir are both {data}; recordings and models need a folder each")
     sizes = {"runs": args.runs, "trials_per_run": args.trials_per_run, "trials_per_class": args.trials_per_class}
-    same_settings(data, {"seed": args.seed} | sizes)
+    plain = {"effect": args.effect, "spread": args.spread}
+    same_settings(data, {"seed": args.seed} | sizes | plain)
     same_settings(pth, {"seed": args.seed, "llm_steps": args.llm_steps})
 
     quiet()
@@ -75,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
         write_missing(data / "BCICIV2b/raw", load_description("BCICIV2b"), write_bcic2b_like, args)
     if "VI" in args.datasets:
         raw, stimuli = data / "VisualImagery/raw", data / "VisualImagery/stimuli"
-        n_all, n_new = write_vi_like(raw, VIDemoSize(trials_per_class=args.trials_per_class), args.seed)
+        n_all, n_new = write_vi_like(raw, VIDemoSize(trials_per_class=args.trials_per_class, **plain), args.seed)
         print(f"{raw}: {n_all} recordings, {n_new} of them written now")
         for label, name in VI.stimuli.items():
             if not (stimuli / name).exists():
@@ -121,14 +131,16 @@ def main(args: argparse.Namespace) -> None:
 def write_missing(raw: Path, description: DatasetDescription, write: Callable, args: argparse.Namespace) -> None:
     """Write the raw files of a BNCI-like dataset that are not there yet."""
     missing = tuple(name for name in description.all_files if not (raw / name).exists())
-    write(raw, DemoSize(runs=args.runs, trials_per_run=args.trials_per_run), args.seed, missing)
+    size = DemoSize(args.runs, args.trials_per_run, args.effect, args.spread)
+    write(raw, size, args.seed, missing)
     print(f"{raw}: {len(description.all_files)} recordings, {len(missing)} of them written now")
 
 
 def same_settings(folder: Path, settings: dict) -> None:
     """Refuse to mix what was made with other settings; note the settings where nothing is yet."""
     note = folder / "demo.json"
-    if note.exists() and (made := read_json(note)) != settings:
+    before_these = {"effect": 1.0, "spread": 0.0}  # what a folder was made with that does not say
+    if note.exists() and before_these | (made := read_json(note)) != before_these | settings:
         raise UserError(f"{folder} was made with {json.dumps(made)[:200]}; delete it or choose another folder")
     with written_whole(note) as unfinished:
         unfinished.write_text(json.dumps(settings) + "\n")

@@ -26,11 +26,17 @@ CALIBRATION_RUNS = {"A04T": 1}  # all other files have 3
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much to write. The real files have 6 runs of 48 trials."""
+    """How much to write, and how plain. The real files have 6 runs of 48 trials.
+
+    effect : float. Share of the strongest effect that imagery has.
+    spread : float. How much people differ in it: 0.5 from half to one and a half of it.
+    """
 
     runs: int = 6
     trials_per_run: int = 12
-    dimming: float = 0.8  # share of the rhythm's amplitude that imagery takes away
+    effect: float = 1.0
+    spread: float = 0.0
+    dimming: float = 0.8  # share of the rhythm's amplitude that the strongest effect takes away
     trial_seconds: float = 7.0  # 2 s fixation, 4 s imagery, 1 s rest
     cue_seconds: float = 2.0  # from a trial's start to its imagery
 
@@ -51,7 +57,7 @@ def write_bcic_like(folder: Path, size: DemoSize, seed: int, files: tuple[str, .
         stem = name.removesuffix(".mat")
         person = np.random.default_rng((seed, int(stem[2])))  # the same in both sessions
         rng = np.random.default_rng((seed, int(stem[2]), "TE".index(stem[3]) + 1))
-        traits = _traits(person)
+        traits = _traits(person, size.spread)
         runs = [_run(rng, traits, size, np.array([], int)) for _ in range(CALIBRATION_RUNS.get(stem, 3))]
         for _ in range(size.runs):
             labels = rng.permutation(np.arange(size.trials_per_run) % len(DIMMED))
@@ -66,7 +72,7 @@ def write_bcic2b_like(folder: Path, size: DemoSize, seed: int, files: tuple[str,
     chosen = [*(MONTAGE.electrodes.index(name) for name in MONTAGE_2B.electrodes), -3, -2, -1]  # and three EOG
     for name in files:
         rng = np.random.default_rng((seed, 100 + int(name[2]), "TE".index(name[3])))
-        traits = _traits(np.random.default_rng((seed, 100 + int(name[2]))))
+        traits = _traits(np.random.default_rng((seed, 100 + int(name[2]))), size.spread)
         runs = []
         for _ in range({"T": 3, "E": 2}[name[3]]):
             run = _run(rng, traits, size, rng.permutation(np.arange(size.trials_per_run) % 2))
@@ -82,10 +88,10 @@ def _write(path: Path, runs: list[dict]) -> None:
         scipy.io.savemat(unfinished, {"data": data}, do_compression=False, appendmat=False)
 
 
-def _traits(person: np.random.Generator) -> dict:
+def _traits(person: np.random.Generator, spread: float) -> dict:
     """What makes a person: gain, noise, rhythm, electrode offsets, and how strongly imagery shows."""
     n_chans = len(MONTAGE.electrodes)
-    return {
+    traits = {
         "gain": person.uniform(0.85, 1.2),
         "noise": person.uniform(5.0, 8.0),  # microvolts
         "rhythm": person.uniform(9.5, 11.5),  # Hz
@@ -96,6 +102,7 @@ def _traits(person: np.random.Generator) -> dict:
         "age": int(person.integers(20, 35)),
         "gender": person.choice(["male", "female"]),
     }
+    return traits | {"strength": traits["strength"] * (1 + spread * person.uniform(-1, 1))}
 
 
 def _run(rng: np.random.Generator, traits: dict, size: DemoSize, labels: np.ndarray) -> dict:
@@ -115,7 +122,8 @@ def _run(rng: np.random.Generator, traits: dict, size: DemoSize, labels: np.ndar
     envelope = np.ones((3, n_times))
     for onset, label in zip(onsets, labels, strict=True):
         imagery = slice(onset + int(size.cue_seconds * sfreq), onset + int((size.cue_seconds + 4.0) * sfreq))
-        envelope[list(DIMMED[int(label)]), imagery] = 1 - size.dimming * traits["strength"] * rng.uniform(0.8, 1.1)
+        dimmed = size.dimming * size.effect * traits["strength"] * rng.uniform(0.8, 1.1)
+        envelope[list(DIMMED[int(label)]), imagery] = 1 - min(dimmed, 1.0)
     ramp = np.hanning(int(0.5 * sfreq))
     envelope = np.apply_along_axis(np.convolve, 1, envelope, ramp / ramp.sum(), mode="same")
     places = np.array([place(name) for name in MONTAGE.electrodes])

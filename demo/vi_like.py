@@ -24,11 +24,16 @@ EFFECT = {label: (label % 5, label // 5) for label in range(10)}  # class → (r
 
 @dataclass(frozen=True)
 class VIDemoSize:
-    """How much to write. The real sessions have 40 trials a class, and a trial lasts over 11 s."""
+    """How much to write, and how plain. The real sessions have 40 trials a class, and a trial lasts over 11 s.
+
+    effect, spread : float. As in `demo.bcic_like.DemoSize`.
+    """
 
     trials_per_class: int = 3
     trial_seconds: float = 5.5  # 4.5 s of imagery and a pause
-    growth: float = 2.0  # of the rhythm's amplitude, relative to rest
+    effect: float = 1.0
+    spread: float = 0.0
+    growth: float = 2.0  # of the rhythm's amplitude, relative to rest, at the strongest effect
     only: tuple[str, ...] = SUBJECTS
 
 
@@ -43,7 +48,7 @@ def write_vi_like(raw_dir: Path, size: VIDemoSize, seed: int) -> tuple[int, int]
     n_all = n_new = 0
     for subject in size.only:
         number = int(subject[1:])
-        traits = _traits(np.random.default_rng((seed, number)))
+        traits = _traits(np.random.default_rng((seed, number)), size.spread)
         for session in range(1, N_SESSIONS[subject] + 1):
             for task in TASKS:
                 stem = f"sub-{number:02d}_ses-{session:02d}_task-{task}"
@@ -70,10 +75,10 @@ def write_vi_like(raw_dir: Path, size: VIDemoSize, seed: int) -> tuple[int, int]
 # ---------------------------------------------------------------- the signal
 
 
-def _traits(person: np.random.Generator) -> dict:
+def _traits(person: np.random.Generator, spread: float) -> dict:
     """What makes a person."""
     n_chans = len(MONTAGE.electrodes)
-    return {
+    traits = {
         "gain": person.uniform(0.85, 1.2),
         "noise": person.uniform(6.0, 9.0),  # microvolts
         "rhythms": (person.uniform(9.5, 11.5), person.uniform(19.5, 22.5)),  # Hz
@@ -82,6 +87,7 @@ def _traits(person: np.random.Generator) -> dict:
         "weight": person.uniform(0.8, 1.2, n_chans),  # how an electrode sees its region
         "strength": person.uniform(0.9, 1.1),
     }
+    return traits | {"strength": traits["strength"] * (1 + spread * person.uniform(-1, 1))}
 
 
 def _recording(rng: np.random.Generator, traits: dict, size: VIDemoSize, task: str) -> tuple[np.ndarray, list]:
@@ -100,7 +106,7 @@ def _recording(rng: np.random.Generator, traits: dict, size: VIDemoSize, task: s
         region, rhythm = EFFECT[TASKS[task] + int(code) - 1]
         envelope = np.ones(4600)
         envelope[:200], envelope[-200:] = ramp[:200], ramp[200:]
-        growth = 1 + size.growth * traits["strength"] * rng.uniform(0.85, 1.15) * envelope
+        growth = 1 + size.growth * size.effect * traits["strength"] * rng.uniform(0.85, 1.15) * envelope
         sources[region, rhythm, onset : onset + 4600] *= growth
 
     region_of = np.array([REGIONS.index(code) for code in MONTAGE.brain_regions])

@@ -169,7 +169,7 @@ def flat(flags: dict) -> list[str]:
     return parts
 
 
-SIZES = ("--trials_per_run", 4, "--trials_per_class", 1, "--llm_steps", 200)
+SIZES = ("--trials_per_run", 4, "--trials_per_class", 1, "--llm_steps", 200, "--effect", 1, "--spread", 0)
 
 
 def demo_in(folder: Path, room: str) -> Demo:

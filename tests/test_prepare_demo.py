@@ -134,3 +134,15 @@ def test_the_tiny_image_models_have_the_hubs_layouts(demo, name, parts):
 def test_the_tiny_clip_has_the_hubs_layout(demo):
     names = {path.name for path in (demo.pth / "clip").iterdir()}
     assert {"config.json", "preprocessor_config.json", "model.safetensors"} <= names
+
+
+def test_a_weaker_effect_changes_the_recordings_and_the_strongest_one_is_the_default(tmp_path):
+    def written(name, **how):
+        write_bcic_like(tmp_path / name, DemoSize(runs=1, trials_per_run=4, **how), 0, ["A01T.mat"])
+        return read_bcic_mat(tmp_path / name / "A01T.mat")[3].signal
+
+    plain, weak, other = written("plain"), written("weak", effect=0.3), written("other", spread=0.9)
+    assert np.array_equal(plain, written("again", effect=1.0, spread=0.0))
+    assert not np.allclose(plain, weak) and not np.allclose(plain, other)
+    c4 = BCIC.electrodes.index("C4")  # dimmed less, so louder
+    assert weak[c4].std() > plain[c4].std()
