@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--effect",
         type=float,
-        default=0.5,
+        default=1.0,
         help="share of the strongest simulated effect; 1: decoders reach the ceiling",
     )
     add("--spread", type=float, default=0.0, help="how much people differ in it: 0.5 from half to one and a half of it")

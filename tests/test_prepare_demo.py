@@ -146,3 +146,8 @@ def test_a_weaker_effect_changes_the_recordings_and_the_strongest_one_is_the_def
     assert not np.allclose(plain, weak) and not np.allclose(plain, other)
     c4 = BCIC.electrodes.index("C4")  # dimmed less, so louder
     assert weak[c4].std() > plain[c4].std()
+
+
+def test_the_demo_is_made_with_the_strongest_effect_unless_it_is_said(script):
+    said = " ".join(script("prepare_demo.py", "-h").out.split())
+    assert "reach the ceiling (default: 1.0)" in said and "a half of it (default: 0.0)" in said
