@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> None:
     write_json(record | {"environment": environment()}, output_dir / "run.json")
     if history:
         write_jsonl(history, output_dir / "metrics.jsonl")
-    best = max(history, key=lambda e: (e["accuracy"], -e["epoch"]))["epoch"] if history else None
+    best = getattr(baseline, "best", None)
     write_json({"best_epoch": best, "selected_by": "validation accuracy", "test": scores}, output_dir / "results.json")
     write_rows(rows, output_dir / "decoded_test.jsonl")
     print(f"{args.model} on {description.name}, {args.protocol}: {len(train)} / {len(val)} / {len(test)} train / val / test trials"

@@ -195,22 +195,24 @@ class Trained:
         self.lr, self.batch_size, self.weight_decay, self.sfreq = lr, batch_size, weight_decay, sfreq
         self.history: list[dict] = []
 
-    def _input(self, data: Data) -> torch.Tensor:
-        x = data.x if self.sfreq is None else resample(data.x, data.sfreq, self.sfreq)
+    def _at_its_rate(self, data: Data) -> np.ndarray:
+        return data.x if self.sfreq is None else resample(data.x, data.sfreq, self.sfreq)
+
+    def _standard(self, x: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray((x - self.mean) / self.sd, np.float32))
 
     def fit(self, train: Data, val: Data) -> None:
         seed_everything(self.seed)
         axes = tuple(k for k in range(train.x.ndim) if k != 1) if self.reads == "signal" else 0
-        x = train.x if self.sfreq is None else resample(train.x, train.sfreq, self.sfreq)
+        x = self._at_its_rate(train)
         self.mean, self.sd = (
             x.mean(axis=axes, keepdims=True),
             x.std(axis=axes, keepdims=True) + 1e-6,
         )  # of training trials
-        x, y = self._input(train), torch.from_numpy(train.labels)
+        x, y, x_val = self._standard(x), torch.from_numpy(train.labels), self._standard(self._at_its_rate(val))
         self.model = self.net(tuple(x.shape[1:]), self.n_classes, self.sfreq or train.sfreq).to(self.device)
         optimizer = torch.optim.AdamW(self.model.parameters(), self.lr, weight_decay=self.weight_decay)
-        best, kept = -1.0, None
+        highest, kept = -1.0, None
         for epoch in progress(range(1, self.epochs + 1), desc="training", unit="epoch"):
             seed_everything(self.seed, epoch)
             self.model.train()
@@ -224,16 +226,21 @@ class Trained:
                 nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 optimizer.step()
                 losses.append(loss.item())
-            accuracy = float((self.predict(val).argmax(axis=1) == val.labels).mean()) if len(val) else float(epoch)
+            accuracy = (
+                float((self._probabilities(x_val).argmax(axis=1) == val.labels).mean()) if len(val) else float(epoch)
+            )
             self.history.append({"epoch": epoch, "train_loss": float(np.mean(losses)), "accuracy": accuracy})
-            if accuracy > best:
-                best, kept = accuracy, copy.deepcopy(self.model.state_dict())
+            if accuracy > highest:
+                highest, self.best, kept = accuracy, epoch, copy.deepcopy(self.model.state_dict())
         self.model.load_state_dict(kept)
 
-    @torch.no_grad()
     def predict(self, data: Data) -> np.ndarray:
+        return self._probabilities(self._standard(self._at_its_rate(data)))
+
+    @torch.no_grad()
+    def _probabilities(self, inputs: torch.Tensor) -> np.ndarray:
         self.model.eval()
-        parts = [self.model(x.to(self.device)).softmax(-1).cpu() for x in self._input(data).split(256)]
+        parts = [self.model(x.to(self.device)).softmax(-1).cpu() for x in inputs.split(256)]
         return torch.cat(parts).double().numpy()
 
 

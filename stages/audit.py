@@ -169,8 +169,7 @@ def summarise(store, trials: Sequence[Trial]) -> Summaries:
             share = np.stack([((low >> b) & 1).mean(axis=(1, 2)) for b in range(8)], axis=1)
             rows["bits"].append(np.concatenate([share, low[:, :, 0] & 255, low[:, :, -1] & 255], axis=1))
             rows["constant"].append(np.concatenate([still, np.where(still, x[:, :, 0], 0)], axis=1))
-            standard = (x - mean[..., None]) / np.maximum(spread, 1e-6)[..., None]
-            rows["sketch"].append(standard.reshape(len(of), -1) @ views / np.sqrt(n_chans * n_times))
+            rows["sketch"].append(_standard(x).reshape(len(of), -1) @ views / np.sqrt(n_chans * n_times))
             most, least = np.maximum(most, x.max(axis=(0, 2))), np.minimum(least, x.min(axis=(0, 2)))
             total += x.sum(axis=(0, 2), dtype=float)
             squares += np.square(x, dtype=float).sum(axis=(0, 2))
@@ -227,7 +226,7 @@ def copy_findings(
     found = 0
     for a, b in sorted(pairs):
         x, y = (_standard(store.read(trials[k])) for k in (a, b))
-        if float((x * y).mean()) >= COPIES:
+        if (x * y).sum() >= COPIES * np.sqrt(np.square(x).sum() * np.square(y).sum()):
             found += 1
             if found <= 5:
                 where = f"{mode.get(trials[a].key, 'no split')} and {mode.get(trials[b].key, 'no split')}"
@@ -241,9 +240,8 @@ def copy_findings(
 
 
 def _standard(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, float)
-    moving = x[x.std(axis=1) > 1e-9]
-    return (moving - moving.mean(axis=1, keepdims=True)) / moving.std(axis=1, keepdims=True)
+    """(…, C, T) with mean 0 and deviation 1 of each electrode; one that does not change is 0."""
+    return (x - x.mean(axis=-1, keepdims=True)) / np.maximum(x.std(axis=-1, keepdims=True), 1e-6)
 
 
 def normalisation_findings(s: Summaries) -> Iterator[Finding]:

@@ -89,10 +89,11 @@ def accuracy(right: Sequence[bool], chance: float, people: int, **more) -> Accur
 
 def score_rows(rows: Sequence[Row]) -> dict[str, Accuracy]:
     """Accuracies of decoded trials by read-out; −1 (no class) counts as wrong. Empty without trials."""
-    return {name: _score(rows, name) for name in rows[0].readouts} if rows else {}
+    return {name: score_readout(rows, name) for name in rows[0].readouts} if rows else {}
 
 
-def _score(rows: Sequence[Row], name: str) -> Accuracy:
+def score_readout(rows: Sequence[Row], name: str) -> Accuracy:
+    """Accuracy of one read-out."""
     people = len({row.subject for row in rows})
     chance = best_constant([row.true_label for row in rows])
     by_task = _by_task(rows, name, people) if rows[0].tasks else {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.rows import Row, read_rows
-from stages.scores import p_value, percent, score_rows
+from stages.scores import p_value, percent, score_readout
 from stages.statistics import (
     FEW_PEOPLE,
     calibration,
@@ -166,7 +166,7 @@ def is_fold(run: Run) -> bool:
 
 def numbers(rows: Sequence[Row], readout: str) -> dict:
     """All numbers of one read-out of decoded trials, by column."""
-    score = score_rows(rows)[readout]
+    score = score_readout(rows, readout)
     true, decoded = [r.true_label for r in rows], [r.readouts[readout].label for r in rows]
     n_classes = round(1 / rows[0].readouts[readout].chance)
     permuted = permuted_by(rows, readout)

@@ -93,14 +93,15 @@ class TokenCache:
         """
         if not len(dataset):
             return torch.empty(0, 0, self.encoder.width)
-        files = [trials for trials in self.files(dataset).values() if trials[0].key not in self._tokens]
-        folder = self._path(dataset, dataset.trials, self.pooling).parent
+        files = self.files(dataset)
+        folder = next(iter(files)).parent
+        files = {path: trials for path, trials in files.items() if trials[0].key not in self._tokens}
         remove_leftovers(folder)  # of runs that died
         remove_stale(folder, ".tokens-*.lock")
         encoded = []
-        with progress(total=sum(map(len, files)), desc="encoding", unit="trial", leave=False) as bar:
-            for trials in files:
-                if self._load(trials, dataset, device):
+        with progress(total=sum(map(len, files.values())), desc="encoding", unit="trial", leave=False) as bar:
+            for path, trials in files.items():
+                if self._load(path, trials, dataset, device):
                     encoded += trials
                 bar.update(len(trials))
         people = {trial.subject for trial in encoded}
@@ -122,13 +123,12 @@ class TokenCache:
         """(len(trials), n, D) tokens, encoded now."""
         return self._encode(self._prepared(dataset, trials), device)[self.pooling]
 
-    def _load(self, trials: Sequence[Trial], dataset: TrialDataset, device: torch.device) -> bool:
+    def _load(self, path: Path, trials: Sequence[Trial], dataset: TrialDataset, device: torch.device) -> bool:
         """Bring one file's tokens into memory; whether they had to be encoded."""
         for trial in trials:
             dataset.store.verify(trial)
         if self._probes is None:
             self._probes = self._encode([self._probe(dataset)], device)
-        path = self._path(dataset, trials, self.pooling)
         kept = self._kept(path, len(trials))
         encodes = kept is None
         if encodes:

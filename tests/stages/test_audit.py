@@ -1,4 +1,4 @@
-"""Leaks of every kind are planted, and named; clean stores and runs are left alone."""
+"""A leak of each kind is written into a store or a run, and named; clean ones are left alone."""
 
 import json
 import shutil
@@ -91,7 +91,7 @@ def spelled(name):
     return change
 
 
-PLANTED = {
+LEAKS = {
     "a mean": (lambda t: at(t, add(slice(4, 5), lambda k: 3.0 * k)), "means"),
     "the mean of everything": (lambda t: at(t, add(slice(None), lambda k: 0.4 * k)), "means"),
     "overall loudness": (lambda t: at(t, lambda x, trial: x * (1 + 0.05 * trial.label)), "variance"),
@@ -113,10 +113,10 @@ def breaches(out):
     return {line.split(":")[0].removeprefix("BREACH").strip() for line in out.splitlines() if line.startswith("BREACH")}
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_leak_is_named(script, tmp_path, name):
-    plant, check = PLANTED[name]
-    done = script("evaluate.py", "--audit", written(tmp_path / "store", plant(clean_trials())))
+@pytest.mark.parametrize("name", LEAKS)
+def test_a_leak_that_is_written_into_a_store_is_named(script, tmp_path, name):
+    leak, check = LEAKS[name]
+    done = script("evaluate.py", "--audit", written(tmp_path / "store", leak(clean_trials())))
     assert done.code == 2 and check in breaches(done.out), done.out + done.err
     assert len(done.err.splitlines()) == 1 and "breach" in done.error_line
 
