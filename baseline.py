@@ -34,6 +34,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--cuda", type=int, default=0, help="GPU; -1: CPU")
     flags.add_store_flags(parser, "data/BCICIV2a/processed_lmdb", check_protocol)
+    flags.add_part_flags(parser)
     flags.add_encoder_flags(parser, [name for name in ENCODERS if name == "csbrain"])
     add(
         "--token_pooling",
@@ -68,7 +69,7 @@ def read(dataset: TrialDataset, reads: str) -> Data:
     if reads == "tokens":
         x = dataset.tokens.numpy()  # (N, n, D)
     elif reads == "signal":
-        n_chans = len(dataset.description.montage.electrodes)
+        n_chans = len(dataset.montage.electrodes)
         empty = np.zeros((0, n_chans, dataset.n_times), np.float32)
         x = np.stack([dataset.samples(trial) for trial in dataset.trials]) if len(dataset) else empty  # (N, C, T)
         if not np.isfinite(x).all():
@@ -80,7 +81,7 @@ def read(dataset: TrialDataset, reads: str) -> Data:
 def main(args: argparse.Namespace) -> None:
     output_dir, device = Path(args.output_dir), pick_device(args.cuda)
     description = load_description(args.downstream_dataset)
-    splits = load_splits(args.datasets_dir, description, args.protocol)
+    splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions)
     if not len(splits["test"]):
         raise UserError(f"{args.datasets_dir} has no test trials under --protocol {args.protocol}")
     if args.shuffle_labels:

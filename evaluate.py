@@ -195,6 +195,8 @@ def look_for_leaks(args: argparse.Namespace) -> None:
                 for mode in SPLITS
                 if splits[protocol][mode]
             ]
+            for dataset in datasets:
+                dataset.look_at(run.argument.get("window"), run.argument.get("regions"))
             say(audit.token_findings(run, datasets, args.cache_dir, pick_device(args.cuda)))
     say(audit.decoding_findings(runs))
     for words in audit.CANNOT:

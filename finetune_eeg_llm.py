@@ -35,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     warmup = ", ".join(f"{name} {load_description(name).warmup_epochs}" for name in DATASETS)
     add("--downstream_dataset", choices=list(DATASETS), required=True, help="which dataset's words and montage")
     flags.add_store_flags(parser, None, check_protocol)
+    flags.add_part_flags(parser)
     add("--model_dir", required=True, help="folder for checkpoints, metrics and results")
     flags.add_encoder_flags(parser, ENCODERS)
     add("--llm", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", help="chat model: local folder or hub address")
@@ -158,7 +159,7 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ set-up
     accelerator, precision = start_accelerator(args.cuda, args.precision, args.gradient_accumulation_steps, args.seed)
     say = accelerator.print
-    splits = load_splits(args.datasets_dir, description, args.protocol)
+    splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions)
     if args.shuffle_labels:
         for dataset in splits.values():
             dataset.shuffle_labels(args.seed)

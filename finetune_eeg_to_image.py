@@ -43,6 +43,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--downstream_dataset", choices=list(DATASETS), default="VI", help="which dataset's words, stimuli and montage")
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", check_protocol)
+    flags.add_part_flags(parser)
     add("--stimuli_dir", default=default("data/VisualImagery/stimuli"), help="folder of the stimulus photos")
     add("--output_dir", "--model_dir", default=default("pth_downtasks/eeg_direct"),
         help="folder for checkpoints, metrics and results")  # fmt: skip
@@ -188,7 +189,7 @@ def main(args: argparse.Namespace) -> None:
     # the baselines' text positions learn from the MSE term alone, which the warm-up leaves out
     accelerator, precision = start_accelerator(args.cuda, args.precision, 1, args.seed, idle_parameters=True)
     say = accelerator.print
-    splits = load_splits(args.datasets_dir, description, args.protocol)
+    splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions)
     if args.shuffle_labels:
         for dataset in splits.values():
             dataset.shuffle_labels(args.seed)

@@ -82,6 +82,7 @@ def main(args: argparse.Namespace) -> None:
         checkpoint = decoding.read_run_checkpoint(
             mapper_file, decoding.FOR_MAPPER, "finetune_eeg_to_image.py", description
         )
+        decoding.look_as_trained(dataset, checkpoint, mapper_file)
         decoding.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(mapper_file))
         foundation = args.foundation_dir if args.use_pretrained_weights else None
         encoder = decoding.checkpoint_encoder(

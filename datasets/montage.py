@@ -1,5 +1,6 @@
 """Electrodes, brain regions and their order inside the encoder. Each dataset's file holds its own montage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # CSBrain's codes
@@ -16,6 +17,16 @@ class Montage:
 
     electrodes: tuple[str, ...]
     topology: dict[int, tuple[str, ...]]
+
+    def of_regions(self, regions: Sequence[str]) -> "Montage":
+        """The part of it that lies in these regions, in the same order. ValueError names a region that it has not."""
+        codes = {REGION_NAMES[code]: code for code in self.topology}
+        unknown = [name for name in regions if name not in codes]
+        if unknown or not regions:
+            raise ValueError(f"it has no region {', '.join(unknown) or '(none named)'}; it has {', '.join(codes)}")
+        topology = {code: self.topology[code] for name, code in codes.items() if name in regions}
+        inside = {name for names in topology.values() for name in names}
+        return Montage(tuple(name for name in self.electrodes if name in inside), topology)
 
     @property
     def brain_regions(self) -> list[int]:

@@ -21,6 +21,10 @@ AMPLITUDES = (1.0, 200.0)  # microvolts, the median electrode's standard deviati
 # average off 0.48 to 3.0. Loose electrodes reach some ten times the median; a wrong unit is a factor of 256 or more.
 RATIOS = (0.01, 100.0)
 
+SIMULATED = (
+    "SIMULATED.txt"  # in the raw folder of recordings that prepare_demo.py wrote; says so all the way to the tables
+)
+
 
 def prepare(
     description: DatasetDescription, files: Sequence[Path], lmdb_dir: Path, settings: Preprocessing, workers: int,
@@ -39,7 +43,7 @@ def prepare(
     meta = {
         "dataset": description.name, "electrodes": description.montage.electrodes, "classes": description.classes,
         "options": options, "preprocessing": settings.as_dict(), "scale_flag": scale, "environment": environment(),
-        "sfreq": 0.0, "sources": [], "counts": {},
+        "sfreq": 0.0, "sources": [], "counts": {}, "simulated": is_simulated(files),
     }  # fmt: skip
     writer = StoreWriter(lmdb_dir, meta | {"code": code_digest()})
     if writer.notes:
@@ -72,6 +76,11 @@ def prepare(
     meta["sfreq"] = max(rates(meta["sources"]), default=0.0)
     meta["counts"] = {"/".join(map(str, key)): n for key, n in counts.items()}  # JSON has no tuples: "kept/A01/0"
     closing_table(description, writer.finish(meta), counts)
+
+
+def is_simulated(files: Sequence[Path]) -> bool:
+    """Whether any of these recordings lies in a folder that says it is simulated."""
+    return any((folder / SIMULATED).is_file() for file in files for folder in list(file.absolute().parents)[:4])
 
 
 def go_on(writer: StoreWriter, files: Sequence[Path]) -> None:

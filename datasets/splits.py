@@ -5,6 +5,7 @@ loso:PERSON    leave one subject out: PERSON tests; of the others, in alphabetic
                the last one comes the first), as many validate as in the published splits (one where there are none); the rest trains
 within:PERSON  one person across sessions: the dataset's test sessions test; of the earlier ones the last validates where
                there are three sessions or more in all. With two, nothing validates and the last epoch is tested
+people:TEST/VAL  these people test and validate, all others train: people:B06+B07/B05
 
 Nothing that tests is ever used to choose: `check_no_leak` asks what the protocol promises (no person, or no session and
 no trial, in two splits).
@@ -56,15 +57,31 @@ def within_person(store, description: DatasetDescription, person: str) -> Split:
     return {split: [t for t in trials if chosen.get(t.session, "train") == split] for split in SPLITS}
 
 
+def named_people(store, description: DatasetDescription, person: str) -> Split:
+    """The people that are named test and validate; the others train."""
+    named = [side.split("+") for side in person.split("/")]
+    if len(named) != 2 or not all(all(side) for side in named):
+        raise UserError(f"--protocol people:{person}: expected people:TEST/VAL, as in people:B06+B07/B05")
+    (test, val), chosen = named, {}
+    for split, people in (("test", test), ("val", val)):
+        for one in people:
+            _people(store, one, at_least=3)
+            if one in chosen:
+                raise UserError(f"--protocol people:{person} names {one} twice; a person may be in one split only")
+            chosen[one] = split
+    return {split: [t for t in store.trials if chosen.get(t.subject, "train") == split] for split in SPLITS}
+
+
 # name on the command line → (how it splits, what may not be in two splits)
 PROTOCOLS: dict[str, tuple[Callable[..., Split], str]] = {
     "published": (published, "person"),
     "loso": (leave_one_subject_out, "person"),
     "within": (within_person, "session"),
+    "people": (named_people, "person"),
 }
 
 
-NEEDS_PERSON = ("loso", "within")
+NEEDS_PERSON = ("loso", "within", "people")
 
 
 def split_trials(store, description: DatasetDescription, protocol: str = "published") -> Split:

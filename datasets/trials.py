@@ -45,6 +45,7 @@ class TrialDataset:
         self.trials: list[Trial] = split_trials(self.store, self.description, protocol)[mode]
         self.labels = [trial.label for trial in self.trials]
         self.mode, self.sfreq = mode, self.store.sfreq
+        self.look_at()
         self.prepare: Callable | None = None
         self.tokens = None
         self._prepared: dict[int, object] = {}
@@ -64,6 +65,31 @@ class TrialDataset:
             raise UserError(f"{path}: trials are ({n_chans}, {n_times}); {name} has {len(electrodes)} electrodes")
         if tuple(self.store.meta.get("electrodes", electrodes)) != electrodes:
             raise UserError(f"{path} has other electrodes than {name}")
+
+    def look_at(self, window: Sequence[float] | None = None, regions: Sequence[str] | None = None) -> None:
+        """Read a part of each trial: what an ablation leaves.
+
+        window : (float, float), optional. From and to, in seconds of the stored trial.
+        regions : sequence of str, optional. The brain regions whose electrodes are read, as in `REGION_NAMES`.
+        Raises UserError if the trials have no such part.
+        """
+        montage, n_times = self.description.montage, self.store.shape[1]
+        start, stop = 0, n_times
+        if window is not None and n_times:
+            start, stop = (round(min(max(-1.0, second), 1e6) * self.sfreq) for second in window)
+            if not 0 <= start < stop <= n_times:
+                raise UserError(
+                    f"--window {window[0]:g} {window[1]:g}: the trials of {self.store.path} last {n_times / self.sfreq:g} s"
+                )
+        try:
+            self.montage = montage if regions is None else montage.of_regions(regions)
+        except ValueError as error:
+            raise UserError(f"--regions: {self.description.name}: {error}") from None
+        self.window, self.regions = None if window is None else list(window), None if regions is None else list(regions)
+        self._cut = slice(start, stop)
+        self._picks = slice(len(montage.electrodes))  # channels behind the dataset's electrodes stay behind
+        if regions is not None:
+            self._picks = [montage.electrodes.index(name) for name in self.montage.electrodes]
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -85,8 +111,8 @@ class TrialDataset:
         return self._prepared[index]
 
     def samples(self, trial: Trial) -> np.ndarray:
-        """(n_chans, n_times) float32 microvolts; channels behind the dataset's electrodes stay behind."""
-        return self.store.read(trial)[: len(self.description.montage.electrodes)]
+        """(n_chans, n_times) float32 microvolts of the part that is looked at."""
+        return self.store.read(trial)[self._picks, self._cut]
 
     def signal(self, index: int) -> "torch.Tensor":  # noqa: F821
         """(n_chans, n_times) float32 microvolts of trial `index`."""
@@ -105,13 +131,19 @@ class TrialDataset:
 
     @property
     def facts(self) -> dict:
-        """What a checkpoint keeps of the trials that it was trained on: length, rate (Hz), window, filter, reference."""
-        return {"n_times": self.n_times, "sfreq": self.sfreq, "preprocessing": self.store.meta.get("preprocessing")}
+        """What a checkpoint keeps of the trials that it was trained on: length, rate (Hz), preprocessing, part of them."""
+        return {"n_times": self.n_times, "sfreq": self.sfreq, "preprocessing": self.store.meta.get("preprocessing"),
+                "window": self.window, "regions": self.regions}  # fmt: skip
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the store says that its recordings are simulated."""
+        return bool(self.store.meta.get("simulated"))
 
     @property
     def n_times(self) -> int:
-        """Samples a trial."""
-        return self.store.shape[1]
+        """Samples of a trial that are looked at."""
+        return self._cut.stop - self._cut.start
 
     def spread(self, n: int) -> list[int]:
         """`n` trials spread evenly over the split, or all where there are fewer, with a notice.
@@ -126,14 +158,19 @@ class TrialDataset:
         return np.linspace(0, len(self) - 1, n).round().astype(int).tolist()
 
 
-def load_splits(data_dir: str | Path, description: DatasetDescription, protocol: str) -> dict[str, TrialDataset]:
-    """All three splits of a store, opened once. A split may be empty.
+def load_splits(
+    data_dir: str | Path, description: DatasetDescription, protocol: str, window: Sequence[float] | None = None,
+    regions: Sequence[str] | None = None,
+) -> dict[str, TrialDataset]:  # fmt: skip
+    """All three splits of a store, opened once. A split may be empty. `window` and `regions` as in `look_at`.
 
     Raises UserError if nothing is there to train on, or nothing validates under a protocol that chooses by
         validation.
     """
     store = open_store(data_dir)
     splits = {mode: TrialDataset(data_dir, mode, protocol, description, store) for mode in SPLITS}
+    for dataset in splits.values():
+        dataset.look_at(window, regions)
     for mode in ("train", "val"):
         if not len(splits[mode]) and not (mode == "val" and protocol.startswith("within")):
             raise UserError(

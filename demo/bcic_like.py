@@ -28,14 +28,15 @@ CALIBRATION_RUNS = {"A04T": 1}  # all other files have 3
 class DemoSize:
     """How much to write, and how plain. The real files have 6 runs of 48 trials.
 
-    effect : float. Share of the strongest effect that imagery has.
+    effect : float. Share of the strongest effect that imagery has. At 1, decoders reach the ceiling, where no two of
+        them can be told apart; the default leaves them room.
     spread : float. How much people differ in it: 0.5 from half to one and a half of it.
     """
 
     runs: int = 6
     trials_per_run: int = 12
-    effect: float = 1.0
-    spread: float = 0.0
+    effect: float = 0.7
+    spread: float = 0.3
     dimming: float = 0.8  # share of the rhythm's amplitude that the strongest effect takes away
     trial_seconds: float = 7.0  # 2 s fixation, 4 s imagery, 1 s rest
     cue_seconds: float = 2.0  # from a trial's start to its imagery

@@ -31,8 +31,8 @@ class VIDemoSize:
 
     trials_per_class: int = 3
     trial_seconds: float = 5.5  # 4.5 s of imagery and a pause
-    effect: float = 1.0
-    spread: float = 0.0
+    effect: float = 0.45
+    spread: float = 0.3
     growth: float = 2.0  # of the rhythm's amplitude, relative to rest, at the strongest effect
     only: tuple[str, ...] = SUBJECTS
 

@@ -230,10 +230,11 @@ class CLIPImageTargetBuilder:
         """(K, 768) float32, in the order of the pictures; UserError if the model cannot be loaded."""
         digests = [hashlib.sha256(f"{p.size} {p.mode}".encode() + p.tobytes()).hexdigest() for p in pictures]
         key = [*_identity(self.name), *digests]
-        return _cached(self.cache_dir, self.name, "image", key, lambda: self._encode(list(pictures)))["x"]
+        return _cached(self.cache_dir, self.name, "image", key, lambda: {"x": self.encode(list(pictures))})["x"]
 
     @torch.inference_mode()
-    def _encode(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
+    def encode(self, pictures: list[Image.Image]) -> torch.Tensor:
+        """As `build`, computed now."""
         transformers.logging.set_verbosity_error()  # the text tower's weights are left out on purpose
         safe = {"local_files_only": self.local, "trust_remote_code": False}
         kind = CLIPVisionModelWithProjection
@@ -241,7 +242,7 @@ class CLIPImageTargetBuilder:
         with loading(f"--clip_model {self.name}", HINT):
             processor = CLIPImageProcessorPil.from_pretrained(self.name, **safe)
             pixels = processor(pictures, return_tensors="pt")["pixel_values"]
-            return {"x": model(pixels).image_embeds.clone()}
+            return model(pixels).image_embeds.clone()
 
 
 class CLIPTextTargetBuilder:

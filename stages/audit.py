@@ -534,10 +534,7 @@ def token_findings(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | 
         )
         return
     cache = TokenCache(
-        cache_dir or asked.get("cache_dir"),
-        encoder,
-        datasets[0].description.montage,
-        str(asked.get("token_pooling") or "region"),
+        cache_dir or asked.get("cache_dir"), encoder, datasets[0].montage, str(asked.get("token_pooling") or "region")
     )
     files = {path: (dataset, trials) for dataset in datasets for path, trials in cache.files(dataset).items()}
     there = {path: of for path, of in files.items() if path.is_file()}

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -37,7 +38,7 @@ KINDS = {
                      "mapper_name"), str),
     **dict.fromkeys(("seen", "classes"), list), **dict.fromkeys(("projection", "mapper", "settings"), dict),
     "n_times": int, "sfreq": (int, float), "prototypes": torch.Tensor, "encoder": (dict, type(None)),
-    "lora": (dict, type(None)), "preprocessing": (dict, type(None)),
+    **dict.fromkeys(("window", "regions"), (list, type(None))), "lora": (dict, type(None)), "preprocessing": (dict, type(None)),
 }  # fmt: skip
 
 
@@ -98,6 +99,17 @@ def check_unseen(seen: Sequence[str], protocol: str, dataset: TrialDataset, chos
         )
 
 
+def look_as_trained(dataset: TrialDataset, checkpoint: dict, path: Path) -> None:
+    """Read the part of each trial that a checkpoint was trained on."""
+    window, regions = checkpoint.get("window"), checkpoint.get("regions")
+    with loading(f"{path} is damaged: its window or regions", "name another checkpoint"):
+        if window is not None and (len(window) != 2 or not all(np.isfinite(float(second)) for second in window)):
+            raise ValueError(f"{window} is no window")
+        if regions is not None and not all(isinstance(name, str) for name in regions):
+            raise ValueError(f"{regions} are no regions")
+    dataset.look_at(window, regions)
+
+
 def checkpoint_encoder(
     checkpoint: dict, path: Path, dataset: TrialDataset, foundation: str | None, allow_partial: bool, seed: int
 ) -> nn.Module:
@@ -105,6 +117,9 @@ def checkpoint_encoder(
 
     Raises UserError if the trials have another length or rate, or `foundation` is another encoder.
     """
+    looked_at = [checkpoint.get(part) for part in ("window", "regions")]
+    if looked_at != [dataset.window, dataset.regions]:
+        raise UserError(f"{path} was trained on --window {looked_at[0]} --regions {looked_at[1]}; give the same ones")
     if (dataset.n_times, dataset.sfreq) != (checkpoint["n_times"], checkpoint["sfreq"]):
         raise UserError(
             f"{path} was trained on trials of {checkpoint['n_times']} samples at {checkpoint['sfreq']} Hz; "

@@ -92,6 +92,7 @@ class Row:
     predicted_label : int. What is drawn; −1 where the text names no class.
     predicted_name : str or None
     prompt : str. What the image model is told, from what was decoded and from nothing else.
+    simulated : bool. Whether the store says that its recordings are; False where it says nothing.
     embedding, embedding_of : str. Digest of the mapper's states in embeddings.safetensors, and the image model that
         they were trained towards.
     """
@@ -110,6 +111,7 @@ class Row:
     predicted_label: int = -1
     predicted_name: str | None = None
     prompt: str = ""
+    simulated: bool = False
     embedding: str = ""
     embedding_of: str = ""
 
@@ -119,7 +121,7 @@ def new_row(dataset, index: int, readouts: dict[str, Readout], text: str) -> Row
     trial, label, description = dataset.trials[index], dataset.labels[index], dataset.description
     return Row(
         index, trial.subject, trial.session, trial.run, trial.trial, label, description.class_name(label), readouts,
-        text[:LONGEST_TEXT], trial.image, list(description.tasks),
+        text[:LONGEST_TEXT], trial.image, list(description.tasks), simulated=dataset.simulated,
     )  # fmt: skip
 
 
@@ -228,6 +230,8 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
     limits = dict.fromkeys(("index", "run", "trial"), (0, 10**9)) | {"true_label": (0, n_classes - 1)}
     for name, (least, most) in (limits | {"predicted_label": (-1, n_classes - 1)}).items():
         _whole(getattr(row, name), name, least, most)
+    if type(row.simulated) is not bool:
+        raise ValueError(f"simulated is {str(row.simulated)[:80]!r}; expected true or false")
     if not isinstance(row.tasks, list) or len(row.tasks) not in (0, n_classes):
         raise ValueError(f"tasks is {row.tasks!r}; expected one name a class, or none")
     texts = ("subject", "session", "true_name", "text", "image", "prompt", "embedding", "embedding_of")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.description import DATASETS, load_description
 from stages.rows import Row, read_rows
 from stages.scores import p_value, percent, score_readout
 from stages.statistics import (
@@ -161,6 +162,24 @@ def is_fold(run: Run) -> bool:
     return run.protocol.startswith("loso:")
 
 
+def description_of(run: Run) -> str:
+    """The name of the dataset whose classes a run's rows have. UserError where it is none, or several."""
+    asked = run.argument.get("downstream_dataset")
+    names = [asked] if asked in DATASETS else list(DATASETS)
+    n_classes, said = (
+        round(1 / run.rows[0].readouts[run.main_readout].chance),
+        {r.true_label: r.true_name for r in run.rows},
+    )
+    fit = []
+    for name in names:
+        classes = load_description(name).classes
+        if len(classes) == n_classes and all(classes[label] == of for label, of in said.items()):
+            fit.append(name)
+    if len(fit) != 1:
+        raise UserError(f"{run.place}: its classes are those of {' and of '.join(fit) or 'no dataset here'}")
+    return fit[0]
+
+
 # ---------------------------------------------------------------- one line of the table
 
 
@@ -173,7 +192,7 @@ def numbers(rows: Sequence[Row], readout: str) -> dict:
     level, low, high = permutation_level(permuted)
     found = {
         "accuracy": score.accuracy, "n": score.n, "people": score.people, "low": score.low, "high": score.high,
-        "interval_over": "trials of these people", "chance": score.chance, "p_binomial": score.p,
+        "simulated": any(row.simulated for row in rows), "interval_over": "trials of these people", "chance": score.chance, "p_binomial": score.p,
         "p_permuted": permutation_p(score.accuracy, permuted), "permuted": level, "permuted_low": low, "permuted_high": high,
         **class_scores(confusion(true, decoded, n_classes)),
     }  # fmt: skip
@@ -355,6 +374,7 @@ def _p(name: str):
 COLUMNS = {
     "run": lambda line: line["run"],
     "read-out": lambda line: line["readout"],
+    "EEG": lambda line: "simulated" if line["simulated"] else "",
     "accuracy": _accuracy,
     "n": lambda line: (f"{line['seeds']} × " if line["seeds"] > 1 else "") + str(line["n"]),
     "people": lambda line: str(line["people"]),
@@ -374,8 +394,20 @@ COLUMNS = {
     "shuffled-label control (n): its level": _control,
 }  # fmt: skip
 COMPARED = ("a", "b", "n", "only_a", "only_b", "p", "p_holm")
-IN_PAPER = ("run", "read-out", "accuracy", "n", "people", "95 % interval", "chance", "p, permuted", "balanced", "kappa")
-CSV = ("run", "readout", "seeds", "accuracy", "sd", "n", "people", "low", "high", "interval_over", "chance", "p_binomial",
+IN_PAPER = (
+    "run",
+    "read-out",
+    "EEG",
+    "accuracy",
+    "n",
+    "people",
+    "95 % interval",
+    "chance",
+    "p, permuted",
+    "balanced",
+    "kappa",
+)
+CSV = ("run", "readout", "simulated", "seeds", "accuracy", "sd", "n", "people", "low", "high", "interval_over", "chance", "p_binomial",
        "p_permuted", "permuted", "permuted_low", "permuted_high", "balanced_accuracy", "macro_f1", "kappa", "top3", "ece",
        "linear_probe", "task", "within_task", "within_task_n", "recording_alone", "control", "control_n", "controls",
        "control_level", "control_low", "control_high", "control_verdict")  # fmt: skip
@@ -419,7 +451,7 @@ def results_tex(lines: Sequence[dict]) -> str:
     """A table for a paper (booktabs)."""
     rows = [" & ".join(_tex(COLUMNS[head](line)) for head in IN_PAPER) + r" \\" for line in lines]
     heads = " & ".join(map(_tex, IN_PAPER)) + r" \\"
-    return "\n".join([r"\begin{tabular}{" + "ll" + "r" * (len(IN_PAPER) - 2) + "}", r"\toprule", heads, r"\midrule", *rows,
+    return "\n".join([r"\begin{tabular}{" + "lll" + "r" * (len(IN_PAPER) - 3) + "}", r"\toprule", heads, r"\midrule", *rows,
                       r"\bottomrule", r"\end{tabular}", ""])  # fmt: skip
 
 

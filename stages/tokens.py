@@ -31,7 +31,7 @@ def encoder_for(
     dataset: TrialDataset, name: str, checkpoint: str | None, allow_partial: bool = False, seed: int = 0
 ) -> nn.Module:
     """The encoder of a run, for trials like these. Parameters as `load_encoder`."""
-    montage = dataset.description.montage
+    montage = dataset.montage
     return load_encoder(
         name, checkpoint, allow_partial, seed, electrodes=montage.electrodes, brain_regions=montage.brain_regions,
         sorted_indices=montage.sorted_indices, n_times=dataset.n_times, sfreq=dataset.sfreq,
@@ -54,7 +54,7 @@ def give_tokens(
 ) -> EEGTokenReducer:  # fmt: skip
     """Give each split its tokens, from the cache or encoded now, or else its prepared signals. Returns the pooling."""
     splits = list(splits)
-    montage = splits[0].description.montage
+    montage = splits[0].montage
     cache = TokenCache(cache_dir, encoder, montage, pooling) if cached else None
     for dataset in splits:
         if cache:
@@ -195,6 +195,7 @@ class TokenCache:
             "encoder": [type(self.encoder).__name__, self.weights],
             "groups": list(self.reducers[pooling].groups.values()),
             "electrodes": self.montage.electrodes,
+            "samples": [dataset.window, dataset.n_times],
         }
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         folder = Path(self.folder or dataset.store.path.resolve().parent / "token_cache")

@@ -41,7 +41,16 @@ def add_store_flags(parser: argparse.ArgumentParser, datasets_dir: str | None, c
     add("--datasets_dir", default=datasets_dir and default(datasets_dir), required=datasets_dir is None,
         help="trial store (or CBraMod's LMDB)")  # fmt: skip
     add("--protocol", type=checked(check_protocol), default="published", help="published: the published people; loso:A03: leave one subject out; "
-        "within:A03: one person across sessions")  # fmt: skip
+        "within:A03: one person across sessions; people:A08+A09/A07: the people that test and that validate")  # fmt: skip
+
+
+def add_part_flags(parser: argparse.ArgumentParser) -> None:
+    """Which part of each trial a run reads; decoding reads the same, as the checkpoint says."""
+    add = parser.add_argument
+    add(
+        "--window", type=float, nargs=2, metavar=("FROM", "TO"), help="seconds of the stored trial (default: all of it)"
+    )
+    add("--regions", nargs="+", help="brain regions whose electrodes are read, e.g. frontal central (default: all)")
 
 
 def checked(check: Callable) -> Callable:

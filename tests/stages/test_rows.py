@@ -190,8 +190,11 @@ def test_a_mappers_outputs_are_read_by_its_head_and_by_the_nearest_prototype():
 
 def test_a_new_row_tells_the_trial_and_the_label_that_the_dataset_gives_it():
     trial = Trial("S01-02-r3-t007", 8, "S01", "02", 3, 7, "Object_cup.jpg")
-    dataset = SimpleNamespace(trials=[None, trial], labels=[0, 6], description=VI)  # labels may be shuffled
+    dataset = SimpleNamespace(
+        trials=[None, trial], labels=[0, 6], description=VI, simulated=True
+    )  # labels may be shuffled
     made = new_row(dataset, 1, {"head": Readout(2, 0.1)}, "a text")
     assert (made.index, made.subject, made.session, made.run, made.trial) == (1, "S01", "02", 3, 7)
     assert (made.true_label, made.true_name, made.image, made.text) == (6, "scissor", "Object_cup.jpg", "a text")
+    assert made.simulated
     assert made.tasks == ["AVI"] * 3 + ["FVI"] * 3 + ["OVI"] * 4

@@ -1,0 +1,93 @@
+"""What class decoding could reach at most: for each drawn trial, a picture from the prompt of its TRUE class.
+
+    python draw_true_class.py outputs/vi_images outputs/vi_eeg2img
+
+Takes folders of the generating scripts whose pictures are drawn. Each picture is drawn as its neighbour was (model, steps,
+guidance, size, seed, as the neighbour's file says), but for the prompt. Goes to FOLDER/true_class, never among the decoded
+pictures; evaluate.py --images scores them in a line of their own.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from datasets.description import load_description
+from utils import flags
+from utils.errors import UserError, run_script, start_script
+
+
+def parse_args() -> argparse.Namespace:
+    parser = flags.new_parser(__doc__)
+    parser.add_argument("folders", nargs="+", help="folders of generate.py, generate_vi.py or generate_vi_eeg2img.py")
+    parser.add_argument("--image_model", help="the image model, where it is elsewhere now than the pictures say")
+    parser.add_argument("--cuda", type=int, default=0, help="GPU to use; -1: CPU")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
+
+from PIL import PngImagePlugin
+
+from models.image_generator import EEGImageGenerator
+from stages.image_metrics import true_class_picture
+from stages.pictures import PictureFolder, drawn_with
+from stages.rows import read_rows
+from stages.tables import description_of, read_run
+from utils.device import pick_device
+from utils.files import write_json
+from utils.paths import written_whole
+from utils.progress import progress
+
+KINDS = {"seed": int, "model": str, "steps": (int, type(None)), "guidance": (int, float, type(None)), "size": int}
+
+
+def main(args: argparse.Namespace) -> None:
+    device = pick_device(args.cuda)
+    for folder in map(Path, args.folders):
+        run = read_run(folder)
+        description = load_description(description_of(run))
+        rows = read_rows(folder / "decoded.jsonl", description.classes)
+
+        # ------------------------------------------------------------ how the neighbours were drawn
+        names, recipes = PictureFolder(folder, rows, {}, 0), {}
+        for row in rows:
+            recipe = drawn_with(names.path("generated", row))
+            if not isinstance(recipe, dict) or not all(
+                isinstance(recipe.get(k, ""), kind) for k, kind in KINDS.items()
+            ):
+                raise UserError(
+                    f"{names.path('generated', row)} is not there, or does not say how it was drawn; draw first"
+                )
+            prompt = description.image_prompt(description.canonical[row.true_label])
+            recipes[row.index] = {k: recipe[k] for k in KINDS} | {
+                "model": args.image_model or recipe["model"],
+                "prompt": prompt,
+            }
+        alike = [{k: v for k, v in recipe.items() if k not in ("seed", "prompt")} for recipe in recipes.values()]
+        if any(recipe != alike[0] for recipe in alike):
+            raise UserError(f"{folder}: its pictures were drawn in different ways; draw them again")
+
+        # ------------------------------------------------------------ the same, from the true class
+        missing = [row for row in rows if drawn_with(true_class_picture(folder, row)) != recipes[row.index]]
+        if missing:
+            how = alike[0]
+            generator = EEGImageGenerator(how["model"], device, how["steps"], how["guidance"], how["size"])
+            for row in progress(missing, desc="drawing", unit="image"):
+                note = PngImagePlugin.PngInfo()
+                note.add_text("recipe", json.dumps(recipes[row.index]))
+                with written_whole(true_class_picture(folder, row)) as unfinished:
+                    picture = generator.generate(recipes[row.index]["prompt"], recipes[row.index]["seed"])
+                    picture.save(unfinished, format="PNG", pnginfo=note)
+            del generator  # its memory is free before the next folder's model loads
+        write_json(alike[0] | {"pictures": len(rows)}, folder / "true_class" / "true_class.json")
+        print(
+            f"{folder / 'true_class'}: {len(missing)} pictures drawn from the true class, {len(rows) - len(missing)} were there"
+        )
+
+
+if __name__ == "__main__":
+    run_script(
+        lambda: main(args), [Path(folder) / ".lock" for folder in args.folders],
+        "what is drawn is kept; the same command goes on behind it",
+    )  # fmt: skip

@@ -1,0 +1,110 @@
+"""Features of pictures in published networks, for the metrics of reconstruction tables. None of them is trained here.
+
+AlexNet, Inception v3 and the ResNet-50 of SwAV come from torchvision (an extra) with weights files that lie in one folder;
+CLIP comes from a folder in the hub's layout. `FEATURES` lists them; what is not there is named, and never replaced.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from models.eeg_clip_mapper import CLIPImageTargetBuilder
+from utils.checkpoints import check_packed, check_tensors
+from utils.errors import UserError, loading
+
+MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
+BATCH = 32
+
+
+def _alexnet(models) -> nn.Module:  # noqa: ANN001 - torchvision.models
+    return models.alexnet(weights=None)
+
+
+def _inception(models) -> nn.Module:  # noqa: ANN001
+    return models.inception_v3(weights=None, transform_input=True, init_weights=False)
+
+
+def _resnet(models) -> nn.Module:  # noqa: ANN001
+    return models.resnet50(weights=None)
+
+
+# name → (file of the weights, architecture, layer that is read, edge in pixels)
+TORCHVISION = {
+    "AlexNet 2": ("alexnet-owt-7be5be79.pth", _alexnet, "features.4", 256),
+    "AlexNet 5": ("alexnet-owt-7be5be79.pth", _alexnet, "features.11", 256),
+    "Inception": ("inception_v3_google-0cc3c7bd.pth", _inception, "avgpool", 342),
+    "SwAV": ("swav_800ep_pretrain.pth.tar", _resnet, "avgpool", 224),
+}
+
+
+def feature_networks(weights_dir: Path, clip_model: str) -> tuple[dict[str, Callable], list[str]]:
+    """Networks that are there, name → (pictures → (N, D) features), and in words those that are not.
+
+    weights_dir : Path. Folder of torchvision's and SwAV's files.
+    clip_model : str. A folder laid out like `openai/clip-vit-large-patch14`, or a hub address.
+    """
+    found, missing = {}, []
+    for name, (file, make, layer, edge) in TORCHVISION.items():
+        try:
+            found[name] = _reader(_network(weights_dir / file, make), layer, edge)
+        except UserError as error:
+            missing.append(f"{name}: {error}")
+    try:
+        clip = CLIPImageTargetBuilder(clip_model, weights_dir)
+        found[f"CLIP ({Path(clip_model).name})"] = _in_batches(clip.encode)
+        clip.encode([Image.new("RGB", (8, 8))])  # whether it can be loaded is asked before anything is scored
+    except UserError as error:
+        found.pop(f"CLIP ({Path(clip_model).name})", None)
+        missing.append(f"CLIP: {error}")
+    return found, missing
+
+
+def _network(path: Path, make: Callable) -> nn.Module:
+    """A network of torchvision with the weights of a file; UserError where the library, the file or a weight is missing."""
+    if not path.is_file():
+        raise UserError(f"{path} is not there; docs/weights.md says where it comes from")
+    try:
+        import torchvision.models
+    except Exception as error:  # a torchvision for another torch fails in many ways
+        raise UserError(f"torchvision cannot be imported ({type(error).__name__}); pip install torchvision") from None
+    with loading(str(path), "fetch it again"):
+        check_packed(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        check_tensors(weights)
+        weights = {
+            name.removeprefix("module."): value for name, value in weights.items()
+        }  # SwAV's was saved in parallel
+        network = make(torchvision.models)
+        fit = network.load_state_dict(weights, strict=False)
+        if absent := [name for name in fit.missing_keys if not name.startswith("fc.")]:  # SwAV has heads of its own
+            raise ValueError(f"it has no {absent[0]} and {len(absent) - 1} more")
+    return network.eval()
+
+
+def _reader(network: nn.Module, layer: str, edge: int) -> Callable:
+    """Pictures → what a layer gives, flat."""
+    read = {}
+    network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: read.update(x=output.flatten(1)))
+
+    @torch.inference_mode()
+    def features(pictures: Sequence[Image.Image]) -> torch.Tensor:
+        network((pixels(pictures, edge) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(SD)[:, None, None])
+        return read["x"].clone()
+
+    return _in_batches(features)
+
+
+def _in_batches(features: Callable) -> Callable:
+    return lambda pictures: torch.cat(
+        [features(list(pictures[start : start + BATCH])) for start in range(0, len(pictures), BATCH)]
+    )
+
+
+def pixels(pictures: Sequence[Image.Image], edge: int) -> torch.Tensor:
+    """(N, 3, edge, edge) from 0 to 1, resized bilinearly with antialiasing, as torchvision does."""
+    resized = [picture.convert("RGB").resize((edge, edge), Image.Resampling.BILINEAR) for picture in pictures]
+    bytes_ = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8) for p in resized])
+    return bytes_.view(-1, edge, edge, 3).permute(0, 3, 1, 2).float() / 255

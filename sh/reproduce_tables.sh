@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# Every table of the README and of docs/results.md from raw data, one step after the other:
+#   bash sh/reproduce_tables.sh demo   simulated EEG, tiny models, CPU
+#   bash sh/reproduce_tables.sh 2b     real EEG (BCIC-IV-2b), tiny language model, CPU; EEG2IMAGE_2B_RAW=FOLDER: where the .mat files are
+#   bash sh/reproduce_tables.sh full   the published commands: BCIC-IV-2a and Visual Imagery, published weights, a GPU
+# Says first what is to do and about how long it takes on 2 cores (full: on one GPU). What is there is not made again; after
+# an interruption the same command goes on.
+set -euo pipefail
+raw_2b=${EEG2IMAGE_2B_RAW:+$(cd "$EEG2IMAGE_2B_RAW" && pwd)} # before setup.sh changes the folder
+source "$(dirname "$0")/setup.sh"
+source sh/demo_runs.sh
+source sh/steps.sh
+
+# the tables are made again where a run, a picture or its score is newer
+tables() { # folder of tables, runs …
+  local folder=$1 run found=0
+  shift
+  for run in "$@"; do
+    if [ -e "$run" ] && [ -n "$(find "$run" "${run}_shuffled" -name 'decoded*.jsonl' -newer "$folder/results.md" 2>/dev/null)" ]; then found=1; fi
+  done
+  if [ $found = 1 ]; then rm -f "$folder/results.md"; fi
+  step "tables, figures, page" 1 "$folder/results.md" python evaluate.py "$@" --images --report --output_dir "$folder"
+}
+
+# ------------------------------------------------------------ demo
+demo_steps() {
+  local name flags model all=()
+  step "simulated recordings, tiny models" 2 $pth/clip/model.safetensors python prepare_demo.py --data_dir data/demo --pth_dir $pth
+  step "motor imagery: recordings → store" 1 $bcic/processed_lmdb/data.mdb \
+    python prepare_data.py --skip_download --raw_dir $bcic/raw --lmdb_dir $bcic/processed_lmdb
+  step "visual imagery: recordings → store" 1 $vi/processed_lmdb/data.mdb \
+    python prepare_data_vi.py --skip_download --raw_dir $vi/raw --lmdb_dir $vi/processed_lmdb
+  for flags in "" "--shuffle_labels"; do
+    name=${flags:+_shuffled}
+    step "1, hemisphere means $flags" 2 $runs/bcic_hemisphere$name/results.json train_bcic $runs/bcic_hemisphere$name --token_pooling hemisphere --resume $flags
+    step "1, region means $flags" 1 $runs/bcic_region$name/results.json train_bcic $runs/bcic_region$name --token_pooling region --resume $flags
+    step "2, VI text $flags" 2 $runs/vi_text$name/results.json train_vi $runs/vi_text$name --resume $flags
+    step "3, VI mapper $flags" 2 $runs/vi_direct$name/results.json train_mapper $runs/vi_direct$name --resume $flags
+    for model in best_constant bandpower_lda csp_lda tangent_space eegnet shallow linear_probe mlp; do
+      step "1, baseline $model $flags" 1 $runs/bcic_$model$name/results.json baseline BCICIV2a $bcic/processed_lmdb $runs/bcic_$model$name $model --token_pooling hemisphere $flags
+    done
+    step "1, baseline linear_probe, region means $flags" 1 $runs/bcic_linear_probe_region$name/results.json baseline BCICIV2a $bcic/processed_lmdb $runs/bcic_linear_probe_region$name linear_probe $flags
+    for model in best_constant recording_only bandpower_lda csp_lda tangent_space eegnet shallow linear_probe mlp; do
+      step "2 and 3, baseline $model $flags" 1 $runs/vi_$model$name/results.json baseline VI $vi/processed_lmdb $runs/vi_$model$name $model $flags
+    done
+  done
+  step "1, pictures" 1 $images/bcic/summary_grid.png draw_bcic
+  step "2, pictures" 1 $images/vi_text/summary_grid.png draw_vi
+  step "3, pictures" 1 $images/vi_direct/summary_grid.png draw_direct
+  for name in bcic vi_text vi_direct; do
+    step "pictures of the true classes, $name" 1 $images/$name/true_class/true_class.json python draw_true_class.py $images/$name --cuda -1
+  done
+  for name in $runs/*/; do
+    case $name in *_shuffled/) ;; *) all+=("${name%/}") ;; esac
+  done
+  tables $images/tables ${all[@]+"${all[@]}"} $images/bcic $images/vi_text $images/vi_direct
+}
+baseline() { # dataset, store, folder of the run, model, further flags
+  python baseline.py --downstream_dataset "$1" --datasets_dir "$2" --output_dir "$3" --model "$4" --foundation_dir $pth/CSBrain.pth --cuda -1 "${@:5}"
+}
+
+# ------------------------------------------------------------ BCIC-IV-2b: real people
+store_2b=data/BCICIV2b/processed_lmdb runs_2b=pth_downtasks/2b
+text_2b() { # folder of the run, further flags
+  text BCICIV2b $store_2b "$1" --protocol $protocol_2b --epochs 8 --resume "${@:2}"
+}
+steps_2b() {
+  local given=() seed flags pooling model name all=()
+  if [ -n "$raw_2b" ]; then given=(--skip_download --raw_dir "$raw_2b"); fi
+  step "tiny language model" 1 $pth/clip/model.safetensors python prepare_demo.py --datasets --pth_dir $pth
+  step "real recordings → store" 2 $store_2b/data.mdb python prepare_data.py --downstream_dataset BCICIV2b ${given[@]+"${given[@]}"} --lmdb_dir $store_2b
+  for seed in 0 1 2; do
+    for flags in "" "--shuffle_labels"; do
+      for pooling in hemisphere region; do
+        name=$runs_2b/${pooling}_seed$seed${flags:+_shuffled}
+        step "EEG → text, $pooling means, seed $seed $flags" 3 $name/results.json text_2b $name --token_pooling $pooling --seed $seed $flags
+      done
+      for model in eegnet shallow mlp linear_probe; do
+        name=$runs_2b/${model}_seed$seed${flags:+_shuffled}
+        step "baseline $model, seed $seed $flags" 1 $name/results.json baseline BCICIV2b $store_2b $name $model --token_pooling hemisphere --protocol $protocol_2b --seed $seed $flags
+      done
+    done
+  done
+  for flags in "" "--shuffle_labels"; do
+    for model in best_constant recording_only bandpower_lda csp_lda tangent_space; do
+      name=$runs_2b/$model${flags:+_shuffled}
+      step "baseline $model $flags" 1 $name/results.json baseline BCICIV2b $store_2b $name $model --protocol $protocol_2b $flags
+    done
+    name=$runs_2b/linear_probe_region${flags:+_shuffled}
+    step "baseline linear_probe, region means $flags" 1 $name/results.json baseline BCICIV2b $store_2b $name linear_probe --protocol $protocol_2b $flags
+  done
+  for name in $runs_2b/*/; do
+    case $name in *_shuffled/) ;; *) all+=("${name%/}") ;; esac
+  done
+  tables outputs/2b/tables ${all[@]+"${all[@]}"}
+}
+
+# ------------------------------------------------------------ the published commands
+steps_full() {
+  local flags name model data run runs=pth_downtasks images=outputs all=()
+  step "BCIC-IV-2a: download → store" 60 data/BCICIV2a/processed_lmdb/data.mdb python prepare_data.py
+  step "Visual Imagery: download → store" 120 data/VisualImagery/processed_lmdb/data.mdb python prepare_data_vi.py
+  for flags in "" "--shuffle_labels"; do
+    name=${flags:+_shuffled}
+    run=$runs/eeg_llm_bcic_new$name
+    step "1 $flags" 120 $run/results.json bash sh/finetune_eeg_llm_bcic.sh --model_dir $run --resume $flags
+    run=$runs/eeg_llm_bcic_hemisphere$name
+    step "1, hemisphere means $flags" 120 $run/results.json bash sh/finetune_eeg_llm_bcic.sh --token_pooling hemisphere --model_dir $run --resume $flags
+    run=$runs/eeg_llm_vi$name
+    step "2 $flags" 240 $run/results.json bash sh/finetune_eeg_llm_vi.sh --model_dir $run --resume $flags
+    run=$runs/eeg_direct$name
+    step "3 $flags" 30 $run/results.json bash sh/finetune_eeg_to_image.sh --output_dir $run --resume $flags
+    for data in BCICIV2a VI; do
+      for model in best_constant recording_only bandpower_lda csp_lda tangent_space eegnet shallow linear_probe mlp; do
+        name=$runs/${data}_$model${flags:+_shuffled}
+        step "$data, baseline $model $flags" 10 $name/results.json python baseline.py --downstream_dataset $data \
+          --datasets_dir "data/${data/VI/VisualImagery}/processed_lmdb" --output_dir $name --model $model $flags
+      done
+    done
+  done
+  step "1, pictures" 5 $images/eeg2image/summary_grid.png bash sh/generate_images.sh bcic
+  step "2, pictures" 5 $images/vi_images/summary_grid.png bash sh/generate_images.sh vi
+  step "3, pictures" 5 $images/vi_eeg2img/summary_grid.png bash sh/generate_images.sh vi_direct
+  for name in eeg2image vi_images vi_eeg2img; do
+    step "pictures of the true classes, $name" 5 $images/$name/true_class/true_class.json python draw_true_class.py $images/$name
+  done
+  for name in $runs/eeg_llm_bcic_new $runs/eeg_llm_bcic_hemisphere $runs/eeg_llm_vi $runs/eeg_direct $runs/BCICIV2a_* $runs/VI_*; do
+    case $name in *_shuffled | *\*) ;; *) all+=("$name") ;; esac
+  done
+  tables outputs/tables "${all[@]}" $images/eeg2image $images/vi_images $images/vi_eeg2img
+}
+
+case "${1:-}" in
+  demo)
+    export HF_HUB_OFFLINE=1
+    steps() { demo_steps; } ;;
+  2b)
+    export HF_HUB_OFFLINE=1
+    protocol_2b=published
+    if [ -n "$raw_2b" ] && [ ! -e "$raw_2b/B08T.mat" ]; then
+      protocol_2b=people:B06+B07/B05
+      echo "notice: B08 and B09, the published test people, are not there; B06 and B07 test, B05 validates, the others train"
+    fi
+    steps() { steps_2b; } ;;
+  full) steps() { steps_full; } ;;
+  *) echo "error: say demo, 2b or full" >&2; exit 2 ;;
+esac
+do_steps

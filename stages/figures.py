@@ -1,0 +1,154 @@
+"""Figures of `evaluate.py`: all lines, confusion, reliability; of ablations, a curve over windows and a map of regions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
+import numpy as np  # noqa: E402
+
+from datasets.montage import Montage  # noqa: E402
+from stages import tables  # noqa: E402
+from stages.statistics import calibration, confusion  # noqa: E402
+from stages.tables import Run  # noqa: E402
+from utils.paths import written_whole  # noqa: E402
+
+
+def plain(text: str) -> str:
+    """Text for a figure: what matplotlib would take for a formula, or cannot draw, is what it is."""
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
+
+
+def confusion_figure(run: Run, path: Path) -> None:
+    """How many trials of each true class were decoded as each class, or as none, by the first read-out."""
+    readout, rows = run.main_readout, run.rows
+    names = {row.true_label: row.true_name for row in rows}
+    n_classes = run.n_classes
+    counts = confusion([r.true_label for r in rows], [r.readouts[readout].label for r in rows], n_classes)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axis = plt.subplots(figsize=(1.5 + 0.8 * n_classes, 1 + 0.7 * n_classes), layout="constrained")
+    axis.imshow(share, vmin=0, vmax=1, cmap="Blues")
+    for (i, j), n in np.ndenumerate(counts):
+        axis.text(j, i, n, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+    labels = [plain(names.get(k, str(k))) for k in range(n_classes)]
+    axis.set_xticks(range(n_classes + 1), [*labels, "none"], rotation=30, ha="right")
+    axis.set_yticks(range(n_classes), labels)
+    axis.set(xlabel="decoded", ylabel="true", title=f"{plain(run.name)}, {plain(readout)}, n = {len(rows)}")
+    save(figure, path)
+
+
+def reliability_figure(run: Run, path: Path) -> None:
+    """Accuracy by confidence, for every read-out with probabilities; on the dashed line probabilities can be believed."""
+    figure, axis = plt.subplots(figsize=(4, 4.2), layout="constrained")
+    axis.plot([0, 1], [0, 1], "--", color="grey", lw=1)
+    for name in tables.with_probabilities(run.rows):
+        confidence = [row.readouts[name].probabilities[row.readouts[name].label] for row in run.rows]
+        error, bins = calibration(run.right(name), confidence)
+        x, y, n = np.array(bins).T
+        axis.plot(x, y, "-", lw=1, label=f"{plain(name)}, expected error {error:.3f}")
+        axis.scatter(x, y, s=10 + 200 * n / n.sum())  # as large as its trials are many
+    axis.set(
+        xlabel="confidence",
+        ylabel="accuracy",
+        xlim=(0, 1),
+        ylim=(0, 1),
+        title=f"{plain(run.name)}, n = {len(run.rows)}",
+    )
+    figure.legend(fontsize=8, loc="outside lower center")
+    save(figure, path)
+
+
+def accuracy_figure(lines: Sequence[dict], path: Path) -> None:
+    """Accuracy, interval, chance and control of every line."""
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.35 * len(lines)), layout="constrained")
+    for y, line in enumerate(lines):
+        low, high = 100 * np.array(spread_of(line))
+        axis.plot([low, high], [y, y], color="C0", lw=2)
+        axis.plot(100 * line["accuracy"], y, "o", color="C0", label="accuracy, interval or sd" if y == 0 else None)
+        axis.plot(100 * line["chance"], y, "|", color="black", ms=12, label="chance" if y == 0 else None)
+        if "control" in line:
+            axis.plot(100 * line["control"], y, "x", color="firebrick", label="control")
+    axis.set(yticks=range(len(lines)), yticklabels=[plain(f"{line['run']}, {line['readout']}") for line in lines],
+             xlabel="accuracy (%)", xlim=(0, 100))  # fmt: skip
+    axis.invert_yaxis()
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one of each
+    axis.legend(handles.values(), handles.keys(), fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def spread_of(line: dict) -> tuple[float, float]:
+    """From where to where a line's accuracy goes: its interval, or a standard deviation to both sides, or nothing."""
+    if "sd" in line:
+        return line["accuracy"] - line["sd"], line["accuracy"] + line["sd"]
+    return tuple(line["accuracy"] if line.get(end) is None else line[end] for end in ("low", "high"))
+
+
+# ---------------------------------------------------------------- ablations
+
+
+def windows_figure(name: str, lines: Sequence[dict], path: Path) -> None:
+    """Accuracy over the end of a growing window, with interval, chance and controls.
+
+    lines : sequence of dict. As the table's, each with `window`, in seconds.
+    """
+    figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    ends = [line["window"][1] for line in lines]
+    low, high = 100 * np.array([spread_of(line) for line in lines]).T
+    axis.plot(ends, [100 * line["accuracy"] for line in lines], "o-", ms=4, label="accuracy, interval or sd")
+    axis.fill_between(ends, low, high, alpha=0.15, linewidth=0)
+    axis.axhline(100 * lines[0]["chance"], color="grey", ls="--", lw=1, label="chance")
+    with_control = [(end, 100 * line["control"]) for end, line in zip(ends, lines, strict=True) if "control" in line]
+    if with_control:
+        axis.plot(*zip(*with_control, strict=True), "x", color="firebrick", label="control")
+    start = min(line["window"][0] for line in lines)
+    axis.set(xlabel=f"window from {start:g} s to … (s)", ylabel="accuracy (%)", ylim=(0, 100),
+             title=f"{plain(name)}, n = {lines[0]['n']}")  # fmt: skip
+    axis.legend(fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def regions_figure(name: str, montage: Montage, whole: dict, out: dict, alone: dict, path: Path) -> bool:
+    """Topographic maps: what is lost without a region, and what a region alone gives. False where MNE knows no such heads.
+
+    whole : dict. The line of all regions.
+    out, alone : dict of region name to line.
+    """
+    import mne
+
+    places = mne.channels.make_standard_montage("standard_1005").get_positions()["ch_pos"]
+    if not set(montage.electrodes) <= set(places):
+        return False
+    info = mne.create_info(list(montage.electrodes), 100.0, "eeg")
+    info.set_montage("standard_1005")
+    panels = [
+        ("left out: points lost", {r: 100 * (whole["accuracy"] - line["accuracy"]) for r, line in out.items()}),
+        ("alone: accuracy (%)", {r: 100 * line["accuracy"] for r, line in alone.items()}),
+    ]
+    panels = [(title, values) for title, values in panels if values]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.4), layout="constrained", squeeze=False)
+    for axis, (title, values) in zip(axes[0], panels, strict=True):
+        of = np.array([values.get(region, np.nan) for region in montage.region_names])
+        known = np.flatnonzero(np.isfinite(of))
+        largest = max(abs(of[known]).max(), 1e-6)
+        lost = title.startswith("left out")
+        image, _ = mne.viz.plot_topomap(
+            of[known], mne.pick_info(info, known), axes=axis, show=False, contours=0, image_interp="nearest",
+            vlim=(-largest, largest) if lost else (100 * whole["chance"], largest), cmap="RdBu_r" if lost else "viridis",
+        )  # fmt: skip
+        figure.colorbar(image, ax=axis, shrink=0.7)
+        said = ", ".join(f"{region} {value:.0f}" for region, value in values.items())
+        axis.set_title(f"{title}\n{said}", fontsize=8)
+    figure.suptitle(f"{plain(name)}: {100 * whole['accuracy']:.1f} % with all regions, n = {whole['n']}", fontsize=10)
+    save(figure, path)
+    return True
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write a figure, whole."""
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
+    plt.close(figure)
