@@ -1,12 +1,16 @@
-"""Decoded trials → tables with intervals, chance, p-values, controls and comparisons; figures.
+"""Decoded trials → tables with intervals, chance, p-values, controls and comparisons; figures; a page to look at.
 
     python evaluate.py pth_downtasks/* --output_dir outputs/tables
+    python evaluate.py pth_downtasks/* outputs/vi_images --images --report --output_dir outputs/tables
+    python evaluate.py docs/results/*                               # the README's tables, from the rows that are kept
     python evaluate.py --audit data/BCICIV2a/processed_lmdb pth_downtasks/eeg_llm_bcic_new
 
-Takes folders of training, generating and baseline scripts, and .jsonl files; what holds no decoded trials is skipped.
-A run's control is the folder of the same name with "_shuffled" behind it: the same command with --shuffle_labels. Seeds of
+Takes folders of training, generating and baseline scripts, folders of such folders, and .jsonl files; what holds no
+decoded trials is named and skipped. A run's control is the folder of the same name with "_shuffled" behind it: the same command with --shuffle_labels. Seeds of
 one command become one line, folds of leave-one-subject-out another. Leaves in --output_dir: results.md, .csv and .tex,
-comparisons.csv, a confusion matrix and a reliability figure a run.
+comparisons.csv, a confusion matrix and a reliability figure a run; of runs that differ in --window a curve, in --regions a
+map of the head. --images compares drawn pictures with the stimuli (images.csv). --report writes report.html, one file
+with all of it, every picture with its trial and EEG. --keep_rows copies the rows, packed, from which all is made again.
 
 --audit looks for what a control cannot see: people or trials in two splits, labels that can be read from order, keys or
 means, an epoch chosen on test, files that do not belong together. It says what it checked and what it cannot check; a
@@ -22,6 +26,7 @@ from datasets.description import DATASETS, SPLITS, load_description
 from datasets.splits import PROTOCOLS, check_protocol
 from utils import flags
 from utils.errors import UserError, run_script, start_script
+from utils.paths import default
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +36,26 @@ def parse_args() -> argparse.Namespace:
         "--control_suffix", default="_shuffled", help="what a control's folder has behind the run's name"
     )
     parser.add_argument("--output_dir", help="folder for the tables and figures; without it they are printed only")
+    parser.add_argument(
+        "--images", action="store_true", help="compare the pictures of generating scripts with the stimuli"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write report.html, one page with tables, figures, pictures, EEG"
+    )
+    parser.add_argument("--keep_rows", metavar="FOLDER", help="copy each run's rows, packed, and its run.json there")
+    parser.add_argument(
+        "--stimuli_dir", help="folder of the stimulus photos (default: as the generating script had it)"
+    )
+    parser.add_argument(
+        "--metric_weights",
+        default=default("pth/metrics"),
+        help="for --images: folder of torchvision's and SwAV's weights",
+    )
+    parser.add_argument(
+        "--clip_model",
+        default="openai/clip-vit-large-patch14",
+        help="for --images: CLIP, a local folder or hub address",
+    )
     parser.add_argument("--audit", metavar="STORE", help="look for leaks in this store, and in the runs on it")
     parser.add_argument(
         "--downstream_dataset", choices=list(DATASETS), help="for --audit: the store's (default: as the store says)"
@@ -43,25 +68,23 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.runs and not args.audit:
         parser.error("name runs, or a store with --audit")
+    if args.report and not args.output_dir:
+        parser.error("--report needs --output_dir")
     return args
 
 
 if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import numpy as np
-
 from datasets.store import open_store
 from datasets.trials import TrialDataset
-from stages import tables
+from models.image_features import feature_networks
+from stages import figures, image_metrics, report, tables
+from stages.pictures import Stimuli
 from stages.scores import percent
-from stages.statistics import calibration, confusion
 from stages.tables import Run
-from utils.paths import written_whole
+from utils.files import read_csv
+from utils.paths import ROOT, written_whole
 
 MOST_CLASSES = 60  # of a confusion matrix that can be read
 NOTES = [
@@ -77,81 +100,7 @@ NOTES = [
 BY_RECORDING = ("Where each recording holds some of the classes only, knowing the recording is worth 'recording alone', and the "
                 "control keeps that; 'within task' asks for the class among those of the trial's own task.")  # fmt: skip
 
-# ---------------------------------------------------------------- figures
-
-
-def plain(text: str) -> str:
-    """Text for a figure: what matplotlib would take for a formula, or cannot draw, is what it is."""
-    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
-
-
-def confusion_figure(run: Run, path: Path) -> None:
-    """How many trials of each true class were decoded as each class, or as none, by the first read-out."""
-    readout, rows = run.main_readout, run.rows
-    names = {row.true_label: row.true_name for row in rows}
-    n_classes = round(1 / rows[0].readouts[readout].chance)
-    counts = confusion([r.true_label for r in rows], [r.readouts[readout].label for r in rows], n_classes)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axis = plt.subplots(figsize=(1.5 + 0.8 * n_classes, 1 + 0.7 * n_classes), layout="constrained")
-    axis.imshow(share, vmin=0, vmax=1, cmap="Blues")
-    for (i, j), n in np.ndenumerate(counts):
-        axis.text(j, i, n, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-    labels = [plain(names.get(k, str(k))) for k in range(n_classes)]
-    axis.set_xticks(range(n_classes + 1), [*labels, "none"], rotation=30, ha="right")
-    axis.set_yticks(range(n_classes), labels)
-    axis.set(xlabel="decoded", ylabel="true", title=f"{plain(run.name)}, {plain(readout)}, n = {len(rows)}")
-    save(figure, path)
-
-
-def reliability_figure(run: Run, path: Path) -> None:
-    """Accuracy by confidence, for every read-out with probabilities; on the dashed line probabilities can be believed."""
-    figure, axis = plt.subplots(figsize=(4, 3.6), layout="constrained")
-    axis.plot([0, 1], [0, 1], "--", color="grey", lw=1)
-    for name in tables.with_probabilities(run.rows):
-        confidence = [row.readouts[name].probabilities[row.readouts[name].label] for row in run.rows]
-        error, bins = calibration(run.right(name), confidence)
-        x, y, n = np.array(bins).T
-        axis.plot(x, y, "-", lw=1, label=f"{plain(name)}, expected error {error:.3f}")
-        axis.scatter(x, y, s=10 + 200 * n / n.sum())  # as large as its trials are many
-    axis.set(
-        xlabel="confidence",
-        ylabel="accuracy",
-        xlim=(0, 1),
-        ylim=(0, 1),
-        title=f"{plain(run.name)}, n = {len(run.rows)}",
-    )
-    axis.legend(fontsize=8, loc="upper left")
-    save(figure, path)
-
-
-def accuracy_figure(lines: Sequence[dict], path: Path) -> None:
-    """Accuracy, interval, chance and control of every line."""
-    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.35 * len(lines)), layout="constrained")
-    for y, line in enumerate(lines):
-        low, high = (
-            100 * line[end] if line.get(end) is not None else 100 * line["accuracy"] for end in ("low", "high")
-        )
-        if "sd" in line:
-            low, high = (100 * (line["accuracy"] + sign * line["sd"]) for sign in (-1, 1))
-        axis.plot([low, high], [y, y], color="C0", lw=2)
-        axis.plot(100 * line["accuracy"], y, "o", color="C0", label="accuracy, interval or sd" if y == 0 else None)
-        axis.plot(100 * line["chance"], y, "|", color="black", ms=12, label="chance" if y == 0 else None)
-        if "control" in line:
-            axis.plot(100 * line["control"], y, "x", color="firebrick", label="control")
-    axis.set(yticks=range(len(lines)), yticklabels=[plain(f"{line['run']}, {line['readout']}") for line in lines],
-             xlabel="accuracy (%)", xlim=(0, 100))  # fmt: skip
-    axis.invert_yaxis()
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one of each
-    axis.legend(handles.values(), handles.keys(), fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
-
-
-def save(figure: plt.Figure, path: Path) -> None:
-    """Write a figure, whole."""
-    with written_whole(path) as unfinished:
-        figure.savefig(unfinished, dpi=120, format="png")
-    plt.close(figure)
+# ---------------------------------------------------------------- leaks
 
 
 def look_for_leaks(args: argparse.Namespace) -> None:
@@ -206,6 +155,56 @@ def look_for_leaks(args: argparse.Namespace) -> None:
     print("no breach found")
 
 
+# ---------------------------------------------------------------- pictures, figures
+
+
+def stimuli_of(run: Run, args: argparse.Namespace) -> Stimuli:
+    """What the people of a run saw."""
+    description = load_description(tables.description_of(run))
+    folder = args.stimuli_dir or run.argument.get("stimuli_dir") or "."
+    return Stimuli(description.stimuli, len(description.classes), Path(str(folder)))
+
+
+def score_images(drawn: Sequence[Run], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
+    """A line a run and way of drawing; and in words which networks are not there."""
+    if not drawn:
+        raise UserError("--images: none of these folders holds pictures; name folders of the generating scripts")
+    networks, missing = feature_networks(Path(args.metric_weights), args.clip_model)
+    lines = []
+    for run in drawn:
+        pictures = image_metrics.read_pictures(run.place, run.rows, stimuli_of(run, args))
+        lines += [{"run": run.name} | line for line in image_metrics.score_pictures(pictures, networks)]
+    return lines, missing
+
+
+def draw_figures(folder: Path, lines: Sequence[dict], runs: Sequence[Run], groups: Sequence[list[Run]]) -> list[Path]:
+    """All figures, in the order of a page: all lines, ablations, and two a run."""
+    made = [folder / "accuracies.png"]
+    figures.accuracy_figure(lines, made[0])
+    of_group = [next(line for line in lines if line["run"] == tables.group_name(group)) for group in groups]
+    for number, family in enumerate(tables.families(groups, "window"), start=1):
+        curve = sorted((of_group[k] for k in family if of_group[k]["window"]), key=lambda line: line["window"][1])
+        if len(curve) > 1:
+            made.append(folder / f"windows_{number}.png")
+            figures.windows_figure(curve, made[-1])
+    for number, family in enumerate(tables.families(groups, "regions"), start=1):
+        montage = load_description(tables.description_of(groups[family[0]][0])).montage
+        made.append(folder / f"regions_{number}.png")
+        if not figures.regions_figure([of_group[k] for k in family], montage, made[-1]):
+            made.pop()
+    for run in runs:
+        name = re.sub(r"[/\\\0]", "_", run.name)
+        if run.n_classes > MOST_CLASSES:
+            print(f"notice: no confusion matrix of {run.name}: it has more than {MOST_CLASSES} classes")
+        else:
+            made.append(folder / f"confusion_{name}.png")
+            figures.confusion_figure(run, made[-1])
+        if tables.with_probabilities(run.rows):
+            made.append(folder / f"reliability_{name}.png")
+            figures.reliability_figure(run, made[-1])
+    return made
+
+
 def main(args: argparse.Namespace) -> None:
     if args.audit:
         look_for_leaks(args)
@@ -222,7 +221,7 @@ def main(args: argparse.Namespace) -> None:
         of_group = [controls[run.place] for run in group if controls[run.place]]
         name, rows = tables.group_name(group), [row for run in group for row in run.rows]
         for readout in rows[0].readouts:
-            lines.append(tables.group_line(group, readout, of_group) | tables.linear_probe(group[0], runs))
+            lines.append(tables.group_line(group, readout, of_group) | tables.linear_probe(group, runs))
             warnings += tables.warnings_of(name, rows, readout)
         readout = group[0].main_readout
         by_person += [(name, readout, person, percent(accuracy), n)
@@ -230,43 +229,50 @@ def main(args: argparse.Namespace) -> None:
         by_class += [(name, readout, label, percent(accuracy), n, said)
                      for label, (accuracy, n, said) in tables.by_class(rows, readout).items()]  # fmt: skip
     compared = tables.comparisons(groups)
+    drawn = [run for run in runs if run.place.is_dir() and any(run.place.glob("generated_*.png"))]
+    image_lines, missing = score_images(drawn, args) if args.images else ([], [])
+    real = {run.argument.get("downstream_dataset") for run in runs if not run.rows[0].simulated}
+    published = [line for line in read_csv(ROOT / "docs/published.csv") if line["dataset"] in real]
 
     # ------------------------------------------------------------ in words
-    notes = NOTES + ([BY_RECORDING] if any("recording_alone" in line for line in lines) else [])
-    parts = ["# Results", tables.results_markdown(lines)]
-    parts += [f"**Warning**: {warning}" for warning in warnings]
+    sections = {"Results": tables.results_table(lines)}
     if compared:
-        parts += [
-            "## Runs on the same trials (McNemar's test, p corrected by Holm)",
-            tables.comparisons_markdown(compared),
-        ]
-    parts += ["## By person", tables.markdown(("run", "read-out", "person", "accuracy", "n"), by_person)]
-    parts += [
-        "## By class",
-        tables.markdown(("run", "read-out", "class", "decoded as it", "n", "times answered"), by_class),
+        sections["Runs on the same trials (McNemar's test, p corrected by Holm)"] = tables.comparisons_table(compared)
+    if image_lines:
+        sections["Pictures against stimuli"] = image_metrics.images_table(image_lines)
+    if published:
+        sections["Published, not measured here"] = (list(published[0]), [list(line.values()) for line in published])
+    sections["By person"] = (("run", "read-out", "person", "accuracy", "n"), by_person)
+    sections["By class"] = (("run", "read-out", "class", "decoded as it", "n", "times answered"), by_class)
+    warnings += [f"not scored, because it is not there: {what}" for what in missing]
+    notes = NOTES + ([BY_RECORDING] if any("recording_alone" in line for line in lines) else [])
+    notes += [image_metrics.NOTE] if image_lines else []
+    parts = [
+        f"{'#' if title == 'Results' else '##'} {title}\n\n{tables.markdown(*table)}"
+        for title, table in sections.items()
     ]
-    parts += ["## What the columns mean", *notes]
-    text = "\n\n".join(parts) + "\n"
+    parts[1:1] = [f"**Warning**: {warning}" for warning in warnings]
+    text = "\n\n".join([*parts, "## What the columns mean", *notes]) + "\n"
     print(text)
 
     # ------------------------------------------------------------ files
+    if args.keep_rows:
+        for run in [*runs, *filter(None, controls.values())]:
+            tables.keep_rows(run, Path(args.keep_rows))
     if args.output_dir:
         folder = Path(args.output_dir)
+        made = draw_figures(folder, lines, runs, groups)
         files = {"results.md": text, "results.csv": tables.results_csv(lines), "results.tex": tables.results_tex(lines),
                  "comparisons.csv": tables.as_csv(tables.COMPARED, compared)}  # fmt: skip
-        for name, content in files.items():
+        if image_lines:
+            files["images.csv"] = tables.as_csv(list(image_lines[0]), image_lines)
+        if args.report:
+            cards = [card for run in drawn for card in report.cards(run, stimuli_of(run, args))]
+            files["report.html"] = report.page(sections, warnings, notes, made, cards)
+        for name in sorted(files, key="results.md".__eq__):  # results.md last: who finds it finds all
             with written_whole(folder / name) as unfinished:
-                unfinished.write_text(content, encoding="utf-8", errors="backslashreplace")
-        accuracy_figure(lines, folder / "accuracies.png")
-        for run in runs:
-            name = re.sub(r"[/\\\0]", "_", run.name)
-            if 1 / run.rows[0].readouts[run.main_readout].chance > MOST_CLASSES + 0.5:
-                print(f"notice: no confusion matrix of {run.name}: it has more than {MOST_CLASSES} classes")
-            else:
-                confusion_figure(run, folder / f"confusion_{name}.png")
-            if tables.with_probabilities(run.rows):
-                reliability_figure(run, folder / f"reliability_{name}.png")
-        print(f"wrote {', '.join(files)} and figures in {folder}")
+                unfinished.write_text(files[name], encoding="utf-8", errors="backslashreplace")
+        print(f"wrote {', '.join(files)} and {len(made)} figures in {folder}")
 
 
 if __name__ == "__main__":

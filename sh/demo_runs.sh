@@ -27,3 +27,10 @@ draw_direct() {
     --foundation_dir $pth/CSBrain.pth --mapper_path $runs/vi_direct \
     --num_samples 20 --image_model $pth/stable-diffusion --output_dir $images/vi_direct --cuda -1
 }
+demo_data() { # steps of sh/steps.sh
+  step "simulated recordings, tiny models" 2 $vi/stimuli/Object_chair.jpg python prepare_demo.py --data_dir data/demo --pth_dir $pth
+  step "motor imagery: recordings → store" 1 $bcic/processed_lmdb/data.mdb \
+    python prepare_data.py --skip_download --raw_dir $bcic/raw --lmdb_dir $bcic/processed_lmdb
+  step "visual imagery: recordings → store" 1 $vi/processed_lmdb/data.mdb \
+    python prepare_data_vi.py --skip_download --raw_dir $vi/raw --lmdb_dir $vi/processed_lmdb
+}

@@ -19,17 +19,13 @@ tables() { # folder of tables, runs …
     if [ -e "$run" ] && [ -n "$(find "$run" "${run}_shuffled" -name 'decoded*.jsonl' -newer "$folder/results.md" 2>/dev/null)" ]; then found=1; fi
   done
   if [ $found = 1 ]; then rm -f "$folder/results.md"; fi
-  step "tables, figures, page" 1 "$folder/results.md" python evaluate.py "$@" --images --report --output_dir "$folder"
+  step "tables, figures, page" 1 "$folder/results.md" python evaluate.py "$@" --report --output_dir "$folder"
 }
 
 # ------------------------------------------------------------ demo
 demo_steps() {
   local name flags model all=()
-  step "simulated recordings, tiny models" 2 $pth/clip/model.safetensors python prepare_demo.py --data_dir data/demo --pth_dir $pth
-  step "motor imagery: recordings → store" 1 $bcic/processed_lmdb/data.mdb \
-    python prepare_data.py --skip_download --raw_dir $bcic/raw --lmdb_dir $bcic/processed_lmdb
-  step "visual imagery: recordings → store" 1 $vi/processed_lmdb/data.mdb \
-    python prepare_data_vi.py --skip_download --raw_dir $vi/raw --lmdb_dir $vi/processed_lmdb
+  demo_data
   for flags in "" "--shuffle_labels"; do
     name=${flags:+_shuffled}
     step "1, hemisphere means $flags" 2 $runs/bcic_hemisphere$name/results.json train_bcic $runs/bcic_hemisphere$name --token_pooling hemisphere --resume $flags
@@ -53,7 +49,7 @@ demo_steps() {
   for name in $runs/*/; do
     case $name in *_shuffled/) ;; *) all+=("${name%/}") ;; esac
   done
-  tables $images/tables ${all[@]+"${all[@]}"} $images/bcic $images/vi_text $images/vi_direct
+  tables $images/tables ${all[@]+"${all[@]}"} $images/bcic $images/vi_text $images/vi_direct --images --clip_model $pth/clip
 }
 baseline() { # dataset, store, folder of the run, model, further flags
   python baseline.py --downstream_dataset "$1" --datasets_dir "$2" --output_dir "$3" --model "$4" --foundation_dir $pth/CSBrain.pth --cuda -1 "${@:5}"
@@ -65,7 +61,7 @@ text_2b() { # folder of the run, further flags
   text BCICIV2b $store_2b "$1" --protocol $protocol_2b --epochs 8 --resume "${@:2}"
 }
 steps_2b() {
-  local given=() seed flags pooling model name all=()
+  local given=() seed flags pooling model epochs name all=()
   if [ -n "$raw_2b" ]; then given=(--skip_download --raw_dir "$raw_2b"); fi
   step "tiny language model" 1 $pth/clip/model.safetensors python prepare_demo.py --datasets --pth_dir $pth
   step "real recordings → store" 2 $store_2b/data.mdb python prepare_data.py --downstream_dataset BCICIV2b ${given[@]+"${given[@]}"} --lmdb_dir $store_2b
@@ -73,11 +69,14 @@ steps_2b() {
     for flags in "" "--shuffle_labels"; do
       for pooling in hemisphere region; do
         name=$runs_2b/${pooling}_seed$seed${flags:+_shuffled}
-        step "EEG → text, $pooling means, seed $seed $flags" 3 $name/results.json text_2b $name --token_pooling $pooling --seed $seed $flags
+        step "EEG → text, $pooling means, seed $seed $flags" 2 $name/results.json text_2b $name --token_pooling $pooling --seed $seed $flags
       done
       for model in eegnet shallow mlp linear_probe; do
+        if [ "$seed$flags" = "1--shuffle_labels" ] || [ "$seed$flags" = "2--shuffle_labels" ]; then continue; fi # one control each
+        case $model in eegnet | shallow) epochs=20 ;; *) epochs=60 ;; esac
         name=$runs_2b/${model}_seed$seed${flags:+_shuffled}
-        step "baseline $model, seed $seed $flags" 1 $name/results.json baseline BCICIV2b $store_2b $name $model --token_pooling hemisphere --protocol $protocol_2b --seed $seed $flags
+        step "baseline $model, seed $seed $flags" 2 $name/results.json baseline BCICIV2b $store_2b $name $model \
+          --epochs $epochs --token_pooling hemisphere --protocol $protocol_2b --seed $seed $flags
       done
     done
   done
@@ -127,7 +126,7 @@ steps_full() {
   for name in $runs/eeg_llm_bcic_new $runs/eeg_llm_bcic_hemisphere $runs/eeg_llm_vi $runs/eeg_direct $runs/BCICIV2a_* $runs/VI_*; do
     case $name in *_shuffled | *\*) ;; *) all+=("$name") ;; esac
   done
-  tables outputs/tables "${all[@]}" $images/eeg2image $images/vi_images $images/vi_eeg2img
+  tables outputs/tables "${all[@]}" $images/eeg2image $images/vi_images $images/vi_eeg2img --images
 }
 
 case "${1:-}" in

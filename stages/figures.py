@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
 import numpy as np  # noqa: E402
 
-from datasets.montage import Montage  # noqa: E402
+from datasets.montage import REGION_NAMES, Montage  # noqa: E402
 from stages import tables  # noqa: E402
 from stages.statistics import calibration, confusion  # noqa: E402
 from stages.tables import Run  # noqa: E402
@@ -89,7 +89,7 @@ def spread_of(line: dict) -> tuple[float, float]:
 # ---------------------------------------------------------------- ablations
 
 
-def windows_figure(name: str, lines: Sequence[dict], path: Path) -> None:
+def windows_figure(lines: Sequence[dict], path: Path) -> None:
     """Accuracy over the end of a growing window, with interval, chance and controls.
 
     lines : sequence of dict. As the table's, each with `window`, in seconds.
@@ -105,22 +105,26 @@ def windows_figure(name: str, lines: Sequence[dict], path: Path) -> None:
         axis.plot(*zip(*with_control, strict=True), "x", color="firebrick", label="control")
     start = min(line["window"][0] for line in lines)
     axis.set(xlabel=f"window from {start:g} s to … (s)", ylabel="accuracy (%)", ylim=(0, 100),
-             title=f"{plain(name)}, n = {lines[0]['n']}")  # fmt: skip
+             title=f"{plain(lines[-1]['run'])}, n = {lines[0]['n']}")  # fmt: skip
     axis.legend(fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 
 
-def regions_figure(name: str, montage: Montage, whole: dict, out: dict, alone: dict, path: Path) -> bool:
-    """Topographic maps: what is lost without a region, and what a region alone gives. False where MNE knows no such heads.
+def regions_figure(lines: Sequence[dict], montage: Montage, path: Path) -> bool:
+    """Topographic maps: what is lost without a region, and what a region alone gives; whether one could be drawn.
 
-    whole : dict. The line of all regions.
-    out, alone : dict of region name to line.
+    lines : sequence of dict. As the table's: one with all regions, and some with one region left out, or alone.
     """
     import mne
 
+    names = [REGION_NAMES[code] for code in sorted(montage.topology)]
+    whole = next((line for line in lines if not line["regions"]), None)
+    some = [line for line in lines if line["regions"]]
+    out = {r: line for line in some for r in names if sorted(line["regions"]) == sorted(set(names) - {r})}
+    alone = {line["regions"][0]: line for line in some if len(line["regions"]) == 1}
     places = mne.channels.make_standard_montage("standard_1005").get_positions()["ch_pos"]
-    if not set(montage.electrodes) <= set(places):
+    if whole is None or not (out or alone) or not set(montage.electrodes) <= set(places):
         return False
     info = mne.create_info(list(montage.electrodes), 100.0, "eeg")
     info.set_montage("standard_1005")
@@ -142,7 +146,9 @@ def regions_figure(name: str, montage: Montage, whole: dict, out: dict, alone: d
         figure.colorbar(image, ax=axis, shrink=0.7)
         said = ", ".join(f"{region} {value:.0f}" for region, value in values.items())
         axis.set_title(f"{title}\n{said}", fontsize=8)
-    figure.suptitle(f"{plain(name)}: {100 * whole['accuracy']:.1f} % with all regions, n = {whole['n']}", fontsize=10)
+    figure.suptitle(
+        f"{plain(whole['run'])}: {100 * whole['accuracy']:.1f} % with all regions, n = {whole['n']}", fontsize=10
+    )
     save(figure, path)
     return True
 

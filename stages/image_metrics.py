@@ -128,9 +128,17 @@ def _read(path: Path) -> Image.Image:
 
 # ---------------------------------------------------------------- scores
 
+NOTE = (
+    "Pictures: means over trials with 95 % bootstrap intervals over trials, which speak of these people. Paired at random: the same "
+    "pictures, each beside another trial's stimulus (mean of 5 pairings). True class's prompt: what an image model told the right class "
+    "draws, the most that decoding a class can reach. PixCorr and SSIM at 425 pixels; SSIM by column is what tables of this field "
+    "print as SSIM. Two-way identification (AlexNet, Inception, CLIP): how often a picture is more like its own stimulus than like "
+    "another one; guessing gives 50 %; trials of one stimulus are not asked against each other. SwAV is a distance: less is better."
+)
+
 
 def score_pictures(pictures: Pictures, networks: dict[str, Callable], seed: int = 0) -> list[dict]:
-    """One line a way of drawing: metric → values of the trials; with what they were and how many people.
+    """One line a way of drawing: what is drawn, n, people, and each metric's mean and 95 % interval.
 
     Lines: the pictures as decoded; the same pictures paired at random with the stimuli (values are means over
     pairings); pictures from the true class's prompt, the most that decoding a class can reach with this image model.
@@ -147,7 +155,25 @@ def score_pictures(pictures: Pictures, networks: dict[str, Callable], seed: int 
         best = _views(pictures.true_class, networks, "the true classes")
         lines.append({"images": TRUE_CLASS, "values": _values(real, best, stimulus)})
     people = len({row.subject for row in pictures.rows})
-    return [line | {"n": n, "people": people, "model": pictures.model} for line in lines]
+    found = []
+    for line in lines:
+        scores = {name: mean_and_interval(values) for name, values in line["values"].items()}
+        kept = {"images": line["images"], "model": pictures.model, "n": n, "people": people}
+        for name, (mean, low, high) in scores.items():
+            kept |= {name: mean, f"{name}, low": low, f"{name}, high": high}
+        found.append(kept)
+    return found
+
+
+def images_table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells in words."""
+    metrics = [name for name in lines[0] if f"{name}, low" in lines[0]]
+    heads = ["run", "images", "n", "people", *metrics]
+    return heads, [
+        [line["run"], line["images"], str(line["n"]), str(line["people"]),
+         *(f"{line[m]:.3f} ({line[f'{m}, low']:.3f} to {line[f'{m}, high']:.3f})" for m in metrics)]
+        for line in lines
+    ]  # fmt: skip
 
 
 def _views(pictures: Sequence[Image.Image], networks: dict[str, Callable], what: str) -> dict[str, np.ndarray]:

@@ -3,10 +3,11 @@
 Adding a read-out is adding one entry to `TEXT_READOUTS` or `MAPPER_READOUTS`. Imports nothing slow: a script's -h reads it.
 """
 
+import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -54,6 +55,10 @@ class Readout:
     label: int
     chance: float
     probabilities: list[float] | None = None
+
+    @property
+    def n_classes(self) -> int:
+        return round(1 / self.chance)
 
 
 def text_readouts(description: DatasetDescription, text: str, probabilities: Sequence[float]) -> dict[str, Readout]:
@@ -140,8 +145,9 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     write_jsonl(signed([asdict(row) for row in rows]), path)
 
 
-def signed(contents: Sequence[dict]) -> list[dict]:
+def signed(contents: Iterable[dict]) -> list[dict]:
     """Rows as they stand in a file: with `of` and `checksum`."""
+    contents = list(contents)
     contents = [
         {k: v for k, v in content.items() if k not in SIGNATURE} | {"of": len(contents)} for content in contents
     ]
@@ -163,7 +169,9 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     if path.is_file() and path.stat().st_size > MAX_ROWS:
         raise UserError(f"{path} has {path.stat().st_size} bytes; decoded trials take at most {MAX_ROWS}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _content(path).decode("utf-8").splitlines()
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise UserError(f"{path} is damaged: it cannot be unpacked") from None
     except FileNotFoundError:
         raise UserError(f"{path} is not there; run --stage decode first") from None
     except UnicodeDecodeError:
@@ -192,6 +200,17 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     if len(kinds) > 1:
         raise UserError(f"{path}: its lines have different read-outs, classes or tasks; decode again")
     return rows
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes; of a packed one (.gz, as under docs/results/) no more than any file may have."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    with gzip.open(path) as file:
+        content = file.read(MAX_ROWS + 1)
+    if len(content) > MAX_ROWS:
+        raise UserError(f"{path} unpacks to more than {MAX_ROWS} bytes; decoded trials take at most that")
+    return content
 
 
 def _plain_row(content: dict, n: int, classes: Sequence[str] | None) -> Row:
@@ -226,7 +245,7 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
     row = Row(**{"session": "", "run": 0, "trial": 0} | content | {"readouts": readouts})
     if len({readout.chance for readout in readouts.values()}) > 1:
         raise ValueError("its read-outs have different numbers of classes")
-    n_classes = round(1 / next(iter(readouts.values())).chance)
+    n_classes = next(iter(readouts.values())).n_classes
     limits = dict.fromkeys(("index", "run", "trial"), (0, 10**9)) | {"true_label": (0, n_classes - 1)}
     for name, (least, most) in (limits | {"predicted_label": (-1, n_classes - 1)}).items():
         _whole(getattr(row, name), name, least, most)
@@ -252,7 +271,7 @@ def _readout(value: dict) -> Readout:
     readout = Readout(**value)
     if type(readout.chance) not in (int, float) or not 1e-4 <= readout.chance <= 1:
         raise ValueError(f"chance is {readout.chance!r}; expected a number between 0 and 1")
-    n_classes = round(1 / readout.chance)
+    n_classes = readout.n_classes
     _whole(readout.label, "label", -1, n_classes - 1)
     p = readout.probabilities
     numbers = isinstance(p, list) and all(type(v) in (int, float) and 0 <= v <= 1 for v in p)

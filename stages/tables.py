@@ -1,18 +1,20 @@
 """Runs → the tables of `evaluate.py`: what belongs together is found, scored, compared and written."""
 
 import csv
+import gzip
 import io
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from datasets.description import DATASETS, load_description
-from stages.rows import Row, read_rows
+from stages.rows import Row, read_rows, signed
 from stages.scores import p_value, percent, score_readout
 from stages.statistics import (
     FEW_PEOPLE,
@@ -28,9 +30,11 @@ from stages.statistics import (
     top_k,
 )
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_json, write_json
+from utils.paths import written_whole
 
-DECODED = ("decoded_test.jsonl", "decoded.jsonl")
+DECODED = ("decoded_test.jsonl", "decoded.jsonl", "decoded_test.jsonl.gz")  # the last: kept under docs/results/
+PARTS = ("window", "regions")  # of a trial that a run may read
 TOP, TOP_FROM = 3, 10  # top-3, from 10 classes on
 ONE_SIDED = 0.9  # share of the answers that one class may take before there is a warning
 
@@ -78,13 +82,19 @@ class Run:
         return [row.readouts[readout].label == row.true_label for row in self.rows]
 
     @property
+    def n_classes(self) -> int:
+        return self.rows[0].readouts[self.main_readout].n_classes
+
+    @property
     def main_readout(self) -> str:
         return next(iter(self.rows[0].readouts))
 
 
 def decoded_file(place: Path) -> Path | None:
-    """The file of decoded trials that a place is or holds."""
-    return next((p for p in (place, *(place / name for name in DECODED)) if p.is_file()), None)
+    """The file of decoded trials that a place is (by its name: .jsonl or .jsonl.gz) or holds."""
+    if place.is_file():
+        return place if place.name.endswith((".jsonl", ".jsonl.gz")) else None
+    return next((place / name for name in DECODED if (place / name).is_file()), None)
 
 
 def read_run(place: Path) -> Run:
@@ -98,14 +108,14 @@ def read_run(place: Path) -> Run:
 
 
 def read_runs(places: Sequence[Path]) -> list[Run]:
-    """All runs of a mixture of folders and files; what holds no rows is named and skipped.
+    """All runs of a mixture of folders and files; a folder of runs means each of them; what holds no rows is skipped.
 
     Raises UserError if a place is not there, or none of them holds rows.
     """
-    places = list(dict.fromkeys(place.absolute() for place in places))
     for place in places:
         if not place.exists():
             raise UserError(f"{place} is not there")
+    places = list(dict.fromkeys(inner for place in places for inner in runs_in(place.absolute())))
     skipped = [place for place in places if decoded_file(place) is None]
     if len(skipped) == len(places):
         raise UserError(f"{', '.join(map(str, places))}: no {' or '.join(DECODED)} there; train or decode first")
@@ -118,6 +128,25 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
             if run.name in twice:
                 run.name = "/".join(run.place.parts[-depth:])
     return runs
+
+
+def runs_in(place: Path) -> list[Path]:
+    """The place itself, or where it holds no rows the folders in it that do."""
+    if decoded_file(place) is not None or not place.is_dir():
+        return [place]
+    return [inner for inner in sorted(place.iterdir()) if inner.is_dir() and decoded_file(inner) is not None] or [place]
+
+
+def keep_rows(run: Run, folder: Path) -> None:
+    """Copy a run's rows, packed, and its record: what its lines are made from."""
+    place = folder / re.sub(r"[/\\\0]", "_", run.name)
+    packed = gzip.compress(
+        "".join(json.dumps(content) + "\n" for content in signed(map(asdict, run.rows))).encode(), mtime=0
+    )
+    with written_whole(place / "decoded_test.jsonl.gz") as unfinished:
+        unfinished.write_bytes(packed)
+    if run.record:
+        write_json(run.record, place / "run.json")
 
 
 def read_control(run: Run, suffix: str) -> Run | None:
@@ -166,14 +195,11 @@ def description_of(run: Run) -> str:
     """The name of the dataset whose classes a run's rows have. UserError where it is none, or several."""
     asked = run.argument.get("downstream_dataset")
     names = [asked] if asked in DATASETS else list(DATASETS)
-    n_classes, said = (
-        round(1 / run.rows[0].readouts[run.main_readout].chance),
-        {r.true_label: r.true_name for r in run.rows},
-    )
+    said = {row.true_label: row.true_name for row in run.rows}
     fit = []
     for name in names:
         classes = load_description(name).classes
-        if len(classes) == n_classes and all(classes[label] == of for label, of in said.items()):
+        if len(classes) == run.n_classes and all(classes[label] == of for label, of in said.items()):
             fit.append(name)
     if len(fit) != 1:
         raise UserError(f"{run.place}: its classes are those of {' and of '.join(fit) or 'no dataset here'}")
@@ -187,7 +213,7 @@ def numbers(rows: Sequence[Row], readout: str) -> dict:
     """All numbers of one read-out of decoded trials, by column."""
     score = score_readout(rows, readout)
     true, decoded = [r.true_label for r in rows], [r.readouts[readout].label for r in rows]
-    n_classes = round(1 / rows[0].readouts[readout].chance)
+    n_classes = rows[0].readouts[readout].n_classes
     permuted = permuted_by(rows, readout)
     level, low, high = permutation_level(permuted)
     found = {
@@ -229,6 +255,7 @@ def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run]) -> d
         seeds[run.seed].append(run)
     of_seed = [numbers([row for run in runs for row in run.rows], readout) for runs in seeds.values()]
     line = {"run": group_name(group), "readout": readout, "seeds": len(of_seed)} | of_seed[0]
+    line |= {part: group[0].argument.get(part) for part in PARTS}
     if len(of_seed) > 1:
         for name in ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "top3", "ece", "task", "within_task"):
             values = [found[name] for found in of_seed if name in found]
@@ -258,16 +285,21 @@ def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run]) -> d
     return line
 
 
-def linear_probe(run: Run, runs: Sequence[Run]) -> dict:
-    """The accuracy of `baseline.py --model linear_probe` on the tokens that a text run reads, where that was run."""
+def linear_probe(group: Sequence[Run], runs: Sequence[Run]) -> dict:
+    """The accuracy of `baseline.py --model linear_probe` on the tokens that text runs read, where it was run for all seeds."""
+    found = [_linear_probe(run, runs) for run in group]
+    return {} if None in found else {"linear_probe": float(np.mean(found))}
+
+
+def _linear_probe(run: Run, runs: Sequence[Run]) -> float | None:
     if "token_pooling" not in run.argument or "model" in run.argument:
-        return {}
+        return None
     for other in runs:
         same = [run.record.get("depends_on") == other.record.get("depends_on")]
         same += [run.argument.get(k) == other.argument.get(k) for k in ("token_pooling", "encoder", "protocol")]
         if other.argument.get("model") == "linear_probe" and all(same) and sorted(run.trials) == sorted(other.trials):
-            return {"linear_probe": float(np.mean(other.right(other.main_readout)))}
-    return {}
+            return float(np.mean(other.right(other.main_readout)))
+    return None
 
 
 def group_name(group: Sequence[Run]) -> str:
@@ -313,6 +345,22 @@ def warnings_of(name: str, rows: Sequence[Row], readout: str) -> list[str]:
     if never:
         found.append(f"{name}, {readout}: never answered: {', '.join(never)}")
     return found
+
+
+def families(groups: Sequence[Sequence[Run]], by: str) -> list[list[int]]:
+    """Places of the groups that differ in one flag alone, such as --window, where there are two or more of them."""
+    found = defaultdict(list)
+    for place, group in enumerate(groups):
+        fixed = group[0].record.get("fixed")
+        if isinstance(fixed, dict):
+            loose = {"seed", "encoder_seed", by, "model_dir", "output_dir"} | (
+                {"protocol"} if is_fold(group[0]) else set()
+            )
+            same = sorted((k, repr(v)) for k, v in fixed.items() if k not in loose)
+            depends = group[0].record.get("depends_on")
+            store = depends.get("store") if isinstance(depends, dict) else None
+            found[repr(same), repr(store), group[0].main_readout].append(place)
+    return [places for places in found.values() if len({repr(groups[k][0].argument.get(by)) for k in places}) > 1]
 
 
 def comparisons(groups: Sequence[Sequence[Run]]) -> list[dict]:
@@ -370,11 +418,18 @@ def _p(name: str):
     return lambda line: p_value(line[name]).removeprefix("p = ").removeprefix("p ")
 
 
+def _part(line: dict) -> str:
+    window, regions = line.get("window"), line.get("regions")
+    said = [f"{window[0]:g} to {window[1]:g} s"] if window else []
+    return ", ".join(said + ([" + ".join(regions)] if regions else []))
+
+
 # heading → text of a line
 COLUMNS = {
     "run": lambda line: line["run"],
     "read-out": lambda line: line["readout"],
     "EEG": lambda line: "simulated" if line["simulated"] else "",
+    "part of it": _part,
     "accuracy": _accuracy,
     "n": lambda line: (f"{line['seeds']} × " if line["seeds"] > 1 else "") + str(line["n"]),
     "people": lambda line: str(line["people"]),
@@ -407,7 +462,7 @@ IN_PAPER = (
     "balanced",
     "kappa",
 )
-CSV = ("run", "readout", "simulated", "seeds", "accuracy", "sd", "n", "people", "low", "high", "interval_over", "chance", "p_binomial",
+CSV = ("run", "readout", "simulated", "window", "regions", "seeds", "accuracy", "sd", "n", "people", "low", "high", "interval_over", "chance", "p_binomial",
        "p_permuted", "permuted", "permuted_low", "permuted_high", "balanced_accuracy", "macro_f1", "kappa", "top3", "ece",
        "linear_probe", "task", "within_task", "within_task_n", "recording_alone", "control", "control_n", "controls",
        "control_level", "control_low", "control_high", "control_verdict")  # fmt: skip
@@ -420,17 +475,22 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def results_markdown(lines: Sequence[dict]) -> str:
-    """The table of results; a column that is empty everywhere is left out."""
-    texts = [[column(line) for column in COLUMNS.values()] for line in lines]
-    kept = [k for k in range(len(COLUMNS)) if any(text[k] for text in texts)]
-    return markdown([list(COLUMNS)[k] for k in kept], [[text[k] for k in kept] for text in texts])
+    """The table of results."""
+    return markdown(*results_table(lines))
 
 
-def comparisons_markdown(tests: Sequence[dict]) -> str:
-    """A line a pair of runs."""
-    return markdown(("one", "other", "n", "only one right", "only other right", "p", "p, corrected"), [
+def results_table(lines: Sequence[dict], columns: Sequence[str] = tuple(COLUMNS)) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells in words; a column that is empty everywhere is left out."""
+    texts = {head: [COLUMNS[head](line) for line in lines] for head in columns}
+    kept = [head for head in columns if any(texts[head])]
+    return kept, [[texts[head][k] for head in kept] for k in range(len(lines))]
+
+
+def comparisons_table(tests: Sequence[dict]) -> tuple[tuple[str, ...], list[tuple]]:
+    """Heads and cells, a line a pair of runs."""
+    return ("one", "other", "n", "only one right", "only other right", "p", "p, corrected"), [
         (t["a"], t["b"], t["n"], t["only_a"], t["only_b"], _p("p")(t), _p("p_holm")(t)) for t in tests
-    ])  # fmt: skip
+    ]
 
 
 def results_csv(lines: Sequence[dict]) -> str:
@@ -449,9 +509,11 @@ def as_csv(columns: Sequence[str], lines: Sequence[dict]) -> str:
 
 def results_tex(lines: Sequence[dict]) -> str:
     """A table for a paper (booktabs)."""
-    rows = [" & ".join(_tex(COLUMNS[head](line)) for head in IN_PAPER) + r" \\" for line in lines]
-    heads = " & ".join(map(_tex, IN_PAPER)) + r" \\"
-    return "\n".join([r"\begin{tabular}{" + "lll" + "r" * (len(IN_PAPER) - 3) + "}", r"\toprule", heads, r"\midrule", *rows,
+    heads, cells = results_table(lines, IN_PAPER)
+    rows = [" & ".join(map(_tex, line)) + r" \\" for line in cells]
+    columns = "ll" + "r" * (len(heads) - 2)
+    heads = " & ".join(map(_tex, heads)) + r" \\"
+    return "\n".join([r"\begin{tabular}{" + columns + "}", r"\toprule", heads, r"\midrule", *rows,
                       r"\bottomrule", r"\end{tabular}", ""])  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """JSON files, a source file's record, and what a run was made with."""
 
+import csv
 import hashlib
 import importlib.metadata
 import json
@@ -63,6 +64,14 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
+
+
+def read_csv(path: Path) -> list[dict]:
+    """Lines of a table with a head, as text by column; empty where there is no such file."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def write_jsonl(rows: list[dict], path: Path) -> None:

@@ -1,0 +1,138 @@
+"""One HTML file to look at: tables, figures, and a card for every picture, with its trial, text, probabilities and EEG."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from datasets.description import load_description
+from datasets.montage import Montage
+from datasets.store import open_store
+from stages.image_metrics import read_pictures
+from stages.pictures import Stimuli
+from stages.rows import Row
+from stages.tables import Run, description_of
+from utils.errors import UserError
+
+THUMB = 192  # pixels, edge of a picture on a card
+MOST_CARDS = 300  # of a run: a page that a phone opens
+WIDE, HIGH, POINTS = 240, 18, 160  # of the EEG thumbnail: width, height of a region's line, points of a line
+SECTIONS_OPEN = 3  # tables that are unfolded at first
+
+
+def cards(run: Run, stimuli: Stimuli) -> Iterator[dict]:
+    """What stands on the card of each drawn trial.
+
+    stimuli : Stimuli. What was seen.
+    Raises UserError if a picture is missing or damaged.
+    """
+    rows = run.rows[:MOST_CARDS]
+    if len(rows) < len(run.rows):
+        print(f"notice: {run.name} has {len(run.rows)} pictures; the page shows the first {MOST_CARDS}")
+    pictures, description = read_pictures(run.place, rows, stimuli), load_description(description_of(run))
+    signals = _Signals(run)
+    for row, seen, drawn in zip(rows, pictures.stimuli, pictures.drawn, strict=True):
+        name = next((name for name, read in row.readouts.items() if read.probabilities is not None), None)
+        chances = []
+        if name:
+            chances = list(zip(description.classes, row.readouts[name].probabilities, strict=True))
+            chances.sort(key=lambda chance: -chance[1])
+        yield {
+            "run": run.name, "person": row.subject, "session": row.session, "recording": row.run, "trial": row.trial,
+            "true": row.true_name, "decoded": row.predicted_name or "no class", "right": row.predicted_label == row.true_label,
+            "text": row.text, "prompt": row.prompt, "model": Path(pictures.model).name, "simulated": row.simulated,
+            "seen": _embedded(seen), "drawn": _embedded(drawn), "read_by": name,
+            "chances": chances[:5], "eeg": signals.of(row),
+        }  # fmt: skip
+
+
+def page(
+    sections: dict[str, tuple],
+    warnings: Sequence[str],
+    notes: Sequence[str],
+    figures: Sequence[Path],
+    made: Sequence[dict],
+) -> str:
+    """The page; whatever is put into it is escaped, and it loads nothing.
+
+    sections : dict of title to (heads, cells).
+    figures : sequence of Path. PNG files.
+    made : sequence of dict. Of `cards`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    pictures = [(path.stem.replace("_", " "), _data("png", path.read_bytes())) for path in figures]
+    kinds = {kind: sorted({card[kind] for card in made}) for kind in ("run", "true", "person")}
+    return environment.get_template("report.html").render(
+        sections=sections, warnings=warnings, notes=notes, figures=pictures, cards=made, kinds=kinds, wide=WIDE,
+        opened=SECTIONS_OPEN,
+    )  # fmt: skip
+
+
+def _embedded(picture: Image.Image) -> str:
+    """A small copy as a data address."""
+    small, content = picture.convert("RGB"), io.BytesIO()
+    small.thumbnail((THUMB, THUMB))
+    small.save(content, format="JPEG", quality=82)
+    return _data("jpeg", content.getvalue())
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+class _Signals:
+    """The EEG of decoded trials, from the store that a run says it read; nothing where that is not there any more."""
+
+    def __init__(self, run: Run):
+        self.store, place = None, run.argument.get("datasets_dir")
+        try:
+            store = open_store(str(place)) if place and Path(str(place)).exists() else None
+            depends = run.record.get("depends_on")
+            wanted = run.record.get("store") or (depends.get("store") if isinstance(depends, dict) else None)
+            if store is not None and store.fingerprint == wanted:
+                self.store, self.montage = store, load_description(description_of(run)).montage
+                self.trials = {(t.subject, t.session, t.run, t.trial): t for t in store.trials}
+        except UserError as error:
+            print(f"notice: {run.name}: no EEG on its cards: {error}")
+        if self.store is None:
+            print(f"notice: {run.name}: no EEG on its cards: the store {place} is not there, or is another one now")
+
+    def of(self, row: Row) -> dict | None:
+        """Lines of the thumbnail: a brain region's mean each, with the microvolts that its height means."""
+        trial = self.trials.get((row.subject, row.session, row.run, row.trial)) if self.store else None
+        if trial is None:
+            return None
+        return thumbnail(self.store.read(trial)[: len(self.montage.electrodes)], self.montage, self.store.sfreq)
+
+
+def thumbnail(signal: np.ndarray, montage: Montage, sfreq: float) -> dict:
+    """Means of the brain regions as points of SVG polylines.
+
+    signal : (n_chans, n_times) array. Microvolts at `sfreq` Hz.
+    Returns dict: `lines`, a list of (region, points); `height`, pixels; `scale`, microvolts between two lines; `seconds`.
+    """
+    names = list(dict.fromkeys(montage.region_names))
+    means = np.stack(
+        [signal[[k for k, r in enumerate(montage.region_names) if r == name]].mean(axis=0) for name in names]
+    )
+    means = means - means.mean(axis=1, keepdims=True)
+    scale = max(float(np.abs(means).max()), 1e-9)  # microvolts; half a line's height
+    picked = np.linspace(0, means.shape[1] - 1, min(POINTS, means.shape[1])).astype(int)
+    x = picked / max(means.shape[1] - 1, 1) * WIDE
+    lines = []
+    for k, name in enumerate(names):
+        y = (k + 0.5) * HIGH - means[k, picked] / scale * HIGH * 0.9
+        lines.append((name, " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))))
+    return {
+        "lines": lines,
+        "height": len(names) * HIGH,
+        "scale": round(2 * scale, 1),
+        "seconds": signal.shape[1] / sfreq,
+    }
