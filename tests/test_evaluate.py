@@ -248,3 +248,165 @@ def test_folders_are_named_as_they_are_whatever_stands_for_them(script, tmp_path
     write(tmp_path / "run_shuffled", correct=25)
     monkeypatch.chdir(tmp_path / "run")
     assert line_of(script("evaluate.py", ".").out, "run")["shuffled-label control (n): its level"] != "not run"
+
+
+# ---------------------------------------------------------------- folders of runs, kept rows, ablations
+
+
+def test_a_folder_of_runs_means_each_of_them_and_logs_beside_them_are_skipped(script, tmp_path):
+    write(tmp_path / "runs/one", correct=80)
+    write(tmp_path / "runs/two", correct=60)
+    write(tmp_path / "runs/two_shuffled", correct=25)
+    (tmp_path / "runs/one.log").write_text("words")
+    (tmp_path / "runs/empty").mkdir()
+    done = script("evaluate.py", tmp_path / "runs")
+    assert done.code == 0, done.err
+    assert line_of(done.out, "one")["accuracy"] == "80.0 %" and line_of(done.out, "two")["accuracy"] == "60.0 %"
+    assert "25.0 % (100)" in line_of(done.out, "two")["shuffled-label control (n): its level"]
+    done = script("evaluate.py", *(tmp_path / "runs").iterdir())
+    assert done.code == 0 and "one.log holds no decoded trials; skipped" in done.out
+
+
+def test_kept_rows_give_the_same_tables(script, tmp_path):
+    write(tmp_path / "run", correct=80)
+    write(tmp_path / "run_shuffled", correct=27)
+    (tmp_path / "run/run.json").write_text(json.dumps({"arguments": {"seed": 0}, "fixed": {"seed": 0}}))
+    first = script("evaluate.py", tmp_path / "run", "--keep_rows", tmp_path / "kept", "--output_dir", tmp_path / "a")
+    assert first.code == 0, first.err
+    assert sorted(str(p.relative_to(tmp_path / "kept")) for p in (tmp_path / "kept").rglob("*.*")) == [
+        "run/decoded_test.jsonl.gz", "run/run.json", "run_shuffled/decoded_test.jsonl.gz"]  # fmt: skip
+    again = script("evaluate.py", tmp_path / "kept", "--output_dir", tmp_path / "b", "--keep_rows", tmp_path / "kept2")
+    assert again.code == 0, again.err
+    assert (tmp_path / "a/results.csv").read_text() == (tmp_path / "b/results.csv").read_text()
+    packed = [(tmp_path / k / "run/decoded_test.jsonl.gz").read_bytes() for k in ("kept", "kept2")]
+    assert packed[0] == packed[1]  # no time stamp, and nothing lost
+    (tmp_path / "kept/run/decoded_test.jsonl.gz").write_bytes(packed[0][:200])
+    assert "cannot be unpacked" in script("evaluate.py", tmp_path / "kept").error_line
+
+
+def recorded(folder, correct, classes=("left hand", "right hand", "feet", "tongue"), **arguments):
+    """A run with a record, on BCICIV2a's classes."""
+    write(folder, correct)
+    rows = [json.loads(line) for line in (folder / "decoded_test.jsonl").read_text().splitlines()]
+    rows = [r | {"true_name": classes[r["true_label"]]} for r in rows]
+    (folder / "decoded_test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    arguments = {"downstream_dataset": "BCICIV2a", "seed": 0, "window": None, "regions": None} | arguments
+    record = {"arguments": arguments, "fixed": arguments, "depends_on": {"store": "s"}}
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_growing_windows_make_a_curve_and_regions_a_map(script, tmp_path):
+    regions = ["frontal", "central", "parietal"]
+    recorded(tmp_path / "full", 80)
+    for end in (1.0, 2.0):
+        recorded(tmp_path / f"window_{end:g}", int(30 * end), window=[0.0, end])
+    for k, region in enumerate(regions):
+        recorded(tmp_path / f"without_{region}", 70 - 10 * k, regions=[r for r in regions if r != region])
+        recorded(tmp_path / f"only_{region}", 40 + 10 * k, regions=[region])
+    done = script("evaluate.py", *sorted(tmp_path.iterdir()), "--output_dir", tmp_path / "tables")
+    assert done.code == 0, done.err
+    assert (tmp_path / "tables/windows_1.png").stat().st_size > 8_000
+    assert (tmp_path / "tables/regions_1.png").stat().st_size > 20_000
+    assert line_of(done.out, "window_2")["part of it"] == "0 to 2 s"
+    assert line_of(done.out, "without_frontal")["part of it"] == "central + parietal"
+    assert line_of(done.out, "full")["part of it"] == ""
+
+
+def test_runs_that_differ_in_more_than_the_part_are_no_ablation(script, tmp_path):
+    recorded(tmp_path / "a", 80, window=[0.0, 1.0])
+    recorded(tmp_path / "b", 80, window=[0.0, 2.0], lr=1.0)
+    assert script("evaluate.py", tmp_path / "a", tmp_path / "b", "--output_dir", tmp_path / "tables").code == 0
+    assert not list((tmp_path / "tables").glob("windows_*"))
+
+
+def test_published_figures_stand_apart_and_only_beside_real_recordings(script, tmp_path):
+    recorded(tmp_path / "real", 80)
+    out = script("evaluate.py", tmp_path / "real").out
+    table, published = out.split("## Published, not measured here")
+    assert "31.34 %" in published and "31.34 %" not in table and "source" in published
+    rows = [
+        json.loads(line) | {"simulated": True}
+        for line in (tmp_path / "real/decoded_test.jsonl").read_text().splitlines()
+    ]
+    (tmp_path / "real/decoded_test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out = script("evaluate.py", tmp_path / "real").out
+    assert "Published" not in out and line_of(out, "real")["EEG"] == "simulated"
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@pytest.fixture(scope="module")
+def drawn(vi_demo, mapped, process, tmp_path_factory):
+    """Four decoded trials with pictures, and pictures of their true classes."""
+    folder = tmp_path_factory.mktemp("drawn") / "vi"
+    done = process("generate_vi_eeg2img.py", *vi_demo.vi_generation(folder, mapper_path=mapped, num_inference_steps=2))
+    assert done.code == 0, done.err
+    done = process("draw_true_class.py", folder, "--cuda", -1)
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_pictures_of_the_true_class_are_drawn_as_their_neighbours_and_once(drawn, script):
+    from datasets.description import load_description
+    from stages.image_metrics import true_class_picture
+    from stages.pictures import PictureFolder, drawn_with
+    from stages.rows import read_rows
+
+    rows, names = read_rows(drawn / "decoded.jsonl"), None
+    for row in rows:
+        names = names or PictureFolder(drawn, rows, {}, 0)
+        of_true, neighbour = drawn_with(true_class_picture(drawn, row)), drawn_with(names.path("generated", row))
+        assert of_true["prompt"] == load_description("VI").image_prompts[row.true_label]
+        assert {k: of_true[k] for k in ("seed", "model", "steps", "guidance", "size")} == {
+            k: neighbour[k] for k in ("seed", "model", "steps", "guidance", "size")}  # fmt: skip
+        if row.predicted_label == row.true_label:  # then it is the same picture
+            assert true_class_picture(drawn, row).stat().st_size == names.path("generated", row).stat().st_size
+    before = {path: path.stat().st_mtime_ns for path in (drawn / "true_class").glob("*.png")}
+    done = script("draw_true_class.py", drawn, "--cuda", -1)
+    assert done.code == 0 and "0 pictures drawn from the true class, 4 were there" in done.out
+    assert {path: path.stat().st_mtime_ns for path in (drawn / "true_class").glob("*.png")} == before
+
+
+def test_images_are_scored_and_the_page_shows_every_picture(drawn, vi_demo, script, tmp_path):
+    flags = ("--images", "--report", "--clip_model", vi_demo.pth / "clip", "--output_dir", tmp_path / "tables")
+    done = script("evaluate.py", drawn, *flags)
+    assert done.code == 0, done.err
+    lines = list(csv.DictReader((tmp_path / "tables/images.csv").read_text().splitlines()))
+    assert [line["images"] for line in lines] == ["as decoded", "paired at random", "true class's prompt"]
+    assert all(line["n"] == "4" and -1 <= float(line["PixCorr"]) <= 1 for line in lines) and "CLIP (clip)" in lines[0]
+    for name in ("AlexNet 2", "AlexNet 5", "Inception", "SwAV"):
+        assert f"not scored, because it is not there: {name}" in done.out and name not in lines[0]
+    page = (tmp_path / "tables/report.html").read_text()
+    assert page.count('<li class="card') == 4 and page.count("<polyline") == 4 * 5
+    assert page.count("simulated EEG: no person was recorded") == 4 and page.count("seen</figcaption>") == 4
+
+
+def test_a_page_without_the_store_says_so_and_one_without_stimuli_is_one_line(drawn, script, tmp_path):
+    record = json.loads((drawn / "run.json").read_text())
+    for path in drawn.glob("*.*"):
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        (tmp_path / "moved" / path.name).write_bytes(path.read_bytes())
+    record["arguments"]["datasets_dir"] = str(tmp_path / "nowhere")
+    (tmp_path / "moved/run.json").write_text(json.dumps(record))
+    done = script("evaluate.py", tmp_path / "moved", "--report", "--output_dir", tmp_path / "tables")
+    assert done.code == 0 and "no EEG on its cards" in done.out
+    assert (tmp_path / "tables/report.html").read_text().count("no EEG: the store is not at hand") == 4
+    done = script("evaluate.py", tmp_path / "moved", "--images", "--stimuli_dir", tmp_path)
+    assert done.code == 2 and "is missing" in done.error_line
+
+
+@pytest.mark.parametrize("flags, message", [
+    (("--images",), "none of these folders holds pictures"), (("--report",), "--report needs --output_dir"),
+])  # fmt: skip
+def test_what_pictures_and_pages_need_is_said(script, tmp_path, flags, message):
+    write(tmp_path / "run", correct=80)
+    done = script("evaluate.py", tmp_path / "run", *flags)
+    assert done.code == 2 and message in done.err
+
+
+def test_true_classes_of_a_folder_without_pictures_are_one_line(script, tmp_path):
+    recorded(tmp_path / "run", 80)
+    (tmp_path / "run/decoded_test.jsonl").rename(tmp_path / "run/decoded.jsonl")
+    done = script("draw_true_class.py", tmp_path / "run", "--cuda", -1)
+    assert done.code == 2 and "is not there, or does not say how it was drawn; draw first" in done.error_line

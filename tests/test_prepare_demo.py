@@ -8,14 +8,17 @@ from PIL import Image
 from datasets.bciciv2a_dataset import BCICIV2aDataset
 from datasets.bciciv2a_llm_dataset import MONTAGE as BCIC
 from datasets.bnci import read_bnci_mat
+from datasets.description import load_description
 from datasets.mne_recordings import read_header, read_recording
 from datasets.splits import split_trials
 from datasets.store import open_store
+from datasets.trials import TrialDataset
 from datasets.visual_imagery_llm_dataset import DESCRIPTION, SUBJECTS, files, origin
 from datasets.visual_imagery_llm_dataset import MONTAGE as VI
 from demo.bcic_like import DemoSize, write_bcic2b_like, write_bcic_like
 from demo.drawings import DRAWINGS, drawing
 from demo.vi_like import EFFECT, REGIONS, VIDemoSize, write_vi_like
+from stages.rows import Readout, new_row
 from tests.conftest import SIZES
 
 
@@ -54,7 +57,7 @@ def test_a_second_run_changes_nothing_and_other_settings_are_refused(demo, scrip
 
 
 def test_the_same_seed_writes_the_same_recordings(demo, tmp_path):
-    write_bcic_like(tmp_path, DemoSize(runs=6, trials_per_run=4), 0, ["A07E.mat"])
+    write_bcic_like(tmp_path, DemoSize(runs=6, trials_per_run=4, effect=1, spread=0), 0, ["A07E.mat"])
     a, b = (read_bcic_mat(folder / "A07E.mat") for folder in (tmp_path, demo.raw))
     assert all((x.signal == y.signal).all() and (x.labels == y.labels).all() for x, y in zip(a, b, strict=True))
     assert not filecmp.cmp(demo.raw / "A07E.mat", demo.raw / "A07T.mat", shallow=False)
@@ -111,7 +114,7 @@ def test_ten_stimuli_are_drawn_under_the_published_names(vi_demo):
 
 
 def test_the_same_seed_writes_the_same_vi_recordings(vi_demo, tmp_path):
-    write_vi_like(tmp_path, VIDemoSize(trials_per_class=1, only=("S03",)), 0)
+    write_vi_like(tmp_path, VIDemoSize(trials_per_class=1, effect=1, spread=0, only=("S03",)), 0)
     for path in tmp_path.rglob("*.bdf"):
         assert filecmp.cmp(path, vi_demo.raw / path.relative_to(tmp_path), shallow=False)
 
@@ -136,18 +139,32 @@ def test_the_tiny_clip_has_the_hubs_layout(demo):
     assert {"config.json", "preprocessor_config.json", "model.safetensors"} <= names
 
 
-def test_a_weaker_effect_changes_the_recordings_and_the_strongest_one_is_the_default(tmp_path):
+def test_a_weaker_effect_and_other_people_change_the_recordings(tmp_path):
     def written(name, **how):
         write_bcic_like(tmp_path / name, DemoSize(runs=1, trials_per_run=4, **how), 0, ["A01T.mat"])
         return read_bcic_mat(tmp_path / name / "A01T.mat")[3].signal
 
-    plain, weak, other = written("plain"), written("weak", effect=0.3), written("other", spread=0.9)
-    assert np.array_equal(plain, written("again", effect=1.0, spread=0.0))
+    strong = {"effect": 1.0, "spread": 0.0}
+    plain, weak, other = (
+        written(str(k), **strong | how) for k, how in enumerate(({}, {"effect": 0.3}, {"spread": 0.9}))
+    )
+    assert np.array_equal(plain, written("again", **strong))
     assert not np.allclose(plain, weak) and not np.allclose(plain, other)
     c4 = BCIC.electrodes.index("C4")  # dimmed less, so louder
     assert weak[c4].std() > plain[c4].std()
 
 
-def test_the_demo_is_made_with_the_strongest_effect_unless_it_is_said(script):
+def test_the_demo_leaves_decoders_room_unless_it_is_said(script, tmp_path):
     said = " ".join(script("prepare_demo.py", "-h").out.split())
-    assert "reach the ceiling (default: 1.0)" in said and "a half of it (default: 0.0)" in said
+    assert f"{DemoSize().effect:g} for motor imagery, {VIDemoSize().effect:g} for visual imagery" in said
+    assert f"a half of it (default: {DemoSize().spread:g})" in said and DemoSize().spread == VIDemoSize().spread
+    assert max(DemoSize().effect, VIDemoSize().effect) < 1  # at 1 decoders reach the ceiling
+    for wrong in (("--effect", "nan"), ("--effect", -1), ("--effect", 3), ("--spread", 2)):
+        done = script("prepare_demo.py", "--data_dir", tmp_path / "data", "--pth_dir", tmp_path / "pth", *wrong)
+        assert done.code == 2 and "--effect goes from 0 to 2" in done.err and not any(tmp_path.iterdir())
+
+
+def test_what_is_simulated_says_so_from_the_raw_folder_to_the_row(demo):
+    assert "simulated" in (demo.raw / "SIMULATED.txt").read_text()
+    dataset = TrialDataset(demo.store, "test", description=load_description("BCICIV2a"))
+    assert dataset.simulated and new_row(dataset, 0, {"keyword": Readout(0, 0.25)}, "").simulated

@@ -215,3 +215,30 @@ def test_a_record_that_cbramods_own_splits_have_twice_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match="A01"):
         split_trials(open_store(folder), BCIC)
+
+
+# ---------------------------------------------------------------- people named
+
+
+def test_people_who_are_named_test_and_validate_and_the_others_train(nine):
+    splits = split_trials(nine, BCIC, "people:A08+A02/A05")
+    assert people(splits["test"]) == ["A02", "A08"] and people(splits["val"]) == ["A05"]
+    assert people(splits["train"]) == ["A01", "A03", "A04", "A06", "A07", "A09"]
+    assert sum(map(len, splits.values())) == len(nine.trials)
+
+
+@pytest.mark.parametrize("named, message", [
+    ("A01", "expected people:TEST/VAL"), ("A01/", "expected people:TEST/VAL"), ("A01+/A02", "expected people:TEST/VAL"),
+    ("A01/A02/A03", "expected people:TEST/VAL"), ("A01+A02/A02", "names A02 twice"), ("A10/A02", "has no person A10"),
+    ("", "expected one of published, loso, within, people"),
+])  # fmt: skip
+def test_people_who_are_named_wrongly_are_one_line(nine, named, message):
+    with pytest.raises(UserError, match=message) as error:
+        split_trials(nine, BCIC, f"people:{named}")
+    assert "\n" not in str(error.value)
+
+
+def test_nobody_left_to_train_is_one_line(tmp_path):
+    store = store_of(tmp_path / "store", ["A01", "A02", "A03"])
+    with pytest.raises(UserError, match="no train trials under --protocol people:"):
+        load_splits(store.path, BCIC, "people:A01+A03/A02")

@@ -37,6 +37,32 @@ def test_items_are_microvolts_with_label_and_index(tmp_path):
         assert np.array_equal(dataset[k]["x"].numpy(), dataset.store.read(dataset.trials[k]))
 
 
+def test_a_part_of_each_trial_is_looked_at(tmp_path):
+    dataset = BCICIV2aLLMDataset(write(tmp_path / "store"), "val")
+    whole = dataset.store.read(dataset.trials[2]).copy()
+    dataset.look_at((0.04, 0.16), ["frontal", "parietal"])
+    electrodes = [name for name, region in zip(BCIC.montage.electrodes, BCIC.montage.region_names, strict=True)
+                  if region in ("frontal", "parietal")]  # fmt: skip
+    places = [BCIC.montage.electrodes.index(name) for name in electrodes]
+    assert list(dataset.montage.electrodes) == electrodes and dataset.n_times == 30
+    assert set(dataset.montage.region_names) == {"frontal", "parietal"}
+    assert np.array_equal(dataset[2]["x"].numpy(), whole[places][:, 10:40])
+    assert (dataset.facts["window"], dataset.facts["regions"]) == ([0.04, 0.16], ["frontal", "parietal"])
+    dataset.look_at()
+    assert np.array_equal(dataset[2]["x"].numpy(), whole) and dataset.montage == BCIC.montage
+
+
+@pytest.mark.parametrize("window, regions, message", [
+    ((0, 0.21), None, "--window 0 0.21: the trials of .* last 0.2 s"), ((-0.1, 0.1), None, "last 0.2 s"),
+    ((0.1, 0.1), None, "last 0.2 s"), ((float("nan"), 0.1), None, "last 0.2 s"), ((0, float("inf")), None, "last 0.2 s"),
+    (None, ["Frontal"], "no region Frontal; it has frontal"), (None, [], "none named"), (None, ["occipital"], "no region occipital"),
+])  # fmt: skip
+def test_a_part_that_the_trials_do_not_have_is_one_line(tmp_path, window, regions, message):
+    dataset = BCICIV2aLLMDataset(write(tmp_path / "store"), "val")
+    with pytest.raises(UserError, match=message):
+        dataset.look_at(window, regions)
+
+
 def test_a_protocol_chooses_the_trials(tmp_path):
     folder = write(tmp_path / "store")
     dataset = BCICIV2aLLMDataset(folder, "test", "within:A01")

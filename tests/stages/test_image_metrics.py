@@ -1,0 +1,214 @@
+"""Metrics of pictures against hand-made cases, scikit-image's numbers, and pictures whose answer is known."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from models.image_features import TORCHVISION, feature_networks, pixels
+from stages import image_metrics
+from stages.image_metrics import (
+    DRAWN,
+    RANDOM,
+    TRUE_CLASS,
+    Pictures,
+    correlations,
+    grey,
+    identification,
+    mean_and_interval,
+    pixel_correlation,
+    read_pictures,
+    score_pictures,
+    ssim,
+    ssim_by_column,
+    true_class_picture,
+)  # fmt: skip
+from stages.pictures import PictureFolder
+from stages.rows import Readout, Row
+from utils.errors import UserError
+
+
+def row(k, label=None, **more):
+    label = k % 3 if label is None else label
+    read = {"head": Readout(label, 1 / 3)}
+    return Row(k, f"S{k % 2}", "01", 1, k, label, "abc"[label], read, **{"predicted_label": label} | more)
+
+
+def noise(rng, edge=64):
+    return Image.fromarray(rng.integers(0, 255, (edge, edge, 3), dtype=np.uint8))
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def test_ssim_is_what_scikit_image_gives():
+    rng = np.random.default_rng(1)
+    a = rng.random((40, 40))
+    b = np.clip(a + 0.2 * rng.standard_normal((40, 40)), 0, 1)
+    # structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1) of
+    # scikit-image 0.26, and the same with channel_axis=-1, which is what multichannel=True once did to a grey picture
+    assert ssim(a, b) == pytest.approx(0.8348757449210837, abs=1e-12)
+    assert ssim_by_column(a, b) == pytest.approx(0.7977073520585024, abs=1e-12)
+    assert ssim(a, a) == pytest.approx(1) and ssim_by_column(a, a) == pytest.approx(1)
+    assert ssim(a, 1 - a) < 0
+
+
+def test_pixcorr_is_pearsons_correlation_and_grey_is_scikit_images():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 3, 10, 10))
+    assert pixel_correlation(a, b) == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    assert pixel_correlation(a, 1 - a) == pytest.approx(-1) and pixel_correlation(a, np.ones_like(a)) == 0
+    assert grey(np.stack([np.full((2, 2), v) for v in (1.0, 0.5, 0.25)])) == pytest.approx(np.full((2, 2), 0.588225))
+
+
+def test_pixels_are_between_0_and_1_and_of_the_asked_edge():
+    halves = Image.new("RGBA", (40, 20), (255, 0, 0, 255))
+    x = pixels([halves, Image.new("L", (7, 9), 255)], 12)
+    assert x.shape == (2, 3, 12, 12) and x[0].flatten(1).mean(dim=1).tolist() == [1, 0, 0] and (x[1] == 1).all()
+
+
+# ---------------------------------------------------------------- identification
+
+
+def test_identification_by_hand():
+    real = np.array([[1.0, 2, 3, 4], [4, 3, 2, 1], [1, 0, 1, 0]])
+    assert identification(real, real, "abc").tolist() == [1, 1, 1]
+    assert identification(real, real[[1, 0, 2]], "abc").tolist() == [0, 0, 1]
+    like = correlations(real, real[[1, 0, 2]])
+    assert like[0, 0] == pytest.approx(-1) and like[1, 0] == pytest.approx(1)
+    # one colour for all: every correlation is 0, and a tie is no win
+    assert identification(real, np.ones_like(real), "abc").tolist() == [0, 0, 0]
+
+
+def test_trials_of_one_stimulus_are_not_asked_against_each_other():
+    rng = np.random.default_rng(0)
+    of = rng.standard_normal((2, 50))
+    real = of[[0, 0, 0, 1]]
+    drawn = real + 0.1 * rng.standard_normal(real.shape)
+    assert identification(real, drawn, "aaab").tolist() == [1, 1, 1, 1]
+    assert np.isnan(identification(real, drawn, "aaaa")).all()
+
+
+def test_guessing_is_at_one_half():
+    rng = np.random.default_rng(0)
+    found = identification(rng.standard_normal((200, 30)), rng.standard_normal((200, 30)), range(200))
+    assert abs(found.mean() - 0.5) < 0.03
+
+
+# ---------------------------------------------------------------- lines
+
+
+def test_true_pictures_stand_above_random_pairs_and_what_was_drawn_for_others_at_their_level():
+    rng = np.random.default_rng(0)
+    seen = [noise(rng, 30) for _ in range(3)]
+    rows = [row(k) for k in range(12)]
+    networks = {"net": lambda pictures: pixels(pictures, 8).flatten(1), "SwAV": lambda p: pixels(p, 8).flatten(1)}
+    stimuli = [seen[k % 3] for k in range(12)]
+    right = {line["images"]: line for line in score_pictures(Pictures(rows, stimuli, stimuli, [], "m"), networks)}
+    assert set(right) == {DRAWN, RANDOM}
+    for name, best in (("PixCorr", 1), ("SSIM", 1), ("SSIM by column", 1), ("net", 1), ("SwAV", 0)):
+        assert right[DRAWN][name] == pytest.approx(best, abs=1e-6)
+        assert abs(right[RANDOM][name] - best) > 0.2
+        assert right[DRAWN][f"{name}, low"] <= right[DRAWN][name] <= right[DRAWN][f"{name}, high"]
+    assert (right[DRAWN]["n"], right[DRAWN]["people"], right[DRAWN]["model"]) == (12, 2, "m")
+    wrong = [seen[(k + 1) % 3] for k in range(12)]  # somebody else's, with the right ones as the ceiling
+    lines = {x["images"]: x for x in score_pictures(Pictures(rows, stimuli, wrong, stimuli, "m"), networks)}
+    assert lines[TRUE_CLASS]["net"] == pytest.approx(1) and lines[DRAWN]["net"] < 0.6
+
+
+def test_a_trials_own_image_is_its_stimulus():
+    rng = np.random.default_rng(0)
+    seen = [noise(rng, 30) for _ in range(4)]
+    rows = [row(k, label=0, image=f"{k}.jpg") for k in range(4)]
+    line = score_pictures(Pictures(rows, seen, seen, [], "m"), {"net": lambda p: pixels(p, 8).flatten(1)})[0]
+    assert line["net"] == 1  # of one class, and four stimuli
+
+
+def test_an_interval_covers_the_mean_and_a_picture_alone_has_no_identification():
+    mean, low, high = mean_and_interval(np.r_[np.zeros(50), np.ones(50)])
+    assert mean == 0.5 and 0.38 < low < 0.42 and 0.58 < high < 0.62
+    rng = np.random.default_rng(0)
+    one = noise(rng)
+    lines = score_pictures(Pictures([row(0)], [one], [one], [], "m"), {"net": lambda p: pixels(p, 8).flatten(1)})
+    assert len(lines) == 1 and np.isnan(lines[0]["net"]) and lines[0]["PixCorr"] == pytest.approx(1)
+
+
+# ---------------------------------------------------------------- files and networks
+
+
+def drawn_folder(folder, rows):
+    folder.mkdir()
+    names = PictureFolder(folder, rows, {}, 0)
+    note = PngImagePlugin.PngInfo()
+    note.add_text("recipe", json.dumps({"model": "tiny"}))
+    for r in rows:
+        Image.new("RGB", (16, 16), "red").save(names.path("generated", r), pnginfo=note)
+    return names
+
+
+def test_a_folders_pictures_are_read_and_a_missing_or_damaged_one_is_named(tmp_path):
+    rows = [row(k) for k in range(3)]
+    stimuli = SimpleNamespace(of=lambda r: Image.new("RGB", (8, 8)))
+    names = drawn_folder(tmp_path / "drawn", rows)
+    found = read_pictures(tmp_path / "drawn", rows, stimuli)
+    assert len(found.drawn) == 3 and not found.true_class and found.model == "tiny"
+    (tmp_path / "drawn/true_class").mkdir()
+    Image.new("RGB", (4, 4)).save(true_class_picture(tmp_path / "drawn", rows[0]))
+    with pytest.raises(UserError, match="has 1 pictures of 3; run draw_true_class.py again"):
+        read_pictures(tmp_path / "drawn", rows, stimuli)
+    for r in rows:
+        Image.new("RGB", (4, 4)).save(true_class_picture(tmp_path / "drawn", r))
+    assert len(read_pictures(tmp_path / "drawn", rows, stimuli).true_class) == 3
+    names.path("generated", rows[1]).write_bytes(b"no picture")
+    with pytest.raises(UserError, match="generated_0001.* is no picture"):
+        read_pictures(tmp_path / "drawn", rows, stimuli)
+    names.path("generated", rows[1]).unlink()
+    with pytest.raises(UserError, match="generated_0001.* is not there; draw first"):
+        read_pictures(tmp_path / "drawn", rows, stimuli)
+
+
+def test_a_network_that_is_not_there_is_named_and_nothing_takes_its_place(demo, tmp_path):
+    found, missing = feature_networks(tmp_path, str(demo.pth / "clip"))
+    assert list(found) == ["CLIP (clip)"]
+    assert [line.partition(":")[0] for line in missing] == list(TORCHVISION)
+    assert all("is not there; docs/weights.md" in line for line in missing)
+    x = found["CLIP (clip)"]([Image.new("RGB", (30, 30), c) for c in ("red", "blue")] * 20)
+    assert x.shape == (40, 768) and torch.allclose(x[0], x[38], atol=1e-4) and not torch.allclose(x[0], x[1], atol=1e-2)
+    found, missing = feature_networks(tmp_path, str(tmp_path / "no clip"))
+    assert not found and missing[-1].startswith("CLIP: ")
+
+
+def test_a_damaged_or_malicious_weights_file_is_no_network(demo, tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")  # there is no CPU build for this torch everywhere
+    for name, content in (("alexnet-owt-7be5be79.pth", b"no weights"), ("swav_800ep_pretrain.pth.tar", b"PK")):
+        (tmp_path / name).write_bytes(content)
+    found, missing = feature_networks(tmp_path, str(demo.pth / "clip"))
+    assert list(found) == ["CLIP (clip)"] and "cannot be loaded" in missing[0]
+
+
+def test_torchvisions_networks_give_the_layers_of_the_tables(demo, tmp_path):
+    models = pytest.importorskip("torchvision.models")
+    torch.save(models.alexnet().state_dict(), tmp_path / "alexnet-owt-7be5be79.pth")
+    found, _ = feature_networks(tmp_path, str(demo.pth / "clip"))
+    picture = [Image.new("RGB", (30, 30), "red")]
+    assert found["AlexNet 2"](picture).shape == (1, 192 * 31 * 31) and found["AlexNet 5"](picture).shape == (
+        1,
+        256 * 15 * 15,
+    )
+
+
+def test_equal_pictures_are_looked_at_once():
+    looked = []
+
+    def network(pictures):
+        looked.append(len(pictures))
+        return pixels(pictures, 8).flatten(1)
+
+    rng = np.random.default_rng(0)
+    a, b = noise(rng), noise(rng)
+    views = image_metrics._views([a, b, a, a], {"net": network}, "pictures")
+    assert looked == [2] and np.array_equal(views["net"][0], views["net"][3])
+    assert not np.array_equal(views["net"][0], views["net"][1])
