@@ -28,7 +28,6 @@ steps() {
   ablation no_mse --lambda_mse 0
   ablation no_warmup --warmup_epochs 0
   ablation hemisphere_means --token_pooling hemisphere
-  ablation token_positions --token_positions learned
   for end in 1 2 3 4; do ablation "window_0_$end" --window 0 $end; done
   for region in "${regions[@]}"; do
     others=()

@@ -1,6 +1,7 @@
 """Statistics of decoded trials: numbers in, numbers out. What each test assumes stands in its docstring."""
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import binomtest, t
@@ -66,15 +67,20 @@ def permuted_accuracies(
     Under the null hypothesis a recording's labels may change places, whatever the recording as a whole tells, whatever
     classes it holds and however often each of them is answered.
     """
-    true, decoded, rng = np.asarray(true), np.asarray(decoded), np.random.default_rng(seed)
-    hits = np.zeros(n, int)
+    permuted = _permuted(tuple(true), tuple(recordings), n, seed)
+    return (permuted == np.asarray(decoded, permuted.dtype)).sum(axis=1) / len(true)
+
+
+@lru_cache(maxsize=4)  # all read-outs of all runs on the same trials ask for the same one
+def _permuted(true: tuple[int, ...], recordings: tuple[Hashable, ...], n: int, seed: int) -> np.ndarray:
+    """(n, trials) labels that have changed places within each recording."""
+    labels, rng = np.tile(np.array(true, np.int32), (n, 1)), np.random.default_rng(seed)
     members: dict[Hashable, list[int]] = {}
     for place, recording in enumerate(recordings):
         members.setdefault(recording, []).append(place)
     for of in members.values():
-        labels = np.tile(true[of], (n, 1))
-        hits += (rng.permuted(labels, axis=1) == decoded[of]).sum(axis=1)
-    return hits / len(true)
+        labels[:, of] = rng.permuted(labels[:, of], axis=1)
+    return labels
 
 
 def permutation_p(accuracy: float, permuted: np.ndarray) -> float:
