@@ -32,11 +32,11 @@ demo_steps() {
     step "1, region means $flags" 1 $runs/bcic_region$name/results.json train_bcic $runs/bcic_region$name --token_pooling region --resume $flags
     step "2, VI text $flags" 2 $runs/vi_text$name/results.json train_vi $runs/vi_text$name --resume $flags
     step "3, VI mapper $flags" 2 $runs/vi_direct$name/results.json train_mapper $runs/vi_direct$name --resume $flags
-    for model in best_constant bandpower_lda csp_lda tangent_space eegnet shallow linear_probe mlp; do
+    for model in best_constant bandpower_lda csp_lda tangent_space eegnet linear_probe mlp; do
       step "1, baseline $model $flags" 1 $runs/bcic_$model$name/results.json baseline BCICIV2a $bcic/processed_lmdb $runs/bcic_$model$name $model --token_pooling hemisphere $flags
     done
     step "1, baseline linear_probe, region means $flags" 1 $runs/bcic_linear_probe_region$name/results.json baseline BCICIV2a $bcic/processed_lmdb $runs/bcic_linear_probe_region$name linear_probe $flags
-    for model in best_constant recording_only bandpower_lda csp_lda tangent_space eegnet shallow linear_probe mlp; do
+    for model in best_constant recording_only bandpower_lda csp_lda tangent_space eegnet linear_probe mlp; do
       step "2 and 3, baseline $model $flags" 1 $runs/vi_$model$name/results.json baseline VI $vi/processed_lmdb $runs/vi_$model$name $model $flags
     done
   done
@@ -52,8 +52,9 @@ demo_steps() {
   tables $images/tables ${all[@]+"${all[@]}"} $images/bcic $images/vi_text $images/vi_direct --images --clip_model $pth/clip
 }
 baseline() { # dataset, store, folder of the run, model, further flags
-  python baseline.py --downstream_dataset "$1" --datasets_dir "$2" --output_dir "$3" --model "$4" --foundation_dir $pth/CSBrain.pth --cuda -1 "${@:5}"
+  python baseline.py --downstream_dataset "$1" --datasets_dir "$2" --output_dir "$3" --model "$4" --epochs "$(epochs_of "$4")" --foundation_dir $pth/CSBrain.pth --cuda -1 "${@:5}"
 }
+epochs_of() { case $1 in eegnet | shallow) echo 20 ;; *) echo 60 ;; esac; } # networks on the signal take long on a CPU
 
 # ------------------------------------------------------------ BCIC-IV-2b: real people
 store_2b=data/BCICIV2b/processed_lmdb runs_2b=pth_downtasks/2b
@@ -61,7 +62,7 @@ text_2b() { # folder of the run, further flags
   text BCICIV2b $store_2b "$1" --protocol $protocol_2b --epochs 8 --resume "${@:2}"
 }
 steps_2b() {
-  local given=() seed flags pooling model epochs name all=()
+  local given=() seed flags pooling model name all=()
   if [ -n "$raw_2b" ]; then given=(--skip_download --raw_dir "$raw_2b"); fi
   step "tiny language model" 1 $pth/clip/model.safetensors python prepare_demo.py --datasets --pth_dir $pth
   step "real recordings → store" 2 $store_2b/data.mdb python prepare_data.py --downstream_dataset BCICIV2b ${given[@]+"${given[@]}"} --lmdb_dir $store_2b
@@ -73,10 +74,9 @@ steps_2b() {
       done
       for model in eegnet shallow mlp linear_probe; do
         if [ "$seed$flags" = "1--shuffle_labels" ] || [ "$seed$flags" = "2--shuffle_labels" ]; then continue; fi # one control each
-        case $model in eegnet | shallow) epochs=20 ;; *) epochs=60 ;; esac
         name=$runs_2b/${model}_seed$seed${flags:+_shuffled}
         step "baseline $model, seed $seed $flags" 2 $name/results.json baseline BCICIV2b $store_2b $name $model \
-          --epochs $epochs --token_pooling hemisphere --protocol $protocol_2b --seed $seed $flags
+          --token_pooling hemisphere --protocol $protocol_2b --seed $seed $flags
       done
     done
   done

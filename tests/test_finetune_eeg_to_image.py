@@ -382,3 +382,22 @@ def test_an_encoder_that_has_seen_the_test_people_is_no_warm_start(vi_demo, vi_t
     done = script(SCRIPT, *flags)
     assert done.code == 2 and "was trained or validated on S03/01, S03/02" in done.error_line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_a_part_of_the_trials_is_decoded_on_the_same_part(vi_demo, script, tmp_path):
+    part = {"window": [0, 2], "regions": ["occipital", "parietal"], "epochs": 1}
+    done = script(SCRIPT, *vi_demo.mapping(tmp_path / "part", **part))
+    assert done.code == 0, done.err
+    flags = {"mapper_path": tmp_path / "part", "stage": "decode", "num_samples": 60}
+    done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "decoded", **flags))
+    assert done.code == 0, done.err
+    tested, decoded = read_jsonl(tmp_path / "part/decoded_test.jsonl"), read_jsonl(tmp_path / "decoded/decoded.jsonl")
+    assert len(decoded) == 60
+    for a, b in zip(tested, decoded, strict=True):
+        assert a["readouts"]["head"]["probabilities"] == pytest.approx(b["readouts"]["head"]["probabilities"], abs=2e-6)
+    checkpoint = torch.load(tmp_path / "part/mapper_epoch1.pth", weights_only=True)
+    assert (checkpoint["window"], checkpoint["regions"]) == ([0.0, 2.0], ["occipital", "parietal"])
+    for field, damaged in (("window", [0.0]), ("window", ["a", "b"]), ("regions", [3]), ("regions", ["nowhere"])):
+        torch.save(checkpoint | {field: damaged}, tmp_path / "part/mapper_epoch1.pth")
+        done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "again", **flags))
+        assert done.code == 2 and ("is damaged: its window or regions" in done.err or "no region nowhere" in done.err)

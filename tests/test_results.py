@@ -23,6 +23,10 @@ def lines(process, tmp_path_factory):
     return {(line["run"], line["readout"]): line for line in found}, (folder / "results.md").read_text()
 
 
+def rows_of(path):
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+
+
 def cells(text):
     """Cells of the lines of tables that name a run: "… (`run`, read-out)"."""
     for line in text.splitlines():
@@ -53,7 +57,7 @@ def test_every_line_that_names_a_run_has_that_runs_numbers(lines, document):
 
 def test_the_kept_accuracies_are_counted_from_the_rows_in_a_few_lines_of_numpy(lines):
     for place in sorted(KEPT.glob("*/*/decoded_test.jsonl.gz")):
-        rows = [json.loads(line) for line in gzip.open(place, "rt")]
+        rows = rows_of(place)
         line = next(
             (v for (run, _), v in lines[0].items() if run in (place.parent.name, "/".join(place.parts[-3:-1]))), None
         )
@@ -70,11 +74,11 @@ def test_kept_rows_are_small_and_tell_no_place_of_any_machine():
     files = [path for path in KEPT.rglob("*") if path.is_file()]
     assert files and sum(path.stat().st_size for path in files) < 5 << 20
     for path in files:
-        text = gzip.open(path, "rt").read() if path.suffix == ".gz" else path.read_text()
+        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
         assert not re.search(r'"(/|~|[A-Z]:\\)', text), path
 
 
 def test_simulated_rows_say_so_and_real_ones_do_not():
     for place in KEPT.glob("*/*/decoded_test.jsonl.gz"):
-        said = {json.loads(line)["simulated"] for line in gzip.open(place, "rt")}
+        said = {row["simulated"] for row in rows_of(place)}
         assert said == {place.parts[-3] != "2b"}, place
