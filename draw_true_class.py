@@ -30,10 +30,10 @@ if __name__ == "__main__":
 from PIL import PngImagePlugin
 
 from models.image_generator import EEGImageGenerator
+from stages.decoded_runs import description_of, read_run
 from stages.image_metrics import true_class_picture
 from stages.pictures import PictureFolder, drawn_with
 from stages.rows import read_rows
-from stages.tables import description_of, read_run
 from utils.device import pick_device
 from utils.files import write_json
 from utils.paths import written_whole

@@ -79,10 +79,10 @@ if __name__ == "__main__":
 from datasets.store import open_store
 from datasets.trials import TrialDataset
 from models.image_features import feature_networks
-from stages import figures, image_metrics, report, tables
+from stages import decoded_runs, figures, image_metrics, report, tables
+from stages.decoded_runs import Run
 from stages.pictures import Stimuli
 from stages.scores import percent
-from stages.tables import Run
 from utils.files import read_csv
 from utils.paths import ROOT, written_whole
 
@@ -109,7 +109,7 @@ def look_for_leaks(args: argparse.Namespace) -> None:
     from utils.device import pick_device
 
     store = open_store(args.audit)
-    runs = tables.read_runs([Path(place) for place in args.runs]) if args.runs else []
+    runs = decoded_runs.read_runs([Path(place) for place in args.runs]) if args.runs else []
     name = (
         args.downstream_dataset
         or store.meta.get("dataset")
@@ -160,7 +160,7 @@ def look_for_leaks(args: argparse.Namespace) -> None:
 
 def stimuli_of(run: Run, args: argparse.Namespace) -> Stimuli:
     """What the people of a run saw."""
-    description = load_description(tables.description_of(run))
+    description = load_description(decoded_runs.description_of(run))
     folder = args.stimuli_dir or run.argument.get("stimuli_dir") or "."
     return Stimuli(description.stimuli, len(description.classes), Path(str(folder)))
 
@@ -181,14 +181,14 @@ def draw_figures(folder: Path, lines: Sequence[dict], runs: Sequence[Run], group
     """All figures, in the order of a page: all lines, ablations, and two a run."""
     made = [folder / "accuracies.png"]
     figures.accuracy_figure(lines, made[0])
-    of_group = [next(line for line in lines if line["run"] == tables.group_name(group)) for group in groups]
-    for number, family in enumerate(tables.families(groups, "window"), start=1):
+    of_group = [next(line for line in lines if line["run"] == decoded_runs.group_name(group)) for group in groups]
+    for number, family in enumerate(decoded_runs.families(groups, "window"), start=1):
         curve = sorted((of_group[k] for k in family if of_group[k]["window"]), key=lambda line: line["window"][1])
         if len(curve) > 1:
             made.append(folder / f"windows_{number}.png")
             figures.windows_figure(curve, made[-1])
-    for number, family in enumerate(tables.families(groups, "regions"), start=1):
-        montage = load_description(tables.description_of(groups[family[0]][0])).montage
+    for number, family in enumerate(decoded_runs.families(groups, "regions"), start=1):
+        montage = load_description(decoded_runs.description_of(groups[family[0]][0])).montage
         made.append(folder / f"regions_{number}.png")
         if not figures.regions_figure([of_group[k] for k in family], montage, made[-1]):
             made.pop()
@@ -209,17 +209,24 @@ def main(args: argparse.Namespace) -> None:
     if args.audit:
         look_for_leaks(args)
         return
-    runs = tables.read_runs([Path(place) for place in args.runs])
-    controls = {run.place: tables.read_control(run, args.control_suffix) for run in runs}
+    runs = decoded_runs.read_runs([Path(place) for place in args.runs])
+    controls = {run.place: decoded_runs.read_control(run, args.control_suffix) for run in runs}
     beside = {control.place for control in controls.values() if control}  # stands in the line of its run
     runs = [run for run in runs if run.place not in beside]
-    groups = tables.belong_together(runs)
+    drawn = [run for run in runs if run.place.is_dir() and any(run.place.glob("generated_*.png"))]
+    for run in drawn:
+        if whole := decoded_runs.whole_of(run, runs):
+            print(
+                f"notice: the {len(run.rows)} trials of {run.name} are some of {whole.name}'s; they stand in no line of their own"
+            )
+            runs.remove(run)
+    groups = decoded_runs.belong_together(runs)
 
     # ------------------------------------------------------------ numbers
     lines, by_person, by_class, warnings = [], [], [], []
     for group in groups:
         of_group = [controls[run.place] for run in group if controls[run.place]]
-        name, rows = tables.group_name(group), [row for run in group for row in run.rows]
+        name, rows = decoded_runs.group_name(group), [row for run in group for row in run.rows]
         for readout in rows[0].readouts:
             lines.append(tables.group_line(group, readout, of_group) | tables.linear_probe(group, runs))
             warnings += tables.warnings_of(name, rows, readout)
@@ -229,7 +236,6 @@ def main(args: argparse.Namespace) -> None:
         by_class += [(name, readout, label, percent(accuracy), n, said)
                      for label, (accuracy, n, said) in tables.by_class(rows, readout).items()]  # fmt: skip
     compared = tables.comparisons(groups)
-    drawn = [run for run in runs if run.place.is_dir() and any(run.place.glob("generated_*.png"))]
     image_lines, missing = score_images(drawn, args) if args.images else ([], [])
     real = {run.argument.get("downstream_dataset") for run in runs if not run.rows[0].simulated}
     published = [line for line in read_csv(ROOT / "docs/published.csv") if line["dataset"] in real]
@@ -258,7 +264,7 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ files
     if args.keep_rows:
         for run in [*runs, *filter(None, controls.values())]:
-            tables.keep_rows(run, Path(args.keep_rows))
+            decoded_runs.keep_rows(run, Path(args.keep_rows))
     if args.output_dir:
         folder = Path(args.output_dir)
         made = draw_figures(folder, lines, runs, groups)

@@ -42,6 +42,8 @@ draw_direct
 
 echo
 step "simulated recordings, people never trained on (A08, A09; S20 to S22); real EEG is far harder"
-python evaluate.py $runs/bcic_hemisphere $runs/bcic_region $runs/vi_text $runs/vi_direct --output_dir $images/tables
+python evaluate.py $runs/bcic_hemisphere $runs/bcic_region $runs/vi_text $runs/vi_direct $images/bcic $images/vi_text $images/vi_direct \
+  --images --report --clip_model $pth/clip --output_dir $images/tables
 for run in bcic vi_text vi_direct; do echo "pictures: $images/$run/summary_grid.png"; done
+echo "page: $images/tables/report.html"
 echo "took $((SECONDS - started)) s"

@@ -20,10 +20,10 @@ from datasets.description import SPLITS, DatasetDescription
 from datasets.splits import PROTOCOLS
 from datasets.store import Trial
 from datasets.trials import TrialDataset
+from stages.decoded_runs import Run
 from stages.runs import best_epoch, is_history
 from stages.scores import percent
 from stages.statistics import permutation_level, permutation_p, permuted_accuracies
-from stages.tables import Run
 from stages.tokens import TokenCache, encoder_for
 from utils.checkpoints import fingerprint, read_checkpoint, read_kept
 from utils.errors import UserError

@@ -11,8 +11,8 @@ import numpy as np  # noqa: E402
 
 from datasets.montage import REGION_NAMES, Montage  # noqa: E402
 from stages import tables  # noqa: E402
+from stages.decoded_runs import Run  # noqa: E402
 from stages.statistics import calibration, confusion  # noqa: E402
-from stages.tables import Run  # noqa: E402
 from utils.paths import written_whole  # noqa: E402
 
 

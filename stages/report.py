@@ -12,10 +12,10 @@ from PIL import Image
 from datasets.description import load_description
 from datasets.montage import Montage
 from datasets.store import open_store
+from stages.decoded_runs import Run, description_of
 from stages.image_metrics import read_pictures
 from stages.pictures import Stimuli
 from stages.rows import Row
-from stages.tables import Run, description_of
 from utils.errors import UserError
 
 THUMB = 192  # pixels, edge of a picture on a card

@@ -410,3 +410,12 @@ def test_true_classes_of_a_folder_without_pictures_are_one_line(script, tmp_path
     (tmp_path / "run/decoded_test.jsonl").rename(tmp_path / "run/decoded.jsonl")
     done = script("draw_true_class.py", tmp_path / "run", "--cuda", -1)
     assert done.code == 2 and "is not there, or does not say how it was drawn; draw first" in done.error_line
+
+
+def test_drawn_trials_of_a_run_in_the_table_are_not_counted_twice(drawn, mapped, vi_demo, script, tmp_path):
+    flags = ("--images", "--clip_model", vi_demo.pth / "clip")
+    done = script("evaluate.py", mapped, drawn, *flags)
+    assert done.code == 0 and "the 4 trials of vi are some of mapped's" in done.out, done.err
+    assert line_of(done.out, "mapped", "head")["n"] == "60" and "| vi | head |" not in done.out
+    assert "| vi | as decoded | 4 |" in done.out
+    assert line_of(script("evaluate.py", drawn).out, "vi", "head")["n"] == "4"  # alone it has its line

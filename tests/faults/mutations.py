@@ -974,11 +974,11 @@ def make_rows_unsigned(folder: Path, at: Places) -> None:
 def read_rows_unsigned(folder: Path, at: Places) -> list:
     """Rows, their scores as evaluate.py prints them, and what stage `images` would draw."""
     import evaluate
-    from stages import tables
+    from stages import decoded_runs, tables
     from stages.pictures import PictureFolder, Stimuli, comparison
     from stages.rows import read_rows
 
-    run = tables.read_run(folder)
+    run = decoded_runs.read_run(folder)
     told = [tables.group_line([run], name, []) | {"run": ""} for name in run.rows[0].readouts]
     told = [tables.results_markdown(told), tables.by_person(run.rows, run.main_readout)]
     run.name = "run"
@@ -1050,10 +1050,14 @@ def make_control(folder: Path, at: Places) -> None:
 
 def read_control(folder: Path, at: Places) -> list:
     """A control of a run on the same trials; with no suffix, its folder is the run's."""
-    from stages import tables
+    from stages import decoded_runs
 
-    run = tables.read_run(folder)
-    return [tables.read_control(run, "").rows, tables.group_name([run]), len(tables.belong_together([run, run]))]
+    run = decoded_runs.read_run(folder)
+    return [
+        decoded_runs.read_control(run, "").rows,
+        decoded_runs.group_name([run]),
+        len(decoded_runs.belong_together([run, run])),
+    ]
 
 
 def make_note(folder: Path, at: Places) -> None:

@@ -1,0 +1,235 @@
+"""Folders of decoded trials, as `evaluate.py` takes them: runs, their controls, and which of them belong together."""
+
+import gzip
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from datasets.description import DATASETS, load_description
+from stages.rows import Row, read_rows, signed
+from utils.errors import UserError
+from utils.files import read_json, write_json
+from utils.paths import written_whole
+
+DECODED = ("decoded_test.jsonl", "decoded.jsonl", "decoded_test.jsonl.gz")  # the last: kept under docs/results/
+
+# ---------------------------------------------------------------- a run
+
+
+@dataclass
+class Run:
+    """Decoded trials, and how they came about.
+
+    name : str. The folder's name, with as many of its parents as tell it from the others.
+    place : Path
+    rows : list of Row
+    record : dict. Its run.json; empty without one.
+    """
+
+    name: str
+    place: Path
+    rows: list[Row]
+    record: dict = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[tuple]:
+        """What was decoded, and its label; a control has other labels."""
+        return [(r.index, r.subject, r.session, r.run, r.trial, r.true_label) for r in self.rows]
+
+    @property
+    def argument(self) -> dict:
+        arguments = self.record.get("arguments")
+        return arguments if isinstance(arguments, dict) else {}
+
+    @property
+    def seed(self) -> str:
+        return str(self.argument.get("seed"))
+
+    @property
+    def protocol(self) -> str:
+        return str(self.argument.get("protocol"))
+
+    @property
+    def is_control(self) -> bool:
+        return bool(self.argument.get("shuffle_labels"))
+
+    def right(self, readout: str) -> list[bool]:
+        return [row.readouts[readout].label == row.true_label for row in self.rows]
+
+    @property
+    def n_classes(self) -> int:
+        return self.rows[0].readouts[self.main_readout].n_classes
+
+    @property
+    def main_readout(self) -> str:
+        return next(iter(self.rows[0].readouts))
+
+
+def decoded_file(place: Path) -> Path | None:
+    """The file of decoded trials that a place is (by its name: .jsonl or .jsonl.gz) or holds."""
+    if place.is_file():
+        return place if place.name.endswith((".jsonl", ".jsonl.gz")) else None
+    return next((place / name for name in DECODED if (place / name).is_file()), None)
+
+
+def read_run(place: Path) -> Run:
+    """UserError if the place holds no decoded trials, or damaged ones."""
+    path = decoded_file(place)
+    if path is None:
+        raise UserError(f"{place} has no {' or '.join(DECODED)}; train or decode first")
+    record = path.parent / "run.json"
+    content = read_json(record) if record.is_file() else {}
+    return Run(place.name, place, read_rows(path), content if isinstance(content, dict) else {})
+
+
+def read_runs(places: Sequence[Path]) -> list[Run]:
+    """All runs of a mixture of folders and files; a folder of runs means each of them; what holds no rows is skipped.
+
+    Raises UserError if a place is not there, or none of them holds rows.
+    """
+    for place in places:
+        if not place.exists():
+            raise UserError(f"{place} is not there")
+    places = list(dict.fromkeys(inner for place in places for inner in runs_in(place.absolute())))
+    skipped = [place for place in places if decoded_file(place) is None]
+    if len(skipped) == len(places):
+        raise UserError(f"{', '.join(map(str, places))}: no {' or '.join(DECODED)} there; train or decode first")
+    for place in skipped:
+        print(f"notice: {place} holds no decoded trials; skipped")
+    runs = [read_run(place) for place in places if place not in skipped]
+    for depth in range(2, 1 + max(len(run.place.parts) for run in runs)):
+        twice = [name for name, n in Counter(run.name for run in runs).items() if n > 1]
+        for run in runs:
+            if run.name in twice:
+                run.name = "/".join(run.place.parts[-depth:])
+    return runs
+
+
+def runs_in(place: Path) -> list[Path]:
+    """The place itself, or where it holds no rows the folders in it that do."""
+    if decoded_file(place) is not None or not place.is_dir():
+        return [place]
+    return [inner for inner in sorted(place.iterdir()) if inner.is_dir() and decoded_file(inner) is not None] or [place]
+
+
+def keep_rows(run: Run, folder: Path) -> None:
+    """Copy a run's rows, packed, and its record: what its lines are made from."""
+    place = folder / re.sub(r"[/\\\0]", "_", run.name)
+    packed = gzip.compress(
+        "".join(json.dumps(content) + "\n" for content in signed(map(asdict, run.rows))).encode(), mtime=0
+    )
+    with written_whole(place / "decoded_test.jsonl.gz") as unfinished:
+        unfinished.write_bytes(packed)
+    if run.record:
+        write_json(run.record, place / "run.json")
+
+
+def read_control(run: Run, suffix: str) -> Run | None:
+    """The control of a run: the folder of its name with the suffix. UserError where that is no control of it."""
+    place = run.place.with_name(run.place.name + suffix)
+    if not place.exists() or not run.place.is_dir():
+        return None
+    control = read_run(place)
+    if control.record and not control.is_control:
+        raise UserError(f"{place} is not a shuffled-label control: it was made without --shuffle_labels; move it away")
+    if [t[:-1] for t in control.trials] != [t[:-1] for t in run.trials]:
+        raise UserError(f"{place} is not the control of this run: it was tested on other trials; move it away")
+    if set(control.rows[0].readouts) != set(run.rows[0].readouts):
+        raise UserError(f"{place} is not the control of this run: it has other read-outs; move it away")
+    return control
+
+
+def whole_of(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The run whose test trials hold all of this one's with the same answers: this one was drawn from some of them."""
+    own = {
+        trial: {name: read.label for name, read in row.readouts.items()}
+        for trial, row in zip(run.trials, run.rows, strict=True)
+    }
+    for other in runs:
+        if len(other.rows) > len(own) and set(own) <= set(other.trials):
+            theirs = zip(other.trials, other.rows, strict=True)
+            if own == {
+                trial: {name: read.label for name, read in row.readouts.items()}
+                for trial, row in theirs
+                if trial in own
+            }:
+                return other
+    return None
+
+
+# ---------------------------------------------------------------- several runs
+
+
+def belong_together(runs: Sequence[Run]) -> list[list[Run]]:
+    """Seeds of one command, and folds of leave-one-subject-out, in one group; the order of the first ones stays."""
+    groups = defaultdict(list)
+    for number, run in enumerate(runs):
+        fixed = run.record.get("fixed")
+        key = number
+        if isinstance(fixed, dict):
+            depends = run.record.get("depends_on")
+            loose = {"seed", "encoder_seed"} | ({"protocol"} if is_fold(run) else set())
+            same = sorted((k, repr(v)) for k, v in fixed.items() if k not in loose)
+            of_rows = tuple(run.rows[0].readouts), None if is_fold(run) else len(run.rows)
+            key = (repr(same), is_fold(run), repr(depends), of_rows)
+        groups[key].append(run)
+    return [part for group in groups.values() for part in _without_repeats(group)]
+
+
+def _without_repeats(group: list[Run]) -> list[list[Run]]:
+    """A group as it is, or each run alone where a seed and fold is there twice (another folder of the same run)."""
+    kinds = [(run.seed, run.protocol) for run in group]
+    return [group] if len(set(kinds)) == len(kinds) else [[run] for run in group]
+
+
+def is_fold(run: Run) -> bool:
+    """Whether a run leaves one subject out."""
+    return run.protocol.startswith("loso:")
+
+
+def description_of(run: Run) -> str:
+    """The name of the dataset whose classes a run's rows have. UserError where it is none, or several."""
+    asked = run.argument.get("downstream_dataset")
+    names = [asked] if asked in DATASETS else list(DATASETS)
+    said = {row.true_label: row.true_name for row in run.rows}
+    fit = []
+    for name in names:
+        classes = load_description(name).classes
+        if len(classes) == run.n_classes and all(classes[label] == of for label, of in said.items()):
+            fit.append(name)
+    if len(fit) != 1:
+        raise UserError(f"{run.place}: its classes are those of {' and of '.join(fit) or 'no dataset here'}")
+    return fit[0]
+
+
+def group_name(group: Sequence[Run]) -> str:
+    """The common name of seeds or folds."""
+    if len(group) == 1:
+        return group[0].name
+    common = group[0].name
+    while not all(run.name.startswith(common) for run in group):
+        common = common[:-1]
+    common = re.sub(r"[-_./]?(seed|s|loso|fold)?[-_.:]?$", "", common) or group[0].name
+    seeds = {run.seed for run in group}
+    folds = {run.protocol for run in group} if is_fold(group[0]) else ()
+    said = [f"{len(folds)} folds"] * (len(folds) > 1) + [f"{len(seeds)} seeds"] * (len(seeds) > 1)
+    return f"{common} ({', '.join(said)})"
+
+
+def families(groups: Sequence[Sequence[Run]], by: str) -> list[list[int]]:
+    """Places of the groups that differ in one flag alone, such as --window, where there are two or more of them."""
+    found = defaultdict(list)
+    for place, group in enumerate(groups):
+        fixed = group[0].record.get("fixed")
+        if isinstance(fixed, dict):
+            loose = {"seed", "encoder_seed", by, "model_dir", "output_dir"} | (
+                {"protocol"} if is_fold(group[0]) else set()
+            )
+            same = sorted((k, repr(v)) for k, v in fixed.items() if k not in loose)
+            depends = group[0].record.get("depends_on")
+            store = depends.get("store") if isinstance(depends, dict) else None
+            found[repr(same), repr(store), group[0].main_readout].append(place)
+    return [places for places in found.values() if len({repr(groups[k][0].argument.get(by)) for k in places}) > 1]
