@@ -28,12 +28,13 @@ steps() {
   ablation no_mse --lambda_mse 0
   ablation no_warmup --warmup_epochs 0
   ablation hemisphere_means --token_pooling hemisphere
-  for end in 1 2 3 4; do ablation "window_0_$end" --window 0 $end; done
+  # which seconds and which electrodes tell the class: with the linear mapper, which trains in seconds; "linear_probe" reads all
+  for end in 1 2 3 4; do ablation "window_0_$end" --mapper linear --window 0 $end; done
   for region in "${regions[@]}"; do
     others=()
     for other in "${regions[@]}"; do if [ "$other" != "$region" ]; then others+=("$other"); fi; done
-    ablation "without_$region" --regions "${others[@]}"
-    ablation "only_$region" --regions "$region"
+    ablation "without_$region" --mapper linear --regions "${others[@]}"
+    ablation "only_$region" --mapper linear --regions "$region"
   done
   if [ -z "$control" ]; then
     if [ -n "$(find "$ablated" -name decoded_test.jsonl -newer "$tables/results.md" 2>/dev/null)" ]; then rm -f "$tables/results.md"; fi
