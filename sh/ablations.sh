@@ -46,7 +46,7 @@ evaluate() { python evaluate.py $(ls -d "$ablated"/*/ | grep -v _shuffled/ | sed
 case "$what" in
   demo)
     export HF_HUB_OFFLINE=1
-    ablated=$runs/ablations tables=$images/ablations minutes=1
+    ablated=${runs}_ablations tables=$images/ablations minutes=1
     train() { train_mapper "$@"; } ;;
   full)
     ablated=pth_downtasks/ablations tables=outputs/ablations minutes=30
