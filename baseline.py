@@ -125,8 +125,9 @@ def main(args: argparse.Namespace) -> None:
     if history:
         write_jsonl(history, output_dir / "metrics.jsonl")
     best = getattr(baseline, "best", None)
-    write_json({"best_epoch": best, "selected_by": "validation accuracy", "test": scores}, output_dir / "results.json")
     write_rows(rows, output_dir / "decoded_test.jsonl")
+    # last of all: who finds it finds the rows as well
+    write_json({"best_epoch": best, "selected_by": "validation accuracy", "test": scores}, output_dir / "results.json")
     print(f"{args.model} on {description.name}, {args.protocol}: {len(train)} / {len(val)} / {len(test)} train / val / test trials"
           + (f"; epoch {best} of {len(history)} by validation" if history else ""))  # fmt: skip
     print_scores(score_rows(rows))

@@ -39,7 +39,14 @@ from utils.files import write_json
 from utils.paths import written_whole
 from utils.progress import progress
 
-KINDS = {"seed": int, "model": str, "steps": (int, type(None)), "guidance": (int, float, type(None)), "size": int}
+# what a recipe has → whether it can be right: the file may be a stranger's
+RECIPE = {
+    "seed": lambda v: type(v) is int and 0 <= v < 2**63,
+    "model": lambda v: isinstance(v, str) and bool(v),
+    "steps": lambda v: v is None or (type(v) is int and 1 <= v <= 1000),
+    "guidance": lambda v: v is None or (type(v) in (int, float) and 0 <= v <= 1000),
+    "size": lambda v: type(v) is int and 8 <= v <= 4096,
+}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -53,14 +60,12 @@ def main(args: argparse.Namespace) -> None:
         names, recipes = PictureFolder(folder, rows, {}, 0), {}
         for row in rows:
             recipe = drawn_with(names.path("generated", row))
-            if not isinstance(recipe, dict) or not all(
-                isinstance(recipe.get(k, ""), kind) for k, kind in KINDS.items()
-            ):
+            if recipe is None or not all(name in recipe and fits(recipe[name]) for name, fits in RECIPE.items()):
                 raise UserError(
                     f"{names.path('generated', row)} is not there, or does not say how it was drawn; draw first"
                 )
             prompt = description.image_prompt(description.canonical[row.true_label])
-            recipes[row.index] = {k: recipe[k] for k in KINDS} | {
+            recipes[row.index] = {k: recipe[k] for k in RECIPE} | {
                 "model": args.image_model or recipe["model"],
                 "prompt": prompt,
             }

@@ -18,7 +18,6 @@ breach ends with exit code 2.
 """
 
 import argparse
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -70,6 +69,10 @@ def parse_args() -> argparse.Namespace:
         parser.error("name runs, or a store with --audit")
     if args.report and not args.output_dir:
         parser.error("--report needs --output_dir")
+    if args.audit and (args.report or args.images or args.keep_rows or args.output_dir):
+        parser.error("--audit makes no tables; leave out --output_dir, --images, --report and --keep_rows")
+    if not args.control_suffix or {"/", "\\", "\0"} & set(args.control_suffix):
+        parser.error(f"--control_suffix {args.control_suffix!r} is no end of a folder's name")
     return args
 
 
@@ -161,8 +164,8 @@ def look_for_leaks(args: argparse.Namespace) -> None:
 def stimuli_of(run: Run, args: argparse.Namespace) -> Stimuli:
     """What the people of a run saw."""
     description = load_description(decoded_runs.description_of(run))
-    folder = args.stimuli_dir or run.argument.get("stimuli_dir") or "."
-    return Stimuli(description.stimuli, len(description.classes), Path(str(folder)))
+    folder = Path(args.stimuli_dir) if args.stimuli_dir else run.recorded_place("stimuli_dir") or Path()
+    return Stimuli(description.stimuli, len(description.classes), folder)
 
 
 def score_images(drawn: Sequence[Run], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
@@ -172,16 +175,20 @@ def score_images(drawn: Sequence[Run], args: argparse.Namespace) -> tuple[list[d
     networks, missing = feature_networks(Path(args.metric_weights), args.clip_model)
     lines = []
     for run in drawn:
+        if not load_description(decoded_runs.description_of(run)).stimuli and not run.rows[0].image:
+            missing.append(f"{run.name}: nobody knows what was seen: the dataset has no stimuli")
+            continue
         pictures = image_metrics.read_pictures(run.place, run.rows, stimuli_of(run, args))
         lines += [{"run": run.name} | line for line in image_metrics.score_pictures(pictures, networks)]
     return lines, missing
 
 
-def draw_figures(folder: Path, lines: Sequence[dict], runs: Sequence[Run], groups: Sequence[list[Run]]) -> list[Path]:
-    """All figures, in the order of a page: all lines, ablations, and two a run."""
+def draw_figures(
+    folder: Path, lines: Sequence[dict], of_group: Sequence[dict], runs: Sequence[Run], groups: Sequence[list[Run]]
+) -> list[Path]:
+    """All figures, in the order of a page: all lines, ablations, and two a run. `of_group` is each group's first line."""
     made = [folder / "accuracies.png"]
     figures.accuracy_figure(lines, made[0])
-    of_group = [next(line for line in lines if line["run"] == decoded_runs.group_name(group)) for group in groups]
     for number, family in enumerate(decoded_runs.families(groups, "window"), start=1):
         curve = sorted((of_group[k] for k in family if of_group[k]["window"]), key=lambda line: line["window"][1])
         if len(curve) > 1:
@@ -192,8 +199,7 @@ def draw_figures(folder: Path, lines: Sequence[dict], runs: Sequence[Run], group
         made.append(folder / f"regions_{number}.png")
         if not figures.regions_figure([of_group[k] for k in family], montage, made[-1]):
             made.pop()
-    for run in runs:
-        name = re.sub(r"[/\\\0]", "_", run.name)
+    for run, name in zip(runs, decoded_runs.file_names(runs), strict=True):
         if run.n_classes > MOST_CLASSES:
             print(f"notice: no confusion matrix of {run.name}: it has more than {MOST_CLASSES} classes")
         else:
@@ -220,17 +226,19 @@ def main(args: argparse.Namespace) -> None:
                 f"notice: the {len(run.rows)} trials of {run.name} are some of {whole.name}'s; they stand in no line of their own"
             )
             runs.remove(run)
+    decoded_runs.tell_apart(runs)
     groups = decoded_runs.belong_together(runs)
 
     # ------------------------------------------------------------ numbers
-    lines, by_person, by_class, warnings = [], [], [], []
-    for group in groups:
-        of_group = [controls[run.place] for run in group if controls[run.place]]
-        name, rows = decoded_runs.group_name(group), [row for run in group for row in run.rows]
+    lines, of_group, by_person, by_class, warnings = [], [], [], [], []
+    for group, name in zip(groups, decoded_runs.group_names(groups), strict=True):
+        of_controls = [controls[run.place] for run in group if controls[run.place]]
+        rows = [row for run in group for row in run.rows]
         for readout in rows[0].readouts:
-            lines.append(tables.group_line(group, readout, of_group) | tables.linear_probe(group, runs))
+            lines.append(tables.group_line(group, readout, of_controls, name) | tables.linear_probe(group, runs))
             warnings += tables.warnings_of(name, rows, readout)
         readout = group[0].main_readout
+        of_group.append(next(line for line in reversed(lines) if line["readout"] == readout))
         by_person += [(name, readout, person, percent(accuracy), n)
                       for person, (accuracy, n) in tables.by_person(rows, readout).items()]  # fmt: skip
         by_class += [(name, readout, label, percent(accuracy), n, said)
@@ -263,18 +271,21 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ files
     if args.keep_rows:
-        for run in [*runs, *filter(None, controls.values())]:
-            decoded_runs.keep_rows(run, Path(args.keep_rows))
+        for run, name in zip(runs, decoded_runs.file_names(runs), strict=True):
+            decoded_runs.keep_rows(run, Path(args.keep_rows) / name)
+            if control := controls[run.place]:
+                decoded_runs.keep_rows(control, Path(args.keep_rows) / f"{name}{args.control_suffix}")
     if args.output_dir:
         folder = Path(args.output_dir)
-        made = draw_figures(folder, lines, runs, groups)
+        cards = [card for run in drawn for card in report.cards(run, stimuli_of(run, args))] if args.report else []
+        made = draw_figures(folder, lines, of_group, runs, groups)
         files = {"results.md": text, "results.csv": tables.results_csv(lines), "results.tex": tables.results_tex(lines),
                  "comparisons.csv": tables.as_csv(tables.COMPARED, compared)}  # fmt: skip
         if image_lines:
-            files["images.csv"] = tables.as_csv(list(image_lines[0]), image_lines)
+            columns = dict.fromkeys(name for line in image_lines for name in line)
+            files["images.csv"] = tables.as_csv(list(columns), image_lines)
         if args.report:
-            cards = [card for run in drawn for card in report.cards(run, stimuli_of(run, args))]
-            files["report.html"] = report.page(sections, warnings, notes, made, cards)
+            files["report.html"] = report.page(sections, warnings, notes, made, cards, drawn)
         for name in sorted(files, key="results.md".__eq__):  # results.md last: who finds it finds all
             with written_whole(folder / name) as unfinished:
                 unfinished.write_text(files[name], encoding="utf-8", errors="backslashreplace")

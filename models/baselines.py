@@ -20,6 +20,7 @@ from utils.progress import progress
 from utils.seeds import seed_everything
 from utils.signals import resample
 
+LEAST_SECONDS = 0.5  # of a trial, for power by band and filters
 BANDS = ((4, 8), (8, 13), (13, 20), (20, 30), (30, 45))  # Hz: theta, alpha (mu), low and high beta, gamma
 RHYTHMS = (
     8,
@@ -97,6 +98,10 @@ class Classical:
         self.n_classes, self.make = n_classes, make
 
     def fit(self, train: Data, val: Data) -> None:
+        if train.x.shape[-1] < LEAST_SECONDS * train.sfreq:
+            raise UserError(
+                f"trials are too short for this baseline: {train.x.shape[-1]} samples, expected {LEAST_SECONDS} s or more"
+            )
         self.pipeline = self.make(train.sfreq)
         self.pipeline.fit(np.asarray(train.x, np.float64), train.labels)
 

@@ -232,17 +232,25 @@ class CLIPImageTargetBuilder:
         key = [*_identity(self.name), *digests]
         return _cached(self.cache_dir, self.name, "image", key, lambda: {"x": self.encode(list(pictures))})["x"]
 
-    @torch.inference_mode()
     def encode(self, pictures: list[Image.Image]) -> torch.Tensor:
         """As `build`, computed now."""
+        return self.load()(pictures)
+
+    def load(self) -> Callable:
+        """The model, as a function of pictures → (K, 768)."""
         transformers.logging.set_verbosity_error()  # the text tower's weights are left out on purpose
         safe = {"local_files_only": self.local, "trust_remote_code": False}
         kind = CLIPVisionModelWithProjection
         model = load_whole(kind, self.name, "--clip_model", HINT, **safe, dtype=torch.float32).eval()
         with loading(f"--clip_model {self.name}", HINT):
             processor = CLIPImageProcessorPil.from_pretrained(self.name, **safe)
-            pixels = processor(pictures, return_tensors="pt")["pixel_values"]
-            return model(pixels).image_embeds.clone()
+
+        @torch.inference_mode()
+        def embed(pictures: list[Image.Image]) -> torch.Tensor:
+            with loading(f"--clip_model {self.name}", HINT):
+                return model(processor(pictures, return_tensors="pt")["pixel_values"]).image_embeds.clone()
+
+        return embed
 
 
 class CLIPTextTargetBuilder:

@@ -53,11 +53,10 @@ def feature_networks(weights_dir: Path, clip_model: str) -> tuple[dict[str, Call
         except UserError as error:
             missing.append(f"{name}: {error}")
     try:
-        clip = CLIPImageTargetBuilder(clip_model, weights_dir)
-        found[f"CLIP ({Path(clip_model).name})"] = _in_batches(clip.encode)
-        clip.encode([Image.new("RGB", (8, 8))])  # whether it can be loaded is asked before anything is scored
+        found[f"CLIP ({'/'.join(Path(clip_model).parts[-2:])})"] = _in_batches(
+            CLIPImageTargetBuilder(clip_model, weights_dir).load()
+        )
     except UserError as error:
-        found.pop(f"CLIP ({Path(clip_model).name})", None)
         missing.append(f"CLIP: {error}")
     return found, missing
 

@@ -7,7 +7,8 @@ source "$(dirname "$0")/setup.sh"
 source sh/demo_runs.sh
 export HF_HUB_OFFLINE=1  # proof that nothing is fetched
 started=$SECONDS
-rm -rf "$runs" "$images"  # an earlier demo's results; recordings and tiny models stay
+# an earlier demo's results; recordings, tiny models, and what other scripts made beside them stay
+rm -rf $runs/{bcic_hemisphere,bcic_region,vi_text,vi_direct}{,_shuffled} $images/{bcic,vi_text,vi_direct,tables}
 mkdir -p $runs
 step() { echo "== $1 ($((SECONDS - started)) s)"; }
 

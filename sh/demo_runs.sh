@@ -28,7 +28,9 @@ draw_direct() {
     --num_samples 20 --image_model $pth/stable-diffusion --output_dir $images/vi_direct --cuda -1
 }
 demo_data() { # steps of sh/steps.sh
-  step "simulated recordings, tiny models" 2 $vi/stimuli/Object_chair.jpg python prepare_demo.py --data_dir data/demo --pth_dir $pth
+  local last=$pth/clip/model.safetensors # prepare_demo.py writes it last, unless the models are there already
+  if [ ! -e $vi/stimuli/Object_chair.jpg ]; then last=$vi/stimuli/Object_chair.jpg; fi
+  step "simulated recordings, tiny models" 2 $last python prepare_demo.py --data_dir data/demo --pth_dir $pth
   step "motor imagery: recordings → store" 1 $bcic/processed_lmdb/data.mdb \
     python prepare_data.py --skip_download --raw_dir $bcic/raw --lmdb_dir $bcic/processed_lmdb
   step "visual imagery: recordings → store" 1 $vi/processed_lmdb/data.mdb \

@@ -11,15 +11,22 @@ source "$(dirname "$0")/setup.sh"
 source sh/demo_runs.sh
 source sh/steps.sh
 
-# the tables are made again where a run, a picture or its score is newer
-tables() { # folder of tables, runs …
-  local folder=$1 run found=0
+# made again where decoded trials or pictures are newer
+tables() { # folder of tables, runs … and further flags
+  local folder=$1 run
   shift
   for run in "$@"; do
-    if [ -e "$run" ] && [ -n "$(find "$run" "${run}_shuffled" -name 'decoded*.jsonl' -newer "$folder/results.md" 2>/dev/null)" ]; then found=1; fi
+    if [ -d "$run" ] && [ -e "$folder/results.md" ] && newer_than "$folder/results.md" "$run" "${run}_shuffled"; then rm "$folder/results.md"; fi
   done
-  if [ $found = 1 ]; then rm -f "$folder/results.md"; fi
   step "tables, figures, page" 1 "$folder/results.md" python evaluate.py "$@" --report --output_dir "$folder"
+}
+true_class() { # minutes, folder of pictures, further flags
+  local done=$2/true_class/true_class.json
+  if [ -e "$done" ] && [ -n "$(find "$2" -maxdepth 1 -name 'generated_*.png' -newer "$done")" ]; then rm "$done"; fi
+  step "pictures of the true classes, $2" "$1" "$done" python draw_true_class.py "${@:2}"
+}
+newer_than() { # file, folders that may be there
+  [ -n "$(find "${@:2}" \( -name 'decoded*.jsonl' -o -name 'generated_*.png' -o -name true_class.json \) -newer "$1" 2>/dev/null)" ]
 }
 
 # ------------------------------------------------------------ demo
@@ -43,9 +50,7 @@ demo_steps() {
   step "1, pictures" 1 $images/bcic/summary_grid.png draw_bcic
   step "2, pictures" 1 $images/vi_text/summary_grid.png draw_vi
   step "3, pictures" 1 $images/vi_direct/summary_grid.png draw_direct
-  for name in bcic vi_text vi_direct; do
-    step "pictures of the true classes, $name" 1 $images/$name/true_class/true_class.json python draw_true_class.py $images/$name --cuda -1
-  done
+  for name in bcic vi_text vi_direct; do true_class 1 $images/$name --cuda -1; done
   for name in $runs/*/; do
     case $name in *_shuffled/) ;; *) all+=("${name%/}") ;; esac
   done
@@ -116,13 +121,14 @@ steps_full() {
           --datasets_dir "data/${data/VI/VisualImagery}/processed_lmdb" --output_dir $name --model $model $flags
       done
     done
+    name=$runs/BCICIV2a_linear_probe_hemisphere${flags:+_shuffled}
+    step "BCICIV2a, baseline linear_probe, hemisphere means $flags" 10 $name/results.json python baseline.py --downstream_dataset BCICIV2a \
+      --datasets_dir data/BCICIV2a/processed_lmdb --output_dir $name --model linear_probe --token_pooling hemisphere $flags
   done
   step "1, pictures" 5 $images/eeg2image/summary_grid.png bash sh/generate_images.sh bcic
   step "2, pictures" 5 $images/vi_images/summary_grid.png bash sh/generate_images.sh vi
   step "3, pictures" 5 $images/vi_eeg2img/summary_grid.png bash sh/generate_images.sh vi_direct
-  for name in eeg2image vi_images vi_eeg2img; do
-    step "pictures of the true classes, $name" 5 $images/$name/true_class/true_class.json python draw_true_class.py $images/$name
-  done
+  for name in eeg2image vi_images vi_eeg2img; do true_class 5 $images/$name; done
   for name in $runs/eeg_llm_bcic_new $runs/eeg_llm_bcic_hemisphere $runs/eeg_llm_vi $runs/eeg_direct $runs/BCICIV2a_* $runs/VI_*; do
     case $name in *_shuffled | *\*) ;; *) all+=("$name") ;; esac
   done

@@ -2,19 +2,39 @@
 
 import gzip
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 
 from datasets.description import DATASETS, load_description
 from stages.rows import Row, read_rows, signed
 from utils.errors import UserError
 from utils.files import read_json, write_json
-from utils.paths import written_whole
+from utils.paths import ROOT, written_whole
 
 DECODED = ("decoded_test.jsonl", "decoded.jsonl", "decoded_test.jsonl.gz")  # the last: kept under docs/results/
+
+
+def _numbers(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) and isfinite(v) for v in value)
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+# arguments in a run.json that more is made of than a comparison → what they must be
+ARGUMENTS = {
+    "window": ("two numbers", _numbers),
+    "regions": ("names", _texts),
+    **dict.fromkeys(
+        ("downstream_dataset", "datasets_dir", "stimuli_dir", "protocol"), ("text", lambda v: isinstance(v, str))
+    ),
+}
 
 # ---------------------------------------------------------------- a run
 
@@ -43,6 +63,13 @@ class Run:
     def argument(self) -> dict:
         arguments = self.record.get("arguments")
         return arguments if isinstance(arguments, dict) else {}
+
+    def recorded_place(self, argument: str) -> Path | None:
+        """A place that the run's record names; what is relative to where the run was started, is looked for in the project as well."""
+        place = self.argument.get(argument)
+        if not place:
+            return None
+        return Path(place) if Path(place).exists() else ROOT / place
 
     @property
     def seed(self) -> str:
@@ -82,7 +109,11 @@ def read_run(place: Path) -> Run:
         raise UserError(f"{place} has no {' or '.join(DECODED)}; train or decode first")
     record = path.parent / "run.json"
     content = read_json(record) if record.is_file() else {}
-    return Run(place.name, place, read_rows(path), content if isinstance(content, dict) else {})
+    run = Run(place.name or "run", place, read_rows(path), content if isinstance(content, dict) else {})
+    for name, (what, fits) in ARGUMENTS.items():
+        if run.argument.get(name) is not None and not fits(run.argument[name]):
+            raise UserError(f"{record}: {name} is {str(run.argument[name])[:80]!r}; expected {what}")
+    return run
 
 
 def read_runs(places: Sequence[Path]) -> list[Run]:
@@ -93,19 +124,28 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
     for place in places:
         if not place.exists():
             raise UserError(f"{place} is not there")
-    places = list(dict.fromkeys(inner for place in places for inner in runs_in(place.absolute())))
+    places = list(
+        dict.fromkeys(inner for place in places for inner in runs_in(Path(os.path.normpath(place.absolute()))))
+    )
     skipped = [place for place in places if decoded_file(place) is None]
     if len(skipped) == len(places):
         raise UserError(f"{', '.join(map(str, places))}: no {' or '.join(DECODED)} there; train or decode first")
     for place in skipped:
         print(f"notice: {place} holds no decoded trials; skipped")
     runs = [read_run(place) for place in places if place not in skipped]
-    for depth in range(2, 1 + max(len(run.place.parts) for run in runs)):
+    tell_apart(runs)
+    return runs
+
+
+def tell_apart(runs: Sequence[Run]) -> None:
+    """Name runs after their folders, with as many parents as tell one from the others."""
+    for run in runs:
+        run.name = run.place.name or "run"
+    for depth in range(2, 1 + max((len(run.place.parts) for run in runs), default=0)):
         twice = [name for name, n in Counter(run.name for run in runs).items() if n > 1]
         for run in runs:
             if run.name in twice:
                 run.name = "/".join(run.place.parts[-depth:])
-    return runs
 
 
 def runs_in(place: Path) -> list[Path]:
@@ -115,9 +155,19 @@ def runs_in(place: Path) -> list[Path]:
     return [inner for inner in sorted(place.iterdir()) if inner.is_dir() and decoded_file(inner) is not None] or [place]
 
 
-def keep_rows(run: Run, folder: Path) -> None:
+def file_names(runs: Sequence[Run]) -> list[str]:
+    """A name for each run that can be a file's, and is no other run's."""
+    names: list[str] = []
+    for run in runs:
+        plain = name = re.sub(r"[/\\\0]", "_", run.name).lstrip(".") or "run"
+        while name in names:
+            name = f"{plain}-{sum(n.startswith(plain) for n in names) + 1}"
+        names.append(name)
+    return names
+
+
+def keep_rows(run: Run, place: Path) -> None:
     """Copy a run's rows, packed, and its record: what its lines are made from."""
-    place = folder / re.sub(r"[/\\\0]", "_", run.name)
     packed = gzip.compress(
         "".join(json.dumps(content) + "\n" for content in signed(map(asdict, run.rows))).encode(), mtime=0
     )
@@ -130,7 +180,10 @@ def keep_rows(run: Run, folder: Path) -> None:
 def read_control(run: Run, suffix: str) -> Run | None:
     """The control of a run: the folder of its name with the suffix. UserError where that is no control of it."""
     place = run.place.with_name(run.place.name + suffix)
-    if not place.exists() or not run.place.is_dir():
+    if not place.exists() or not run.place.is_dir() or not suffix:
+        return None
+    if decoded_file(place) is None:
+        print(f"notice: the control {place} holds no decoded trials yet")
         return None
     control = read_run(place)
     if control.record and not control.is_control:
@@ -209,14 +262,23 @@ def group_name(group: Sequence[Run]) -> str:
     """The common name of seeds or folds."""
     if len(group) == 1:
         return group[0].name
-    common = group[0].name
-    while not all(run.name.startswith(common) for run in group):
-        common = common[:-1]
-    common = re.sub(r"[-_./]?(seed|s|loso|fold)?[-_.:]?$", "", common) or group[0].name
+    names = [run.name for run in group]
+    before = os.path.commonprefix(names)
+    after = os.path.commonprefix([name[len(before) :][::-1] for name in names])[::-1]
+    common = re.sub(r"((^|[-_./])(seed|s|loso|fold))?[-_.:]?$", "", before) + after or names[0]
     seeds = {run.seed for run in group}
     folds = {run.protocol for run in group} if is_fold(group[0]) else ()
     said = [f"{len(folds)} folds"] * (len(folds) > 1) + [f"{len(seeds)} seeds"] * (len(seeds) > 1)
     return f"{common} ({', '.join(said)})"
+
+
+def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """A name for each group, and no name twice."""
+    names = [group_name(group) for group in groups]
+    return [
+        name if names.count(name) == 1 else f"{name}, {group[0].name}"
+        for name, group in zip(names, groups, strict=True)
+    ]
 
 
 def families(groups: Sequence[Sequence[Run]], by: str) -> list[list[int]]:

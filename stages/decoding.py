@@ -103,7 +103,8 @@ def look_as_trained(dataset: TrialDataset, checkpoint: dict, path: Path) -> None
     """Read the part of each trial that a checkpoint was trained on."""
     window, regions = checkpoint.get("window"), checkpoint.get("regions")
     with loading(f"{path} is damaged: its window or regions", "name another checkpoint"):
-        if window is not None and (len(window) != 2 or not all(np.isfinite(float(second)) for second in window)):
+        numbers = window is None or all(type(second) in (int, float) and np.isfinite(second) for second in window)
+        if not numbers or (window is not None and len(window) != 2):
             raise ValueError(f"{window} is no window")
         if regions is not None and not all(isinstance(name, str) for name in regions):
             raise ValueError(f"{regions} are no regions")

@@ -15,6 +15,8 @@ from stages.decoded_runs import Run  # noqa: E402
 from stages.statistics import calibration, confusion  # noqa: E402
 from utils.paths import written_whole  # noqa: E402
 
+LEAST_ELECTRODES = 4  # of a map of the head
+
 
 def plain(text: str) -> str:
     """Text for a figure: what matplotlib would take for a formula, or cannot draw, is what it is."""
@@ -120,7 +122,7 @@ def regions_figure(lines: Sequence[dict], montage: Montage, path: Path) -> bool:
 
     names = [REGION_NAMES[code] for code in sorted(montage.topology)]
     whole = next((line for line in lines if not line["regions"]), None)
-    some = [line for line in lines if line["regions"]]
+    some = [line for line in lines if line["regions"] and set(line["regions"]) <= set(names)]
     out = {r: line for line in some for r in names if sorted(line["regions"]) == sorted(set(names) - {r})}
     alone = {line["regions"][0]: line for line in some if len(line["regions"]) == 1}
     places = mne.channels.make_standard_montage("standard_1005").get_positions()["ch_pos"]
@@ -132,7 +134,10 @@ def regions_figure(lines: Sequence[dict], montage: Montage, path: Path) -> bool:
         ("left out: points lost", {r: 100 * (whole["accuracy"] - line["accuracy"]) for r, line in out.items()}),
         ("alone: accuracy (%)", {r: 100 * line["accuracy"] for r, line in alone.items()}),
     ]
-    panels = [(title, values) for title, values in panels if values]
+    shown = [sum(region in values for region in montage.region_names) for _, values in panels]  # electrodes
+    panels = [panel for panel, n in zip(panels, shown, strict=True) if n >= LEAST_ELECTRODES]
+    if not panels:
+        return False
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.4), layout="constrained", squeeze=False)
     for axis, (title, values) in zip(axes[0], panels, strict=True):
         of = np.array([values.get(region, np.nan) for region in montage.region_names])
@@ -141,7 +146,7 @@ def regions_figure(lines: Sequence[dict], montage: Montage, path: Path) -> bool:
         lost = title.startswith("left out")
         image, _ = mne.viz.plot_topomap(
             of[known], mne.pick_info(info, known), axes=axis, show=False, contours=0, image_interp="nearest",
-            vlim=(-largest, largest) if lost else (100 * whole["chance"], largest), cmap="RdBu_r" if lost else "viridis",
+            vlim=(-largest, largest) if lost else (0, largest), cmap="RdBu_r" if lost else "viridis",
         )  # fmt: skip
         figure.colorbar(image, ax=axis, shrink=0.7)
         said = ", ".join(f"{region} {value:.0f}" for region, value in values.items())

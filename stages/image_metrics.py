@@ -95,18 +95,23 @@ class Pictures:
 
 
 def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictures:
-    """UserError if a picture is missing or damaged."""
+    """UserError if a picture is missing or damaged, or those of the true classes were drawn in another way."""
     names = PictureFolder(folder, rows, {}, 0)
     drawn = [_read(names.path("generated", row)) for row in rows]
     ceiling = [true_class_picture(folder, row) for row in rows]
-    there = [path.is_file() for path in ceiling]
-    if any(there) and not all(there):
-        raise UserError(
-            f"{folder / 'true_class'} has {sum(there)} pictures of {len(rows)}; run draw_true_class.py again"
-        )
-    true_class = [_read(path) for path in ceiling] if all(there) else []
-    model = (drawn_with(names.path("generated", rows[0])) or {}).get("model", "unknown")
-    return Pictures(list(rows), [stimuli.of(row) for row in rows], drawn, true_class, str(model))
+    recipes = [drawn_with(names.path("generated", row)) or {} for row in rows]
+    true_class = []
+    if any(path.is_file() for path in ceiling):
+        ways = [drawn_with(path) or {} for path in ceiling]
+        for way, recipe in zip(ways, recipes, strict=True):
+            if not way or any(way[name] != recipe.get(name) for name in set(way) - {"prompt", "model"}):
+                raise UserError(
+                    f"{folder / 'true_class'} is not of these pictures; run draw_true_class.py {folder} again"
+                )
+        true_class = [_read(path) for path in ceiling]
+    return Pictures(
+        list(rows), [stimuli.of(row) for row in rows], drawn, true_class, str(recipes[0].get("model", "unknown"))
+    )
 
 
 def true_class_picture(folder: Path, row: Row) -> Path:
@@ -130,10 +135,11 @@ def _read(path: Path) -> Image.Image:
 
 NOTE = (
     "Pictures: means over trials with 95 % bootstrap intervals over trials, which speak of these people. Paired at random: the same "
-    "pictures, each beside another trial's stimulus (mean of 5 pairings). True class's prompt: what an image model told the right class "
-    "draws, the most that decoding a class can reach. PixCorr and SSIM at 425 pixels; SSIM by column is what tables of this field "
+    "pictures, each beside the stimulus of a random trial (mean of 5 pairings). True class's prompt: what an image model told the right "
+    "class draws, the most that decoding a class can reach. PixCorr and SSIM at 425 pixels; SSIM by column is what tables of this field "
     "print as SSIM. Two-way identification (AlexNet, Inception, CLIP): how often a picture is more like its own stimulus than like "
-    "another one; guessing gives 50 %; trials of one stimulus are not asked against each other. SwAV is a distance: less is better."
+    "another one; guessing gives 50 %. '1 of K': how often its own stimulus is the likest of all K; guessing gives 1/K. Trials of one "
+    "stimulus are not asked against each other. SwAV is a distance: less is better. CLIP is the model that is named."
 )
 
 
@@ -143,78 +149,84 @@ def score_pictures(pictures: Pictures, networks: dict[str, Callable], seed: int 
     Lines: the pictures as decoded; the same pictures paired at random with the stimuli (values are means over
     pairings); pictures from the true class's prompt, the most that decoding a class can reach with this image model.
     """
-    real = _views(pictures.stimuli, networks, "the stimuli")
-    drawn = _views(pictures.drawn, networks, "the pictures")
-    stimulus = [row.image or row.true_label for row in pictures.rows]
-    lines = [{"images": DRAWN, "values": _values(real, drawn, stimulus)}]
     rng, n = np.random.default_rng(seed), len(pictures.rows)
+    stimulus = [row.image or row.true_label for row in pictures.rows]
+    real = _Views(pictures.stimuli, networks, "the stimuli")
+    drawn = _Views(pictures.drawn, networks, "the pictures")
+    found = {DRAWN: _values(real, drawn, np.arange(n), stimulus)}
     if n > 1:
-        shuffled = [_values(real, _taken(drawn, _derangement(rng, n)), stimulus) for _ in range(PAIRINGS)]
-        lines.append({"images": RANDOM, "values": {k: np.mean([v[k] for v in shuffled], axis=0) for k in shuffled[0]}})
+        shuffled = [_values(real, drawn, rng.permutation(n), stimulus) for _ in range(PAIRINGS)]
+        found[RANDOM] = {name: np.mean([values[name] for values in shuffled], axis=0) for name in shuffled[0]}
     if pictures.true_class:
-        best = _views(pictures.true_class, networks, "the true classes")
-        lines.append({"images": TRUE_CLASS, "values": _values(real, best, stimulus)})
-    people = len({row.subject for row in pictures.rows})
-    found = []
-    for line in lines:
-        scores = {name: mean_and_interval(values) for name, values in line["values"].items()}
-        kept = {"images": line["images"], "model": pictures.model, "n": n, "people": people}
-        for name, (mean, low, high) in scores.items():
-            kept |= {name: mean, f"{name}, low": low, f"{name}, high": high}
-        found.append(kept)
-    return found
+        true_class = _Views(pictures.true_class, networks, "the true classes")
+        found[TRUE_CLASS] = _values(real, true_class, np.arange(n), stimulus)
+    lines = []
+    for images, values in found.items():
+        people = len({row.subject for row in pictures.rows})
+        line = {"images": images, "model": pictures.model, "n": n, "people": people}
+        for name, of_trials in values.items():
+            line |= dict(zip((name, f"{name}, low", f"{name}, high"), mean_and_interval(of_trials), strict=True))
+        lines.append(line)
+    return lines
+
+
+class _Views:
+    """Pictures, each different one once, and their features in all networks."""
+
+    def __init__(self, pictures: Sequence[Image.Image], networks: dict[str, Callable], what: str):
+        kept: dict[tuple, int] = {}
+        self.place = np.array([kept.setdefault((p.size, p.tobytes()), len(kept)) for p in pictures])
+        self.different = [pictures[list(self.place).index(k)] for k in range(len(kept))]
+        self.features = {}
+        for name in progress(networks, desc=what, unit="network"):
+            self.features[name] = networks[name](self.different).float().numpy()
+
+    def of(self, name: str, order: np.ndarray) -> np.ndarray:
+        """(N, D) features of the trials in an order."""
+        return self.features[name][self.place[order]]
+
+
+def _values(real: _Views, drawn: _Views, order: np.ndarray, stimulus: Sequence) -> dict[str, np.ndarray]:
+    """Metric → (N,) values of the trials; picture order[j] stands beside stimulus j."""
+    of_pairs: dict[tuple, tuple] = {}
+    pairs = list(zip(real.place.tolist(), drawn.place[order].tolist(), strict=True))
+    for a, b in pairs:
+        if (a, b) not in of_pairs:
+            of_pairs[a, b] = _pixel_metrics(real.different[a], drawn.different[b])
+    values = {
+        name: np.array([of_pairs[pair][k] for pair in pairs])
+        for k, name in enumerate(("PixCorr", "SSIM", "SSIM by column"))
+    }
+    for name in real.features:
+        ours, theirs = real.of(name, np.arange(len(order))), drawn.of(name, order)
+        if name == "SwAV":  # a distance: less is better
+            values[name] = 1 - correlations(ours, theirs).diagonal()
+        else:
+            values[name] = identification(ours, theirs, stimulus)
+        if name.startswith("CLIP"):
+            n_stimuli = len(set(stimulus))
+            likest = values[name] == 1  # more like its own than like any other
+            values[f"{name}, 1 of {n_stimuli}"] = np.where(np.isfinite(values[name]), likest, np.nan)
+    return values
+
+
+def _pixel_metrics(real: Image.Image, drawn: Image.Image) -> tuple[float, float, float]:
+    a, b = pixels([real, drawn], EDGE).numpy()
+    grey_a, grey_b = grey(a.astype(np.float64)), grey(b.astype(np.float64))
+    return pixel_correlation(a, b), ssim(grey_a, grey_b), ssim_by_column(grey_a, grey_b)
 
 
 def images_table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells in words."""
-    metrics = [name for name in lines[0] if f"{name}, low" in lines[0]]
-    heads = ["run", "images", "n", "people", *metrics]
-    return heads, [
-        [line["run"], line["images"], str(line["n"]), str(line["people"]),
-         *(f"{line[m]:.3f} ({line[f'{m}, low']:.3f} to {line[f'{m}, high']:.3f})" for m in metrics)]
-        for line in lines
-    ]  # fmt: skip
-
-
-def _views(pictures: Sequence[Image.Image], networks: dict[str, Callable], what: str) -> dict[str, np.ndarray]:
-    """Pixels, grey, and features of all networks; equal pictures are looked at once."""
-    keys = [(p.size, p.tobytes()) for p in pictures]
-    first = {key: k for k, key in reversed(list(enumerate(keys)))}
-    kept = sorted(first.values())
-    place = [kept.index(first[key]) for key in keys]
-    some = [pictures[k] for k in kept]
-    views = {"pixels": pixels(some, EDGE).numpy()}
-    views["grey"] = np.stack([grey(p.astype(np.float64)) for p in views["pixels"]])
-    for name in progress(networks, desc=what, unit="network"):
-        views[name] = networks[name](some).float().numpy()
-    return {name: view[place] for name, view in views.items()}
-
-
-def _taken(views: dict[str, np.ndarray], order: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: view[order] for name, view in views.items()}
-
-
-def _derangement(rng: np.random.Generator, n: int) -> np.ndarray:
-    """A random order in which nothing stays in its place."""
-    while True:
-        order = rng.permutation(n)
-        if (order != np.arange(n)).all():
-            return order
-
-
-def _values(real: dict[str, np.ndarray], drawn: dict[str, np.ndarray], stimulus: Sequence) -> dict[str, np.ndarray]:
-    """Metric → (N,) values of the trials."""
-    pairs = list(zip(real["pixels"], drawn["pixels"], strict=True))
-    greys = list(zip(real["grey"], drawn["grey"], strict=True))
-    values = {"PixCorr": np.array([pixel_correlation(a, b) for a, b in pairs]),
-              "SSIM": np.array([ssim(a, b) for a, b in greys]),
-              "SSIM by column": np.array([ssim_by_column(a, b) for a, b in greys])}  # fmt: skip
-    for name in real:
-        if name == "SwAV":  # a distance: less is better
-            values[name] = 1 - correlations(real[name], drawn[name]).diagonal()
-        elif name not in ("pixels", "grey"):
-            values[name] = identification(real[name], drawn[name], stimulus)
-    return values
+    """Heads and cells in words; a metric that a line has not is empty there."""
+    metrics = list(dict.fromkeys(name for line in lines for name in line if f"{name}, low" in line))
+    cells = []
+    for line in lines:
+        told = [line["run"], line["images"], str(line["n"]), str(line["people"])]
+        for m in metrics:
+            known = np.isfinite(line.get(m, np.nan))
+            told.append(f"{line[m]:.3f} ({line[f'{m}, low']:.3f} to {line[f'{m}, high']:.3f})" if known else "")
+        cells.append(told)
+    return ["run", "images", "n", "people", *metrics], cells
 
 
 def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:

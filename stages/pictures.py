@@ -159,7 +159,8 @@ def drawn_with(path: Path) -> dict | None:
     try:
         with opened_picture(path) as picture:
             picture.load()
-            return json.loads(picture.info["recipe"])
+            recipe = json.loads(picture.info["recipe"])
+            return recipe if isinstance(recipe, dict) else None
     except Exception:  # whatever a file that is no picture of ours makes Pillow say
         return None
 

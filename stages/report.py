@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,9 +31,10 @@ def cards(run: Run, stimuli: Stimuli) -> Iterator[dict]:
     stimuli : Stimuli. What was seen.
     Raises UserError if a picture is missing or damaged.
     """
-    rows = run.rows[:MOST_CARDS]
-    if len(rows) < len(run.rows):
-        print(f"notice: {run.name} has {len(run.rows)} pictures; the page shows the first {MOST_CARDS}")
+    rows = [
+        run.rows[k]
+        for k in sorted({*np.linspace(0, len(run.rows) - 1, min(MOST_CARDS, len(run.rows))).round().astype(int)})
+    ]
     pictures, description = read_pictures(run.place, rows, stimuli), load_description(description_of(run))
     signals = _Signals(run)
     for row, seen, drawn in zip(rows, pictures.stimuli, pictures.drawn, strict=True):
@@ -56,13 +58,18 @@ def page(
     notes: Sequence[str],
     figures: Sequence[Path],
     made: Sequence[dict],
+    drawn: Sequence[Run] = (),
 ) -> str:
     """The page; whatever is put into it is escaped, and it loads nothing.
 
     sections : dict of title to (heads, cells).
     figures : sequence of Path. PNG files.
     made : sequence of dict. Of `cards`.
+    drawn : sequence of Run. Whose pictures they are.
     """
+    shown = Counter(card["run"] for card in made)
+    left_out = [f"Of {run.name}, {shown[run.name]} of {len(run.rows)} pictures are shown, spread over all of them."
+                for run in drawn if shown[run.name] < len(run.rows)]  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -71,7 +78,7 @@ def page(
     kinds = {kind: sorted({card[kind] for card in made}) for kind in ("run", "true", "person")}
     return environment.get_template("report.html").render(
         sections=sections, warnings=warnings, notes=notes, figures=pictures, cards=made, kinds=kinds, wide=WIDE,
-        opened=SECTIONS_OPEN,
+        opened=SECTIONS_OPEN, left_out=left_out,
     )  # fmt: skip
 
 
@@ -91,9 +98,9 @@ class _Signals:
     """The EEG of decoded trials, from the store that a run says it read; nothing where that is not there any more."""
 
     def __init__(self, run: Run):
-        self.store, place = None, run.argument.get("datasets_dir")
+        self.store, place = None, run.recorded_place("datasets_dir")
         try:
-            store = open_store(str(place)) if place and Path(str(place)).exists() else None
+            store = open_store(place) if place and place.exists() else None
             depends = run.record.get("depends_on")
             wanted = run.record.get("store") or (depends.get("store") if isinstance(depends, dict) else None)
             if store is not None and store.fingerprint == wanted:

@@ -1,12 +1,13 @@
 """Statistics of decoded trials: numbers in, numbers out. What each test assumes stands in its docstring."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 from scipy.stats import binomtest, t
 
 PERMUTATIONS = 2000
+KEPT_TRIALS = 5000  # whose permuted labels are kept for the next read-out: 20 MB
 BINS = 10  # of the calibration
 FEW_PEOPLE = 3  # up to so many, an interval over people is worth nothing
 
@@ -67,20 +68,27 @@ def permuted_accuracies(
     Under the null hypothesis a recording's labels may change places, whatever the recording as a whole tells, whatever
     classes it holds and however often each of them is answered.
     """
-    permuted = _permuted(tuple(true), tuple(recordings), n, seed)
-    return (permuted == np.asarray(decoded, permuted.dtype)).sum(axis=1) / len(true)
+    order = tuple(map(int, true)), tuple(recordings), n, seed
+    parts = _kept(*order) if len(order[0]) <= KEPT_TRIALS else _permuted(*order)
+    decoded, hits = np.asarray(decoded), np.zeros(n, int)
+    for of, labels in parts:
+        hits += (labels == decoded[of]).sum(axis=1)
+    return hits / len(order[0])
 
 
-@lru_cache(maxsize=4)  # all read-outs of all runs on the same trials ask for the same one
-def _permuted(true: tuple[int, ...], recordings: tuple[Hashable, ...], n: int, seed: int) -> np.ndarray:
-    """(n, trials) labels that have changed places within each recording."""
-    labels, rng = np.tile(np.array(true, np.int32), (n, 1)), np.random.default_rng(seed)
+def _permuted(true: tuple[int, ...], recordings: tuple[Hashable, ...], n: int, seed: int) -> Iterator[tuple]:
+    """(places of a recording's trials, (n, trials) of its labels that have changed places)."""
+    labels, rng = np.array(true, np.int16 if max(true) < 2**15 else np.int64), np.random.default_rng(seed)
     members: dict[Hashable, list[int]] = {}
     for place, recording in enumerate(recordings):
         members.setdefault(recording, []).append(place)
     for of in members.values():
-        labels[:, of] = rng.permuted(labels[:, of], axis=1)
-    return labels
+        yield of, rng.permuted(np.tile(labels[of], (n, 1)), axis=1)
+
+
+@lru_cache(maxsize=8)  # all read-outs of all runs on the same trials ask for the same one
+def _kept(*order) -> list[tuple]:
+    return list(_permuted(*order))
 
 
 def permutation_p(accuracy: float, permuted: np.ndarray) -> float:

@@ -71,13 +71,16 @@ def permuted_by(rows: Sequence[Row], readout: str, seed: int = 0) -> np.ndarray:
     )  # fmt: skip
 
 
-def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run]) -> dict:
-    """One line: a run; the mean of several seeds; or the folds of leave-one-subject-out, pooled."""
+def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run], name: str = "") -> dict:
+    """One line: a run; the mean of several seeds; or the folds of leave-one-subject-out, pooled.
+
+    name : str, optional. Default: the group's own.
+    """
     seeds = defaultdict(list)
     for run in group:
         seeds[run.seed].append(run)
     of_seed = [numbers([row for run in runs for row in run.rows], readout) for runs in seeds.values()]
-    line = {"run": group_name(group), "readout": readout, "seeds": len(of_seed)} | of_seed[0]
+    line = {"run": name or group_name(group), "readout": readout, "seeds": len(of_seed)} | of_seed[0]
     line |= {part: group[0].argument.get(part) for part in PARTS}
     if len(of_seed) > 1:
         for name in ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "top3", "ece", "task", "within_task"):
@@ -117,12 +120,13 @@ def linear_probe(group: Sequence[Run], runs: Sequence[Run]) -> dict:
 def _linear_probe(run: Run, runs: Sequence[Run]) -> float | None:
     if "token_pooling" not in run.argument or "model" in run.argument:
         return None
+    found = {}
     for other in runs:
         same = [run.record.get("depends_on") == other.record.get("depends_on")]
-        same += [run.argument.get(k) == other.argument.get(k) for k in ("token_pooling", "encoder", "protocol")]
+        same += [run.argument.get(k) == other.argument.get(k) for k in ("token_pooling", "encoder", "protocol", *PARTS)]
         if other.argument.get("model") == "linear_probe" and all(same) and sorted(run.trials) == sorted(other.trials):
-            return float(np.mean(other.right(other.main_readout)))
-    return None
+            found[other.seed] = float(np.mean(other.right(other.main_readout)))
+    return found.get(run.seed, float(np.mean(list(found.values()))) if found else None)
 
 
 def by_person(rows: Sequence[Row], readout: str) -> dict[str, tuple[float, int]]:

@@ -374,7 +374,9 @@ def test_images_are_scored_and_the_page_shows_every_picture(drawn, vi_demo, scri
     assert done.code == 0, done.err
     lines = list(csv.DictReader((tmp_path / "tables/images.csv").read_text().splitlines()))
     assert [line["images"] for line in lines] == ["as decoded", "paired at random", "true class's prompt"]
-    assert all(line["n"] == "4" and -1 <= float(line["PixCorr"]) <= 1 for line in lines) and "CLIP (clip)" in lines[0]
+    assert (
+        all(line["n"] == "4" and -1 <= float(line["PixCorr"]) <= 1 for line in lines) and "CLIP (pth/clip)" in lines[0]
+    )
     for name in ("AlexNet 2", "AlexNet 5", "Inception", "SwAV"):
         assert f"not scored, because it is not there: {name}" in done.out and name not in lines[0]
     page = (tmp_path / "tables/report.html").read_text()
@@ -419,3 +421,89 @@ def test_drawn_trials_of_a_run_in_the_table_are_not_counted_twice(drawn, mapped,
     assert line_of(done.out, "mapped", "head")["n"] == "60" and "| vi | head |" not in done.out
     assert "| vi | as decoded | 4 |" in done.out
     assert line_of(script("evaluate.py", drawn).out, "vi", "head")["n"] == "4"  # alone it has its line
+
+
+# ---------------------------------------------------------------- what a fresh reader found
+
+
+def test_groups_of_seeds_keep_their_own_names_and_the_curve_its_own_points(script, tmp_path, monkeypatch):
+    from stages import figures
+
+    drawn = []
+    monkeypatch.setattr(
+        figures, "windows_figure", lambda lines, path: drawn.append([100 * x["accuracy"] for x in lines])
+    )
+    for end, correct in ((1.0, 30), (2.0, 45), (3.0, 65)):
+        for seed in (0, 1):
+            recorded(tmp_path / f"abl_seed{seed}_w{end:g}", correct + seed, window=[0.0, end], seed=seed)
+    recorded(tmp_path / "means1", 70, seed=0, lr=2)
+    recorded(tmp_path / "means2", 72, seed=1, lr=2)
+    done = script("evaluate.py", *sorted(p for p in tmp_path.iterdir()), "--output_dir", tmp_path / "tables")
+    assert done.code == 0, done.err
+    for name, accuracy in (("abl_w1 (2 seeds)", "30.5 %"), ("abl_w2 (2 seeds)", "45.5 %"), ("abl_w3 (2 seeds)", "65.5 %"),
+                           ("means (2 seeds)", "71.0 %")):  # fmt: skip
+        assert line_of(done.out, name)["accuracy"].startswith(accuracy)
+
+
+def test_kept_rows_keep_runs_and_controls_together_whatever_their_folders_are_called(script, tmp_path):
+    for parent, correct in (("one", 80), ("two", 60)):
+        write(tmp_path / parent / "vi", correct=correct)
+        write(tmp_path / parent / "vi_shuffled", correct=correct // 3)
+    write(tmp_path / "one_vi", correct=40)
+    first = script(
+        "evaluate.py", tmp_path / "one", tmp_path / "two", tmp_path / "one_vi", "--keep_rows", tmp_path / "kept"
+    )
+    assert first.code == 0, first.err
+    again = script("evaluate.py", tmp_path / "kept")
+    assert again.code == 0, again.err
+    controls = [line_of(again.out, name)["shuffled-label control (n): its level"][:6] for name in ("one_vi", "two_vi")]
+    assert controls == ["26.0 %", "20.0 %"] and line_of(again.out, "one_vi-2")["accuracy"] == "40.0 %"
+    assert script("evaluate.py", tmp_path / "one/vi/..", "--keep_rows", tmp_path / "kept2").code == 0
+    assert not (tmp_path / "decoded_test.jsonl.gz").exists() and not (tmp_path / "run.json").exists()
+
+
+def test_a_control_without_rows_yet_is_named_and_stops_nothing(script, tmp_path):
+    write(tmp_path / "run", correct=80)
+    (tmp_path / "run_shuffled").mkdir()
+    done = script("evaluate.py", *tmp_path.iterdir())
+    assert done.code == 0 and "holds no decoded trials yet" in done.out
+    assert line_of(done.out, "run")["shuffled-label control (n): its level"] == "not run"
+
+
+@pytest.mark.parametrize("argument", [{"window": "ab"}, {"window": [0, "x"]}, {"window": [0.0, 1e999]}, {"regions": 5}, {"regions": []},
+                                      {"downstream_dataset": ["VI"]}, {"datasets_dir": 3}, {"protocol": {}}])  # fmt: skip
+def test_a_strange_record_is_one_line(script, tmp_path, argument):
+    recorded(tmp_path / "run", 80, **argument)
+    done = script("evaluate.py", tmp_path / "run")
+    assert done.code == 2 and f"{next(iter(argument))} is" in done.error_line
+
+
+def test_a_map_of_weak_regions_is_drawn_and_of_too_few_electrodes_is_not(script, tmp_path):
+    recorded(tmp_path / "full", 20)
+    for k, region in enumerate(("central", "parietal", "frontal", "nowhere")):
+        recorded(tmp_path / f"only_{region}", 2 + k, regions=[region])
+    done = script("evaluate.py", *sorted(tmp_path.iterdir()), "--output_dir", tmp_path / "tables")
+    assert done.code == 0 and (tmp_path / "tables/regions_1.png").exists(), done.err
+    done = script("evaluate.py", tmp_path / "full", tmp_path / "only_frontal", "--output_dir", tmp_path / "few")
+    assert done.code == 0 and not list((tmp_path / "few").glob("regions*"))  # one electrode
+
+
+def test_the_probe_beside_a_text_run_reads_the_same_part_and_has_the_same_seed(script, tmp_path):
+    same = {"token_pooling": "region", "encoder": "csbrain", "protocol": "published"}
+    for seed, window in ((0, None), (1, None), (0, [0.0, 1.0])):
+        name = f"s{seed}{'_w' if window else ''}"
+        recorded(tmp_path / f"text_{name}", 50, **same, seed=seed, window=window, tuned=name)
+        recorded(tmp_path / f"probe_{name}", 60 + 10 * seed + (5 if window else 0), **same, seed=seed, window=window, model="linear_probe",
+                 tuned=name)  # fmt: skip
+    out = script("evaluate.py", *sorted(tmp_path.iterdir())).out
+    assert [line_of(out, f"text_{n}")["linear probe"] for n in ("s0", "s1", "s0_w")] == ["60.0 %", "70.0 %", "65.0 %"]
+
+
+@pytest.mark.parametrize("flags, message", [
+    (("--control_suffix", "/x"), "no end of a folder's name"), (("--control_suffix", ""), "no end of a folder's name"),
+    (("--audit", "store", "--report", "--output_dir", "x"), "--audit makes no tables"),
+])  # fmt: skip
+def test_flags_that_do_not_go_together_are_one_line(script, tmp_path, flags, message):
+    write(tmp_path / "run", correct=80)
+    done = script("evaluate.py", tmp_path / "run", *flags)
+    assert done.code == 2 and message in done.err

@@ -1,6 +1,7 @@
 """Metrics of pictures against hand-made cases, scikit-image's numbers, and pictures whose answer is known."""
 
 import json
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -139,58 +140,83 @@ def test_an_interval_covers_the_mean_and_a_picture_alone_has_no_identification()
 # ---------------------------------------------------------------- files and networks
 
 
+def save(path, **recipe):
+    note = PngImagePlugin.PngInfo()
+    note.add_text("recipe", json.dumps({"model": "tiny", "steps": 2, "prompt": "a"} | recipe))
+    Image.new("RGB", (16, 16), "red").save(path, pnginfo=note)
+
+
 def drawn_folder(folder, rows):
     folder.mkdir()
     names = PictureFolder(folder, rows, {}, 0)
-    note = PngImagePlugin.PngInfo()
-    note.add_text("recipe", json.dumps({"model": "tiny"}))
-    for r in rows:
-        Image.new("RGB", (16, 16), "red").save(names.path("generated", r), pnginfo=note)
+    for k, r in enumerate(rows):
+        save(names.path("generated", r), seed=k)
     return names
 
 
 def test_a_folders_pictures_are_read_and_a_missing_or_damaged_one_is_named(tmp_path):
     rows = [row(k) for k in range(3)]
     stimuli = SimpleNamespace(of=lambda r: Image.new("RGB", (8, 8)))
-    names = drawn_folder(tmp_path / "drawn", rows)
-    found = read_pictures(tmp_path / "drawn", rows, stimuli)
+    folder = tmp_path / "drawn"
+    names = drawn_folder(folder, rows)
+    found = read_pictures(folder, rows, stimuli)
     assert len(found.drawn) == 3 and not found.true_class and found.model == "tiny"
-    (tmp_path / "drawn/true_class").mkdir()
-    Image.new("RGB", (4, 4)).save(true_class_picture(tmp_path / "drawn", rows[0]))
-    with pytest.raises(UserError, match="has 1 pictures of 3; run draw_true_class.py again"):
-        read_pictures(tmp_path / "drawn", rows, stimuli)
-    for r in rows:
-        Image.new("RGB", (4, 4)).save(true_class_picture(tmp_path / "drawn", r))
-    assert len(read_pictures(tmp_path / "drawn", rows, stimuli).true_class) == 3
+    (folder / "true_class").mkdir()
+    for k, r in enumerate(rows):
+        save(true_class_picture(folder, r), seed=k, model="moved", prompt="another")
+        if k < 2:  # some of them are not there yet
+            with pytest.raises(UserError, match="true_class is not of these pictures; run draw_true_class.py .* again"):
+                read_pictures(folder, rows, stimuli)
+    assert len(read_pictures(folder, rows, stimuli).true_class) == 3
+    save(names.path("generated", rows[1]), seed=1, steps=9)  # drawn again, in another way
+    with pytest.raises(UserError, match="is not of these pictures"):
+        read_pictures(folder, rows, stimuli)
     names.path("generated", rows[1]).write_bytes(b"no picture")
     with pytest.raises(UserError, match="generated_0001.* is no picture"):
-        read_pictures(tmp_path / "drawn", rows, stimuli)
+        read_pictures(folder, rows, stimuli)
     names.path("generated", rows[1]).unlink()
     with pytest.raises(UserError, match="generated_0001.* is not there; draw first"):
-        read_pictures(tmp_path / "drawn", rows, stimuli)
+        read_pictures(folder, rows, stimuli)
+
+
+@pytest.mark.parametrize("recipe", ["[1]", "3", "no json", '{"seed": 1}'])
+def test_a_recipe_of_a_strange_kind_is_no_recipe_and_no_error(tmp_path, recipe):
+    note = PngImagePlugin.PngInfo()
+    note.add_text("recipe", recipe)
+    drawn_folder(tmp_path / "drawn", [row(0)])
+    Image.new("RGB", (4, 4)).save(
+        PictureFolder(tmp_path / "drawn", [row(0)], {}, 0).path("generated", row(0)), pnginfo=note
+    )
+    stimuli = SimpleNamespace(of=lambda r: Image.new("RGB", (8, 8)))
+    assert read_pictures(tmp_path / "drawn", [row(0)], stimuli).model == "unknown"
 
 
 def test_a_network_that_is_not_there_is_named_and_nothing_takes_its_place(demo, tmp_path):
     found, missing = feature_networks(tmp_path, str(demo.pth / "clip"))
-    assert list(found) == ["CLIP (clip)"]
+    assert list(found) == ["CLIP (pth/clip)"]
     assert [line.partition(":")[0] for line in missing] == list(TORCHVISION)
     assert all("is not there; docs/weights.md" in line for line in missing)
-    x = found["CLIP (clip)"]([Image.new("RGB", (30, 30), c) for c in ("red", "blue")] * 20)
+    x = found["CLIP (pth/clip)"]([Image.new("RGB", (30, 30), c) for c in ("red", "blue")] * 20)
     assert x.shape == (40, 768) and torch.allclose(x[0], x[38], atol=1e-4) and not torch.allclose(x[0], x[1], atol=1e-2)
     found, missing = feature_networks(tmp_path, str(tmp_path / "no clip"))
     assert not found and missing[-1].startswith("CLIP: ")
 
 
+NO_TORCHVISION = pytest.mark.skipif(not find_spec("torchvision"), reason="there is no build for this torch everywhere")
+
+
+@NO_TORCHVISION
 def test_a_damaged_or_malicious_weights_file_is_no_network(demo, tmp_path, monkeypatch):
-    pytest.importorskip("torchvision")  # there is no CPU build for this torch everywhere
     for name, content in (("alexnet-owt-7be5be79.pth", b"no weights"), ("swav_800ep_pretrain.pth.tar", b"PK")):
         (tmp_path / name).write_bytes(content)
     found, missing = feature_networks(tmp_path, str(demo.pth / "clip"))
-    assert list(found) == ["CLIP (clip)"] and "cannot be loaded" in missing[0]
+    assert list(found) == ["CLIP (pth/clip)"] and "cannot be loaded" in missing[0]
 
 
+@NO_TORCHVISION
 def test_torchvisions_networks_give_the_layers_of_the_tables(demo, tmp_path):
-    models = pytest.importorskip("torchvision.models")
+    from torchvision import models
+
     torch.save(models.alexnet().state_dict(), tmp_path / "alexnet-owt-7be5be79.pth")
     found, _ = feature_networks(tmp_path, str(demo.pth / "clip"))
     picture = [Image.new("RGB", (30, 30), "red")]
@@ -209,6 +235,29 @@ def test_equal_pictures_are_looked_at_once():
 
     rng = np.random.default_rng(0)
     a, b = noise(rng), noise(rng)
-    views = image_metrics._views([a, b, a, a], {"net": network}, "pictures")
-    assert looked == [2] and np.array_equal(views["net"][0], views["net"][3])
-    assert not np.array_equal(views["net"][0], views["net"][1])
+    views = image_metrics._Views([a, b, a, a], {"net": network}, "pictures")
+    x = views.of("net", np.array([0, 1, 2, 3]))
+    assert looked == [2] and np.array_equal(x[0], x[3]) and not np.array_equal(x[0], x[1])
+    assert np.array_equal(views.of("net", np.array([1, 0, 2, 3]))[0], x[1])
+
+
+def test_pairing_at_random_is_at_chance_whatever_is_drawn():
+    """Perfect pictures, paired at random: two-way identification at one half, the likest of K at 1 / K."""
+    rng = np.random.default_rng(0)
+    seen = [noise(rng, 30) for _ in range(5)]
+    rows = [row(k, label=k % 3, image=f"{k % 5}.jpg") for k in range(100)]
+    stimuli = [seen[k % 5] for k in range(100)]
+    networks = {"CLIP (tiny)": lambda p: pixels(p, 8).flatten(1)}
+    lines = {x["images"]: x for x in score_pictures(Pictures(rows, stimuli, stimuli, [], "m"), networks)}
+    assert lines[DRAWN]["CLIP (tiny), 1 of 5"] == 1 and lines[DRAWN]["CLIP (tiny)"] == 1
+    assert abs(lines[RANDOM]["CLIP (tiny)"] - 0.5) < 0.06 and abs(lines[RANDOM]["CLIP (tiny), 1 of 5"] - 0.2) < 0.06
+
+
+def test_a_table_of_folders_with_other_metrics_leaves_cells_empty():
+    base = {"run": "r", "images": DRAWN, "n": 1, "people": 1}
+    lines = [base | {"PixCorr": 0.5, "PixCorr, low": 0.4, "PixCorr, high": 0.6},
+             base | {"SwAV": float("nan"), "SwAV, low": 0.1, "SwAV, high": 0.2}]  # fmt: skip
+    heads, cells = image_metrics.images_table(lines)
+    assert (
+        heads[4:] == ["PixCorr", "SwAV"] and cells[0][4:] == ["0.500 (0.400 to 0.600)", ""] and cells[1][4:] == ["", ""]
+    )
