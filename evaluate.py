@@ -81,10 +81,8 @@ if __name__ == "__main__":
 
 from datasets.store import open_store
 from datasets.trials import TrialDataset
-from models.image_features import feature_networks
-from stages import decoded_runs, figures, image_metrics, report, tables
+from stages import decoded_runs, figures, tables
 from stages.decoded_runs import Run
-from stages.pictures import Stimuli
 from stages.scores import percent
 from utils.files import read_csv
 from utils.paths import ROOT, written_whole
@@ -161,8 +159,10 @@ def look_for_leaks(args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- pictures, figures
 
 
-def stimuli_of(run: Run, args: argparse.Namespace) -> Stimuli:
+def stimuli_of(run: Run, args: argparse.Namespace):  # noqa: ANN201 - stages.pictures.Stimuli
     """What the people of a run saw."""
+    from stages.pictures import Stimuli
+
     description = load_description(decoded_runs.description_of(run))
     folder = Path(args.stimuli_dir) if args.stimuli_dir else run.recorded_place("stimuli_dir") or Path()
     return Stimuli(description.stimuli, len(description.classes), folder)
@@ -170,6 +170,9 @@ def stimuli_of(run: Run, args: argparse.Namespace) -> Stimuli:
 
 def score_images(drawn: Sequence[Run], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     """A line a run and way of drawing; and in words which networks are not there."""
+    from models.image_features import feature_networks  # PyTorch: slow to import, and tables need none
+    from stages import image_metrics
+
     if not drawn:
         raise UserError("--images: none of these folders holds pictures; name folders of the generating scripts")
     networks, missing = feature_networks(Path(args.metric_weights), args.clip_model)
@@ -252,15 +255,17 @@ def main(args: argparse.Namespace) -> None:
     sections = {"Results": tables.results_table(lines)}
     if compared:
         sections["Runs on the same trials (McNemar's test, p corrected by Holm)"] = tables.comparisons_table(compared)
+    notes = NOTES + ([BY_RECORDING] if any("recording_alone" in line for line in lines) else [])
     if image_lines:
+        from stages import image_metrics
+
+        notes.append(image_metrics.NOTE)
         sections["Pictures against stimuli"] = image_metrics.images_table(image_lines)
     if published:
         sections["Published, not measured here"] = (list(published[0]), [list(line.values()) for line in published])
     sections["By person"] = (("run", "read-out", "person", "accuracy", "n"), by_person)
     sections["By class"] = (("run", "read-out", "class", "decoded as it", "n", "times answered"), by_class)
-    warnings += [f"not scored, because it is not there: {what}" for what in missing]
-    notes = NOTES + ([BY_RECORDING] if any("recording_alone" in line for line in lines) else [])
-    notes += [image_metrics.NOTE] if image_lines else []
+    warnings += [f"pictures not scored, because it is not there: {'; '.join(missing)}"] if missing else []
     parts = [
         f"{'#' if title == 'Results' else '##'} {title}\n\n{tables.markdown(*table)}"
         for title, table in sections.items()
@@ -277,7 +282,10 @@ def main(args: argparse.Namespace) -> None:
                 decoded_runs.keep_rows(control, Path(args.keep_rows) / f"{name}{args.control_suffix}")
     if args.output_dir:
         folder = Path(args.output_dir)
-        cards = [card for run in drawn for card in report.cards(run, stimuli_of(run, args))] if args.report else []
+        if args.report:
+            from stages import report
+
+            cards = [card for run in drawn for card in report.cards(run, stimuli_of(run, args))]
         made = draw_figures(folder, lines, of_group, runs, groups)
         files = {"results.md": text, "results.csv": tables.results_csv(lines), "results.tex": tables.results_tex(lines),
                  "comparisons.csv": tables.as_csv(tables.COMPARED, compared)}  # fmt: skip
