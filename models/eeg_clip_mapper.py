@@ -230,11 +230,7 @@ class CLIPImageTargetBuilder:
         """(K, 768) float32, in the order of the pictures; UserError if the model cannot be loaded."""
         digests = [hashlib.sha256(f"{p.size} {p.mode}".encode() + p.tobytes()).hexdigest() for p in pictures]
         key = [*_identity(self.name), *digests]
-        return _cached(self.cache_dir, self.name, "image", key, lambda: {"x": self.encode(list(pictures))})["x"]
-
-    def encode(self, pictures: list[Image.Image]) -> torch.Tensor:
-        """As `build`, computed now."""
-        return self.load()(pictures)
+        return _cached(self.cache_dir, self.name, "image", key, lambda: {"x": self.load()(list(pictures))})["x"]
 
     def load(self) -> Callable:
         """The model, as a function of pictures → (K, 768)."""

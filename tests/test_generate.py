@@ -51,7 +51,7 @@ def test_permuting_the_stored_labels_changes_no_text_prompt_image_or_prediction(
     for trial in store.trials:
         label = (trial.label + 1) % 4 if trial.subject in ("A08", "A09") else trial.label
         rows.append((dataclasses.replace(trial, label=label), store.read(trial).copy()))
-    write_store(tmp_path / "store", {k: store.meta[k] for k in ("sfreq", "dataset", "electrodes")}, [rows])
+    write_store(tmp_path / "store", {k: store.meta[k] for k in ("sfreq", "dataset", "electrodes", "simulated")}, [rows])
     done = script("generate.py", *demo.generation(trained, tmp_path / "out", datasets_dir=tmp_path / "store"))
     assert done.code == 0, done.err
     before, after = read_jsonl(drawn[0] / "decoded.jsonl"), read_jsonl(tmp_path / "out/decoded.jsonl")

@@ -973,8 +973,7 @@ def make_rows_unsigned(folder: Path, at: Places) -> None:
 
 def read_rows_unsigned(folder: Path, at: Places) -> list:
     """Rows, their scores as evaluate.py prints them, and what stage `images` would draw."""
-    import evaluate
-    from stages import decoded_runs, tables
+    from stages import decoded_runs, figures, tables
     from stages.pictures import PictureFolder, Stimuli, comparison
     from stages.rows import read_rows
 
@@ -982,13 +981,34 @@ def read_rows_unsigned(folder: Path, at: Places) -> list:
     told = [tables.group_line([run], name, []) | {"run": ""} for name in run.rows[0].readouts]
     told = [tables.results_markdown(told), tables.by_person(run.rows, run.main_readout)]
     run.name = "run"
-    evaluate.confusion_figure(run, folder / "out/confusion.png")
-    evaluate.reliability_figure(run, folder / "out/reliability.png")
+    figures.confusion_figure(run, folder / "out/confusion.png")
+    figures.reliability_figure(run, folder / "out/reliability.png")
     rows = read_rows(folder / "decoded.jsonl", at.bcic.classes)
     stimuli = Stimuli(at.bcic.stimuli, len(at.bcic.classes), at.stimuli)
     for one in rows:
         comparison(stimuli.of(one), at.pictures[0], one.true_name, one.predicted_name)
     return [rows, told, PictureFolder(folder / "out", rows, RECIPE, 0).recipes]
+
+
+def make_kept_rows(folder: Path, at: Places) -> None:
+    """Rows as they lie under docs/results/, with their run's record."""
+    from stages import decoded_runs
+
+    run = decoded_runs.read_run(at.trained)
+    run.record = {"arguments": {"window": [0.0, 2.0], "regions": ["central"], "downstream_dataset": "BCICIV2a", "datasets_dir": "store",
+                                "seed": 0, "protocol": "published"}, "fixed": {"window": [0.0, 2.0]}, "depends_on": {"store": "s"}}  # fmt: skip
+    decoded_runs.keep_rows(run, folder / "kept")
+
+
+def read_kept_rows(folder: Path, at: Places) -> list:
+    from stages import decoded_runs, tables
+
+    run = decoded_runs.read_run(folder / "kept")
+    groups = decoded_runs.belong_together([run])
+    line = tables.group_line(groups[0], run.main_readout, []) | tables.linear_probe(groups[0], [run])
+    told = [decoded_runs.families(groups, by) for by in ("window", "regions")]
+    told += [decoded_runs.description_of(run), str(run.recorded_place("datasets_dir")), tables.results_table([line])]
+    return [run.rows, decoded_runs.group_names(groups), decoded_runs.file_names([run]), told]
 
 
 def pieces(folder: Path) -> list:
@@ -1149,6 +1169,8 @@ KINDS = {
     "drawn picture": Kind(make_drawn, read_drawn, checksum=True),
     "decoded.jsonl": Kind(make_rows, read_rows_of, checksum=True),
     "decoded.jsonl, unsigned": Kind(make_rows_unsigned, read_rows_unsigned),
+    "kept rows": Kind(make_kept_rows, read_kept_rows, checksum=True, files="*.gz"),
+    "kept rows' run.json": Kind(make_kept_rows, read_kept_rows, files="run.json"),
     "decoded pieces": Kind(make_pieces, read_pieces, checksum=True, files=".decoded-*"),
     "embeddings": Kind(make_embeddings, read_embeddings_of, checksum=True, files="embeddings*"),
     "a control's run.json": Kind(make_control, read_control, files="run.json"),

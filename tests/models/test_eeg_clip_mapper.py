@@ -208,7 +208,7 @@ def test_image_targets_are_clips_projected_embeddings_built_once(vi_pth, tmp_pat
     def never(*args):
         raise AssertionError("encoded twice")
 
-    monkeypatch.setattr(CLIPImageTargetBuilder, "_encode", never)
+    monkeypatch.setattr(CLIPImageTargetBuilder, "load", never)
     assert torch.equal(builder.build(photos), targets)
     shutil.copytree(vi_pth / "clip", tmp_path / "another_clip")
     with pytest.raises(AssertionError, match="encoded twice"):
@@ -234,7 +234,7 @@ def test_text_targets_are_what_the_image_model_reads(vi_pth, tmp_path):
 
 def test_targets_that_are_not_finite_are_not_kept(vi_pth, tmp_path, monkeypatch):
     builder = CLIPImageTargetBuilder(str(vi_pth / "clip"), tmp_path / "cache")
-    monkeypatch.setattr(builder, "_encode", lambda pictures: {"x": torch.full((1, 768), float("nan"))})
+    monkeypatch.setattr(builder, "load", lambda: lambda pictures: torch.full((1, 768), float("nan")))
     with pytest.raises(UserError, match="NaN or infinity"):
         builder.build([Image.new("RGB", (8, 8))])
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -128,6 +128,15 @@ def test_a_trials_own_image_is_its_stimulus():
     assert line["net"] == 1  # of one class, and four stimuli
 
 
+def test_the_interval_over_trials_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        _, low, high = mean_and_interval(rng.normal(0.3, 0.2, 40), seed=int(rng.integers(1 << 30)))
+        covered += low <= 0.3 <= high
+    assert 0.92 <= covered / 1000 <= 0.98
+
+
 def test_an_interval_covers_the_mean_and_a_picture_alone_has_no_identification():
     mean, low, high = mean_and_interval(np.r_[np.zeros(50), np.ones(50)])
     assert mean == 0.5 and 0.38 < low < 0.42 and 0.58 < high < 0.62
