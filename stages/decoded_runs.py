@@ -180,7 +180,7 @@ def keep_rows(run: Run, place: Path) -> None:
 def read_control(run: Run, suffix: str) -> Run | None:
     """The control of a run: the folder of its name with the suffix. UserError where that is no control of it."""
     place = run.place.with_name(run.place.name + suffix)
-    if not place.exists() or not run.place.is_dir() or not suffix:
+    if not place.exists() or not run.place.is_dir():
         return None
     if decoded_file(place) is None:
         print(f"notice: the control {place} holds no decoded trials yet")
