@@ -62,6 +62,8 @@ from utils.checkpoints import fingerprint
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json, write_jsonl
 
+READOUT = "classifier"
+
 
 def read(dataset: TrialDataset, reads: str) -> Data:
     """A split as the baseline reads it."""
@@ -117,17 +119,32 @@ def main(args: argparse.Namespace) -> None:
     rows = []
     for index, p in enumerate(probabilities.round(6).tolist()):
         label = most_likely(p)
-        readouts = {"classifier": Readout(label, description.chance, p)}
+        readouts = {READOUT: Readout(label, description.chance, p)}
         rows.append(new_row(splits["test"], index, readouts, description.canonical[label]))
     history = getattr(baseline, "history", [])
     scores = {readout: score.as_dict() for readout, score in score_rows(rows).items()}
     write_json(record | {"environment": environment()}, output_dir / "run.json")
-    if history:
-        write_jsonl(history, output_dir / "metrics.jsonl")
+    if history:  # in the form of all training runs, which the audit reads
+        epochs = [
+            {"epoch": epoch["epoch"], "phase": "joint", "train_loss": epoch["train_loss"], "val": {READOUT: {"accuracy": epoch["accuracy"]}} if len(val) else {}}
+            for epoch in history
+        ]  # fmt: skip
+        write_jsonl(epochs, output_dir / "metrics.jsonl")
     best = getattr(baseline, "best", None)
     write_rows(rows, output_dir / "decoded_test.jsonl")
     # last of all: who finds it finds the rows as well
-    write_json({"best_epoch": best, "selected_by": "validation accuracy", "test": scores}, output_dir / "results.json")
+    write_json(
+        {
+            "best_epoch": best,
+            "selected_by": READOUT
+            if history and len(val)
+            else "none: the last epoch"
+            if history
+            else "nothing to choose",
+            "test": scores,
+        },
+        output_dir / "results.json",
+    )
     print(f"{args.model} on {description.name}, {args.protocol}: {len(train)} / {len(val)} / {len(test)} train / val / test trials"
           + (f"; epoch {best} of {len(history)} by validation" if history else ""))  # fmt: skip
     print_scores(score_rows(rows))

@@ -139,7 +139,7 @@ def look_for_leaks(args: argparse.Namespace) -> None:
     for run in runs:
         protocol = args.protocol or str(run.argument.get("protocol", "published"))
         say(audit.run_findings(run, store, splits[protocol]))
-        if not breaches:  # trials that are not kept apart cannot be opened
+        try:
             datasets = [
                 TrialDataset(args.audit, mode, protocol, description, store)
                 for mode in SPLITS
@@ -147,7 +147,10 @@ def look_for_leaks(args: argparse.Namespace) -> None:
             ]
             for dataset in datasets:
                 dataset.look_at(run.argument.get("window"), run.argument.get("regions"))
-            say(audit.token_findings(run, datasets, args.cache_dir, pick_device(args.cuda)))
+        except UserError as error:  # trials that are not kept apart cannot be opened
+            say([audit.Finding("cannot", run.name, f"its cached tokens were not looked at: {error}")])
+            continue
+        say(audit.token_findings(run, datasets, args.cache_dir, pick_device(args.cuda)))
     say(audit.decoding_findings(runs))
     for words in audit.CANNOT:
         print(audit.Finding("cannot", "by design", words))

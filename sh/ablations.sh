@@ -38,7 +38,7 @@ steps() {
   done
   if [ -z "$control" ]; then
     if [ -n "$(find "$ablated" -name decoded_test.jsonl -newer "$tables/results.md" 2>/dev/null)" ]; then rm -f "$tables/results.md"; fi
-    step "table, curve, map" 1 "$tables/results.md" evaluate
+    made_from_all "table, curve, map" 1 "$tables/results.md" evaluate
   fi
 }
 evaluate() { python evaluate.py $(ls -d "$ablated"/*/ | grep -v _shuffled/ | sed 's|/$||') --report --output_dir "$tables"; }

@@ -18,7 +18,7 @@ tables() { # folder of tables, runs … and further flags
   for run in "$@"; do
     if [ -d "$run" ] && [ -e "$folder/results.md" ] && newer_than "$folder/results.md" "$run" "${run}_shuffled"; then rm "$folder/results.md"; fi
   done
-  step "tables, figures, page" 1 "$folder/results.md" python evaluate.py "$@" --report --output_dir "$folder"
+  made_from_all "tables, figures, page" 1 "$folder/results.md" python evaluate.py "$@" --report --output_dir "$folder"
 }
 true_class() { # minutes, folder of pictures, further flags
   local done=$2/true_class/true_class.json

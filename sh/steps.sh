@@ -15,12 +15,15 @@ step() { # name, minutes, the file that says it is done, command …
   "$@"
   if [ ! -e "$result" ]; then echo "error: $name has not written $result" >&2; exit 1; fi
 }
+made_from_all() { # as step, for what is made from all before it: to be made where any of them is
+  if [ "$mode" = plan ] && [ $left -gt 0 ]; then step "$1" "$2" "$3.not_yet" "${@:4}"; else step "$@"; fi
+}
 do_steps() {
   local mode=plan left=0 total=0 done_now=0
   echo "to do:"
   steps
   if [ $left = 0 ]; then echo "  nothing; all is there"; return; fi
-  echo "$left steps, about $total minutes in all; a step that is interrupted goes on, or begins anew, when this is said again"
+  echo "steps: $left, about $total min in all; a step that is interrupted goes on, or begins anew, when this is said again"
   mode=run
   steps
 }

@@ -7,6 +7,7 @@ Each check gives findings: ok, notice, cannot (what it cannot check) or BREACH. 
 
 import json
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,8 +39,11 @@ WRITTEN = (
 )
 EQUAL = 2e-5  # relative difference of electrodes' amplitudes over all trials, below which somebody made them equal
 SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
+WITHOUT_EPOCHS = ("best_constant", "recording_only", "bandpower_lda", "csp_lda", "tangent_space")  # baselines
 CANNOT = [
     "a label that is written into one electrode's variance or rhythm: it looks like the band power that decoders live on",
+    "amplitudes that were made equal by medians or quantiles of all trials, or made equal and then clipped",
+    "a label in the fifth and higher bits of single samples",
     "copies with other noise, overlapping windows, or a filter that reaches from one trial into the next",
     "whether the test people were looked at before this store was made, or the settings were chosen by other runs' test scores",
 ]
@@ -91,7 +95,7 @@ def people_findings(splits: dict[str, list[Trial]], promise: str) -> Iterator[Fi
 
 def _same_name(name: str) -> str:
     """A name without what people spell differently: case, blanks, dashes, leading zeros."""
-    return re.sub(r"0*(\d+)", r"\1", re.sub(r"[\W_]+", "", name).casefold())
+    return re.sub(r"0*(\d+)", r"\1", re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name)).casefold())
 
 
 def key_findings(trials: Sequence[Trial]) -> Iterator[Finding]:
@@ -217,16 +221,22 @@ def copy_findings(
     from scipy.spatial import cKDTree
 
     lively = np.flatnonzero(np.square(sketch).sum(axis=1) > 1e-6)  # trials that do not change are no copies
-    distance, near = cKDTree(sketch[lively]).query(sketch[lively], k=2) if len(lively) > 1 else (np.zeros((0, 2)),) * 2
     mode = {trial.key: name for name, of in splits.items() for trial in of}
     pairs = set()
-    for a, (d, b) in enumerate(zip(distance[:, 1], near[:, 1], strict=True)):
-        if d < 0.1:  # of sketches whose entries have a deviation of one
-            pairs.add(tuple(sorted((int(lively[a]), int(lively[int(b)])))))
+    if len(lively) > 1:
+        tree = cKDTree(sketch[lively])
+        same, turned = (
+            tree.query(sketch[lively], k=2),
+            tree.query(-sketch[lively], k=1),
+        )  # a turned sign is a gain as well
+        for distance, near in ((same[0][:, 1], same[1][:, 1]), turned):
+            for a, (d, b) in enumerate(zip(distance, near, strict=True)):
+                if d < 0.1:  # of sketches whose entries have a deviation of one
+                    pairs.add(tuple(sorted((int(lively[a]), int(lively[int(b)])))))
     found = 0
     for a, b in sorted(pairs):
         x, y = (_standard(store.read(trials[k])) for k in (a, b))
-        if (x * y).sum() >= COPIES * np.sqrt(np.square(x).sum() * np.square(y).sum()):
+        if abs((x * y).sum()) >= COPIES * np.sqrt(np.square(x).sum() * np.square(y).sum()):
             found += 1
             if found <= 5:
                 where = f"{mode.get(trials[a].key, 'no split')} and {mode.get(trials[b].key, 'no split')}"
@@ -407,7 +417,9 @@ def run_findings(run: Run, store, splits: dict[str, list[Trial]]) -> Iterator[Fi
         yield Finding("cannot", run.name, "without its run.json nobody knows what it was made from")
         depends = {}
     for name, now in (("store", store.fingerprint), ("list of trials", store.listed)):
-        if name in depends and depends[name] != now:
+        if name not in depends and not (name == "list of trials" and "store" in run.record):
+            yield Finding("cannot", run.name, f"its run.json does not say from which {name} it was made")
+        elif name in depends and depends[name] != now:
             yield Finding(
                 "BREACH",
                 run.name,
@@ -417,10 +429,36 @@ def run_findings(run: Run, store, splits: dict[str, list[Trial]]) -> Iterator[Fi
             yield Finding("ok", run.name, f"made from this {name}")
     yield from _test_trials(run, splits)
     folder = run.place if run.place.is_dir() else run.place.parent
+    if "projection" in run.record or "mapper" in run.record:
+        yield Finding("ok", run.name, f"decoded with {run.record.get('projection') or run.record.get('mapper')}")
+        return
+    yield from _scores(run, folder)
     if (folder / "metrics.jsonl").is_file():
         yield from _epoch(run, folder, splits, depends)
-    elif "projection" in run.record or "mapper" in run.record:
-        yield Finding("ok", run.name, f"decoded with {run.record.get('projection') or run.record.get('mapper')}")
+    elif run.argument.get("model") in WITHOUT_EPOCHS:
+        yield Finding("ok", run.name, f"{run.argument['model']} has no epochs to choose from")
+    else:
+        yield Finding("cannot", run.name, "without its metrics.jsonl nobody can tell how its epoch was chosen")
+
+
+def _scores(run: Run, folder: Path) -> Iterator[Finding]:
+    """Whether the test was decoded once, and results.json has the scores of the decoded trials."""
+    files = sorted(path.name for path in folder.glob("*.jsonl*") if "test" in path.name)
+    if len(files) > 1:
+        yield Finding("BREACH", run.name, f"the test was decoded more than once: {', '.join(files)}")
+    try:
+        tested = read_json(folder / "results.json")["test"]
+        if not isinstance(tested, dict):
+            raise TypeError
+    except (UserError, KeyError, TypeError):
+        yield Finding(
+            "cannot", run.name, "results.json is missing or damaged: nobody can tell what it said its scores were"
+        )
+        return
+    for name, scored in tested.items():
+        right = sum(run.right(name)) if name in run.rows[0].readouts else None
+        if not isinstance(scored, dict) or scored.get("correct") != right:
+            yield Finding("BREACH", run.name, f"results.json says other scores of {name} than its decoded trials")
 
 
 def _test_trials(run: Run, splits: dict[str, list[Trial]]) -> Iterator[Finding]:
@@ -463,23 +501,12 @@ def _epoch(run: Run, folder: Path, splits, depends: dict) -> Iterator[Finding]:
         yield Finding(
             "BREACH", run.name, f"test scores stand beside epoch {with_test[0]}: the test was decoded more than once"
         )
-    files = sorted(path.name for path in folder.glob("*.jsonl") if "test" in path.name)
-    if len(files) > 1:
-        yield Finding("BREACH", run.name, f"the test was decoded more than once: {', '.join(files)}")
     if said != best["epoch"]:
         yield Finding(
             "BREACH", run.name, f"epoch {said} was tested; by validation ({readout}) it is epoch {best['epoch']}"
         )
-    elif not with_test and len(files) == 1:
-        yield Finding(
-            "ok",
-            run.name,
-            f"epoch {said} of {len(history)} was chosen by validation ({readout}), the test decoded once",
-        )
-    for name, scored in results["test"].items():
-        right = sum(run.right(name)) if name in run.rows[0].readouts else None
-        if not isinstance(scored, dict) or scored.get("correct") != right:
-            yield Finding("BREACH", run.name, f"results.json says other scores of {name} than its decoded trials")
+    elif not with_test:
+        yield Finding("ok", run.name, f"epoch {said} of {len(history)} was chosen by validation ({readout})")
     yield from _checkpoint(run, folder, said, splits, depends)
 
 
@@ -490,7 +517,8 @@ def _checkpoint(run: Run, folder: Path, epoch: int, splits, depends: dict) -> It
         if path.is_file()
     ]
     if not paths:
-        yield Finding("cannot", run.name, f"the checkpoint of epoch {epoch} is not there")
+        if run.argument.get("model") is None:  # a baseline keeps none
+            yield Finding("cannot", run.name, f"the checkpoint of epoch {epoch} is not there")
         return
     checkpoint = read_checkpoint(paths[0])
     seen = set(map(str, checkpoint.get("seen") or ())) & {trial.whose_session for trial in splits["test"]}

@@ -36,6 +36,8 @@ ARGUMENTS = {
     ),
 }
 
+LEAST_TRIALS = 10  # shuffled labels of fewer may be the same by chance
+
 # ---------------------------------------------------------------- a run
 
 
@@ -149,7 +151,9 @@ def tell_apart(runs: Sequence[Run]) -> None:
 
 
 def runs_in(place: Path) -> list[Path]:
-    """The place itself, or where it holds no rows the folders in it that do."""
+    """The place itself; of a folder's rows the folder; of a folder without rows those in it that have some."""
+    if place.is_file() and decoded_file(place.parent) == place:
+        return [place.parent]
     if decoded_file(place) is not None or not place.is_dir():
         return [place]
     return [inner for inner in sorted(place.iterdir()) if inner.is_dir() and decoded_file(inner) is not None] or [place]
@@ -167,7 +171,9 @@ def file_names(runs: Sequence[Run]) -> list[str]:
 
 
 def keep_rows(run: Run, place: Path) -> None:
-    """Copy a run's rows, packed, and its record: what its lines are made from."""
+    """Copy a run's rows, packed, and its record: what its lines are made from. UserError where that is the run's own place."""
+    if place.resolve() == run.place.resolve():
+        raise UserError(f"--keep_rows: {place} is the run's own folder; choose another one")
     packed = gzip.compress(
         "".join(json.dumps(content) + "\n" for content in signed(map(asdict, run.rows))).encode(), mtime=0
     )
@@ -190,6 +196,11 @@ def read_control(run: Run, suffix: str) -> Run | None:
         raise UserError(f"{place} is not a shuffled-label control: it was made without --shuffle_labels; move it away")
     if [t[:-1] for t in control.trials] != [t[:-1] for t in run.trials]:
         raise UserError(f"{place} is not the control of this run: it was tested on other trials; move it away")
+    labels = [[t[-1] for t in one.trials] for one in (control, run)]
+    if place != run.place and len(set(labels[1])) > 1 and len(run.rows) >= LEAST_TRIALS and labels[0] == labels[1]:
+        raise UserError(f"{place} is not a shuffled-label control: its labels are the run's own; move it away")
+    if not control.record:
+        print(f"notice: {place} has no run.json: nobody can tell whether it was trained on shuffled labels")
     if set(control.rows[0].readouts) != set(run.rows[0].readouts):
         raise UserError(f"{place} is not the control of this run: it has other read-outs; move it away")
     return control
@@ -232,10 +243,23 @@ def belong_together(runs: Sequence[Run]) -> list[list[Run]]:
     return [part for group in groups.values() for part in _without_repeats(group)]
 
 
+def _by_folds(group: list[Run]) -> list[list[Run]]:
+    """Seeds whose folds are the same people in one group; others apart: a mean over them would mean nothing."""
+    people = defaultdict(set)
+    for run in group:
+        people[run.seed].add(run.protocol)
+    kinds = list(dict.fromkeys(frozenset(of) for of in people.values()))
+    if len(kinds) > 1:
+        print(f"notice: the seeds of {group_name(group)} have different folds; they stand in lines of their own")
+    return [[run for run in group if people[run.seed] == kind] for kind in kinds]
+
+
 def _without_repeats(group: list[Run]) -> list[list[Run]]:
     """A group as it is, or each run alone where a seed and fold is there twice (another folder of the same run)."""
     kinds = [(run.seed, run.protocol) for run in group]
-    return [group] if len(set(kinds)) == len(kinds) else [[run] for run in group]
+    if len(set(kinds)) < len(kinds):
+        return [[run] for run in group]
+    return _by_folds(group) if is_fold(group[0]) else [group]
 
 
 def is_fold(run: Run) -> bool:

@@ -163,13 +163,17 @@ def warnings_of(name: str, rows: Sequence[Row], readout: str) -> list[str]:
 def comparisons(groups: Sequence[Sequence[Run]]) -> list[dict]:
     """McNemar's test for every two runs on the same trials; p corrected by Holm within each set of trials.
 
-    Of several seeds the first stands for all; the first read-out of each run is compared.
+    Of several seeds the first stands for all, and folds of leave-one-subject-out are put together; the first read-out of
+    each run is compared.
     """
     families = defaultdict(list)
     for group in groups:
-        run = sorted(group, key=lambda run: run.seed)[0]
-        if not is_fold(run) or len(group) == 1:
-            families[tuple(sorted(run.trials))].append(run)
+        first = min((run.seed for run in group), key=lambda seed: (len(seed), seed))  # 2 before 10
+        of_seed = [run for run in group if run.seed == first]
+        run = of_seed[0]
+        if len(of_seed) > 1:  # folds of leave-one-subject-out, together
+            run = Run(group_name(of_seed), run.place, [row for fold in of_seed for row in fold.rows], run.record)
+        families[tuple(sorted(run.trials))].append(run)
     lines = []
     for family in families.values():
         tests = []

@@ -58,7 +58,9 @@ def test_the_best_validation_epoch_is_the_one_that_is_tested(demo, script, tmp_p
     assert script("baseline.py", *flags(demo, tmp_path / "run", "linear_probe", epochs=8)).code == 0
     history = read_jsonl(tmp_path / "run/metrics.jsonl")
     best = json.loads((tmp_path / "run/results.json").read_text())["best_epoch"]
-    assert best == 1 + int(np.argmax([epoch["accuracy"] for epoch in history])) and len(history) == 8
+    assert (
+        best == 1 + int(np.argmax([epoch["val"]["classifier"]["accuracy"] for epoch in history])) and len(history) == 8
+    )
     shorter = tmp_path / "shorter"
     assert script("baseline.py", *flags(demo, shorter, "linear_probe", epochs=best)).code == 0
     assert (shorter / "decoded_test.jsonl").read_bytes() == (tmp_path / "run/decoded_test.jsonl").read_bytes()

@@ -19,6 +19,11 @@ def row(k, correct, n_classes=4, tasks=False):
 def write(folder, correct, n=100, **more):
     folder.mkdir(parents=True)
     rows = [row(k, correct, **more) for k in range(n)]
+    if folder.name.endswith(("_shuffled", "_control")):  # labels change places, and as many answers are right
+        for r, label, name in [(r, (r["true_label"] + 1) % more.get("n_classes", 4), "abcdefghij") for r in rows]:
+            for read in r["readouts"].values():
+                read["label"] = label if read["label"] == r["true_label"] else read["label"]
+            r |= {"true_label": label, "true_name": name[label]}
     (folder / "decoded_test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
@@ -508,3 +513,67 @@ def test_flags_that_do_not_go_together_are_one_line(script, tmp_path, flags, mes
     write(tmp_path / "run", correct=80)
     done = script("evaluate.py", tmp_path / "run", *flags)
     assert done.code == 2 and message in done.err
+
+
+def test_a_control_with_the_runs_own_labels_is_none(script, tmp_path):
+    write(tmp_path / "run", correct=80)
+    (tmp_path / "run_shuffled").mkdir()
+    (tmp_path / "run_shuffled/decoded_test.jsonl").write_text((tmp_path / "run/decoded_test.jsonl").read_text())
+    (tmp_path / "run_shuffled/run.json").write_text(json.dumps({"arguments": {"shuffle_labels": True}}))
+    assert "its labels are the run's own" in script("evaluate.py", tmp_path / "run").error_line
+    write(tmp_path / "other", correct=80)
+    write(tmp_path / "other_shuffled", correct=25)
+    assert "has no run.json: nobody can tell" in script("evaluate.py", tmp_path / "other").out
+
+
+def folds(tmp_path, method, seeds, correct):
+    for seed, people in seeds.items():
+        for person in people:
+            folder = tmp_path / f"{method}_seed{seed}_{person}"
+            recorded(folder, correct, protocol=f"loso:{person}", seed=seed, method=method)
+            rows = [
+                json.loads(line) | {"subject": person}
+                for line in (folder / "decoded_test.jsonl").read_text().splitlines()
+            ]
+            (folder / "decoded_test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_two_methods_under_leave_one_subject_out_are_compared(script, tmp_path):
+    people = [f"A0{k}" for k in range(1, 6)]
+    folds(tmp_path, "one", {0: people}, 80)
+    folds(tmp_path, "two", {0: people}, 60)
+    done = script("evaluate.py", *sorted(tmp_path.iterdir()))
+    assert done.code == 0, done.err
+    compared = done.out.split("## Runs on the same trials")[1].split("##")[0]
+    assert "| 500 | 100 | 0 | < 0.0001 |" in compared
+
+
+def test_seeds_with_other_folds_are_no_mean(script, tmp_path):
+    people = [f"A0{k}" for k in range(1, 6)]
+    folds(tmp_path, "one", {0: people, 1: people[:3]}, 80)
+    done = script("evaluate.py", *sorted(tmp_path.iterdir()))
+    assert done.code == 0 and "have different folds" in done.out
+    lines = [
+        line.split("|")[4:6]
+        for line in done.out.splitlines()
+        if line.startswith("| one") and "| keyword | 80.0 %" in line
+    ]
+    assert [n.strip() for n, _ in lines if n.strip().isdigit()] == ["500", "300"]
+
+
+def test_the_first_of_several_seeds_is_the_smallest_number(script, tmp_path):
+    for seed in (2, 3, 10):
+        recorded(tmp_path / f"a_seed{seed}", 40 + seed, seed=seed)
+    recorded(tmp_path / "b", 90, other=1)
+    out = script("evaluate.py", *sorted(tmp_path.iterdir())).out
+    assert "a_seed2, keyword" in out.split("## Runs on the same trials")[1].split("##")[0]
+
+
+def test_a_folder_and_the_file_in_it_are_one_run_and_are_not_kept_into_themselves(script, tmp_path):
+    write(tmp_path / "run", correct=80)
+    done = script("evaluate.py", tmp_path / "run", tmp_path / "run/decoded_test.jsonl")
+    assert (
+        done.code == 0 and "Runs on the same trials" not in done.out and done.out.count("| run | keyword | 80.0 %") == 1
+    )
+    done = script("evaluate.py", tmp_path / "run", "--keep_rows", tmp_path)
+    assert "is the run's own folder" in done.error_line and not (tmp_path / "run/decoded_test.jsonl.gz").exists()

@@ -36,7 +36,7 @@ def order(folder):
 def test_all_steps_are_said_beforehand_with_their_time_and_done_in_order(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 0 and order(tmp_path) == ["a", "b", "c"]
-    plan, _, doing = done.stdout.partition("3 steps, about 6 minutes in all")
+    plan, _, doing = done.stdout.partition("steps: 3, about 6 min in all")
     assert re.findall(r"(\w+) \(about (\d) min\)", plan) == [("first", "2"), ("second", "3"), ("third", "1")]
     assert re.findall(r"== (\w+) \(step (\d) of 3", doing) == [("first", "1"), ("second", "2"), ("third", "3")]
 
@@ -51,7 +51,7 @@ def test_a_step_that_fails_ends_the_run_and_the_next_run_goes_on_there(tmp_path)
     done = run(tmp_path, more='if [ "$1" = b ]; then exit 7; fi')
     assert done.returncode == 7 and order(tmp_path) == ["a", "b"] and not (tmp_path / "b/done").exists()
     again = run(tmp_path)
-    assert again.returncode == 0 and order(tmp_path) == ["a", "b", "b", "c"] and "2 steps, about 4" in again.stdout
+    assert again.returncode == 0 and order(tmp_path) == ["a", "b", "b", "c"] and "steps: 2, about 4" in again.stdout
 
 
 def test_a_step_that_leaves_nothing_is_an_error(tmp_path):
@@ -72,6 +72,18 @@ def test_after_a_kill_the_same_command_goes_on(tmp_path):
     assert order(tmp_path) == ["a", "b"]
     again = subprocess.run(["bash", str(script)], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0 and order(tmp_path) == ["a", "b", "b", "c"]
+
+
+def test_what_is_made_from_all_is_planned_where_any_of_them_is(tmp_path):
+    text = STEPS.format(root=ROOT, more=":").replace(
+        "step third", "if [ b/done -nt c/done ]; then rm -f c/done; fi\n  made_from_all third"
+    )
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "done").touch()
+    (tmp_path / "b/done").unlink()
+    done = subprocess.run(["bash", "-c", text], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "steps: 2" in done.stdout and order(tmp_path) == ["b", "c"], done.stderr
 
 
 @pytest.mark.parametrize("name, what", [("reproduce_tables.sh", "demo, 2b or full"), ("ablations.sh", "demo or full")])

@@ -39,7 +39,7 @@ def cells(text):
 def test_every_line_that_names_a_run_has_that_runs_numbers(lines, document):
     named = list(cells((ROOT / document).read_text()))
     assert len(named) >= 4
-    for run, readout, (_, n, accuracy, interval, chance, control, *_) in named:
+    for run, readout, (_, n, accuracy, interval, chance, control, *more) in named:
         line = lines[0][run, readout]
         sd = f" ± {100 * float(line['sd']):.1f}" if line["sd"] else ""
         assert accuracy == f"{100 * float(line['accuracy']):.1f} %{sd}", run
@@ -53,21 +53,52 @@ def test_every_line_that_names_a_run_has_that_runs_numbers(lines, document):
         assert interval == wanted, run
         assert chance == f"{100 * float(line['chance']):.1f} %", run
         assert control == (f"{100 * float(line['control']):.1f} %" if line["control"] else "not run"), run
+        if more and re.fullmatch(
+            r"[\d.]+ %", more[0]
+        ):  # the linear probe beside a language model, the other read-out of a mapper
+            other = lines[0].get((run, "prototype"), {}).get("accuracy")
+            assert more[0] == f"{100 * float(line['linear_probe'] or other):.1f} %", run
+
+
+def test_every_section_with_a_table_has_lines_and_persons_are_those_of_the_rows(lines):
+    text = (ROOT / "docs/results.md").read_text()
+    ablations = text.split("### Ablations")[1].split("\n## ")[0]
+    assert len(list(cells(ablations))) >= 20
+    by_person = text.split("By person")[1].split("What a student")[0]
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in by_person.splitlines() if line.startswith("|")
+    ]
+    for run, *shares in table[2:]:
+        for person, share in zip(table[0][1:], shares, strict=True):
+            assert re.search(rf"\| {re.escape(run)} \| \w+ \| {person} \| {re.escape(share)} \|", lines[1]), (
+                run,
+                person,
+            )
+    assert len(table) >= 8
 
 
 def test_the_kept_accuracies_are_counted_from_the_rows_in_a_few_lines_of_numpy(lines):
-    for place in sorted(KEPT.glob("*/*/decoded_test.jsonl.gz")):
-        rows = rows_of(place)
-        line = next(
-            (v for (run, _), v in lines[0].items() if run in (place.parent.name, "/".join(place.parts[-3:-1]))), None
-        )
-        if line is None:
-            continue  # one of several seeds, or a control
-        said = np.array([row["readouts"][line["readout"]]["label"] for row in rows])
-        true = np.array([row["true_label"] for row in rows])
-        assert float(line["accuracy"]) == pytest.approx(np.mean(said == true))
-        assert float(line["chance"]) == pytest.approx(np.bincount(true).max() / len(true))
-        assert int(line["n"]) == len(rows) and int(line["people"]) == len({row["subject"] for row in rows})
+    counted = 0
+    for (run, readout), line in lines[0].items():
+        name = run.removesuffix(" (3 seeds)")
+        places = [
+            p
+            for p in KEPT.glob(f"*/{name}" if name == run else f"*/{name}_seed?")
+            if (p / "decoded_test.jsonl.gz").exists()
+        ]
+        accuracies = []
+        for place in places:
+            rows = rows_of(place / "decoded_test.jsonl.gz")
+            said = np.array([row["readouts"][readout]["label"] for row in rows])
+            true = np.array([row["true_label"] for row in rows])
+            accuracies.append(np.mean(said == true))
+            assert float(line["chance"]) == pytest.approx(np.bincount(true).max() / len(true))
+            assert int(line["n"]) == len(rows) and int(line["people"]) == len({row["subject"] for row in rows})
+        assert len(places) == int(line["seeds"]), run
+        assert float(line["accuracy"]) == pytest.approx(np.mean(accuracies))
+        assert not line["sd"] or float(line["sd"]) == pytest.approx(np.std(accuracies, ddof=1))
+        counted += len(places)
+    assert counted > 60
 
 
 def test_kept_rows_are_small_and_tell_no_place_of_any_machine():
