@@ -60,12 +60,12 @@ def constant_channel(x, trial):
     return x
 
 
-def copies(trials):
+def copies(trials, gain=1.7):
     """Test trials that are training trials, louder and shifted."""
     train = [x for trial, x in trials if trial.subject == "A01"]
     places = [k for k, (trial, _) in enumerate(trials) if trial.subject == "A09"][:5]
     for k, x in zip(places, train, strict=False):
-        trials[k] = trials[k][0], (1.7 * x - 3).astype(np.float32)
+        trials[k] = trials[k][0], (gain * x - 3).astype(np.float32)
     return trials
 
 
@@ -102,6 +102,8 @@ LEAKS = {
     "the key": (lambda t: [(replace(trial, key=f"{trial.key}-c{trial.label}"), x) for trial, x in t], "key"),
     "time": (in_time, "order"),
     "copies": (copies, "copies"),
+    "turned copies": (lambda t: copies(t, -1.0), "copies"),
+    "wide letters": (spelled("\uff21\uff10\uff11"), "people"),
     "normalisation": (normalised, "normalisation"),
     "spelling": (spelled("a01 "), "people"),
     "another spelling": (spelled("A-1"), "people"),
@@ -234,3 +236,29 @@ def test_decoding_test_with_several_epochs_is_named(script, demo, trained, tmp_p
         assert done.code == 0, done.err
     done = script("evaluate.py", "--audit", demo.store, tmp_path / "out2", tmp_path / "out3", "--cuda", "-1")
     assert "the test was decoded with several epochs: projection_epoch2.pth, projection_epoch3.pth" in done.out
+
+
+def test_what_is_missing_is_said_and_not_passed_over(script, demo, run):
+    (run / "metrics.jsonl").unlink()
+    edited(run / "run.json", lambda r: r.update(depends_on={}))
+    edited(run / "results.json", lambda r: r["test"]["keyword"].update(correct=1))
+    shutil.copy(run / "decoded_test.jsonl", run / "decoded_test_epoch2.jsonl")
+    done = audited(script, demo, run)
+    assert done.code == 2
+    for words in ("without its metrics.jsonl nobody can tell how its epoch was chosen", "from which store it was made",
+                  "other scores of keyword", "decoded_test_epoch2.jsonl"):  # fmt: skip
+        assert words in done.out, done.out
+
+
+def test_a_baselines_epoch_and_scores_are_looked_at(script, demo, tmp_path):
+    flags = ("--datasets_dir", demo.store, "--foundation_dir", demo.csbrain, "--cuda", -1, "--epochs", 4)
+    assert script("baseline.py", "--model", "linear_probe", "--output_dir", tmp_path / "probe", *flags).code == 0
+    assert script("baseline.py", "--model", "best_constant", "--output_dir", tmp_path / "constant", *flags).code == 0
+    command = ("evaluate.py", "--audit", demo.store, tmp_path / "probe", tmp_path / "constant", "--cuda", -1)
+    out = script(*command).out
+    assert "of 4 was chosen by validation (classifier)" in out and "best_constant has no epochs to choose from" in out
+    assert not breaches(out) & {"probe", "constant"}, out
+    best = json.loads((tmp_path / "probe/results.json").read_text())["best_epoch"]
+    edited(tmp_path / "probe/results.json", lambda r: r.update(best_epoch=best % 4 + 1))
+    edited(tmp_path / "constant/results.json", lambda r: r["test"]["classifier"].update(correct=1))
+    assert {"probe", "constant"} <= breaches(script(*command).out)
