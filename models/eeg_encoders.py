@@ -1,0 +1,284 @@
+"""Encoders of the image-decoding systems: EEG of a trial → one embedding, or logits.
+
+ATM (Li et al., NeurIPS 2024, arXiv 2403.07721), NICE (Song et al., ICLR 2024, arXiv 2308.13234), UBP (Wu et al., CVPR 2025, arXiv
+2503.04207), the networks of EEG-ImageNet (Zhu et al., arXiv 2406.07151) and SGDM's. Shapes: B trials, C electrodes, T samples.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+POOL, STEP, KERNEL, FILTERS = 51, 5, 25, 40  # of TSConv
+
+# ---------------------------------------------------------------- parts that ATM, NICE and UBP share
+
+
+class TSConv(nn.Module):
+    """Convolution in time, average pool, convolution over electrodes (NICE): (B, C, T) → (B, P · 40), position by position.
+
+    For T = 250 there are P = 36 positions. The pool takes what there is where fewer than 51 samples are left.
+    """
+
+    def __init__(self, n_chans: int, n_times: int):
+        super().__init__()
+        left = n_times - KERNEL + 1
+        if left < 1:
+            raise ValueError(f"{n_times} samples are too few; expected {KERNEL} or more")
+        pool = min(POOL, left)
+        self.n_positions = (left - pool) // STEP + 1
+        self.time = nn.Conv2d(1, FILTERS, (1, KERNEL))
+        self.pool = nn.AvgPool2d((1, pool), (1, STEP))
+        self.norm1 = nn.BatchNorm2d(FILTERS)
+        self.space = nn.Conv2d(FILTERS, FILTERS, (n_chans, 1))
+        self.norm2 = nn.BatchNorm2d(FILTERS)
+        self.dropout = nn.Dropout(0.5)
+        self.mix = nn.Conv2d(FILTERS, FILTERS, 1)
+
+    @property
+    def width(self) -> int:
+        return FILTERS * self.n_positions
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.elu(self.norm1(self.pool(self.time(x[:, None]))))  # (B, 40, C, P)
+        h = self.dropout(F.elu(self.norm2(self.space(h))))  # (B, 40, 1, P)
+        return self.mix(h)[:, :, 0].transpose(1, 2).flatten(1)  # (B, P, 40) → (B, P · 40)
+
+
+class ResidualProjection(nn.Module):
+    """Linear, x + Dropout(Linear(GELU(x))), LayerNorm: (B, width) → (B, dim)."""
+
+    def __init__(self, width: int, dim: int, dropout: float = 0.5):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(width, dim), nn.Linear(dim, dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.norm(x + self.dropout(self.second(F.gelu(x))))
+
+
+# ---------------------------------------------------------------- THINGS-EEG2
+
+
+class ATM(nn.Module):
+    """ATM-S: electrodes as tokens beside a person's, one transformer layer, TSConv, projection; 3,075,412 parameters.
+
+    dim : int. Width of the embedding.
+    n_subjects : int. Persons of the table; an id that is not in it, and no id, gets the token that strangers share, trial by trial.
+    positions : {"none", "sinusoid"}. What the published code adds to the electrodes since December 2025.
+    keeps : {"electrodes", "subject_token"}. Which C of the C + 1 tokens go on: the electrodes, or what the published main branch
+        keeps, the person's token and all electrodes but the last.
+    n_linear : int. 1: one Linear for all; more: one a person, as in the published joint training.
+    """
+
+    n_heads = 4
+
+    def __init__(
+        self, n_chans: int = 63, n_times: int = 250, dim: int = 1024, n_subjects: int = 10, positions: str = "none",
+        keeps: str = "electrodes", n_linear: int = 1,
+    ):  # fmt: skip
+        super().__init__()
+        self.keeps = keeps
+        inner = n_times // self.n_heads * self.n_heads  # 248 for 250
+        self.embed = nn.ModuleList(nn.Linear(n_times, n_times) for _ in range(n_linear))
+        self.subjects = nn.Embedding(n_subjects, n_times)
+        self.stranger = nn.Parameter(torch.randn(1, n_times))
+        self.register_buffer(
+            "positions", sinusoids(n_chans, n_times) if positions == "sinusoid" else None, persistent=False
+        )
+        self.query, self.key, self.value = (nn.Linear(n_times, inner) for _ in range(3))
+        self.out = nn.Linear(inner, n_times)
+        self.norm1, self.norm2, self.norm = (nn.LayerNorm(n_times) for _ in range(3))
+        self.ff1, self.ff2 = nn.Linear(n_times, 256), nn.Linear(256, n_times)
+        self.dropout = nn.Dropout(0.25)
+        self.tsconv = TSConv(n_chans, n_times)
+        self.project = ResidualProjection(self.tsconv.width, dim)
+
+    def forward(self, x: torch.Tensor, subject_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C, T), ids (B,) → (B, dim)."""
+        return self.project(self.tsconv(self.tokens(x, subject_ids)))
+
+    def tokens(self, x: torch.Tensor, subject_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C, T) → (B, C, T): what the transformer makes of the electrodes."""
+        ids = torch.full((len(x),), -1, device=x.device) if subject_ids is None else subject_ids.to(x.device).long()
+        known = (ids >= 0) & (ids < self.subjects.num_embeddings)
+        token = torch.where(known[:, None], self.subjects(ids.where(known, 0)), self.stranger)  # (B, T)
+        h = self._embedded(x, ids)  # (B, C, T)
+        if self.positions is not None:
+            h = h + self.positions
+        h = self.dropout(torch.cat([token[:, None], h], dim=1))  # (B, C + 1, T)
+        h = self.norm1(h + self.dropout(self._attention(h)))
+        h = self.norm2(h + self.dropout(self.ff2(self.dropout(F.gelu(self.ff1(h))))))
+        h = self.norm(h)
+        return h[:, 1:] if self.keeps == "electrodes" else h[:, :-1]
+
+    def _embedded(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        if len(self.embed) == 1:
+            return self.embed[0](x)
+        if not ((ids >= 0) & (ids < len(self.embed))).all():
+            raise ValueError(f"a person outside the {len(self.embed)} of joint training has no Linear")
+        weight, bias = (torch.stack([getattr(layer, name) for layer in self.embed]) for name in ("weight", "bias"))
+        return torch.einsum("bct,bot->bco", x, weight[ids]) + bias[ids][:, None]
+
+    def _attention(self, h: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            layer(h).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout.p if self.training else 0.0)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def sinusoids(n: int, width: int) -> torch.Tensor:
+    """(n, width) positions: sine of p · 10000^(−2i / width) in the even columns, cosine in the odd ones."""
+    angle = torch.arange(n)[:, None] * 10000 ** (-torch.arange(0, width, 2) / width)  # (n, width / 2)
+    table = torch.zeros(n, width)
+    table[:, 0::2], table[:, 1::2] = angle.sin(), angle.cos()[:, : width // 2]
+    return table
+
+
+class NICE(nn.Module):
+    """TSConv and projection, published to 768 dimensions; weights begin small."""
+
+    def __init__(self, n_chans: int = 63, n_times: int = 250, dim: int = 1024):
+        super().__init__()
+        self.tsconv = TSConv(n_chans, n_times)
+        self.project = ResidualProjection(self.tsconv.width, dim)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, T) → (B, dim)."""
+        return self.project(self.tsconv(x))
+
+
+class UBP(nn.Module):
+    """Linear over all electrodes and samples, and a projection; published on 17 posterior electrodes."""
+
+    def __init__(self, n_chans: int = 17, n_times: int = 250, dim: int = 1024):
+        super().__init__()
+        self.project = ResidualProjection(n_chans * n_times, dim, dropout=0.3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, T) → (B, dim)."""
+        return self.project(x.flatten(1))
+
+
+class SGDM(nn.Module):
+    """A recurrent and a convolutional branch, joined; written from the description: the system has no public code."""
+
+    def __init__(self, n_chans: int = 63, n_times: int = 250, dim: int = 1536):
+        super().__init__()
+        self.lstm = nn.LSTM(n_chans, 256, num_layers=2, batch_first=True, bidirectional=True)
+        self.conv1, self.conv2 = nn.Conv1d(n_times, 128, 3), nn.Conv1d(128, 256, 3)
+        self.first, self.second = nn.Linear(2 * 256 + 256, 1024), nn.Linear(1024, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, T) → (B, dim)."""
+        _, (last, _) = self.lstm(x.transpose(1, 2))  # (4, B, 256): the upper layer's two directions come last
+        along = F.relu(self.conv2(F.relu(self.conv1(x.transpose(1, 2)))))  # (B, 256, C − 4)
+        h = torch.cat([last[-2], last[-1], along.mean(dim=-1)], dim=-1)  # (B, 768)
+        return self.second(F.relu(self.first(h)))
+
+
+class LowLevel(nn.Module):
+    """ATM's way to the latents of Stable Diffusion XL's VAE: (B, C, T) → (B, 4, 64, 64); 143,333,268 parameters."""
+
+    widths = (1024, 512, 256, 128, 64, 32)
+
+    def __init__(self, n_chans: int = 63, n_times: int = 250):
+        super().__init__()
+        self.embed = nn.Linear(n_times, 128)
+        layers, width = [], n_chans * 128
+        for wider in self.widths:
+            layers += [nn.ConvTranspose2d(width, wider, 4, 2, 1), nn.BatchNorm2d(wider), nn.ReLU()]
+            width = wider
+        layers += [nn.ConvTranspose2d(width, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.ConvTranspose2d(16, 4, 1)]
+        self.upsampler = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.upsampler(self.embed(x).flatten(1)[:, :, None, None])
+
+
+# ---------------------------------------------------------------- EEG-ImageNet
+
+
+class ImageNetEEGNet(nn.Module):
+    """The EEGNet of EEG-ImageNet: (B, C, T) → (B, K) logits; for 62 × 400 and 80 classes 16,064 parameters."""
+
+    def __init__(self, n_classes: int = 80, n_chans: int = 62, n_times: int = 400):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, (1, 200), padding=(0, 100), bias=False)
+        self.depthwise_conv = nn.Conv2d(8, 16, (n_chans, 1), groups=8, bias=False)
+        self.separable_conv1 = nn.Conv2d(16, 16, (1, 16), padding=(0, 8), groups=16, bias=False)
+        self.separable_conv2 = nn.Conv2d(16, 16, 1, bias=False)
+        self.bn1, self.bn2, self.bn3 = nn.BatchNorm2d(8), nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+        self.pool1, self.pool2, self.dropout = nn.AvgPool2d((1, 4)), nn.AvgPool2d((1, 10)), nn.Dropout(0.5)
+        self.fc1 = nn.Linear(16 * (((n_times + 1) // 4 + 1) // 10), n_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.bn1(self.conv1(x[:, None]))  # (B, 8, C, T + 1)
+        h = self.dropout(self.pool1(F.elu(self.bn2(self.depthwise_conv(h)))))  # (B, 16, 1, (T + 1) / 4)
+        h = self.separable_conv2(self.separable_conv1(h))
+        h = self.dropout(self.pool2(F.elu(self.bn3(h))))  # (B, 16, 1, 10)
+        return self.fc1(h.flatten(1))
+
+
+class DEClassifier(nn.Module):
+    """The MLP of EEG-ImageNet on differential entropy: (B, 310) → (B, K) logits."""
+
+    def __init__(self, n_classes: int = 80, n_features: int = 310):
+        super().__init__()
+        self.l1, self.l2, self.l3 = nn.Linear(n_features, 256), nn.Linear(256, 128), nn.Linear(128, n_classes)
+        self.bn1, self.bn2, self.dropout = nn.BatchNorm1d(256), nn.BatchNorm1d(128), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.dropout(F.relu(self.bn1(self.l1(x))))
+        return self.l3(self.dropout(F.relu(self.bn2(self.l2(h)))))
+
+
+class DEMapper(nn.Module):
+    """EEG-ImageNet's way to text states: (B, 310) → (B, 77, 768); 123,593,472 parameters."""
+
+    def __init__(self, n_features: int = 310, states: Sequence[int] = (77, 768)):
+        super().__init__()
+        self.states = tuple(states)
+        self.fc1, self.fc2 = nn.Linear(n_features, 1024), nn.Linear(1024, 2048)
+        self.fc3 = nn.Linear(2048, self.states[0] * self.states[1])
+        self.bn1, self.bn2, self.dropout = nn.BatchNorm1d(1024), nn.BatchNorm1d(2048), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.dropout(F.relu(self.bn1(self.fc1(x))))
+        h = self.dropout(F.relu(self.bn2(self.fc2(h))))
+        return self.fc3(h).unflatten(-1, self.states)
+
+
+class RGNN(nn.Module):
+    """A graph over electrodes with learned edges: (B, C · 5), electrode by electrode → (B, K) logits.
+
+    edges : (C · (C + 1) / 2,) tensor, optional. Lower triangle with diagonal, row by row; see `initial_edges`. Default: ones.
+    """
+
+    n_hops = 2
+
+    def __init__(self, n_classes: int = 80, n_chans: int = 62, n_features: int = 5, edges: torch.Tensor | None = None):
+        super().__init__()
+        self.n_chans, self.n_features = n_chans, n_features
+        self.edge_weight = nn.Parameter(torch.ones(n_chans * (n_chans + 1) // 2) if edges is None else edges.clone())
+        self.register_buffer("triangle", torch.tril_indices(n_chans, n_chans), persistent=False)
+        self.bn, self.bn1 = nn.BatchNorm1d(n_chans * n_features), nn.BatchNorm1d(200)
+        self.lin, self.fc, self.dropout = nn.Linear(n_features, 200), nn.Linear(200, n_classes), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.bn(x).unflatten(-1, (self.n_chans, self.n_features))  # (B, C, 5)
+        lower = torch.zeros(self.n_chans, self.n_chans, device=x.device, dtype=x.dtype)
+        lower = lower.index_put(tuple(self.triangle), self.edge_weight)
+        edges = lower + lower.T - torch.diag(lower.diagonal())  # symmetric
+        degree = edges.abs().sum(dim=1).clamp(min=1e-12) ** -0.5
+        edges = degree[:, None] * edges * degree[None]
+        for _ in range(self.n_hops):
+            h = edges @ h
+        h = F.relu(self.lin(h)).sum(dim=1)  # (B, 200)
+        return self.fc(self.dropout(self.bn1(h)))

@@ -1,0 +1,166 @@
+"""Checkpoints of the published repositories, under their published names → this project's models.
+
+    model = from_published("atm", state_dict, kind="paper")
+
+Sizes are read off the shapes. What has no effect on the output is ignored by name; anything else that is not known is refused.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from models import eeg_encoders as nets
+from models.eeg_encoders import FILTERS, KERNEL, POOL, STEP
+from utils.errors import UserError, reason
+
+# which of ATM's published states a file is from: all of them load in silence, and compute different things
+ATM_KINDS = {
+    "develop": {"keeps": "electrodes", "positions": "none"},  # branch develop's tokens, and the default here
+    "paper": {"keeps": "subject_token", "positions": "none"},  # the main branch until December 2025
+    "main": {"keeps": "subject_token", "positions": "sinusoid"},  # the main branch since
+    "develop_sinusoid": {"keeps": "electrodes", "positions": "sinusoid"},
+}
+
+# ---------------------------------------------------------------- names: published → ours
+
+TSCONV = {
+    r"enc_eeg\.0\.tsconv\.0\.": "tsconv.time.", r"enc_eeg\.0\.tsconv\.2\.": "tsconv.norm1.",
+    r"enc_eeg\.0\.tsconv\.4\.": "tsconv.space.", r"enc_eeg\.0\.tsconv\.5\.": "tsconv.norm2.",
+    r"enc_eeg\.0\.projection\.0\.": "tsconv.mix.", r"proj_eeg\.0\.": "project.first.",
+    r"proj_eeg\.1\.fn\.1\.": "project.second.", r"proj_eeg\.2\.": "project.norm.",
+}  # fmt: skip
+LAYER = r"encoder\.encoder\.attn_layers\.0\."
+ATM = {
+    r"encoder\.enc_embedding\.value_embedding\.(?=weight|bias)": "embed.0.",
+    r"encoder\.enc_embedding\.value_embedding\.(\d+)\.": r"embed.\1.",
+    r"encoder\.enc_embedding\.subject_embedding\.subject_embedding\.": "subjects.",
+    r"encoder\.enc_embedding\.subject_embedding\.shared_embedding$": "stranger",
+    **{LAYER + rf"attention\.{part}_projection\.": f"{part}." for part in ("query", "key", "value", "out")},
+    LAYER + r"conv1\.": "ff1.", LAYER + r"conv2\.": "ff2.", LAYER + r"norm1\.": "norm1.", LAYER + r"norm2\.": "norm2.",
+    r"encoder\.encoder\.norm\.": "norm.", **TSCONV,
+}  # fmt: skip
+UBP = {r"(brain\.)?model\.0\.": "project.first.", r"(brain\.)?model\.1\.f\.1\.": "project.second.",
+       r"(brain\.)?model\.2\.": "project.norm."}  # fmt: skip
+LOW_LEVEL = {r"subject_wise_linear\.0\.": "embed.", r"upsampler\.": "upsampler."}
+SAME = {r"(?=(conv1|depthwise_conv|separable_conv[12]|bn[123]?|fc[123]?|l[123])\.)": ""}
+RGNN = {r"conv1\.lin\.": "lin.", r"(?=edge_weight$)": "", **SAME}
+# without effect on the output
+IDLE = r"(brain\.)?logit_scale|.*num_batches_tracked"
+IDLE_ATM = (
+    IDLE + r"|subject_wise_linear\..*|encoder\.enc_embedding\.(mask_token|position_embedding\.pe|"
+    r"temporal_embedding\.embed\.weight|subject_embedding\.mask_embedding)"
+)
+
+# ---------------------------------------------------------------- models, as large as the shapes say
+
+
+def _samples(width: int) -> int:
+    """The fewest samples for which TSConv gives so wide a vector."""
+    return (width // FILTERS - 1) * STEP + POOL + KERNEL - 1
+
+
+def _atm(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    n_joint = sum(bool(re.fullmatch(r"embed\.\d+\.weight", name)) for name in shapes)
+    return nets.ATM(
+        n_chans=shapes["tsconv.space.weight"][2], n_times=shapes["subjects.weight"][1], dim=shapes["project.first.weight"][0],
+        n_subjects=shapes["subjects.weight"][0], n_linear=n_joint, **ATM_KINDS[kind],
+    )  # fmt: skip
+
+
+def _nice(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    dim, width = shapes["project.first.weight"]
+    return nets.NICE(shapes["tsconv.space.weight"][2], _samples(width), dim)
+
+
+def _ubp(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    dim, width = shapes["project.first.weight"]
+    return nets.UBP(1, width, dim)
+
+
+def _eegnet(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    n_classes, width = shapes["fc1.weight"]
+    return nets.ImageNetEEGNet(n_classes, shapes["depthwise_conv.weight"][2], n_times=(10 * (width // 16) - 1) * 4 - 1)
+
+
+def _mlp(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    return nets.DEClassifier(shapes["l3.weight"][0], shapes["l1.weight"][1])
+
+
+def _de_mlp(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    return nets.DEMapper(shapes["fc1.weight"][1], (77, shapes["fc3.weight"][0] // 77))
+
+
+def _rgnn(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    n_chans = (math.isqrt(8 * shapes["edge_weight"][0] + 1) - 1) // 2
+    return nets.RGNN(shapes["fc.weight"][0], n_chans, shapes["lin.weight"][1])
+
+
+def _low_level(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    return nets.LowLevel(shapes["upsampler.0.weight"][0] // 128, shapes["embed.weight"][1])
+
+
+# name → (published names → ours, what is ignored, model of these shapes)
+PUBLISHED: dict[str, tuple[dict[str, str], str, Callable[..., nn.Module]]] = {
+    "atm": (ATM, IDLE_ATM, _atm),
+    "nice": (TSCONV, IDLE, _nice),
+    "ubp": (UBP, IDLE, _ubp),
+    "eegnet": (SAME, IDLE, _eegnet),
+    "mlp": (SAME, IDLE, _mlp),
+    "de_mlp": (SAME, IDLE, _de_mlp),
+    "rgnn": (RGNN, IDLE, _rgnn),
+    "low_level": (LOW_LEVEL, IDLE, _low_level),
+}
+
+
+def from_published(name: str, state_dict: Mapping[str, torch.Tensor], kind: str = "develop") -> nn.Module:
+    """A model with the weights of a published checkpoint, in evaluation mode.
+
+    name : str. A key of `PUBLISHED`.
+    state_dict : mapping of published names to tensors.
+    kind : str. For "atm", which published state the file is from: a key of `ATM_KINDS`.
+    Called as model(x), "atm" as model(x, subject_ids).
+    Raises UserError if a name is unknown, a weight is missing, or shapes do not fit together.
+    """
+    if name not in PUBLISHED:
+        raise UserError(f"{name}: no published model here; there are {', '.join(PUBLISHED)}")
+    if kind not in ATM_KINDS:
+        raise UserError(f"--checkpoint_kind {kind}: expected one of {', '.join(ATM_KINDS)}")
+    table, idle, make = PUBLISHED[name]
+    renamed, unknown = {}, []
+    for published, value in state_dict.items():
+        if not isinstance(published, str) or not isinstance(value, torch.Tensor):
+            raise UserError(f"the published {name}: {str(published)[:80]} is no tensor under a name")
+        if re.fullmatch(idle, published):
+            continue
+        ours = next((re.sub(p, r, published, count=1) for p, r in table.items() if re.match(p, published)), None)
+        if ours is None:
+            unknown.append(published)
+        elif re.fullmatch(r"ff[12]\.weight", ours) and value.ndim == 3 and value.shape[-1] == 1:
+            renamed[ours] = value[..., 0].float()  # a Linear, published as a convolution of kernel 1
+        else:
+            renamed[ours] = value.float()
+    if unknown:
+        raise UserError(
+            f"the published {name} has no {unknown[0]!r} ({len(unknown)} names are unknown): is it another model?"
+        )
+    try:
+        with torch.device("meta"):
+            model = make({key: value.shape for key, value in renamed.items()}, kind)
+        wanted = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    except KeyError as error:
+        raise UserError(f"the published {name} lacks a weight ({error.args[0]})") from None
+    except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"the published {name} has shapes that do not fit together ({reason(error)})") from None
+    for key in sorted(set(wanted) | set(renamed)):
+        if key not in renamed or key not in wanted or renamed[key].shape != wanted[key]:
+            found, expected = (
+                tuple(of[key]) if key in of else "none" for of in ({k: v.shape for k, v in renamed.items()}, wanted)
+            )
+            raise UserError(f"the published {name}: {key} is {found}; expected {expected}")
+    with torch.device("cpu"):
+        model = make({key: value.shape for key, value in renamed.items()}, kind)
+    model.load_state_dict(renamed, strict=False)  # num_batches_tracked only counts
+    return model.eval()
