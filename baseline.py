@@ -132,19 +132,9 @@ def main(args: argparse.Namespace) -> None:
         write_jsonl(epochs, output_dir / "metrics.jsonl")
     best = getattr(baseline, "best", None)
     write_rows(rows, output_dir / "decoded_test.jsonl")
+    chosen_by = "nothing to choose" if not history else READOUT if len(val) else "none: the last epoch"
     # last of all: who finds it finds the rows as well
-    write_json(
-        {
-            "best_epoch": best,
-            "selected_by": READOUT
-            if history and len(val)
-            else "none: the last epoch"
-            if history
-            else "nothing to choose",
-            "test": scores,
-        },
-        output_dir / "results.json",
-    )
+    write_json({"best_epoch": best, "selected_by": chosen_by, "test": scores}, output_dir / "results.json")
     print(f"{args.model} on {description.name}, {args.protocol}: {len(train)} / {len(val)} / {len(test)} train / val / test trials"
           + (f"; epoch {best} of {len(history)} by validation" if history else ""))  # fmt: skip
     print_scores(score_rows(rows))

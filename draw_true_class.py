@@ -8,7 +8,6 @@ pictures; evaluate.py --images scores them in a line of their own.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from datasets.description import load_description
@@ -27,16 +26,13 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
-from PIL import PngImagePlugin
-
 from models.image_generator import EEGImageGenerator
 from stages.decoded_runs import description_of, read_run
 from stages.image_metrics import true_class_picture
-from stages.pictures import PictureFolder, drawn_with
+from stages.pictures import PictureFolder, drawn_with, save_with_recipe
 from stages.rows import read_rows
 from utils.device import pick_device
 from utils.files import write_json
-from utils.paths import written_whole
 from utils.progress import progress
 
 # what a recipe has → whether it can be right: the file may be a stranger's
@@ -79,11 +75,9 @@ def main(args: argparse.Namespace) -> None:
             how = alike[0]
             generator = EEGImageGenerator(how["model"], device, how["steps"], how["guidance"], how["size"])
             for row in progress(missing, desc="drawing", unit="image"):
-                note = PngImagePlugin.PngInfo()
-                note.add_text("recipe", json.dumps(recipes[row.index]))
-                with written_whole(true_class_picture(folder, row)) as unfinished:
-                    picture = generator.generate(recipes[row.index]["prompt"], recipes[row.index]["seed"])
-                    picture.save(unfinished, format="PNG", pnginfo=note)
+                recipe = recipes[row.index]
+                picture = generator.generate(recipe["prompt"], recipe["seed"])
+                save_with_recipe(picture, recipe, true_class_picture(folder, row))
             del generator  # its memory is free before the next folder's model loads
         write_json(alike[0] | {"pictures": len(rows)}, folder / "true_class" / "true_class.json")
         print(

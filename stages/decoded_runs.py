@@ -231,16 +231,18 @@ def belong_together(runs: Sequence[Run]) -> list[list[Run]]:
     """Seeds of one command, and folds of leave-one-subject-out, in one group; the order of the first ones stays."""
     groups = defaultdict(list)
     for number, run in enumerate(runs):
-        fixed = run.record.get("fixed")
         key = number
-        if isinstance(fixed, dict):
-            depends = run.record.get("depends_on")
-            loose = {"seed", "encoder_seed"} | ({"protocol"} if is_fold(run) else set())
-            same = sorted((k, repr(v)) for k, v in fixed.items() if k not in loose)
+        if isinstance(run.record.get("fixed"), dict):
             of_rows = tuple(run.rows[0].readouts), None if is_fold(run) else len(run.rows)
-            key = (repr(same), is_fold(run), repr(depends), of_rows)
+            key = (settings_but_for(run), is_fold(run), repr(run.record.get("depends_on")), of_rows)
         groups[key].append(run)
     return [part for group in groups.values() for part in _without_repeats(group)]
+
+
+def settings_but_for(run: Run, *loose: str) -> str:
+    """What a run was asked for, in one text, but for its seeds, for which fold it is, and for what is named."""
+    left_out = {"seed", "encoder_seed", *loose} | ({"protocol"} if is_fold(run) else set())
+    return repr(sorted((k, repr(v)) for k, v in run.record["fixed"].items() if k not in left_out))
 
 
 def _by_folds(group: list[Run]) -> list[list[Run]]:
@@ -309,13 +311,9 @@ def families(groups: Sequence[Sequence[Run]], by: str) -> list[list[int]]:
     """Places of the groups that differ in one flag alone, such as --window, where there are two or more of them."""
     found = defaultdict(list)
     for place, group in enumerate(groups):
-        fixed = group[0].record.get("fixed")
-        if isinstance(fixed, dict):
-            loose = {"seed", "encoder_seed", by, "model_dir", "output_dir"} | (
-                {"protocol"} if is_fold(group[0]) else set()
-            )
-            same = sorted((k, repr(v)) for k, v in fixed.items() if k not in loose)
+        if isinstance(group[0].record.get("fixed"), dict):
+            same = settings_but_for(group[0], by, "model_dir", "output_dir")
             depends = group[0].record.get("depends_on")
             store = depends.get("store") if isinstance(depends, dict) else None
-            found[repr(same), repr(store), group[0].main_readout].append(place)
+            found[same, repr(store), group[0].main_readout].append(place)
     return [places for places in found.values() if len({repr(groups[k][0].argument.get(by)) for k in places}) > 1]

@@ -76,7 +76,7 @@ def accuracy_figure(lines: Sequence[dict], path: Path) -> None:
              xlabel="accuracy (%)", xlim=(0, 100))  # fmt: skip
     axis.invert_yaxis()
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one of each
-    axis.legend(handles.values(), handles.keys(), fontsize=8)
+    figure.legend(handles.values(), handles.keys(), fontsize=8, ncols=3, loc="outside lower center")
     axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 

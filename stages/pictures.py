@@ -123,10 +123,7 @@ class PictureFolder:
 
     def keep(self, row: Row, picture: Image.Image) -> None:
         """Write a picture with its recipe."""
-        note = PngImagePlugin.PngInfo()
-        note.add_text("recipe", json.dumps(self.recipes[row.index]))
-        with written_whole(self.path("generated", row)) as unfinished:
-            picture.save(unfinished, format="PNG", pnginfo=note)
+        save_with_recipe(picture, self.recipes[row.index], self.path("generated", row))
 
     def finish(self, stimulus: Callable[[Row], Image.Image]) -> None:
         """Comparisons and the grid; pictures of trials that were decoded otherwise before are removed."""
@@ -152,6 +149,14 @@ def check_gpu_is_free(device: torch.device, limit_mib: float) -> None:
           + ("" if device.type == "cuda" else "; no GPU in use"))  # fmt: skip
     if held > limit_mib:
         raise UserError(f"{held:.0f} MiB of GPU memory are still held; the limit is --max_held_mib {limit_mib:.0f}")
+
+
+def save_with_recipe(picture: Image.Image, recipe: dict, path: Path) -> None:
+    """Write a picture that says what it was drawn with; `drawn_with` reads it."""
+    note = PngImagePlugin.PngInfo()
+    note.add_text("recipe", json.dumps(recipe))
+    with written_whole(path) as unfinished:
+        picture.save(unfinished, format="PNG", pnginfo=note)
 
 
 def drawn_with(path: Path) -> dict | None:
