@@ -20,7 +20,7 @@ from pathlib import Path
 
 from datasets.description import DATASETS, load_description
 from datasets.splits import check_protocol
-from models import ENCODERS, POOLINGS
+from models import FEATURE_ENCODERS, POOLINGS
 from stages.rows import TEXT_READOUTS
 from utils import flags
 from utils.errors import UserError, loading, run_script, start_script
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_store_flags(parser, None, check_protocol)
     flags.add_part_flags(parser)
     add("--model_dir", required=True, help="folder for checkpoints, metrics and results")
-    flags.add_encoder_flags(parser, ENCODERS)
+    flags.add_encoder_flags(parser, FEATURE_ENCODERS)
     add("--llm", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", help="chat model: local folder or hub address")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
     add("--lora_r", type=int, default=8, help="LoRA's rank")

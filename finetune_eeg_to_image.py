@@ -22,7 +22,7 @@ from pathlib import Path
 
 from datasets.description import DATASETS, load_description
 from datasets.splits import check_protocol
-from models import ENCODERS, MAPPERS, POOLINGS
+from models import FEATURE_ENCODERS, MAPPERS, POOLINGS
 from stages.rows import MAPPER_READOUTS
 from utils import flags
 from utils.errors import UserError, loading, run_script, start_script
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     add("--stimuli_dir", default=default("data/VisualImagery/stimuli"), help="folder of the stimulus photos")
     add("--output_dir", "--model_dir", default=default("pth_downtasks/eeg_direct"),
         help="folder for checkpoints, metrics and results")  # fmt: skip
-    flags.add_encoder_flags(parser, ENCODERS)
+    flags.add_encoder_flags(parser, FEATURE_ENCODERS)
     add("--warm_start", help="projection_epochN.pth of finetune_eeg_llm.py on the same dataset: take over its token "
         "pooling, and its encoder where that was trained")  # fmt: skip
     add("--mapper", choices=list(MAPPERS), default="qformer",

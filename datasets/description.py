@@ -6,8 +6,8 @@ its line in `DATASETS`. Nothing here imports a slow library: a script's -h reads
 
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets.montage import Montage
@@ -18,6 +18,8 @@ DATASETS: dict[str, "str | DatasetDescription"] = {
     "BCICIV2b": "datasets.bciciv2b_dataset",
     "VI": "datasets.visual_imagery_llm_dataset",
     "FACED": "datasets.faced_llm_dataset",
+    "THINGS": "datasets.things_dataset",
+    "EEGImageNet": "datasets.eeg_imagenet_dataset",
 }
 SPLITS = ("train", "val", "test")
 
@@ -27,7 +29,7 @@ class DatasetDescription:
     """The facts of one dataset.
 
     name : str. As on the command line.
-    classes : tuple of str. Names by label.
+    classes : tuple of str. Names by label. Empty where the store says them (see `of_store`).
     keywords : mapping of int to tuple of str. Words that name a class in decoded text, by label.
     phrasings : mapping of int to tuple of str. Target texts for training, by label; the first is the canonical one
         that scoring uses.
@@ -57,20 +59,31 @@ class DatasetDescription:
     all_files : tuple of str. Names of the raw files of the complete dataset.
     closing : callable, optional. (options, sources, counts) → columns {heading: {split: trials}} and lines for the
         end of preparation: what was expected, and what the user should know.
+
+    Of datasets of seen images, which have no words:
+    prepare_piece : callable, optional. (`Piece`, settings, scale, options) → trials, counts, facts; in place of
+        `recordings`, where raw files are too large to be prepared at once or hold trials that are cut already.
+    table : callable, optional. (metadata, counts) → lines in place of the closing table by class.
+    parts : callable, optional. (trials, seed) → "train", "val" or "test" for each: splits by what was seen.
+    apart : str. What such splits keep apart: "concept" (nothing that is tested was trained on) or "image".
+    looks_at : (float, float), optional. What models read by default, seconds after the image's onset (default: all).
+    channels : mapping of name to tuple of str. Sets of electrodes with a name of their own.
+    granularities : callable, optional. Store's metadata → {name: labels}: parts of the classes.
+    some_electrodes : bool. Whether a store may hold some of the electrodes only.
     """
 
     name: str
     montage: Montage
     classes: tuple[str, ...]
-    keywords: Mapping[int, tuple[str, ...]]
-    phrasings: Mapping[int, tuple[str, ...]]
-    image_prompts: Mapping[int, str]
-    stimuli: Mapping[int, str]
-    system_prompt: str
-    user_prompt: str
-    epochs: int
-    warmup_epochs: int
-    image_model: str
+    keywords: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    phrasings: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    image_prompts: Mapping[int, str] = field(default_factory=dict)
+    stimuli: Mapping[int, str] = field(default_factory=dict)
+    system_prompt: str = ""
+    user_prompt: str = ""
+    epochs: int = 0
+    warmup_epochs: int = 0
+    image_model: str = ""
     people: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     test_sessions: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -84,11 +97,34 @@ class DatasetDescription:
     addresses: tuple[str, ...] = ()
     all_files: tuple[str, ...] = ()
     closing: Callable[..., tuple[dict, list[str]]] | None = None
+    prepare_piece: Callable | None = None
+    table: Callable[..., list[str]] | None = None
+    parts: Callable | None = None
+    apart: str = "image"
+    looks_at: tuple[float, float] | None = None
+    channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    granularities: Callable[[Mapping], dict[str, list[int]]] | None = None
+    some_electrodes: bool = False
 
     @property
     def canonical(self) -> list[str]:
-        """The sentence that stands for each class when likelihoods are compared."""
-        return [self.phrasings[label][0] for label in range(len(self.classes))]
+        """The sentence that stands for each class when likelihoods are compared; its name where there are no sentences."""
+        return [self.phrasings[label][0] if self.phrasings else name for label, name in enumerate(self.classes)]
+
+    def of_store(self, meta: Mapping, labels: Sequence[int] | None = None) -> "DatasetDescription":
+        """This description with the classes and electrodes that a store says; `labels`: of these classes only.
+
+        Raises ValueError if the store does not say its classes, or has electrodes that the dataset has not.
+        """
+        made = self
+        if not self.classes:
+            classes = meta.get("classes")
+            if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+                raise ValueError("it does not say which classes it has")
+            made = replace(made, classes=tuple(classes))
+        if self.some_electrodes and "electrodes" in meta:
+            made = replace(made, montage=self.montage.part(meta["electrodes"]))
+        return made if labels is None else replace(made, classes=tuple(made.classes[label] for label in labels))
 
     @property
     def chance(self) -> float:
@@ -121,6 +157,16 @@ class DatasetDescription:
         """The prompt for a decoded text: its class's prompt, or the text itself where it names no class."""
         label = self.keyword_label(text)
         return self.image_prompts[label] if label >= 0 else text
+
+
+def with_words() -> list[str]:
+    """The datasets whose classes have sentences, which a language model can be trained on."""
+    return [name for name in DATASETS if load_description(name).phrasings]
+
+
+def of_images() -> list[str]:
+    """The datasets of seen images, whose trials have an image each."""
+    return [name for name in DATASETS if load_description(name).parts]
 
 
 def load_description(name: str) -> DatasetDescription:

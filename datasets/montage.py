@@ -18,15 +18,27 @@ class Montage:
     electrodes: tuple[str, ...]
     topology: dict[int, tuple[str, ...]]
 
-    def of_regions(self, regions: Sequence[str]) -> "Montage":
-        """The part of it that lies in these regions, in the same order. ValueError names a region that it has not."""
+    def part(self, names: Sequence[str]) -> "Montage":
+        """The part of it that these regions and electrodes name, in the same order. ValueError names what it has not."""
         codes = {REGION_NAMES[code]: code for code in self.topology}
-        unknown = [name for name in regions if name not in codes]
-        if unknown or not regions:
-            raise ValueError(f"it has no region {', '.join(unknown) or '(none named)'}; it has {', '.join(codes)}")
-        topology = {code: self.topology[code] for name, code in codes.items() if name in regions}
-        inside = {name for names in topology.values() for name in names}
-        return Montage(tuple(name for name in self.electrodes if name in inside), topology)
+        unknown = [str(name) for name in names if name not in codes and name not in self.electrodes]
+        if unknown or not names:
+            said = ", ".join(unknown) or "(none named)"
+            raise ValueError(f"it has no region or electrode {said}; it has {', '.join((*codes, *self.electrodes))}")
+        inside = {name for name in names if name in self.electrodes}
+        inside |= {name for region, code in codes.items() if region in names for name in self.topology[code]}
+        topology = {code: tuple(name for name in of if name in inside) for code, of in self.topology.items()}
+        electrodes = tuple(name for name in self.electrodes if name in inside)
+        return Montage(electrodes, {code: of for code, of in topology.items() if of})
+
+    @classmethod
+    def by_letters(cls, electrodes: Sequence[str]) -> "Montage":
+        """Regions by the letters of an electrode's name (ATM's): Fp AF F, FC C, CP P, FT T TP, PO O CB."""
+        letters = {"FP": 0, "AF": 0, "F": 0, "CP": 1, "P": 1, "FT": 2, "T": 2, "TP": 2, "PO": 3, "O": 3, "CB": 3,
+                   "FC": 4, "C": 4}  # fmt: skip
+        of = {name: letters[name.upper().rstrip("Z0123456789")] for name in electrodes}
+        topology = {code: tuple(name for name in electrodes if of[name] == code) for code in sorted(set(of.values()))}
+        return cls(tuple(electrodes), topology)
 
     @property
     def brain_regions(self) -> list[int]:

@@ -9,10 +9,10 @@ import numpy as np
 
 from datasets.description import SPLITS, DatasetDescription
 from datasets.preprocessing import Preprocessing, filter_run, window
-from datasets.recording import Recording
+from datasets.recording import Piece, Recording, source_of
 from datasets.store import DTYPE, StoreWriter, Trial
 from utils.errors import UserError
-from utils.files import code_digest, environment, source_record
+from utils.files import code_digest, environment
 from utils.workers import WorkerLost, in_order
 
 AMPLITUDES = (1.0, 200.0)  # microvolts, the median electrode's standard deviation after filtering
@@ -27,23 +27,24 @@ SIMULATED = (
 
 
 def prepare(
-    description: DatasetDescription, files: Sequence[Path], lmdb_dir: Path, settings: Preprocessing, workers: int,
-    scale: float | None = None, options: dict | None = None,
+    description: DatasetDescription, files: Sequence[Path | Piece], lmdb_dir: Path, settings: Preprocessing,
+    workers: int, scale: float | None = None, options: dict | None = None, facts: dict | None = None,
 ) -> None:  # fmt: skip
     """Write the store of a dataset, file by file, and print the closing table. After an interruption, go on.
 
-    files : sequence of Path. Raw files, in the store's order, whichever worker is done first.
+    files : sequence of Path or Piece. Raw files, in the store's order, whichever worker is done first.
     settings : Preprocessing
     workers : int. Files prepared at the same time.
     scale : float, optional. Multiplies what is read, and leaves the check of amplitudes out.
-    options : dict, optional. Of `description.recordings`; kept in the store's metadata.
+    options : dict, optional. Of `description.recordings` or `prepare_piece`; kept in the store's metadata.
+    facts : dict, optional. What else the store's metadata says, where the description does not: classes, electrodes.
     Raises UserError if a file is damaged, amplitudes cannot be right, or nothing is left.
     """
     options = options or {}
     meta = {
         "dataset": description.name, "electrodes": description.montage.electrodes, "classes": description.classes,
         "options": options, "preprocessing": settings.as_dict(), "scale_flag": scale, "environment": environment(),
-        "sfreq": 0.0, "sources": [], "counts": {}, "simulated": is_simulated(files),
+        "sfreq": 0.0, "sources": [], "counts": {}, "simulated": is_simulated(files), **(facts or {}),
     }  # fmt: skip
     writer = StoreWriter(lmdb_dir, meta | {"code": code_digest()})
     if writer.notes:
@@ -78,15 +79,16 @@ def prepare(
     closing_table(description, writer.finish(meta), counts)
 
 
-def is_simulated(files: Sequence[Path]) -> bool:
+def is_simulated(files: Sequence[Path | Piece]) -> bool:
     """Whether any of these recordings lies in a folder that says it is simulated."""
-    return any((folder / SIMULATED).is_file() for file in files for folder in list(file.absolute().parents)[:4])
+    paths = {file if isinstance(file, Path) else file.path for file in files}
+    return any((folder / SIMULATED).is_file() for path in paths for folder in list(path.absolute().parents)[:4])
 
 
-def go_on(writer: StoreWriter, files: Sequence[Path]) -> None:
+def go_on(writer: StoreWriter, files: Sequence[Path | Piece]) -> None:
     """Say how many files an interrupted run has prepared; where one of them is another file now, begin anew."""
-    known = [{k: note["source"][k] for k in ("name", "bytes", "sha256")} for note in writer.notes]
-    if len(known) <= len(files) and known == [source_record(file) for file in files[: len(known)]]:
+    known = [{k: v for k, v in note["source"].items() if k != "recordings"} for note in writer.notes]
+    if len(known) <= len(files) and known == [source_of(file) for file in files[: len(known)]]:
         print(f"{len(known)} of {len(files)} files were prepared by a run that was interrupted; going on behind them")
     else:
         print("notice: an interrupted run prepared other files; beginning anew")
@@ -106,9 +108,12 @@ def check_rate(source: dict, notes: Sequence[dict]) -> None:
 
 
 def prepare_file(
-    description: DatasetDescription, path: Path, settings: Preprocessing, scale: float | None, options: dict
+    description: DatasetDescription, path: Path | Piece, settings: Preprocessing, scale: float | None, options: dict
 ) -> tuple[list[tuple[Trial, np.ndarray]], Counter, dict]:
     """All trials of one file; counts by (fate, subject, label) and of recordings by kind; the file's facts."""
+    if description.prepare_piece:
+        kept, counts, facts = description.prepare_piece(path, settings, scale, options)
+        return kept, counts, source_of(path) | {"recordings": facts}
     kept, counts, facts = [], Counter(), []
     for recording in description.recordings(path, **options):
         counts["recordings", recording.kind] += 1
@@ -119,7 +124,7 @@ def prepare_file(
             "subject": recording.subject, "session": recording.session, "run": recording.run, "kind": recording.kind,
             "sfreq": recording.sfreq, "median_sd_microvolts": amplitude, **recording.notes,
         })  # fmt: skip
-    return kept, counts, source_record(path) | {"recordings": facts}
+    return kept, counts, source_of(path) | {"recordings": facts}
 
 
 def cut_trials(
@@ -198,6 +203,8 @@ def compare_electrodes(
 
 def closing_table(description: DatasetDescription, meta: dict, counts: Counter) -> None:
     """Print files and recordings, trials kept and dropped by cause, by the published splits, against what was expected."""
+    if description.table:
+        return print("", *description.table(meta, counts), _in_all(meta), sep="\n")
     kinds = [f"{n} {key[1]}" for key, n in counts.items() if key[0] == "recordings"]
     people = {recording["subject"] for source in meta["sources"] for recording in source["recordings"]}
     print(f"\nfiles {len(meta['sources'])}, people {len(people)}: {', '.join(kinds)}\n")
@@ -220,6 +227,10 @@ def closing_table(description: DatasetDescription, meta: dict, counts: Counter) 
             )
     if meta["scale_flag"] is not None:
         lines.insert(0, f"--scale {meta['scale_flag']:g} was applied to all recordings; amplitudes were not checked")
+    print("", *lines, _in_all(meta), sep="\n")
+
+
+def _in_all(meta: dict) -> str:
     n_chans, n_times = meta["shape"]
-    print("", *lines, f"{meta['n_trials']} trials of {n_chans} electrodes × {n_times} samples at {meta['sfreq']:g} Hz, "
-          f"microvolts; fingerprint {meta['fingerprint'][:16]}", sep="\n")  # fmt: skip
+    return (f"{meta['n_trials']} trials of {n_chans} electrodes × {n_times} samples at {meta['sfreq']:g} Hz, "
+            f"{meta['units']}; fingerprint {meta['fingerprint'][:16]}")  # fmt: skip

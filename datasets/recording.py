@@ -1,9 +1,13 @@
-"""What a dataset's file yields: one uninterrupted run of a recording with its trials."""
+"""What a dataset's file yields: one uninterrupted run of a recording with its trials, or a piece of a large file."""
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+
+from utils.files import source_record
 
 
 @dataclass
@@ -38,3 +42,31 @@ class Recording:
     left_out: Counter = field(default_factory=Counter)
     kind: str = "task runs"
     notes: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a raw file that is too large to be prepared at once.
+
+    path : Path
+    start, stop : int. Which trials, rows or items of it; the dataset's file knows what is counted.
+    beside : tuple of Path. Other files that these trials depend on.
+    """
+
+    path: Path
+    start: int
+    stop: int
+    beside: tuple[Path, ...] = ()
+
+
+def source_of(file: Path | Piece) -> dict:
+    """Name, size and SHA-256 of a raw file, or of what a piece is cut from, with the piece's place."""
+    if isinstance(file, Path):
+        return _record(file, file.stat().st_size, file.stat().st_mtime_ns)
+    record = {"part": [file.start, file.stop], "beside": [source_of(other)["sha256"] for other in file.beside]}
+    return source_of(file.path) | record
+
+
+@lru_cache(maxsize=64)  # the pieces of a file of gigabytes ask for it one after the other
+def _record(path: Path, size: int, changed: int) -> dict:
+    return source_record(path)

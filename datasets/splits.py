@@ -7,6 +7,13 @@ within:PERSON  one person across sessions: the dataset's test sessions test; of 
                there are three sessions or more in all. With two, nothing validates and the last epoch is tested
 people:TEST/VAL  these people test and validate, all others train: people:B06+B07/B05
 
+Datasets of seen images say themselves which trials test (`DatasetDescription.parts`): THINGS by concept, EEG-ImageNet by position
+in the block. There
+within:PERSON  one person's training trials train, the held-out ones validate, the test trials test
+cross:PERSON   PERSON's test trials test; training and held-out trials of all others train and validate
+joint          all people as in within
+day:PERSON     one person across days, as `within` of the other datasets
+
 Nothing that tests is ever used to choose: `check_no_leak` asks what the protocol promises (no person, or no session and
 no trial, in two splits).
 """
@@ -44,6 +51,15 @@ def leave_one_subject_out(store, description: DatasetDescription, person: str) -
 
 
 def within_person(store, description: DatasetDescription, person: str) -> Split:
+    """`person` alone: later sessions test, earlier ones train; of seen images the test trials test."""
+    _people(store, person, at_least=1)
+    trials = [t for t in store.trials if t.subject == person]
+    if description.parts:
+        return _by_part(trials, description, store)
+    return across_sessions(store, description, person)
+
+
+def across_sessions(store, description: DatasetDescription, person: str) -> Split:
     """The sessions of `person`: later ones test, earlier ones train."""
     _people(store, person, at_least=1)
     trials = [t for t in store.trials if t.subject == person]
@@ -72,16 +88,41 @@ def named_people(store, description: DatasetDescription, person: str) -> Split:
     return {split: [t for t in store.trials if chosen.get(t.subject, "train") == split] for split in SPLITS}
 
 
-# name on the command line → (how it splits, what may not be in two splits)
+def other_people(store, description: DatasetDescription, person: str) -> Split:
+    """Test trials of `person`; training and held-out trials of all others."""
+    _people(store, person, at_least=2)
+    splits = _by_part(store.trials, description, store)
+    return {mode: [t for t in of if (t.subject == person) == (mode == "test")] for mode, of in splits.items()}
+
+
+def joint(store, description: DatasetDescription, person: str) -> Split:
+    """All people, split by what they saw."""
+    if person:
+        raise UserError(f"--protocol joint:{person}: joint takes no person")
+    return _by_part(store.trials, description, store)
+
+
+def _by_part(trials: Sequence[Trial], description: DatasetDescription, store) -> Split:
+    """Trials by what the dataset says of what was seen; the held-out ones are the same in every run."""
+    if not description.parts:
+        raise UserError(f"{description.name} has no trials of seen images; --protocol cross and joint need them")
+    parts = description.parts(trials, store.trials)
+    return {split: [t for t, part in zip(trials, parts, strict=True) if part == split] for split in SPLITS}
+
+
+# name on the command line → (how it splits, what may not be in two splits); "seen": what the dataset keeps apart
 PROTOCOLS: dict[str, tuple[Callable[..., Split], str]] = {
     "published": (published, "person"),
     "loso": (leave_one_subject_out, "person"),
     "within": (within_person, "session"),
     "people": (named_people, "person"),
+    "cross": (other_people, "tested person, seen"),
+    "joint": (joint, "seen"),
+    "day": (across_sessions, "session"),
 }
 
 
-NEEDS_PERSON = ("loso", "within", "people")
+NEEDS_PERSON = ("loso", "within", "people", "cross", "day")
 
 
 def split_trials(store, description: DatasetDescription, protocol: str = "published") -> Split:
@@ -93,10 +134,17 @@ def split_trials(store, description: DatasetDescription, protocol: str = "publis
     """
     check_protocol(protocol)
     name, _, person = protocol.partition(":")
-    make, promise = PROTOCOLS[name]
-    splits = make(store, description, person)
-    check_no_leak(splits, promise, store.path)
+    splits = PROTOCOLS[name][0](store, description, person)
+    for promise in promises(description, protocol):
+        check_no_leak(splits, promise, store.path)
     return splits
+
+
+def promises(description: DatasetDescription, protocol: str) -> tuple[str, ...]:
+    """What a protocol keeps apart: person, tested person (from all others), session, concept, image."""
+    name = protocol.partition(":")[0]
+    kinds = "seen" if name == "within" and description.parts else PROTOCOLS[name][1]
+    return tuple(description.apart if kind == "seen" else kind for kind in kinds.split(", "))
 
 
 def check_protocol(protocol: str) -> str:
@@ -111,11 +159,16 @@ def check_no_leak(splits: Split, promise: str, path) -> None:
     """Raise UserError where a trial, or what the protocol promises to keep apart, is in two splits."""
     kinds = {
         "person": lambda t: t.subject,
+        "tested person": lambda t: t.subject,
         "session": lambda t: f"{t.subject} session {t.session}",
+        "concept": lambda t: f"label {t.label}",
+        "image": lambda t: t.image,
         "trial": lambda t: t.key,
     }
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         for kind in dict.fromkeys((promise, "trial")):
+            if kind == "tested person" and b == "val":
+                continue
             both = {kinds[kind](t) for t in splits[a]} & {kinds[kind](t) for t in splits[b]} - {""}
             if both:
                 raise UserError(

@@ -150,7 +150,7 @@ class StoreWriter:
         """
         listed = json.dumps(list(self.rows.values())).encode()
         meta = meta | {
-            "format": FORMAT, "version": VERSION, "dtype": DTYPE.str, "units": "microvolts", "shape": self.shape,
+            "format": FORMAT, "version": VERSION, "dtype": DTYPE.str, "units": meta.get("units", "microvolts"), "shape": self.shape,
             "n_trials": len(self.rows), "fingerprint": self._digest.hexdigest(), "trials_checksum": crc32(listed),
         }  # fmt: skip
         facts = json.dumps(meta).encode()
@@ -226,7 +226,7 @@ class TrialStore:
         if not isinstance(self.meta, dict) or self.meta.get("format") != FORMAT:
             raise UserError(f"{path} is not a trial store of this project; make one with prepare_data.py")
         if self.meta.get("version") != VERSION:
-            script = "prepare_data_vi.py" if self.meta.get("dataset") == "VI" else "prepare_data.py"
+            script = {"VI": "prepare_data_vi.py"}.get(str(self.meta.get("dataset")), "prepare_data.py")
             raise UserError(
                 f"{path} is a store of version {self.meta.get('version')}; this code reads version {VERSION}: make it "
                 f"anew with python {script} --skip_download --lmdb_dir {path} --overwrite"

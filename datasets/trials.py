@@ -16,6 +16,9 @@ from datasets.store import Trial, open_store
 from utils.errors import UserError
 
 
+KEPT_BYTES = 2 << 30  # of prepared trials that are kept in memory; a split that takes more is prepared each time
+
+
 class TrialDataset:
     """Trials of one split.
 
@@ -24,9 +27,10 @@ class TrialDataset:
     protocol : str. See `datasets.splits`.
     description : DatasetDescription, optional. The subclasses of the datasets' files have it already.
     store : TrialStore or CBraModStore, optional. Where it is open already.
+    granularity : str, optional. Which part of the classes, for datasets that have `granularities`.
 
     Items are dicts: `x`, `label` and `index`. `x` is the (n_chans, n_times) float32 signal in microvolts at `sfreq` Hz;
-    with `prepare` set, what it makes of that, kept in memory after the first time; with `tokens` set, an (N, n, width)
+    with `prepare` set, what it makes of that, kept in memory after the first time where there is room; with `tokens` set, an (N, n, width)
     tensor, its row. `trials[i]` tells item i's subject, session, run and number. `labels` may be replaced (see
     `shuffled_labels`).
 
@@ -37,13 +41,16 @@ class TrialDataset:
 
     def __init__(
         self, data_dir: str | Path, mode: str, protocol: str = "published",
-        description: DatasetDescription | None = None, store=None,
+        description: DatasetDescription | None = None, store=None, granularity: str | None = None,
     ):  # fmt: skip
-        self.description = description or self.description
         self.store = store or open_store(data_dir)
+        self.description, of = self._description(description or self.description, granularity)
         self._check_store()
         self.trials: list[Trial] = split_trials(self.store, self.description, protocol)[mode]
         self.labels = [trial.label for trial in self.trials]
+        if of is not None:  # the classes that were asked for, counted anew
+            self.trials = [trial for trial in self.trials if trial.label in of]
+            self.labels = [of.index(trial.label) for trial in self.trials]
         self.mode, self.sfreq = mode, self.store.sfreq
         self.look_at()
         self.prepare: Callable | None = None
@@ -53,6 +60,19 @@ class TrialDataset:
         wrong = {label for label in self.labels if not 0 <= label < n_classes}
         if wrong:
             raise UserError(f"{self.store.path}: label {min(wrong)} in {mode}; expected 0 to {n_classes - 1}")
+
+    def _description(self, description: DatasetDescription, granularity: str | None) -> tuple:
+        """The dataset as the store has it, and the labels of the classes that were asked for (None: all)."""
+        meta, path = self.store.meta, self.store.path
+        try:
+            if not description.granularities or granularity in (None, "all"):
+                return description.of_store(meta), None
+            parts = description.granularities(meta)
+            if granularity not in parts:
+                raise UserError(f"--granularity {granularity}: {path} has {', '.join(('all', *parts))}")
+            return description.of_store(meta, parts[granularity]), parts[granularity]
+        except ValueError as error:
+            raise UserError(f"{path} is no store of {description.name}: {error}") from None
 
     def _check_store(self) -> None:
         """Whether the store is one of this dataset."""
@@ -70,7 +90,7 @@ class TrialDataset:
         """Read a part of each trial: what an ablation leaves.
 
         window : (float, float), optional. From and to, in seconds of the stored trial.
-        regions : sequence of str, optional. The brain regions whose electrodes are read, as in `REGION_NAMES`.
+        regions : sequence of str, optional. The brain regions, as in `REGION_NAMES`, and electrodes that are read.
         Raises UserError if the trials have no such part.
         """
         montage, n_times = self.description.montage, self.store.shape[1]
@@ -82,7 +102,7 @@ class TrialDataset:
                     f"--window {window[0]:g} {window[1]:g}: the trials of {self.store.path} last {n_times / self.sfreq:g} s"
                 )
         try:
-            self.montage = montage if regions is None else montage.of_regions(regions)
+            self.montage = montage if regions is None else montage.part(regions)
         except ValueError as error:
             raise UserError(f"--regions: {self.description.name}: {error}") from None
         self.window, self.regions = None if window is None else list(window), None if regions is None else list(regions)
@@ -107,7 +127,10 @@ class TrialDataset:
             x = self.prepare(self.samples(self.trials[index]), self.sfreq)
             if not np.isfinite(x).all():
                 raise UserError(f"{self.store.path}: trial {self.trials[index].key} holds NaN or infinity")
-            self._prepared[index] = torch.from_numpy(np.ascontiguousarray(x, np.float32))
+            x = torch.from_numpy(np.array(x, np.float32))  # a copy: the store's own samples are read-only
+            if x.nbytes * len(self) > KEPT_BYTES:
+                return x
+            self._prepared[index] = x
         return self._prepared[index]
 
     def samples(self, trial: Trial) -> np.ndarray:
@@ -133,7 +156,12 @@ class TrialDataset:
     def facts(self) -> dict:
         """What a checkpoint keeps of the trials that it was trained on: length, rate (Hz), preprocessing, part of them."""
         return {"n_times": self.n_times, "sfreq": self.sfreq, "preprocessing": self.store.meta.get("preprocessing"),
-                "window": self.window, "regions": self.regions}  # fmt: skip
+                "window": self.window, "regions": self.regions, "units": self.units}  # fmt: skip
+
+    @property
+    def units(self) -> str:
+        """Of the stored samples: "microvolts", or "none" where they were whitened."""
+        return str(self.store.meta.get("units", "microvolts"))
 
     @property
     def simulated(self) -> bool:
@@ -160,7 +188,7 @@ class TrialDataset:
 
 def load_splits(
     data_dir: str | Path, description: DatasetDescription, protocol: str, window: Sequence[float] | None = None,
-    regions: Sequence[str] | None = None,
+    regions: Sequence[str] | None = None, granularity: str | None = None,
 ) -> dict[str, TrialDataset]:  # fmt: skip
     """All three splits of a store, opened once. A split may be empty. `window` and `regions` as in `look_at`.
 
@@ -168,11 +196,11 @@ def load_splits(
         validation.
     """
     store = open_store(data_dir)
-    splits = {mode: TrialDataset(data_dir, mode, protocol, description, store) for mode in SPLITS}
+    splits = {mode: TrialDataset(data_dir, mode, protocol, description, store, granularity) for mode in SPLITS}
     for dataset in splits.values():
         dataset.look_at(window, regions)
     for mode in ("train", "val"):
-        if not len(splits[mode]) and not (mode == "val" and protocol.startswith("within")):
+        if not len(splits[mode]) and not (mode == "val" and protocol.partition(":")[0] in ("within", "day")):
             raise UserError(
                 f"{data_dir} has no {mode} trials under --protocol {protocol}; training needs train and val"
             )

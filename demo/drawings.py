@@ -283,3 +283,66 @@ def drawing(name: str, rng: np.random.Generator, size: int = 64) -> Image.Image:
     pen = Pen(size, ground, rng.uniform(0.86, 1.0), rng.uniform(-4, 4, 2))
     DRAWINGS[name](pen, rng)
     return pen.done()
+
+
+# ---------------------------------------------------------------- coloured shapes: a concept a shape and colour
+
+COLOURS = {
+    "red": (214, 48, 44), "orange": (240, 140, 30), "yellow": (236, 206, 40), "green": (50, 150, 70),
+    "blue": (45, 95, 205), "purple": (128, 62, 172), "brown": (128, 82, 48), "black": (36, 36, 40),
+}  # fmt: skip
+
+
+def _polygon(n: int, inner: float = 1.0, turn: float = 0.0) -> Callable:
+    """A polygon of n corners, or with `inner` < 1 a star of n points."""
+
+    def draw(pen: Pen, rng: np.random.Generator, ink: tuple) -> None:
+        corners = n if inner == 1.0 else 2 * n
+        angle = np.deg2rad(turn + rng.uniform(-8, 8)) + 2 * np.pi * np.arange(corners) / corners - np.pi / 2
+        radius = 38 * np.where(np.arange(corners) % 2, inner, 1.0)
+        pen.polygon(np.stack([50 + radius * np.cos(angle), 50 + radius * np.sin(angle)], axis=1), ink)
+
+    return draw
+
+
+def _ring(pen: Pen, rng: np.random.Generator, ink: tuple) -> None:
+    pen.ellipse(50, 50, 38, 38, ink)
+    pen.ellipse(50, 50, 20, 20, pen.image.getpixel((0, 0)))
+
+
+def _cross(pen: Pen, rng: np.random.Generator, ink: tuple) -> None:
+    pen.polygon([(40, 12), (60, 12), (60, 88), (40, 88)], ink)
+    pen.polygon([(12, 40), (88, 40), (88, 60), (12, 60)], ink)
+
+
+def _stripes(pen: Pen, rng: np.random.Generator, ink: tuple) -> None:
+    for y in (18, 42, 66):
+        pen.polygon([(10, y), (90, y), (90, y + 13), (10, y + 13)], ink)
+
+
+def _heart(pen: Pen, rng: np.random.Generator, ink: tuple) -> None:
+    t = np.linspace(0, 2 * np.pi, 60)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    pen.polygon(np.stack([50 + 2.4 * 16 * np.sin(t) ** 3, 48 - 2.4 * y], axis=1), ink)
+
+
+SHAPES: dict[str, Callable[[Pen, np.random.Generator, tuple], None]] = {
+    "disc": lambda pen, rng, ink: pen.ellipse(50, 50, 38, 38, ink),
+    "ring": _ring,
+    "triangle": _polygon(3),
+    "box": _polygon(4, turn=45),
+    "diamond": _polygon(4),
+    "hexagon": _polygon(6),
+    "star": _polygon(5, inner=0.42),
+    "cross": _cross,
+    "stripes": _stripes,
+    "heart": _heart,
+}
+
+
+def coloured_shape(shape: str, colour: str, rng: np.random.Generator, size: int = 64) -> Image.Image:
+    """A picture of one concept, different for every state of `rng`; keys of `SHAPES` and `COLOURS`."""
+    pen = Pen(size, GROUNDS[rng.integers(len(GROUNDS))], rng.uniform(0.62, 1.0), rng.uniform(-8, 8, 2))
+    ink = tuple(int(np.clip(v + rng.integers(-18, 19), 0, 255)) for v in COLOURS[colour])
+    SHAPES[shape](pen, rng, ink)
+    return pen.done()

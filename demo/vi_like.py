@@ -111,16 +111,16 @@ def _recording(rng: np.random.Generator, traits: dict, size: VIDemoSize, task: s
 
     region_of = np.array([REGIONS.index(code) for code in MONTAGE.brain_regions])
     eeg = sources.sum(axis=1)[region_of] * traits["weight"][:, None]
-    eeg += _pink(rng, len(MONTAGE.electrodes), n_times) * traits["noise"] + _pink(rng, 1, n_times) * 4
+    eeg += pink_noise(rng, len(MONTAGE.electrodes), n_times) * traits["noise"] + pink_noise(rng, 1, n_times) * 4
     eeg += 2 * np.sin(2 * np.pi * 50 * np.arange(n_times) / SFREQ)  # mains
     signal = traits["gain"] * eeg + traits["offset"][:, None]
     return signal, [(int(onset), int(code)) for onset, code in zip(onsets, codes, strict=True)]
 
 
-def _pink(rng: np.random.Generator, n_chans: int, n_times: int) -> np.ndarray:
+def pink_noise(rng: np.random.Generator, n_chans: int, n_times: int, sfreq: float = SFREQ) -> np.ndarray:
     """1/f noise of unit standard deviation."""
     n = scipy.fft.next_fast_len(n_times, real=True)
-    freqs = scipy.fft.rfftfreq(n, 1 / SFREQ)
+    freqs = scipy.fft.rfftfreq(n, 1 / sfreq)
     spectrum = rng.standard_normal((n_chans, len(freqs))) + 1j * rng.standard_normal((n_chans, len(freqs)))
     signal = scipy.fft.irfft(spectrum / np.sqrt(np.maximum(freqs, 0.5)), n, axis=-1)[:, :n_times]
     return signal / signal.std(axis=1, keepdims=True)

@@ -13,12 +13,24 @@ from collections.abc import Callable, Mapping
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-# --encoder: see models/encoders.py for what an encoder has
-ENCODERS = {
+# --encoder of text and mapper training, whose features are pooled into tokens: see models/encoders.py for what they have
+FEATURE_ENCODERS = {
     "csbrain": "models.CSBrain:CSBrain",
     "eegnet": "models.encoders:EEGNet",
     "shallow": "models.encoders:ShallowFBCSPNet",
 }
+# --encoder of finetune_eeg_to_clip.py, which give one embedding, or logits: see models/eeg_encoders.py. Its eegnet is EEG-ImageNet's
+EMBEDDERS = {
+    "atm": "models.eeg_encoders:ATM",
+    "nice": "models.eeg_encoders:NICE",
+    "ubp": "models.eeg_encoders:UBP",
+    "sgdm": "models.eeg_encoders:SGDM",
+    "de_mlp": "models.eeg_encoders:DEMapper",
+    "mlp": "models.eeg_encoders:DEClassifier",
+    "rgnn": "models.eeg_encoders:RGNN",
+    "eegnet": "models.eeg_encoders:ImageNetEEGNet",
+}
+ENCODERS = EMBEDDERS | FEATURE_ENCODERS
 # --token_pooling: functions (electrode names, region names), in the encoder's order → {group: positions}
 POOLINGS = {
     "region": "models.poolings:region",

@@ -262,12 +262,13 @@ class CLIPTextTargetBuilder:
     def build(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Raises UserError if the model cannot be loaded."""
         key = [*_identity(self.name), *prompts]
-        kept = _cached(self.cache_dir, self.name, "text", key, lambda: self._encode(prompts))
+        kept = _cached(self.cache_dir, self.name, "text", key, lambda: self.encode(prompts))
         return kept["states"], kept["pooled"]
 
     @torch.inference_mode()
-    def _encode(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        reader = load_image_model(self.name, for_reading=True)
+    def encode(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The same, computed now: states and pooled. The model is loaded once."""
+        reader = self._reader = getattr(self, "_reader", None) or load_image_model(self.name, for_reading=True)
         with loading(f"--image_model {self.name}", HINT):
             return {
                 "states": torch.cat([reader.read_prompt(prompt).states for prompt in prompts]).clone(),

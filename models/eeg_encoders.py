@@ -1,16 +1,65 @@
-"""Encoders of the image-decoding systems: EEG of a trial → one embedding, or logits.
+"""Encoders of the image-decoding systems: EEG of a trial → one embedding, or logits. `EMBEDDERS` in models/__init__.py lists them.
 
 ATM (Li et al., NeurIPS 2024, arXiv 2403.07721), NICE (Song et al., ICLR 2024, arXiv 2308.13234), UBP (Wu et al., CVPR 2025, arXiv
 2503.04207), the networks of EEG-ImageNet (Zhu et al., arXiv 2406.07151) and SGDM's. Shapes: B trials, C electrodes, T samples.
+
+Each has, beside the constructor of the published network,
+    build(electrodes, n_times, sfreq, out, **settings)   class method: made for trials of this kind; `out`: width or number of classes
+    prepare(x, sfreq, units)     static: (C, n_times) at `sfreq` Hz → what `forward` reads, as a NumPy array
+    reads                        "signal", or "features" that are to be standardised by the training trials
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.differential_entropy import BANDS, differential_entropy
+from models.electrode_positions import initial_edges
+from utils.errors import UserError
+from utils.signals import resample
+
 POOL, STEP, KERNEL, FILTERS = 51, 5, 25, 40  # of TSConv
+STATES = (77, 768)  # of a text encoder: what DEMapper gives where it is asked for more than a vector
+
+# ---------------------------------------------------------------- what encoders read
+
+
+class ReadsSignal:
+    """What an encoder has that reads the signal at 250 Hz, in units of 10 µV; a whitened one as it is."""
+
+    reads, sfreq = "signal", 250.0
+
+    @classmethod
+    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **settings) -> nn.Module:
+        n = n_times if sfreq == cls.sfreq else int(n_times * cls.sfreq / sfreq)
+        try:
+            return cls(n_chans=len(electrodes), n_times=n, dim=out, **settings)
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            raise UserError(
+                f"trials of {n_times / sfreq:g} s and {len(electrodes)} electrodes are too short or too few for {cls.__name__} ({error})"
+            ) from None
+
+    @classmethod
+    def prepare(cls, x: np.ndarray, sfreq: float, units: str) -> np.ndarray:
+        x = resample(x, sfreq, cls.sfreq)
+        return np.asarray(x / 10 if units == "microvolts" else x, np.float32)
+
+
+class ReadsEntropy:
+    """What an encoder has that reads differential entropy, (C · 5,) features of a trial, band by band."""
+
+    reads = "features"
+
+    @classmethod
+    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **_) -> nn.Module:
+        return cls(out, n_features=len(BANDS) * len(electrodes))
+
+    @staticmethod
+    def prepare(x: np.ndarray, sfreq: float, units: str, de: str = "gaussian") -> np.ndarray:
+        return differential_entropy(x, sfreq, de)
 
 # ---------------------------------------------------------------- parts that ATM, NICE and UBP share
 
@@ -26,10 +75,9 @@ class TSConv(nn.Module):
         left = n_times - KERNEL + 1
         if left < 1:
             raise ValueError(f"{n_times} samples are too few; expected {KERNEL} or more")
-        pool = min(POOL, left)
-        self.n_positions = (left - pool) // STEP + 1
+        self.pool = min(POOL, left)
+        self.n_positions = (left - self.pool) // STEP + 1
         self.time = nn.Conv2d(1, FILTERS, (1, KERNEL))
-        self.pool = nn.AvgPool2d((1, pool), (1, STEP))
         self.norm1 = nn.BatchNorm2d(FILTERS)
         self.space = nn.Conv2d(FILTERS, FILTERS, (n_chans, 1))
         self.norm2 = nn.BatchNorm2d(FILTERS)
@@ -41,7 +89,11 @@ class TSConv(nn.Module):
         return FILTERS * self.n_positions
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = F.elu(self.norm1(self.pool(self.time(x[:, None]))))  # (B, 40, C, P)
+        # The published order is convolution, then average pool. Both are linear in time, so averaging the one signal first gives
+        # the same for a sixth of the work and memory.
+        smooth = F.avg_pool1d(x, self.pool, 1)[:, None]  # (B, 1, C, T − 50)
+        h = F.conv2d(smooth, self.time.weight, self.time.bias, (1, STEP))
+        h = F.elu(self.norm1(h))  # (B, 40, C, P)
         h = self.dropout(F.elu(self.norm2(self.space(h))))  # (B, 40, 1, P)
         return self.mix(h)[:, :, 0].transpose(1, 2).flatten(1)  # (B, P, 40) → (B, P · 40)
 
@@ -62,7 +114,7 @@ class ResidualProjection(nn.Module):
 # ---------------------------------------------------------------- THINGS-EEG2
 
 
-class ATM(nn.Module):
+class ATM(ReadsSignal, nn.Module):
     """ATM-S: electrodes as tokens beside a person's, one transformer layer, TSConv, projection; 3,075,412 parameters.
 
     dim : int. Width of the embedding.
@@ -71,16 +123,18 @@ class ATM(nn.Module):
     keeps : {"electrodes", "subject_token"}. Which C of the C + 1 tokens go on: the electrodes, or what the published main branch
         keeps, the person's token and all electrodes but the last.
     n_linear : int. 1: one Linear for all; more: one a person, as in the published joint training.
+    parts : sequence of {"attention", "tsconv", "mlp"}. What is there, for the ablation: without attention the electrodes go on as
+        they are; without tsconv they are put end to end; without mlp the projection is one Linear.
     """
 
-    n_heads = 4
+    n_heads, all_parts = 4, ("attention", "tsconv", "mlp")
 
     def __init__(
         self, n_chans: int = 63, n_times: int = 250, dim: int = 1024, n_subjects: int = 10, positions: str = "none",
-        keeps: str = "electrodes", n_linear: int = 1,
+        keeps: str = "electrodes", n_linear: int = 1, parts: Sequence[str] = all_parts,
     ):  # fmt: skip
         super().__init__()
-        self.keeps = keeps
+        self.keeps, self.parts = keeps, tuple(parts)
         inner = n_times // self.n_heads * self.n_heads  # 248 for 250
         self.embed = nn.ModuleList(nn.Linear(n_times, n_times) for _ in range(n_linear))
         self.subjects = nn.Embedding(n_subjects, n_times)
@@ -93,12 +147,17 @@ class ATM(nn.Module):
         self.norm1, self.norm2, self.norm = (nn.LayerNorm(n_times) for _ in range(3))
         self.ff1, self.ff2 = nn.Linear(n_times, 256), nn.Linear(256, n_times)
         self.dropout = nn.Dropout(0.25)
-        self.tsconv = TSConv(n_chans, n_times)
-        self.project = ResidualProjection(self.tsconv.width, dim)
+        self.tsconv = TSConv(n_chans, n_times) if "tsconv" in self.parts else None
+        width = n_chans * n_times if self.tsconv is None else self.tsconv.width
+        self.project = ResidualProjection(width, dim) if "mlp" in self.parts else nn.Linear(width, dim)
+        if "attention" not in self.parts:  # nothing is kept that nobody trains
+            for name in ("embed", "subjects", "stranger", "query", "key", "value", "out", "norm1", "norm2", "norm", "ff1", "ff2"):
+                delattr(self, name)
 
     def forward(self, x: torch.Tensor, subject_ids: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, T), ids (B,) → (B, dim)."""
-        return self.project(self.tsconv(self.tokens(x, subject_ids)))
+        h = self.tokens(x, subject_ids) if "attention" in self.parts else x
+        return self.project(h.flatten(1) if self.tsconv is None else self.tsconv(h))
 
     def tokens(self, x: torch.Tensor, subject_ids: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, T) → (B, C, T): what the transformer makes of the electrodes."""
@@ -138,7 +197,7 @@ def sinusoids(n: int, width: int) -> torch.Tensor:
     return table
 
 
-class NICE(nn.Module):
+class NICE(ReadsSignal, nn.Module):
     """TSConv and projection, published to 768 dimensions; weights begin small."""
 
     def __init__(self, n_chans: int = 63, n_times: int = 250, dim: int = 1024):
@@ -154,7 +213,7 @@ class NICE(nn.Module):
         return self.project(self.tsconv(x))
 
 
-class UBP(nn.Module):
+class UBP(ReadsSignal, nn.Module):
     """Linear over all electrodes and samples, and a projection; published on 17 posterior electrodes."""
 
     def __init__(self, n_chans: int = 17, n_times: int = 250, dim: int = 1024):
@@ -166,7 +225,7 @@ class UBP(nn.Module):
         return self.project(x.flatten(1))
 
 
-class SGDM(nn.Module):
+class SGDM(ReadsSignal, nn.Module):
     """A recurrent and a convolutional branch, joined; written from the description: the system has no public code."""
 
     def __init__(self, n_chans: int = 63, n_times: int = 250, dim: int = 1536):
@@ -205,8 +264,17 @@ class LowLevel(nn.Module):
 # ---------------------------------------------------------------- EEG-ImageNet
 
 
-class ImageNetEEGNet(nn.Module):
-    """The EEGNet of EEG-ImageNet: (B, C, T) → (B, K) logits; for 62 × 400 and 80 classes 16,064 parameters."""
+class ImageNetEEGNet(ReadsSignal, nn.Module):
+    """The EEGNet of EEG-ImageNet: (B, C, T) at 1000 Hz → (B, K) logits; for 62 × 400 and 80 classes 16,064 parameters."""
+
+    sfreq = 1000.0
+
+    @classmethod
+    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **_) -> "ImageNetEEGNet":
+        n = int(n_times * cls.sfreq / sfreq)
+        if n < 75:
+            raise UserError(f"trials of {n_times / sfreq:g} s are too short for eegnet, which pools over 40 ms twice")
+        return cls(out, len(electrodes), n)
 
     def __init__(self, n_classes: int = 80, n_chans: int = 62, n_times: int = 400):
         super().__init__()
@@ -226,7 +294,7 @@ class ImageNetEEGNet(nn.Module):
         return self.fc1(h.flatten(1))
 
 
-class DEClassifier(nn.Module):
+class DEClassifier(ReadsEntropy, nn.Module):
     """The MLP of EEG-ImageNet on differential entropy: (B, 310) → (B, K) logits."""
 
     def __init__(self, n_classes: int = 80, n_features: int = 310):
@@ -239,10 +307,14 @@ class DEClassifier(nn.Module):
         return self.l3(self.dropout(F.relu(self.bn2(self.l2(h)))))
 
 
-class DEMapper(nn.Module):
+class DEMapper(ReadsEntropy, nn.Module):
     """EEG-ImageNet's way to text states: (B, 310) → (B, 77, 768); 123,593,472 parameters."""
 
-    def __init__(self, n_features: int = 310, states: Sequence[int] = (77, 768)):
+    @classmethod
+    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **_) -> "DEMapper":
+        return cls(len(BANDS) * len(electrodes), (STATES[0], out // STATES[0]) if out % STATES[0] == 0 else (1, out))
+
+    def __init__(self, n_features: int = 310, states: Sequence[int] = STATES):
         super().__init__()
         self.states = tuple(states)
         self.fc1, self.fc2 = nn.Linear(n_features, 1024), nn.Linear(1024, 2048)
@@ -255,13 +327,23 @@ class DEMapper(nn.Module):
         return self.fc3(h).unflatten(-1, self.states)
 
 
-class RGNN(nn.Module):
+class RGNN(ReadsEntropy, nn.Module):
     """A graph over electrodes with learned edges: (B, C · 5), electrode by electrode → (B, K) logits.
 
     edges : (C · (C + 1) / 2,) tensor, optional. Lower triangle with diagonal, row by row; see `initial_edges`. Default: ones.
     """
 
     n_hops = 2
+
+    @classmethod
+    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **_) -> "RGNN":
+        return cls(out, len(electrodes), len(BANDS), initial_edges(electrodes))
+
+    @staticmethod
+    def prepare(x: np.ndarray, sfreq: float, units: str, de: str = "gaussian") -> np.ndarray:
+        """Electrode by electrode; the published code hands over the bands one after the other as if they were that."""
+        by_band = differential_entropy(x, sfreq, de).reshape(len(BANDS), -1)
+        return np.ascontiguousarray(by_band.T).ravel()
 
     def __init__(self, n_classes: int = 80, n_chans: int = 62, n_features: int = 5, edges: torch.Tensor | None = None):
         super().__init__()

@@ -9,7 +9,7 @@ An encoder is an `nn.Module` with
     pretrained              True: loaded from a checkpoint, frozen and cached by default; False: trained from the first epoch
     lr                      default of --encoder_lr
     trainable_parameters()  those that training may change
-`ENCODERS` in models/__init__.py lists them.
+`FEATURE_ENCODERS` in models/__init__.py lists them; models/eeg_encoders.py has those that give one embedding.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import ENCODERS, choose
+from models import FEATURE_ENCODERS, choose
 from utils.checkpoints import load_weights
 from utils.errors import UserError
 from utils.signals import resample
@@ -30,7 +30,7 @@ def load_encoder(
 ) -> nn.Module:  # fmt: skip
     """An encoder for trials of one kind, in evaluation mode, without gradients.
 
-    name : str. A key of `ENCODERS`.
+    name : str. A key of `FEATURE_ENCODERS`.
     checkpoint : str or None. Weights of a pretrained encoder; None gives random weights, for those who ask for them
         by name.
     allow_partial : bool. See `load_weights`.
@@ -41,7 +41,7 @@ def load_encoder(
     Raises UserError if the checkpoint does not fit, or the encoder cannot read such trials.
     """
     torch.manual_seed(seed)
-    kind = choose(ENCODERS, name)
+    kind = choose(FEATURE_ENCODERS, name)
     encoder = kind.build(
         electrodes=list(electrodes), brain_regions=list(brain_regions), sorted_indices=list(sorted_indices),
         n_times=n_times, sfreq=sfreq,

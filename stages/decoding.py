@@ -10,7 +10,7 @@ from torch import nn
 
 from datasets.description import DatasetDescription
 from datasets.trials import TrialDataset
-from models import ENCODERS, MAPPERS, POOLINGS, choose
+from models import FEATURE_ENCODERS, MAPPERS, POOLINGS, choose
 from models.eeg_clip_mapper import EEGMapperModel
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, read_lora_settings
 from stages.tokens import encoder_for, give_tokens
@@ -75,7 +75,7 @@ def read_run_checkpoint(path: Path, needed: set[str], script: str, description: 
         raise UserError(
             f"{path} was trained on the classes {', '.join(checkpoint['classes'])}; expected {', '.join(description.classes)}"
         )
-    for field, table in (("encoder_name", ENCODERS), ("token_pooling", POOLINGS)):
+    for field, table in (("encoder_name", FEATURE_ENCODERS), ("token_pooling", POOLINGS)):
         if checkpoint[field] not in list(table):
             raise UserError(f"{path} has the {field} {checkpoint[field]!r}; expected one of {', '.join(table)}")
     return checkpoint

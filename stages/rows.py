@@ -50,11 +50,13 @@ class Readout:
     label : int. −1: no class.
     chance : float. 1 / number of classes.
     probabilities : list of float, optional. By label, where the read-out has them.
+    rank : int, optional. Of the true one among all, best 1, where the read-out orders them.
     """
 
     label: int
     chance: float
     probabilities: list[float] | None = None
+    rank: int | None = None
 
     @property
     def n_classes(self) -> int:
@@ -267,8 +269,8 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
 
 
 def _readout(value: dict) -> Readout:
-    if not isinstance(value, dict) or not {"label", "chance"} <= set(value) <= {"label", "chance", "probabilities"}:
-        raise ValueError("a read-out has label, chance and probabilities")
+    if not isinstance(value, dict) or not {"label", "chance"} <= set(value) <= {f.name for f in fields(Readout)}:
+        raise ValueError("a read-out has label, chance, probabilities and rank")
     readout = Readout(**value)
     if type(readout.chance) not in (int, float) or not 1e-4 <= readout.chance <= 1:
         raise ValueError(f"chance is {readout.chance!r}; expected a number between 0 and 1")
@@ -278,6 +280,8 @@ def _readout(value: dict) -> Readout:
     numbers = isinstance(p, list) and all(type(v) in (int, float) and 0 <= v <= 1 for v in p)
     if p is not None and not (numbers and len(p) == n_classes):
         raise ValueError(f"probabilities are {str(p)[:80]}; expected {n_classes} numbers from 0 to 1")
+    if readout.rank is not None:
+        _whole(readout.rank, "rank", 1, n_classes)
     return readout
 
 

@@ -31,6 +31,10 @@ def encoder_for(
     dataset: TrialDataset, name: str, checkpoint: str | None, allow_partial: bool = False, seed: int = 0
 ) -> nn.Module:
     """The encoder of a run, for trials like these. Parameters as `load_encoder`."""
+    if name == "csbrain" and dataset.units != "microvolts":
+        raise UserError(
+            f"{dataset.store.path} holds whitened trials, without a unit; --encoder csbrain reads microvolts: prepare with --whiten none"
+        )
     montage = dataset.montage
     return load_encoder(
         name, checkpoint, allow_partial, seed, electrodes=montage.electrodes, brain_regions=montage.brain_regions,

@@ -1,6 +1,7 @@
 """Models from a local folder or the hub: whether one can be had at all, found out within seconds."""
 
 import functools
+import hashlib
 import os
 from pathlib import Path
 
@@ -54,3 +55,24 @@ def hub_answers() -> bool:
     except requests.RequestException:
         print(f"notice: {constants.ENDPOINT} cannot be reached; only models on this machine are used")
         return False
+
+
+@functools.cache
+def model_identity(name: str) -> str:
+    """What tells a model from another: SHA-256 of a local folder's files; a hub address with the commit that is on this machine.
+
+    Read anew in each process: a folder whose files were exchanged is another model.
+    """
+    if not Path(name).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = next((p for file in ("config.json", "model_index.json")
+                       if isinstance(p := try_to_load_from_cache(name, file), str)), "")  # fmt: skip
+        return f"{name} {Path(cached).parent.name}"
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(name).rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model")):
+        digest.update(f"{path.relative_to(name)} {path.stat().st_size} ".encode())
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()

@@ -13,7 +13,7 @@ from utils.errors import UserError
 MAX_RATIO = 50  # unpacked size over packed size of a zip or a compressed MATLAB file; EEG shrinks to a third at best
 SMALL = 100 << 20  # bytes that any of them may unpack to
 MAX_DEPTH = 2  # zips inside a zip
-MAX_MEMBERS = 10_000  # files in a zip with all that is nested in it; Visual Imagery's article has about 600
+MAX_MEMBERS = 25_000  # files in a zip with all that is nested in it; THINGS has 16,740 images
 MAX_DIRECTORY = 400 * MAX_MEMBERS  # bytes of a zip's own list of its files
 MAX_PIXELS = 50_000_000  # of a photo: a camera's 48 megapixels; in RGB 150 MB
 # the readers of Pillow that are used; the one for EPS, which it would choose by a file's content, starts a program

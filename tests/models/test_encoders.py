@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datasets.description import load_description
-from models import ENCODERS, choose
+from models import FEATURE_ENCODERS, choose
 from models.encoders import load_encoder
 from utils.errors import UserError
 
@@ -27,7 +27,7 @@ def trials(encoder, n=3, n_chans=22, sfreq=250.0, seconds=SECONDS, seed=0) -> to
     return torch.from_numpy(np.stack([encoder.prepare(x, sfreq) for x in raw]))
 
 
-@pytest.fixture(params=ENCODERS)
+@pytest.fixture(params=FEATURE_ENCODERS)
 def name(request):
     return request.param
 
@@ -171,5 +171,5 @@ def test_shallow_convnet_gives_the_log_of_pooled_squares():
 
 
 def test_a_class_can_stand_in_the_table_itself():
-    kind = choose(ENCODERS, "eegnet")
+    kind = choose(FEATURE_ENCODERS, "eegnet")
     assert choose({"mine": kind}, "mine") is kind

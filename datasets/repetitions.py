@@ -1,0 +1,88 @@
+"""Trials of the same person and image, put together: what is averaged, and in which order."""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.store import Trial
+from datasets.trials import TrialDataset
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials of one person and one image.
+
+    trials : tuple of int. Places in the split; the mean of what they hold is what a model reads.
+    """
+
+    subject: str
+    image: str
+    label: int
+    trials: tuple[int, ...]
+
+
+def repetitions(dataset: TrialDataset) -> list[Group]:
+    """Every image of every person of a split with all its repetitions, in the order of the images' names."""
+    found = defaultdict(list)
+    for place, trial in enumerate(dataset.trials):
+        found[trial.subject, trial.image].append(place)
+    return [Group(subject, image, dataset.labels[of[0]], tuple(of)) for (subject, image), of in sorted(found.items())]
+
+
+def averages(dataset: TrialDataset, n: int) -> list[Group]:
+    """Groups of `n` repetitions each, none of them used twice; what is left over makes a smaller group."""
+    return [Group(g.subject, g.image, g.label, g.trials[start : start + n])
+            for g in repetitions(dataset) for start in range(0, len(g.trials), n)]  # fmt: skip
+
+
+def some_repetitions(groups: Sequence[Group], n: int | None, seed: int) -> list[Group]:
+    """The same groups with `n` repetitions each, drawn from all sessions; those that have fewer keep all."""
+    if n is None:
+        return list(groups)
+    chosen = []
+    for g in groups:
+        rng = np.random.default_rng((seed, zlib.crc32(f"{g.subject}/{g.image}".encode())))
+        chosen.append(Group(g.subject, g.image, g.label, tuple(sorted(rng.permutation(g.trials)[:n].tolist()))))
+    return chosen
+
+
+class Averages:
+    """Groups of trials as a map-style dataset: items are dicts of `x`, the mean over a group's trials, and `index`."""
+
+    def __init__(self, dataset: TrialDataset, groups: Sequence[Group]):
+        self.dataset, self.groups = dataset, list(groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> dict:
+        of = [self.dataset[place]["x"] for place in self.groups[index].trials]
+        return {"x": of[0] if len(of) == 1 else sum(of[1:], of[0].clone()) / len(of), "index": index}
+
+
+def shuffled_images(trials: Sequence[Trial], labels: Sequence[int], seed: int, whole: bool) -> tuple[list[Trial], list[int]]:
+    """Trials and labels of the control, in which images change places.
+
+    whole : bool. False: over single trials, within each recording, as training and validation of the control. True: an image's
+        trials stay together and get another image, so that averages stay averages of one response, as its test.
+    """
+    from dataclasses import replace
+
+    rng = np.random.default_rng((seed, len(trials)))
+    if whole:
+        images = sorted({trial.image for trial in trials})
+        label_of = {trial.image: label for trial, label in zip(trials, labels, strict=True)}
+        other = dict(zip(images, rng.permutation(images).tolist(), strict=True))
+        return [replace(t, image=other[t.image]) for t in trials], [label_of[other[t.image]] for t in trials]
+    places = defaultdict(list)
+    for place, trial in enumerate(trials):
+        places[trial.subject, trial.session, trial.run].append(place)
+    new, said = list(trials), list(labels)
+    for recording, of in places.items():
+        rng = np.random.default_rng((seed, zlib.crc32("/".join(map(str, recording)).encode())))
+        for place, source in zip(of, rng.permutation(of).tolist(), strict=True):
+            new[place], said[place] = replace(trials[place], image=trials[source].image), labels[source]
+    return new, said

@@ -1,0 +1,549 @@
+"""THINGS-EEG2: 16,740 photos of 1,854 things, seen by 10 people in 4 sessions; 63 electrodes. Everything particular to it.
+
+Gifford et al., NeuroImage 264:119754, 2022; OSF 3jk45. A photo is there for 100 ms and a new one comes every 200 ms, so one second
+after an onset also holds the responses to the next four photos. Layouts of a person's folder `sub-XX`:
+raw   ses-0Y/raw_eeg_{training,test}.npy   the authors' recordings: a pickled dict, volts at 1000 Hz, codes in the channel `stim`
+npy   preprocessed_eeg_{training,test}.npy  NICE's and ATM's pickles (63 electrodes) and the authors' (17): cut and whitened
+pt    *train*.pt, *test*.pt                 UBP's
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from datasets.description import DatasetDescription
+from datasets.montage import Montage
+from datasets.pickled_arrays import StoredArray, read_pickled
+from datasets.prepare import AMPLITUDES
+from datasets.preprocessing import Preprocessing
+from datasets.recording import Piece
+from datasets.store import DTYPE, Trial
+from utils.errors import UserError
+
+ELECTRODES = tuple(
+    "Fp1 Fp2 AF7 AF3 AFz AF4 AF8 F7 F5 F3 F1 F2 F4 F6 F8 FT9 FT7 FC5 FC3 FC1 FCz FC2 FC4 FC6 FT8 FT10 T7 C5 C3 C1 Cz C2 C4 C6 "
+    "T8 TP9 TP7 CP5 CP3 CP1 CPz CP2 CP4 CP6 TP8 TP10 P7 P5 P3 P1 Pz P2 P4 P6 P8 PO7 PO3 POz PO4 PO8 O1 Oz O2".split()
+)
+POSTERIOR = tuple("P7 P5 P3 P1 Pz P2 P4 P6 P8 PO7 PO3 POz PO4 PO8 O1 Oz O2".split())  # the authors' 17, and UBP's
+SUBJECTS = tuple(f"sub-{number:02d}" for number in range(1, 11))
+SESSIONS = ("1", "2", "3", "4")
+PARTS = {"training": 1, "test": 2}  # part of the experiment → run of a trial
+KEPT = {"training": 2, "test": 20}  # repetitions of an image in a session; what is beyond is left out
+TARGET = 99999  # the code of a catch trial
+SFREQ = 250.0  # Hz, after preparation
+EPOCH = (-0.2, 1.0)  # seconds around the onset: what is resampled and whitened; its start is the baseline
+HELD_OUT = 100  # training concepts that validate
+EVENTS, ROWS = 256, 32  # of a piece: onsets of a recording; images of an array that is cut already
+IMAGES = (".jpg", ".jpeg", ".png")
+
+# ---------------------------------------------------------------- images
+
+
+def image_list(raw_dir: Path, images_dir: Path | None) -> dict[str, list[str]]:
+    """The images of both parts in the order of their codes, as paths "training_images/00001_aardvark/aardvark_01b.jpg".
+
+    From image_metadata.npy in `raw_dir` or `images_dir`; else from the folders themselves, in alphabetical order.
+
+    Raises UserError if neither is there, or a folder has another number of images than the others or than the metadata say.
+    """
+    folders = [folder for folder in (raw_dir, images_dir) if folder is not None]
+    metadata = next((f / "image_metadata.npy" for f in folders if (f / "image_metadata.npy").is_file()), None)
+    listed = _by_metadata(metadata) if metadata else None
+    if images_dir is not None and images_dir.is_dir():
+        found = _by_folders(images_dir, None if listed is None else _per_folder(listed))
+        if listed is not None and (lacking := sorted(set(sum(listed.values(), [])) - set(sum(found.values(), [])))):
+            raise UserError(f"{images_dir / lacking[0]} is missing ({len(lacking)} images are); fetch it again")
+        listed = listed or found
+    if listed is None:
+        raise UserError(
+            f"no image_metadata.npy in {raw_dir}, and no images in {images_dir}: one of them says which image a code means; "
+            "osf.io/jum2f has both"
+        )
+    for part in PARTS:
+        if not listed[part]:
+            raise UserError(f"{metadata or images_dir} lists no {part} images")
+    return listed
+
+
+def _by_metadata(path: Path) -> dict[str, list[str]]:
+    content = read_pickled(path)
+    wanted = {f"{short}_img_{what}" for short in ("train", "test") for what in ("concepts", "files")}
+    if not isinstance(content, dict) or not wanted <= set(content):
+        raise UserError(f"{path} is no image metadata: expected a dict with {', '.join(sorted(wanted))}")
+    listed = {}
+    for part, short in (("training", "train"), ("test", "test")):
+        concepts, files = (list(content[f"{short}_img_{what}"]) for what in ("concepts", "files"))
+        if len(concepts) != len(files) or not all(_plain(str(name)) for name in (*concepts, *files)):
+            raise UserError(f"{path}: its {part} concepts and files are no list of names, one an image")
+        listed[part] = [f"{part}_images/{c}/{f}" for c, f in zip(concepts, files, strict=True)]
+    return listed
+
+
+def _plain(name: str) -> bool:
+    return re.fullmatch(r"[^/\\\0]+", name) is not None and name not in (".", "..")
+
+
+def _by_folders(images_dir: Path, per_folder: dict[str, int] | None) -> dict[str, list[str]]:
+    listed = {}
+    for part in PARTS:
+        folders = sorted(p for p in (images_dir / f"{part}_images").glob("*") if p.is_dir() and p.name[0] != ".")
+        of = {folder: sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES) for folder in folders}
+        usual = (per_folder or {}).get(part) or Counter(map(len, of.values())).most_common(1)[0][0] if of else 0
+        usual = 1 if part == "test" else usual
+        for folder, files in of.items():
+            if len(files) != usual:
+                raise UserError(
+                    f"{folder} has {len(files)} images; expected {usual}, as codes count them: "
+                    f"{', '.join(p.name for p in files[:3]) or 'none'}"
+                )
+        listed[part] = [f"{part}_images/{p.parent.name}/{p.name}" for files in of.values() for p in files]
+    return listed
+
+
+def _per_folder(listed: dict[str, list[str]]) -> dict[str, int]:
+    return {part: Counter(Counter(name.split("/")[1] for name in of).values()).most_common(1)[0][0]
+            for part, of in listed.items() if of}  # fmt: skip
+
+
+def concept_of(image: str) -> str:
+    """ "training_images/00001_aardvark/aardvark_01b.jpg" → "aardvark"."""
+    return re.sub(r"^\d+_", "", image.split("/")[1])
+
+
+def concepts(images: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Names by label: of training, then of test; a concept that is in both has one label, and is found out as a leak."""
+    return tuple(dict.fromkeys(concept_of(image) for part in PARTS for image in images[part]))
+
+
+# ---------------------------------------------------------------- what is there
+
+
+def layout_of(folder: Path) -> str | None:
+    """Which of the three layouts a person's folder has."""
+    if any(folder.glob("ses-*/raw_eeg_*.npy")):
+        return "raw"
+    if (folder / "preprocessed_eeg_training.npy").is_file():
+        return "npy"
+    return "pt" if any(folder.glob("*.pt")) else None
+
+
+def pieces(raw_dir: Path, subjects: Sequence[str], sessions: Sequence[str], layout: str | None) -> list[Piece]:
+    """The raw files of some people, in pieces; people, then sessions, then training before test.
+
+    layout : str or None. None: what is there, raw before npy before pt.
+    Raises UserError if a person has none of the layouts, or a session or a part is missing.
+    """
+    found = []
+    for subject in subjects:
+        folder = raw_dir / subject
+        kind = layout or layout_of(folder)
+        if kind is None:
+            raise UserError(
+                f"{folder} has neither ses-01/raw_eeg_training.npy nor preprocessed_eeg_training.npy nor a train.pt; "
+                "see docs/datasets.md for where they come from, or name the people that are there with --subjects"
+            )
+        if kind == "raw":
+            for session in sessions:
+                of = {part: _raw_file(folder / f"ses-{int(session):02d}", part) for part in PARTS}
+                for part, path in of.items():
+                    n = len(_events(path, _stamp(path))[0])
+                    beside = (of["training"],) if part == "test" else ()
+                    found += [Piece(path, start, min(start + EVENTS, n), beside) for start in range(0, n, EVENTS)]
+        else:
+            for part in PARTS:
+                path = folder / f"preprocessed_eeg_{part}.npy" if kind == "npy" else _pt_file(folder, part)
+                n = _cut(path, _stamp(path)).n_images
+                found += [Piece(path, start, min(start + ROWS, n)) for start in range(0, n, ROWS)]
+    return found
+
+
+def electrodes_of(path: Path) -> tuple[str, ...]:
+    """The electrodes that trials of a raw file have."""
+    return ELECTRODES if "raw_eeg" in path.name else _cut(path, _stamp(path)).names
+
+
+def _raw_file(folder: Path, part: str) -> Path:
+    names = [f"raw_eeg_{part}.npy", *(["raw_eeg_train.npy"] if part == "training" else [])]
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{folder / names[0]} is missing; fetch it, or say with --sessions which sessions are to be used"
+        )
+    return found
+
+
+def _pt_file(folder: Path, part: str) -> Path:
+    found = sorted(path for path in folder.glob("*.pt") if ("train" in path.name) == (part == "training"))
+    if len(found) != 1:
+        raise UserError(f"{folder} has {len(found)} .pt files of the {part} part; expected one")
+    return found[0]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What tells a file from one that takes its place while it is kept in memory."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; fetch it again")
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+# ---------------------------------------------------------------- the authors' recordings
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A raw file that is open for reading."""
+
+    signal: StoredArray  # (65, n) volts, the last row or the one of type stim holds codes
+    picks: list[int]  # rows of the electrodes, in the order of `ELECTRODES`
+    stim: int
+    sfreq: float
+
+
+@lru_cache(maxsize=4)
+def _raw(path: Path, stamp: tuple[int, int]) -> _Raw:
+    content = read_pickled(path)
+    wanted = {"raw_eeg_data", "ch_names", "ch_types", "sfreq"}
+    if not isinstance(content, dict) or not wanted <= set(content):
+        raise UserError(f"{path} is no raw recording: expected a dict with {', '.join(sorted(wanted))}")
+    signal, names, types = content["raw_eeg_data"], [str(n) for n in content["ch_names"]], list(content["ch_types"])
+    if isinstance(signal, np.ndarray):  # a small one is read at once
+        signal = _InMemory(signal)
+    if len(signal.shape) != 2 or signal.shape[0] != len(names) or signal.dtype.kind != "f":
+        raise UserError(f"{path}: raw_eeg_data is {signal.dtype} {signal.shape} for {len(names)} channels")
+    if len(types) != len(names) or types.count("stim") != 1:
+        raise UserError(f"{path}: expected one channel of type stim among its ch_types")
+    sfreq = content["sfreq"]
+    if not isinstance(sfreq, (int, float)) or sfreq < SFREQ or sfreq % SFREQ:
+        raise UserError(f"{path} is sampled at {sfreq} Hz; expected a multiple of {SFREQ:g} Hz")
+    return _Raw(signal, _picks(path, names), types.index("stim"), float(sfreq))
+
+
+class _InMemory:
+    """An array in memory with the interface of `StoredArray`."""
+
+    def __init__(self, array: np.ndarray):
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self._array[start:stop]
+
+    def lines(self, start: int, stop: int) -> np.ndarray:
+        return self._array[:, start:stop]
+
+
+def _picks(path: Path, names: Sequence[str], some: bool = False) -> list[int]:
+    """Where the electrodes are among a file's channels, in the order of `ELECTRODES`; `some`: those that are there."""
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    lacking = [name for name in ELECTRODES if name not in names]
+    if twice or (lacking and not some) or len(lacking) == len(ELECTRODES):
+        raise UserError(
+            f"{path}: expected the electrodes {', '.join(ELECTRODES[:3])}, …; "
+            + (f"{twice[0]} is there twice" if twice else f"{', '.join(lacking[:5])} is not among its ch_names")
+        )
+    return [list(names).index(name) for name in ELECTRODES if name in names]
+
+
+@lru_cache(maxsize=4)
+def _events(path: Path, stamp: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Samples and codes of the images of a recording that are kept, in order; how many catch targets; repetitions beyond."""
+    raw = _raw(path, stamp)
+    stim = raw.signal.rows(raw.stim, raw.stim + 1)[0]
+    if not np.isfinite(stim).all():
+        raise UserError(f"{path}: its stim channel holds NaN or infinity")
+    at = np.flatnonzero((stim != 0) & (np.diff(stim, prepend=0) != 0))  # where a pulse begins
+    return at, stim[at], len(stim)
+
+
+def _kept_events(path: Path, n_images: int, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Onsets (samples), images (from 0) and fate of every event: "kept", "dropped: …"."""
+    at, codes, _ = _events(path, _stamp(path))
+    whole = codes.astype(np.int64)
+    wrong = np.flatnonzero((whole != codes) | (((whole < 1) | (whole > n_images)) & (whole != TARGET)))
+    if len(wrong):
+        raise UserError(
+            f"{path}: the event code {codes[wrong[0]]:g} at sample {at[wrong[0]]} is none of 1 to {n_images} ({part} images) "
+            f"or {TARGET} (catch target); does the recording belong to these images?"
+        )
+    seen, fates = Counter(), []
+    for code in whole.tolist():
+        seen[code] += 1
+        beyond = code != TARGET and seen[code] > KEPT[part]
+        fates.append("dropped: catch target" if code == TARGET else f"dropped: beyond {KEPT[part]} repetitions" if beyond else "kept")
+    return at, whole - 1, np.array(fates)
+
+
+def _epochs(path: Path, at: np.ndarray, scale: float) -> np.ndarray:
+    """(n, 63, 300) microvolts around onsets, baseline taken off, at 250 Hz: MNE's Epochs and their resample, piece by piece."""
+    from mne.filter import resample
+
+    raw = _raw(path, _stamp(path))
+    before, after = (round(second * raw.sfreq) for second in EPOCH)  # −200, 1000
+    start = int(at.min()) + before
+    stretch = raw.signal.lines(start, int(at.max()) + after + 1)[raw.picks] * scale
+    if not np.isfinite(stretch).all():
+        bad = ELECTRODES[int(np.argmin(np.isfinite(stretch).all(axis=1)))]
+        raise UserError(f"{path}: {bad} holds NaN or infinity near sample {int(at.min())}; fetch it again")
+    x = np.stack([stretch[:, onset + before - start : onset + after + 1 - start] for onset in at])  # (n, 63, 1201)
+    x -= x[..., : 1 - before].mean(axis=-1, keepdims=True)  # the onset itself is the baseline's last sample
+    if raw.sfreq == SFREQ:
+        return x[..., : round((EPOCH[1] - EPOCH[0]) * SFREQ)]
+    return resample(x, SFREQ, raw.sfreq, npad="auto", pad="edge", verbose="ERROR")
+
+
+# ---------------------------------------------------------------- whitening
+
+
+def whitener(covariance: np.ndarray, where: Path) -> np.ndarray:
+    """Σ^(−1/2) of a covariance (C, C): what makes its electrodes uncorrelated and of unit variance."""
+    values, vectors = np.linalg.eigh(covariance)
+    if not values[0] > 1e-12 * values[-1]:
+        raise UserError(f"{where}: its covariance has no inverse: an electrode never changes, or is another's copy; --whiten none goes on")
+    return (vectors / np.sqrt(values)) @ vectors.T
+
+
+def shrunk_covariance(x: np.ndarray) -> np.ndarray:
+    """(C, C) covariance over time of one repetition (C, T), shrunk by Ledoit and Wolf's rule on standardised channels.
+
+    Ledoit & Wolf, J. Multivar. Anal. 88, 2004, by scikit-learn; what MVNN (Guggenmos et al., NeuroImage 173, 2018) uses.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    sd = x.std(axis=1)
+    sd = np.where(sd > 0, sd, 1.0)
+    standard = ((x - x.mean(axis=1, keepdims=True)) / sd[:, None]).T  # (T, C)
+    return ledoit_wolf(standard)[0] * sd[:, None] * sd[None]
+
+
+@lru_cache(maxsize=2)
+def session_whitener(path: Path, stamp: tuple[int, int], n_images: int, scale: float) -> np.ndarray:
+    """Σ^(−1/2) of a session: mean over repetitions, then over images, of its training part's covariances."""
+    at, images, fates = _kept_events(path, n_images, "training")
+    good = np.flatnonzero((fates == "kept") & _inside(path, at))
+    if not len(good):
+        raise UserError(f"{path} has no training images to whiten by; --whiten none goes on without")
+    repetitions = Counter(images[good].tolist())
+    total = np.zeros((len(ELECTRODES), len(ELECTRODES)))
+    for start in range(0, len(good), EVENTS):
+        of = good[start : start + EVENTS]
+        for x, image in zip(_epochs(path, at[of], scale), images[of].tolist(), strict=True):
+            total += shrunk_covariance(x) / repetitions[image]
+    return whitener(total / len(repetitions), path)
+
+
+def _inside(path: Path, at: np.ndarray) -> np.ndarray:
+    """Which onsets have their whole epoch in the recording."""
+    raw = _raw(path, _stamp(path))
+    before, after = (round(second * raw.sfreq) for second in EPOCH)
+    return (at + before >= 0) & (at + after < raw.signal.shape[1])
+
+
+# ---------------------------------------------------------------- arrays that are cut already
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A preprocessed file that is open for reading."""
+
+    eeg: StoredArray  # (n_images, n_repetitions, C, T), or (n, C, T)
+    picks: list[int]
+    names: tuple[str, ...]  # electrodes, in the order of `picks`
+    times: np.ndarray  # seconds, of the samples that are there
+    sfreq: float
+    repetitions: int
+    images: tuple[str, ...]  # of every row of the flat array; empty where the order of codes tells
+    sessions: tuple[str, ...]
+
+    @property
+    def n_images(self) -> int:
+        return self.eeg.shape[0] // (1 if len(self.eeg.shape) == 4 else self.repetitions)
+
+
+@lru_cache(maxsize=4)
+def _cut(path: Path, stamp: tuple[int, int]) -> _Cut:
+    content = read_pickled(path)
+    key = "eeg" if path.suffix == ".pt" else "preprocessed_eeg_data"
+    if not isinstance(content, dict) or not {key, "ch_names", "times"} <= set(content):
+        raise UserError(f"{path} is no preprocessed recording: expected a dict with {key}, ch_names and times")
+    eeg, names = content[key], [str(name) for name in content["ch_names"]]
+    eeg = _InMemory(eeg) if isinstance(eeg, np.ndarray) else eeg
+    if not hasattr(eeg, "shape") or len(eeg.shape) not in (3, 4) or eeg.dtype.kind != "f" or eeg.shape[-2] != len(names):
+        raise UserError(f"{path}: {key} is {getattr(eeg, 'shape', type(eeg).__name__)} for {len(names)} electrodes")
+    times, n = np.asarray(_plain_array(content["times"]), float).ravel(), eeg.shape[-1]
+    after = times[times >= -1e-6]
+    if len(times) < 2 or not np.isfinite(times).all() or n not in (len(times), len(after)):
+        raise UserError(
+            f"{path}: times has {len(times)} values ({len(after)} from the onset on), the data {n} samples; expected as many"
+        )
+    sfreq = round(1 / float(np.diff(times).mean()), 3)
+    images = _per_row(path, content, "img", eeg) if "img" in content else ()
+    flat = len(eeg.shape) == 3
+    if flat and not images:
+        raise UserError(f"{path}: {key} has no axis of repetitions, and no img says which image a row is")
+    repetitions = Counter(images).most_common(1)[0][1] if flat else eeg.shape[1]
+    sessions = _per_row(path, content, "session", eeg) if "session" in content else ()
+    picks = _picks(path, names, some=True)
+    return _Cut(eeg, picks, tuple(names[k] for k in picks), times if n == len(times) else after, sfreq,
+                repetitions, images, sessions)  # fmt: skip
+
+
+def _plain_array(value: object) -> object:
+    return value.all() if isinstance(value, StoredArray) else value
+
+
+def _per_row(path: Path, content: dict, key: str, eeg) -> tuple[str, ...]:
+    """One text for every row of the flat array: as it is given, or a text an image, repeated."""
+    values = [str(v) for v in np.asarray(_plain_array(content[key])).ravel().tolist()]
+    n = eeg.shape[0] * (eeg.shape[1] if len(eeg.shape) == 4 else 1)
+    if not values or n % len(values):
+        raise UserError(f"{path}: {key} has {len(values)} values for {n} trials")
+    return tuple(value for value in values for _ in range(n // len(values)))
+
+
+# ---------------------------------------------------------------- a piece → trials
+
+
+def prepare_piece(
+    piece: Piece, settings: Preprocessing, scale: float | None, options: dict
+) -> tuple[list[tuple[Trial, np.ndarray]], Counter, list[dict]]:
+    """The trials of a piece; counts by (fate, subject, part); facts. `options`: whiten, images by part, concepts."""
+    part = "test" if "test" in piece.path.name else "training"
+    prepare = _prepare_raw if "raw_eeg" in piece.path.name else _prepare_cut
+    return prepare(piece, settings, scale, options, part)
+
+
+def _prepare_raw(piece: Piece, settings: Preprocessing, scale: float | None, options: dict, part: str) -> tuple:
+    path, images = piece.path, options["images"]
+    subject, session = path.parent.parent.name, str(int(path.parent.name.removeprefix("ses-")))
+    at, codes, fates = _kept_events(path, len(images[part]), part)
+    fates = np.where((fates == "kept") & ~_inside(path, at), "dropped: window leaves the recording", fates)
+    of = np.arange(piece.start, piece.stop)
+    counts = Counter((fate, subject, part) for fate in fates[of].tolist())
+    good, kept, amplitude = of[fates[of] == "kept"], [], None
+    if len(good):
+        microvolts = 1e6 * (1.0 if scale is None else scale)
+        x = _epochs(path, at[good], microvolts)  # (n, 63, 300)
+        amplitude = float(np.median(x.std(axis=-1)))
+        if scale is None and not AMPLITUDES[0] <= amplitude <= AMPLITUDES[1]:
+            raise UserError(
+                f"{path}: the median standard deviation of an epoch is {amplitude:.4g} microvolts; expected {AMPLITUDES[0]:g} "
+                f"to {AMPLITUDES[1]:g}: is the unit wrong? --scale sets a factor and goes on (--scale 1: as it is)"
+            )
+        if options["whiten"] == "epochs":
+            training = piece.beside[0] if piece.beside else path
+            x = session_whitener(training, _stamp(training), len(images["training"]), microvolts) @ x
+        start, stop = (round((second - EPOCH[0]) * SFREQ) for second in (settings.tmin, settings.tmax))
+        for place, samples in zip(good.tolist(), x[..., start:stop].astype(DTYPE), strict=True):
+            kept.append((_trial(subject, session, part, place + 1, images[part][codes[place]], options), samples))
+    facts = {"subject": subject, "session": session, "run": PARTS[part], "kind": "raw", "sfreq": SFREQ,
+             "median_sd_microvolts": amplitude}  # fmt: skip
+    return kept, counts, [facts]
+
+
+def _prepare_cut(piece: Piece, settings: Preprocessing, scale: float | None, options: dict, part: str) -> tuple:
+    path, images = piece.path, options["images"][part]
+    found, subject = _cut(path, _stamp(path)), path.parent.name
+    flat = len(found.eeg.shape) == 3
+    if not found.images and found.n_images != len(images):
+        raise UserError(f"{path} has {found.n_images} images; image_metadata.npy or the folders list {len(images)}")
+    each = found.repetitions
+    rows = (piece.start * each, piece.stop * each) if flat else (piece.start, piece.stop)
+    x = found.eeg.rows(*rows)
+    x = x.reshape(-1, *x.shape[-2:])[:, found.picks]
+    keep = (found.times >= settings.tmin - 1e-6) & (found.times < settings.tmax - 1e-6)
+    x = np.asarray(x[..., keep], DTYPE) * np.float32(1.0 if scale is None else scale)
+    if not np.isfinite(x).all():
+        row = int(np.argmin(np.isfinite(x).all(axis=(1, 2))))
+        raise UserError(f"{path}: repetition {row % each + 1} of image {piece.start + row // each + 1} holds NaN or infinity")
+    kept = []
+    for k, samples in enumerate(x):
+        row = piece.start * each + k
+        image = _known(path, found.images[row], images) if found.images else images[row // each]
+        session = found.sessions[row] if found.sessions else "all"
+        kept.append((_trial(subject, session, part, row + 1, image, options), samples))
+    counts = Counter({("kept", subject, part): len(kept)})
+    facts = {"subject": subject, "session": "all", "run": PARTS[part], "kind": path.suffix[1:], "sfreq": found.sfreq,
+             "median_sd_microvolts": None}  # fmt: skip
+    return kept, counts, [facts]
+
+
+def _known(path: Path, image: str, images: Sequence[str]) -> str:
+    """The image that a file's own path means, by its folder and name."""
+    tail = "/".join(Path(image.replace("\\", "/")).parts[-2:])
+    found = _by_tail(tuple(images)).get(tail)
+    if found is None:
+        raise UserError(f"{path} names the image {tail}, which is not among the images; are they of another data set?")
+    return found
+
+
+@lru_cache(maxsize=2)
+def _by_tail(images: tuple[str, ...]) -> dict[str, str]:
+    return {"/".join(image.split("/")[-2:]): image for image in images}
+
+
+def _trial(subject: str, session: str, part: str, number: int, image: str, options: dict) -> Trial:
+    run, label = PARTS[part], options["labels"][concept_of(image)]
+    return Trial(f"{subject}-{session}-r{run}-t{number:05d}", label, subject, session, run, number, image)
+
+
+# ---------------------------------------------------------------- what is expected, who trains and who tests
+
+
+def table(meta: dict, counts: Counter) -> list[str]:
+    """A line a person and part: trials kept, expected and complete; what was dropped, by cause; repetitions."""
+    n_images = {part: len(of) for part, of in meta["options"]["images"].items()}
+    n_sessions = defaultdict(set)
+    kinds = {}
+    for source in meta["sources"]:
+        for r in source["recordings"]:
+            n_sessions[r["subject"], r["run"]].add(r["session"])
+            kinds[r["subject"]] = r["kind"]
+    fates = sorted({fate for fate, *_ in counts if str(fate).startswith("dropped")})
+    lines = [f"{'':10}{'part':10}{'trials':>8}{'expected':>10}" + "".join(f"{f.removeprefix('dropped: '):>28}" for f in fates)]
+    for subject in sorted(kinds):
+        for part, run in PARTS.items():
+            of = len(n_sessions[subject, run])
+            # a concept is shown in two of four sessions, twice each: half of the images, two times, a session
+            each = n_images[part] * (KEPT["training"] // 2 if part == "training" else KEPT["test"])
+            expected = of * each if kinds[subject] == "raw" else n_images[part] * (4 if part == "training" else 80)
+            cells = "".join(f"{counts[fate, subject, part]:28d}" for fate in fates)
+            lines.append(f"{subject:10}{part:10}{counts['kept', subject, part]:8d}{expected:10d}{cells}")
+    lines += [
+        "",
+        f"expected: {n_images['training']} training images 4 times, {n_images['test']} test images 80 times (raw: as many of that as "
+        "there are sessions); the data set has 16,540 and 200, of 10 people in 4 sessions",
+    ]
+    lacking = [subject for subject in SUBJECTS if subject not in kinds]
+    if lacking:
+        lines.append(f"not prepared: {', '.join(lacking)}")
+    if meta["options"]["whiten"] == "none" and "raw" in kinds.values():
+        lines.append("not whitened: microvolts, as --encoder csbrain reads them")
+    return lines
+
+
+def parts(trials: Sequence[Trial], of_store: Sequence[Trial]) -> list[str]:
+    """Test images test; the training images of some concepts, the same in every run, validate; the others train."""
+    training = sorted({t.label for t in of_store if t.image.startswith("training_images/")})
+    n = min(HELD_OUT, max(1, len(training) // 6))  # of the published 1,654 concepts, 100
+    held_out = set(np.random.default_rng(0).choice(training, n, replace=False).tolist()) if len(training) > 1 else set()
+    return ["test" if t.image.startswith("test_images/") else "val" if t.label in held_out else "train" for t in trials]
+
+
+DESCRIPTION = DatasetDescription(
+    name="THINGS",
+    montage=Montage.by_letters(ELECTRODES),
+    classes=(),  # the store says them: the concepts of its images
+    window=(0.0, 1.0),
+    window_starts="the image's onset",
+    reference="none",  # recorded against Fz, which is absent
+    prepare_piece=prepare_piece,
+    table=table,
+    parts=parts,
+    apart="concept",
+    channels={"posterior": POSTERIOR},
+    some_electrodes=True,
+)

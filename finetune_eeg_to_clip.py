@@ -1,0 +1,374 @@
+"""EEG of seen images → CLIP space, text states or classes: contrastive training and its relatives, for every encoder.
+
+    python finetune_eeg_to_clip.py --downstream_dataset THINGS --datasets_dir data/THINGS/processed_lmdb --images_dir data/THINGS/images \
+        --subject sub-08 --encoder atm --output_dir pth_downtasks/things/atm_sub-08                  # zero-shot retrieval
+    python finetune_eeg_to_clip.py … --encoder nice --average_train 4 --lambda_text 0                # or ubp, sgdm, csbrain, …
+    python finetune_eeg_to_clip.py … --setting cross                        # a person never trained on; joint: all together
+    python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet … --target text_states --encoder de_mlp --captions captions.jsonl
+    python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet … --target classes --encoder eegnet --granularity coarse
+    python finetune_eeg_to_clip.py … --shuffle_labels                       # the control: images change places; --resume: go on
+
+--epochs, --batch_size, --lr, --optimizer, --average_train default to what the encoder was published with (RECIPES below).
+The epoch is chosen on held-out training concepts (THINGS) or positions in the block (EEG-ImageNet); test trials are looked at once.
+Leaves in --output_dir: encoder_epochN.pth, metrics.jsonl, learning_curve.png, run.json, results.json, decoded_test.jsonl.
+"""
+
+import argparse
+import hashlib
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from datasets.description import load_description, of_images
+from models import ENCODERS
+from utils import flags
+from utils.errors import UserError, loading, run_script, start_script
+from utils.paths import default
+
+TARGETS = ("image", "text", "text_states", "classes")
+OBJECTIVES = {"image": ("nce", "generation", "mse"), "text": ("nce", "mse"), "text_states": ("mse",), "classes": ("ce",)}
+READOUT = {"nce": "retrieval", "classes": "classifier"}
+SINGLE_LAYER = ("de_mlp", "mlp", "rgnn", "eegnet")  # whose last layer alone grows with 77 · 768 text states
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an encoder was published with, where --target is what it was published for (spec: docs/methods.md)."""
+
+    optimizer: str = "adam"
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    batch_size: int = 1024
+    epochs: int = 40
+    average_train: int = 1
+    lambda_text: float = 0.0
+    train_scale: bool = True
+    unit_eeg: bool = True
+
+
+RECIPES = {
+    "atm": Recipe(lambda_text=0.01),
+    "nice": Recipe(lr=2e-4, betas=(0.5, 0.999), batch_size=1000, epochs=200, average_train=4, train_scale=False),
+    "ubp": Recipe("adamw", 1e-4, 1e-4, epochs=50, average_train=4, unit_eeg=False),
+    "de_mlp": Recipe(lr=1e-3, batch_size=80, epochs=1000),
+    "eegnet": Recipe("sgd", 1e-2, 1e-3, batch_size=80, epochs=1000),
+    "mlp": Recipe("sgd", 1e-4, 1e-4, batch_size=80, epochs=1000),
+    "rgnn": Recipe(lr=1e-3, batch_size=80, epochs=1000),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = flags.new_parser(__doc__)
+    add = parser.add_argument
+    add("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset of seen images")
+    add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
+    add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
+    add("--output_dir", "--model_dir", default=default("pth_downtasks/clip"), help="folder for checkpoints, metrics and results")
+    add("--setting", choices=("within", "cross", "joint"), default="within",
+        help="within: one person; cross: tested on --subject, trained on all others; joint: all people")  # fmt: skip
+    add("--subject", help="the person of within and cross, e.g. sub-08 or S03")
+    add("--granularity", default="all", help="EEGImageNet: all, coarse, fine0 … fine4")
+    encoder = parser.add_argument_group("encoder").add_argument
+    encoder("--encoder", choices=list(ENCODERS), default="atm", help="csbrain: pretrained, frozen, a projection is trained; the others from scratch")
+    encoder("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    encoder("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
+    encoder("--token_pooling", default="region", choices=("region", "hemisphere", "electrode"), help="csbrain: how features become tokens")
+    encoder("--subject_embedding", choices=("known", "shared"),
+        help="atm: a token a person that is trained on, or one for all (default: known; shared for --setting cross)")  # fmt: skip
+    encoder("--positions", choices=("none", "sinusoid"), default="none", help="atm: what is added to the electrodes")
+    encoder("--atm_parts", nargs="+", choices=("attention", "tsconv", "mlp"), default=["attention", "tsconv", "mlp"],
+        help="atm: the parts that are there, for the ablation")  # fmt: skip
+    encoder("--de", choices=("gaussian", "published"), default="gaussian", help="de_mlp, mlp, rgnn: which differential entropy")
+    part = parser.add_argument_group("what is read of a trial").add_argument
+    part("--tmin", type=float, help="seconds after the image's onset (default: as the dataset says, 0 or 0.04)")
+    part("--tmax", type=float, help="seconds after the image's onset; at least 0.1 after --tmin (default: 1 or 0.44)")
+    part("--channels", nargs="+", default=["all"], help="all, regions such as occipital, posterior (THINGS: UBP's 17), or electrodes by name")
+    target = parser.add_argument_group("target and loss").add_argument
+    target("--target", choices=TARGETS, default="image",
+        help="image, text: CLIP embeddings of images, of sentences; text_states: of captions; classes: labels")  # fmt: skip
+    target("--objective", choices=("nce", "generation", "mse", "ce"),
+        help="nce: contrastive; generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); mse; ce (default: nce, mse for text_states, ce for classes)")  # fmt: skip
+    target("--clip_model", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="CLIP: local folder or hub address")
+    target("--image_model", default="CompVis/stable-diffusion-v1-4", help="text_states: whose text encoder; local folder or hub address")
+    target("--captions", help="text_states: captions.jsonl of caption_images.py")
+    target("--lambda_text", type=float, help="share of the sentences' NCE beside the images' (default: 0.01 for atm, else 0)")
+    target("--mse_share", type=float, default=0.9, help="of --objective generation")
+    target("--positives", choices=("image", "row"), default="image",
+        help="image: copies of an image in a batch are positives; row: they are negatives, as published")  # fmt: skip
+    target("--unit_eeg", action=argparse.BooleanOptionalAction, help="bring EEG embeddings to unit length in NCE (default: as published, ubp not)")
+    train = parser.add_argument_group("training").add_argument
+    train("--epochs", type=int, help="epochs (default: as published)")
+    train("--passes", type=int, default=1, help="passes over the training trials an epoch, which ends with validation and a checkpoint")
+    train("--batch_size", type=int, help="trials an optimiser step (default: as published)")
+    train("--average_train", type=int, help="repetitions of an image that are averaged for a training trial (default: as published)")
+    train("--optimizer", choices=("adam", "adamw", "sgd"), help="sgd with momentum 0.9 (default: as published)")
+    train("--lr", type=float, help="learning rate (default: as published)")
+    train("--weight_decay", type=float, help="(default: as published)")
+    train("--clip", type=float, default=1.0, help="largest gradient norm")
+    train("--test_repetitions", type=int, help="of a test image that are averaged, drawn by --seed (default: all)")
+    train("--shuffle_labels", action="store_true", help="images change places: over training trials, and as a whole in the test: the control")
+    train("--resume", action="store_true", help="go on with the run that is in --output_dir")
+    train("--keep", nargs="+", choices=("best", "last", "all"), default=["best"], help="which epochs' checkpoints stay; the best one always does")
+    flags.add_run_flags(parser)
+    args = parser.parse_args()
+    recipe = asdict(RECIPES.get(args.encoder, Recipe()))
+    for name in ("epochs", "batch_size", "average_train", "optimizer", "lr", "weight_decay", "lambda_text", "unit_eeg"):
+        if getattr(args, name) is None:
+            setattr(args, name, recipe[name])
+    args.objective = args.objective or OBJECTIVES[args.target][0]
+    if args.objective not in OBJECTIVES[args.target]:
+        parser.error(f"--target {args.target} goes with --objective {' or '.join(OBJECTIVES[args.target])}")
+    if (args.setting == "joint") == bool(args.subject):
+        parser.error("--setting joint takes no --subject" if args.subject else f"--setting {args.setting} needs --subject")
+    if args.target == "text_states" and (not args.captions or args.encoder not in SINGLE_LAYER):
+        parser.error(f"--target text_states needs --captions and one of the encoders {', '.join(SINGLE_LAYER)}")
+    args.subject_embedding = args.subject_embedding or ("shared" if args.setting == "cross" else "known")
+    args.protocol = args.setting + (f":{args.subject}" if args.subject else "")
+    flags.check_at_least(parser, args, epochs=1, passes=1, batch_size=2, average_train=1, test_repetitions=1, seed=0)
+    flags.check_numbers(parser, args, "lr", "weight_decay", "clip", "lambda_text")
+    flags.check_share(parser, args, "lambda_text", "mse_share")
+    args.defaults = flags.defaults(parser, args)
+    return args
+
+
+if __name__ == "__main__":
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from datasets.repetitions import Averages, averages, repetitions, shuffled_images, some_repetitions
+from datasets.trials import load_splits
+from models import EMBEDDERS
+from models.clip_targets import image_targets, sentence_targets, text_state_targets
+from models.contrastive import info_nce
+from models.eeg_embedding import EEGEmbedding
+from models.eeg_encoders import STATES
+from stages import retrieval
+from stages.captions import read_captions
+from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
+from stages.scores import score_rows
+from stages.tokens import encoder_for, give_tokens
+from utils.checkpoints import as_bytes, fingerprint, read_checkpoint, save_checkpoint
+from utils.device import pick_device
+from utils.files import write_json
+from utils.progress import progress
+from utils.seeds import seed_everything
+
+FILES = ("encoder_epoch{}.pth",)  # an epoch's
+LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
+
+# ---------------------------------------------------------------- targets, one epoch, rows
+
+
+def build_targets(args, splits: dict, cache_dir: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """{"main", "text"} → {image: target}; the second one where sentences have a share of the loss."""
+    images = sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
+    name_of = {t.image: d.description.class_name(label) for d in splits.values() for t, label in zip(d.trials, d.labels, strict=True)}
+    sentences = {image: f"This picture is {name_of[image].replace('_', ' ')}" for image in images}
+    found = {}
+    if args.target == "image":
+        paths = retrieval.image_paths(images, Path(args.images_dir))
+        found["main"] = dict(zip(images, image_targets(args.clip_model, paths, cache_dir), strict=True))
+    if args.target == "text_states":
+        captions = read_captions(Path(args.captions), images)
+        distinct = sorted(set(captions.values()))
+        states = dict(zip(distinct, text_state_targets(args.image_model, distinct, cache_dir), strict=True))
+        found["main"] = {image: states[captions[image]] for image in images}
+    if args.target == "text" or (args.target == "image" and args.lambda_text):
+        distinct = sorted(set(sentences.values()))
+        vectors = dict(zip(distinct, sentence_targets(args.clip_model, distinct, cache_dir), strict=True))
+        found["main" if args.target == "text" else "text"] = {image: vectors[sentences[image]] for image in images}
+    return found
+
+
+def loss_of(args, model, output: torch.Tensor, batch: dict) -> torch.Tensor:
+    """The objective of one batch; `batch` has label, image (which one, as a number), main and text targets."""
+    if args.objective == "ce":
+        return F.cross_entropy(output, batch["label"])
+    if args.objective == "mse":
+        return F.mse_loss(output, batch["main"])
+    copies = batch["image"] if args.positives == "image" else None
+    scale = model.scale() if RECIPES.get(args.encoder, Recipe()).train_scale else 1 / 0.07
+    nce = info_nce(output, batch["main"], scale, copies, args.unit_eeg)
+    if "text" in batch:
+        nce = (1 - args.lambda_text) * nce + args.lambda_text * info_nce(output, batch["text"], scale, copies, args.unit_eeg)
+    if args.objective == "nce":
+        return nce
+    return 10 * (args.mse_share * F.mse_loss(output, batch["main"]) + (1 - args.mse_share) * nce)
+
+
+def train_epoch(args, model, loader, groups, tables, numbers, people, optimizer, device, bar) -> float:
+    """Passes over the training trials. Returns the mean loss."""
+    model.train()
+    total, steps = 0.0, 0
+    for _ in range(args.passes):
+        for items in loader:
+            of = [groups[index] for index in items["index"].tolist()]
+            batch = {name: torch.stack([table[g.image] for g in of]).float().to(device) for name, table in tables.items()}
+            batch["label"] = torch.tensor([g.label for g in of], device=device)
+            batch["image"] = torch.tensor([numbers[g.image] for g in of], device=device)
+            ids = retrieval.subject_ids([g.subject for g in of], people).to(device)
+            loss = loss_of(args, model, model(items["x"].to(device), ids), batch)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            optimizer.step()
+            total, steps = total + float(loss.detach()), steps + 1
+            bar.update(len(of))
+    return total / max(steps, 1)
+
+
+def evaluate(args, model, dataset, groups, tables, prototypes, people, device) -> list:
+    """Rows of a split: retrieval among what nobody trained on, or classes."""
+    if not groups:
+        return []
+    outputs = retrieval.embed(model, dataset, groups, people, device)
+    if args.target == "classes":
+        return retrieval.class_rows(dataset, groups, outputs.softmax(dim=1), "classifier")
+    if prototypes is not None:
+        p = retrieval.prototype_probabilities(outputs, *prototypes)
+        return retrieval.class_rows(dataset, groups, p, "prototype")
+    if dataset.mode == "val":
+        return retrieval.held_out_rows(dataset, groups, outputs, tables["main"])
+    images = sorted({group.image for group in groups})
+    targets = torch.stack([tables["main"][image] for image in images])
+    return retrieval.retrieval_rows(dataset, groups, outputs, targets, images)
+
+
+def main(args: argparse.Namespace) -> None:
+    output_dir, device = Path(args.output_dir), pick_device(args.cuda)
+    description = load_description(args.downstream_dataset)
+
+    # ------------------------------------------------------------ trials: which, and which part of each
+    splits = load_splits(args.datasets_dir, description, args.protocol, granularity=args.granularity)
+    args.window, args.regions = look(args, splits, description)
+    if args.shuffle_labels:
+        for mode, dataset in splits.items():
+            dataset.trials, dataset.labels = shuffled_images(dataset.trials, dataset.labels, args.seed, mode == "test")
+    train, val, test = splits.values()
+    description = train.description
+    groups = {"train": averages(train, args.average_train), "val": repetitions(val),
+              "test": some_repetitions(repetitions(test), args.test_repetitions, args.seed)}  # fmt: skip
+    people = sorted({trial.subject for trial in train.trials}) if args.subject_embedding == "known" else []
+
+    # ------------------------------------------------------------ targets, image by image
+    cache_dir = Path(args.cache_dir or train.store.path.resolve().parent / "token_cache")
+    tables = build_targets(args, splits, cache_dir)
+    digest = hashlib.sha256(b"".join(as_bytes(table[image]) for table in tables.values() for image in sorted(table)))
+    widths = {tuple(target.shape) for target in tables.get("main", {}).values()}
+    out = len(description.classes) if args.target == "classes" else math.prod(widths.pop())
+    prototypes = None
+    if args.target in ("image", "text", "text_states") and description.apart != "concept":  # classes that are trained on
+        table = retrieval.class_prototypes(groups["train"], tables["main"], len(description.classes))
+        prototypes = (table, table.mean(dim=0) if args.target == "text_states" else None)
+    numbers = {image: k for k, image in enumerate(sorted({g.image for g in groups["train"]}))}
+
+    # ------------------------------------------------------------ encoder
+    seed_everything(args.seed)
+    settings = {
+        "name": args.encoder, "out": out, "electrodes": list(train.montage.electrodes), "n_times": train.n_times,
+        "sfreq": train.sfreq, "units": train.units, "de": args.de,
+    }  # fmt: skip
+    depends_on = {"store": train.store.fingerprint, "list of trials": train.store.listed,
+                  "set of targets: other images, CLIP, captions or image model": digest.hexdigest()}  # fmt: skip
+    if args.encoder == "atm":
+        settings |= {"n_subjects": max(len(people), 1), "positions": args.positions, "parts": args.atm_parts}
+    if args.encoder not in EMBEDDERS:
+        encoder = encoder_for(train, args.encoder, args.foundation_dir, seed=args.seed)
+        if not encoder.pretrained:
+            raise UserError(f"--encoder {args.encoder} is for text and mapper training; here: {', '.join(EMBEDDERS)}, csbrain")
+        depends_on["encoder"] = fingerprint(encoder)
+        give_tokens(splits.values(), encoder, True, args.token_pooling, args.cache_dir, device)
+        settings |= {"n_tokens": train.tokens.shape[1], "token_width": train.tokens.shape[2]}
+    model = EEGEmbedding(**settings)
+    if args.encoder in EMBEDDERS:
+        for dataset in splits.values():
+            dataset.prepare = model.prepare
+    record, state = open_run(output_dir, vars(args), {"images_dir", "output_dir"}, depends_on, "encoder_epoch*.pth")
+    if not state and model.reads != "signal":
+        items = Averages(train, groups["train"])
+        features = [items[k]["x"] for k in progress(range(len(items)), desc="features", unit="trial", leave=False)]
+        model.standardise_by(torch.stack(features))
+    n_parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"{description.name}, {args.protocol}: {' / '.join(str(len(of)) for of in groups.values())} train / val / test items of "
+        f"{' / '.join(str(len(d)) for d in splits.values())} trials; {args.encoder} {n_parameters - 1:,} parameters and a scale; {device}"
+    )
+    model.to(device)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    more = {"momentum": 0.9} if args.optimizer == "sgd" else {"betas": RECIPES.get(args.encoder, Recipe()).betas}
+    optimizer = kinds[args.optimizer](model.parameters(), lr=args.lr, weight_decay=args.weight_decay, **more)
+    if state:
+        with loading(*LAST):
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+
+    # ------------------------------------------------------------ training
+    if not state:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(record, output_dir / "run.json")
+    facts = {
+        "dataset": description.name, "classes": list(description.classes), "settings": settings, "people": people,
+        "target": args.target, "objective": args.objective, "protocol": args.protocol, "granularity": args.granularity,
+        "clip_model": args.clip_model, "image_model": args.image_model, "token_pooling": args.token_pooling,
+        "encoder_fingerprint": depends_on.get("encoder", ""), "shuffled": args.shuffle_labels, "seed": args.seed,
+        "seen": sorted({t.image for d in (train, val) for t in d.trials}), **train.facts,
+    }  # fmt: skip
+    readout = "classifier" if args.target == "classes" else "retrieval" if prototypes is None else "prototype"
+    history = state.get("history", [])
+    if history:  # it may have been killed before this
+        keep_epochs(output_dir, history, args.keep, readout, FILES)
+    for epoch in range(len(history) + 1, args.epochs + 1):
+        seed_everything(args.seed, epoch)  # anew each epoch, so a resumed run repeats what the interrupted one would have done
+        started, n = time.perf_counter(), len(groups["train"])
+        order = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
+        alone = n % args.batch_size == 1 and n > 1  # batch normalisation and contrast need two
+        loader = DataLoader(Averages(train, groups["train"]), args.batch_size, shuffle=True, generator=order, drop_last=alone)
+        with progress(total=n * args.passes, desc=f"epoch {epoch}/{args.epochs}", unit="trial") as bar:
+            loss = train_epoch(args, model, loader, groups["train"], tables, numbers, people, optimizer, device, bar)
+        if not math.isfinite(loss):
+            raise UserError(f"the loss of epoch {epoch} is {loss}; lower --lr")
+        rows = evaluate(args, model, val, groups["val"], tables, prototypes, people, device)
+        scores = {name: score.as_dict() for name, score in score_rows(rows).items()}
+        history.append({"epoch": epoch, "phase": "joint", "train_loss": loss, "lr": args.lr, "val": scores})
+        weights = {"model": model.state_dict()}
+        save_checkpoint(facts | {"epoch": epoch} | weights, output_dir / f"encoder_epoch{epoch}.pth")
+        chance = next(iter(scores.values()))["chance"] if scores else 1 / len(description.classes)
+        save_history(history, {"seconds": time.perf_counter() - started}, chance, output_dir)
+        save_checkpoint({"history": history, "optimizer": optimizer.state_dict()} | weights, output_dir / "last.pth")
+        keep_epochs(output_dir, history, args.keep, readout, FILES)
+        print(f"epoch {epoch}: loss {loss:.4f}, validation {validation_line(scores)}")
+
+    # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials, once
+    best = best_epoch(history, readout)
+    model.load_state_dict(read_checkpoint(output_dir / f"encoder_epoch{best['epoch']}.pth")["model"])
+    rows = evaluate(args, model, test, groups["test"], tables, prototypes, people, device)
+    finish_run(output_dir, rows, best, readout, args.shuffle_labels)
+    if description.name == "EEGImageNet" and args.setting != "cross":
+        print("a class's training and test trials are neighbours in time here: drift alone tells the class; --setting cross does not have that")
+
+
+def look(args, splits: dict, description) -> tuple[list[float], list[str] | None]:
+    """Make all splits read the window and the electrodes that were asked for; both, as the run's record keeps them."""
+    store = splits["train"].store
+    start = float(store.meta.get("preprocessing", {}).get("tmin", 0.0))
+    stored = (start, start + store.shape[1] / store.meta["sfreq"])
+    tmin, tmax = description.looks_at or stored
+    tmin, tmax = (tmin if args.tmin is None else args.tmin), (tmax if args.tmax is None else args.tmax)
+    if not (stored[0] - 1e-6 <= tmin and tmin + 0.1 - 1e-6 <= tmax <= stored[1] + 1e-6):
+        raise UserError(f"--tmin {tmin:g} --tmax {tmax:g}: trials go from {stored[0]:g} to {stored[1]:g} s, and a window lasts 0.1 s or more")
+    names = [name for asked in args.channels for name in description.channels.get(asked, (asked,))]
+    regions = None if names == ["all"] else names
+    for dataset in splits.values():
+        dataset.look_at((tmin - start, tmax - start), regions)
+    return [tmin, tmax], None if regions is None else list(args.channels)
+
+
+if __name__ == "__main__":
+    run_script(
+        lambda: main(args), [Path(args.output_dir) / ".lock"], "finished epochs are kept; go on with --resume"
+    )  # fmt: skip
