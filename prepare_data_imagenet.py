@@ -21,6 +21,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--pth_path", nargs="+", help="the .pth files, one or several (default: data/EEGImageNet/raw/EEG-ImageNet_1.pth and _2.pth)")
     add("--images_dir", default=default("data/EEGImageNet/images"), help="your ImageNet photos, WNID/WNID_N.JPEG; looked through where it is there")
+    add("--class_names", help="lines of a wnid and its name, as ImageNet's synset maps have: what tables call the classes (default: wnids)")
     add("--lmdb_dir", default=default("data/EEGImageNet/processed_lmdb"), help="folder of the store")
     add("--same_person", nargs="+", default=[], metavar="CODE=PERSON",
         help="the person behind a code of the second day, whose trials become session 2: 16=0 17=3")  # fmt: skip
@@ -69,7 +70,8 @@ def main(args: argparse.Namespace) -> None:
         check_images(args.images_dir, args.pth_path)
         settings = Preprocessing(args.tmin, args.tmax, DESCRIPTION.reference, l_freq=0.0, h_freq=0.0, order=0)  # no filter
         options = {"same_person": args.same_person}
-        prepare(DESCRIPTION, files, args.lmdb_dir, settings, args.workers, args.scale, options, facts(args.pth_path))
+        said = facts(args.pth_path, Path(args.class_names) if args.class_names else None)
+        prepare(DESCRIPTION, files, args.lmdb_dir, settings, args.workers, args.scale, options, said)
 
 
 if __name__ == "__main__":

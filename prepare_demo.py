@@ -3,7 +3,7 @@
     python prepare_demo.py --data_dir data/demo --pth_dir pth/demo
 
 Writes BCIC-like .mat files (9 people, both sessions), Visual-Imagery-like BDF and FIF files (22 people) with ten drawn
-stimuli, CSBrain.pth (published names and shapes, made by rule), a small chat model in TinyLlama's folder layout (trained
+stimuli, on demand THINGS- and EEG-ImageNet-like recordings with their images (2 and 4 people), CSBrain.pth (published names and shapes, made by rule), a small chat model in TinyLlama's folder layout (trained
 here on text, for a minute), and small Stable Diffusion, aMUSEd and CLIP models in their folder layouts (shipped;
 train_demo_images.py made them). Nothing here is the published data or weights, and no accuracy on it says anything about
 real EEG. What is there already is left alone.
@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from utils import flags
@@ -20,7 +21,7 @@ from utils.errors import UserError, run_script, start_script
 from utils.files import read_json
 from utils.paths import ROOT, default, written_whole
 
-NAMES = ("BCICIV2a", "BCICIV2b", "VI")
+NAMES = ("BCICIV2a", "BCICIV2b", "VI", "THINGS", "EEGImageNet")
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     add("--trials_per_run", type=int, default=12, help="BCIC-like: trials a run (the real ones have 48)")
     add("--trials_per_class", type=int, default=3, help="VI-like: trials a class and session (the real ones have 40)")
     add("--effect", type=float, help="share of the strongest simulated effect; 1: decoders reach the ceiling "
-        "(default: a dataset's own, which leaves them room: 0.7 for motor imagery, 0.45 for visual imagery)")  # fmt: skip
+        "(default: a dataset's own, which leaves them room: 0.7 for motor imagery, 0.45 for visual imagery; not of seen images)")  # fmt: skip
     add("--spread", type=float, default=0.3, help="how much people differ in it: 0.5 from half to one and a half of it")
     add("--llm_steps", type=int, default=600, help="steps of text training of the chat model")
     add("--seed", type=int, default=0, help="of people, signals and models")
@@ -51,10 +52,12 @@ import numpy as np
 
 from datasets.description import DatasetDescription, load_description
 from datasets.prepare import SIMULATED
+from demo import imagenet_like, things_like
 from demo.bcic_like import DemoSize, write_bcic2b_like, write_bcic_like
 from demo.drawings import drawing
 from demo.tiny_models import complete_image_model, write_csbrain, write_language_model
 from demo.vi_like import VIDemoSize, write_vi_like
+from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.loading import quiet
 from stages.machine import check_csbrain
 
@@ -77,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
 
     # recordings
     for name in args.datasets:
-        raw = data / ("VisualImagery" if name == "VI" else name) / "raw"
+        raw = data / {"VI": "VisualImagery"}.get(name, name) / "raw"
         with written_whole(raw / SIMULATED) as unfinished:
             unfinished.write_text(
                 "The recordings in this folder are simulated: prepare_demo.py made them. No person was recorded.\n"
@@ -97,6 +100,15 @@ def main(args: argparse.Namespace) -> None:
                 with written_whole(stimuli / name) as unfinished:
                     picture.save(unfinished, format="JPEG", quality=92)
         print(f"{stimuli}: {len(VI.stimuli)} drawn stimuli")
+
+    if "THINGS" in args.datasets:
+        write_things(data / "THINGS", args.seed)
+    if "EEGImageNet" in args.datasets:
+        folder, size = data / "EEGImageNet", imagenet_like.ImageNetDemoSize()
+        imagenet_like.draw_images(folder / "images", size, args.seed)
+        new = imagenet_like.write_imagenet_like(folder / "raw/EEG-ImageNet_demo.pth", size, args.seed)
+        new += imagenet_like.write_imagenet_like(folder / "raw/drift_only.pth", replace(size, effect=0.0), args.seed)
+        print(f"{folder}: 2 files of {size.people} people, {new} of them written now; in drift_only.pth no class has an effect")
 
     # tiny models
     for folder, file in MODELS.items():  # what is there is used as it is
@@ -130,6 +142,18 @@ def main(args: argparse.Namespace) -> None:
             else:
                 complete_image_model(shipped, folder)
         print(f"{folder}: small, from drawn pictures")
+
+
+def write_things(folder: Path, seed: int) -> None:
+    """Drawn images, and recordings whose responses are made from what the shipped CLIP makes of the images."""
+    size = things_like.ThingsDemoSize()
+    paths = things_like.draw_images(folder / "images", size, seed)
+    embed = CLIPImageTargetBuilder(str(ROOT / "demo/assets/clip"), folder).load()
+    vectors = {part: np.concatenate([embed(things_like.read_pictures(of[k : k + 64])).numpy() for k in range(0, len(of), 64)])
+               for part, of in paths.items()}  # fmt: skip
+    components = things_like.principal_components(vectors, size.components)
+    n_all, n_new = things_like.write_things_like(folder / "raw", components, size, seed)
+    print(f"{folder}: {n_all} recordings of {size.people} people, {n_new} of them written now; {sum(map(len, paths.values()))} drawn images")
 
 
 def write_missing(raw: Path, description: DatasetDescription, write: Callable, size: DemoSize, seed: int) -> None:

@@ -101,14 +101,24 @@ def pieces(paths: Sequence[Path]) -> list[Piece]:
     return found
 
 
-def facts(paths: Sequence[Path]) -> dict:
-    """Classes, and which of them are coarse, or of which fine group, for the store's metadata."""
+def facts(paths: Sequence[Path], names: Path | None = None) -> dict:
+    """Classes, and which of them are coarse, or of which fine group, for the store's metadata.
+
+    names : Path, optional. Lines "WNID name, …", as ImageNet's synset maps have; else classes are called by their wnids.
+    """
     files = [opened(path, stamp(path)) for path in paths]
     labels, coarse = files[0].labels, frozenset().union(*(file.coarse for file in files))
     fine = [k for k, name in enumerate(labels) if name not in coarse]
     groups = {f"fine{g}": fine[GROUP * g : GROUP * (g + 1)] for g in range(-(-len(fine) // GROUP))}
     whole = {"coarse": [k for k, name in enumerate(labels) if name in coarse]} | groups
-    return {"classes": list(labels), "electrodes": list(ELECTRODES), "granularities": {k: v for k, v in whole.items() if v}}
+    called = {}
+    if names is not None:
+        with loading(str(names), "expected lines of a wnid and a name"):
+            lines = [line.split(maxsplit=1) for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+            called = {wnid: name.split(",")[0].strip() for wnid, name in lines}
+        if lacking := [label for label in labels if label not in called]:
+            raise UserError(f"{names} has no name of {lacking[0]} and {len(lacking) - 1} more of the classes")
+    return {"classes": [called.get(label, label) for label in labels], "electrodes": list(ELECTRODES), "granularities": {k: v for k, v in whole.items() if v}}
 
 
 def granularities(meta: Mapping) -> dict[str, list[int]]:
