@@ -195,16 +195,7 @@ def draw_figures(
     """All figures, in the order of a page: all lines, ablations, and two a run. `of_group` is each group's first line."""
     made = [folder / "accuracies.png"]
     figures.accuracy_figure(lines, made[0])
-    for number, family in enumerate(decoded_runs.families(groups, "window"), start=1):
-        curve = sorted((of_group[k] for k in family if of_group[k]["window"]), key=lambda line: line["window"][1])
-        if len(curve) > 1:
-            made.append(folder / f"windows_{number}.png")
-            figures.windows_figure(curve, made[-1])
-    for number, family in enumerate(decoded_runs.families(groups, "regions"), start=1):
-        montage = load_description(decoded_runs.description_of(groups[family[0]][0])).montage
-        made.append(folder / f"regions_{number}.png")
-        if not figures.regions_figure([of_group[k] for k in family], montage, made[-1]):
-            made.pop()
+    made += figures.ablation_figures(groups, of_group, folder)
     for run, name in zip(runs, decoded_runs.file_names(runs), strict=True):
         if run.n_classes > MOST_CLASSES:
             print(f"notice: no confusion matrix of {run.name}: it has more than {MOST_CLASSES} classes")

@@ -66,9 +66,9 @@ def parse_args() -> argparse.Namespace:
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
     add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
     add("--output_dir", "--model_dir", default=default("pth_downtasks/clip"), help="folder for checkpoints, metrics and results")
-    add("--setting", choices=("within", "cross", "joint"), default="within",
-        help="within: one person; cross: tested on --subject, trained on all others; joint: all people")  # fmt: skip
-    add("--subject", help="the person of within and cross, e.g. sub-08 or S03")
+    add("--setting", choices=("within", "cross", "joint", "day"), default="within",
+        help="within: one person; cross: tested on --subject, trained on all others; joint: all people; day: one person's other day")  # fmt: skip
+    add("--subject", help="the person of within, cross and day, e.g. sub-08 or S03")
     add("--granularity", default="all", help="EEGImageNet: all, coarse, fine0 … fine4")
     encoder = parser.add_argument_group("encoder").add_argument
     encoder("--encoder", choices=list(ENCODERS), default="atm", help="csbrain: pretrained, frozen, a projection is trained; the others from scratch")

@@ -3,7 +3,7 @@
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,25 +16,28 @@ class Group:
     """Trials of one person and one image.
 
     trials : tuple of int. Places in the split; the mean of what they hold is what a model reads.
+    first : int. Place of the first repetition, used or not: it tells the response, whatever image a control gives it.
     """
 
     subject: str
     image: str
     label: int
     trials: tuple[int, ...]
+    first: int
 
 
 def repetitions(dataset: TrialDataset) -> list[Group]:
-    """Every image of every person of a split with all its repetitions, in the order of the images' names."""
+    """Every image of every person of a split with all its repetitions, in the order of their first ones."""
     found = defaultdict(list)
     for place, trial in enumerate(dataset.trials):
         found[trial.subject, trial.image].append(place)
-    return [Group(subject, image, dataset.labels[of[0]], tuple(of)) for (subject, image), of in sorted(found.items())]
+    return [Group(subject, image, dataset.labels[of[0]], tuple(of), of[0])
+            for (subject, image), of in sorted(found.items(), key=lambda item: (item[0][0], item[1][0]))]  # fmt: skip
 
 
 def averages(dataset: TrialDataset, n: int) -> list[Group]:
     """Groups of `n` repetitions each, none of them used twice; what is left over makes a smaller group."""
-    return [Group(g.subject, g.image, g.label, g.trials[start : start + n])
+    return [Group(g.subject, g.image, g.label, g.trials[start : start + n], g.first)
             for g in repetitions(dataset) for start in range(0, len(g.trials), n)]  # fmt: skip
 
 
@@ -44,8 +47,8 @@ def some_repetitions(groups: Sequence[Group], n: int | None, seed: int) -> list[
         return list(groups)
     chosen = []
     for g in groups:
-        rng = np.random.default_rng((seed, zlib.crc32(f"{g.subject}/{g.image}".encode())))
-        chosen.append(Group(g.subject, g.image, g.label, tuple(sorted(rng.permutation(g.trials)[:n].tolist()))))
+        rng = np.random.default_rng((seed, g.first))
+        chosen.append(replace(g, trials=tuple(sorted(rng.permutation(g.trials)[:n].tolist()))))
     return chosen
 
 
@@ -69,10 +72,8 @@ def shuffled_images(trials: Sequence[Trial], labels: Sequence[int], seed: int, w
     whole : bool. False: over single trials, within each recording, as training and validation of the control. True: an image's
         trials stay together and get another image, so that averages stay averages of one response, as its test.
     """
-    from dataclasses import replace
-
-    rng = np.random.default_rng((seed, len(trials)))
     if whole:
+        rng = np.random.default_rng((seed, len(trials)))
         images = sorted({trial.image for trial in trials})
         label_of = {trial.image: label for trial, label in zip(trials, labels, strict=True)}
         other = dict(zip(images, rng.permutation(images).tolist(), strict=True))

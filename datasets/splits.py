@@ -12,7 +12,7 @@ in the block. There
 within:PERSON  one person's training trials train, the held-out ones validate, the test trials test
 cross:PERSON   PERSON's test trials test; training and held-out trials of all others train and validate
 joint          all people as in within
-day:PERSON     one person across days, as `within` of the other datasets
+day:PERSON     one person across days: another day tests, of the first day the held-out trials validate and the others train
 
 Nothing that tests is ever used to choose: `check_no_leak` asks what the protocol promises (no person, or no session and
 no trial, in two splits).
@@ -92,14 +92,41 @@ def other_people(store, description: DatasetDescription, person: str) -> Split:
     """Test trials of `person`; training and held-out trials of all others."""
     _people(store, person, at_least=2)
     splits = _by_part(store.trials, description, store)
-    return {mode: [t for t in of if (t.subject == person) == (mode == "test")] for mode, of in splits.items()}
+    splits = {mode: [t for t in of if (t.subject == person) == (mode == "test")] for mode, of in splits.items()}
+    return _unseen(splits, description)
 
 
 def joint(store, description: DatasetDescription, person: str) -> Split:
     """All people, split by what they saw."""
     if person:
         raise UserError(f"--protocol joint:{person}: joint takes no person")
-    return _by_part(store.trials, description, store)
+    return _unseen(_by_part(store.trials, description, store), description)
+
+
+def _unseen(splits: Split, description: DatasetDescription) -> Split:
+    """Where people saw the images in different orders: no image that tests is trained on by anybody, and none that validates."""
+    if description.apart != "image":
+        return splits
+    tested = {t.image for t in splits["test"]}
+    val = [t for t in splits["val"] if t.image not in tested]
+    kept = [t for t in splits["train"] if t.image not in tested | {t.image for t in val}]
+    left_out = len(splits["train"]) + len(splits["val"]) - len(kept) - len(val)
+    if left_out:
+        print(f"notice: {left_out} training and validation trials are left out: another person's test trials show the same images")
+    return {"train": kept, "val": val, "test": splits["test"]}
+
+
+def across_days(store, description: DatasetDescription, person: str) -> Split:
+    """Another day of `person` tests; all trials of the first day train, but for those that validate."""
+    if not description.parts:
+        return across_sessions(store, description, person)
+    _people(store, person, at_least=1)
+    trials = [t for t in store.trials if t.subject == person]
+    first, parts = min(t.session for t in trials), description.parts(trials, store.trials)
+    if all(t.session == first for t in trials):
+        raise UserError(f"{store.path}: {person} has session {first} only; day needs two")
+    split = {t.key: "test" if t.session != first else "val" if part == "val" else "train" for t, part in zip(trials, parts, strict=True)}
+    return {mode: [t for t in trials if split[t.key] == mode] for mode in SPLITS}
 
 
 def _by_part(trials: Sequence[Trial], description: DatasetDescription, store) -> Split:
@@ -118,7 +145,7 @@ PROTOCOLS: dict[str, tuple[Callable[..., Split], str]] = {
     "people": (named_people, "person"),
     "cross": (other_people, "tested person, seen"),
     "joint": (joint, "seen"),
-    "day": (across_sessions, "session"),
+    "day": (across_days, "tested session"),
 }
 
 
@@ -161,13 +188,14 @@ def check_no_leak(splits: Split, promise: str, path) -> None:
         "person": lambda t: t.subject,
         "tested person": lambda t: t.subject,
         "session": lambda t: f"{t.subject} session {t.session}",
+        "tested session": lambda t: f"{t.subject} session {t.session}",
         "concept": lambda t: f"label {t.label}",
         "image": lambda t: t.image,
         "trial": lambda t: t.key,
     }
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         for kind in dict.fromkeys((promise, "trial")):
-            if kind == "tested person" and b == "val":
+            if kind.startswith("tested") and b == "val":
                 continue
             both = {kinds[kind](t) for t in splits[a]} & {kinds[kind](t) for t in splits[b]} - {""}
             if both:

@@ -1,6 +1,6 @@
 """EEG of a trial → an embedding, text states or logits: an encoder with what stands before and behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -44,6 +44,12 @@ class EEGEmbedding(nn.Module):
         """(C, n_times) samples of the store → what `forward` reads of one trial."""
         more = {"de": self.de} if self.reads == "features" else {}
         return self.net.prepare(x, sfreq, self.units, **more)
+
+    @staticmethod
+    def preparing(name: str, units: str) -> Callable:
+        """How an encoder of `EMBEDDERS` prepares (C, n_times) samples in `units`, at a rate in Hz."""
+        kind = choose(EMBEDDERS, name)
+        return lambda x, sfreq: kind.prepare(x, sfreq, units)
 
     def standardise_by(self, x: torch.Tensor) -> None:
         """Take mean and standard deviation of (N, …) training features; a signal stays as it is."""

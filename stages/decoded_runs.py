@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.paths import ROOT, written_whole
 
-DECODED = ("decoded_test.jsonl", "decoded.jsonl", "decoded_test.jsonl.gz")  # the last: kept under docs/results/
+DECODED = ("decoded_test.jsonl", "decoded.jsonl", "retrieval.jsonl", "decoded_test.jsonl.gz")  # the last: kept under docs/results/
 
 
 def _numbers(value: object) -> bool:
@@ -272,6 +272,8 @@ def is_fold(run: Run) -> bool:
 def description_of(run: Run) -> str:
     """The name of the dataset whose classes a run's rows have. UserError where it is none, or several."""
     asked = run.argument.get("downstream_dataset")
+    if asked in DATASETS and load_description(asked).parts:  # its store says its classes
+        return asked
     names = [asked] if asked in DATASETS else list(DATASETS)
     said = {row.true_label: row.true_name for row in run.rows}
     fit = []

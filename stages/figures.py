@@ -9,9 +9,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
 import numpy as np  # noqa: E402
 
+from datasets.description import load_description  # noqa: E402
 from datasets.montage import REGION_NAMES, Montage  # noqa: E402
 from stages import tables  # noqa: E402
-from stages.decoded_runs import Run  # noqa: E402
+from stages.decoded_runs import Run, description_of, families  # noqa: E402
 from stages.statistics import calibration, confusion  # noqa: E402
 from utils.paths import written_whole  # noqa: E402
 
@@ -89,6 +90,45 @@ def spread_of(line: dict) -> tuple[float, float]:
 
 
 # ---------------------------------------------------------------- ablations
+
+
+def ablation_figures(groups: Sequence[Sequence[Run]], of_group: Sequence[dict], folder: Path) -> list[Path]:
+    """windows_N.png and regions_N.png of the groups of runs that differ in that alone. `of_group`: each group's line."""
+    made = []
+    for number, family in enumerate(families(groups, "window"), start=1):
+        curve = sorted((of_group[k] for k in family if of_group[k]["window"]), key=lambda line: line["window"][1])
+        if len(curve) > 1:
+            made.append(folder / f"windows_{number}.png")
+            windows_figure(curve, made[-1])
+    for number, family in enumerate(families(groups, "regions"), start=1):
+        montage = load_description(description_of(groups[family[0]][0])).montage
+        if regions_figure([of_group[k] for k in family], montage, folder / f"regions_{number}.png"):
+            made.append(folder / f"regions_{number}.png")
+    return made
+
+
+def repetitions_figure(curve: Sequence[tuple[int, Sequence[dict]]], name: str, path: Path) -> None:
+    """Top-1 and top-5 over the number of averaged test repetitions; mean over people, and each person's top-1 in grey.
+
+    curve : sequence of (repetitions, lines of `retrieval.score_lines`).
+    """
+    figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    numbers = [n for n, _ in curve]
+    first = [line for line in curve[0][1] if line["read-out"] == curve[0][1][0]["read-out"]]
+    for person in (line["person"] for line in first):
+        of = [next(line for line in lines if line["person"] == person and line["read-out"] == first[0]["read-out"]) for _, lines in curve]
+        mean = person == first[-1]["person"]
+        axis.plot(numbers, [100 * line["top-1"] for line in of], "o-" if mean else "-", ms=4, color="C0" if mean else "lightgrey",
+                  label=f"top-1, {person}" if mean else None, zorder=2 if mean else 1)  # fmt: skip
+        if mean:
+            axis.plot(numbers, [100 * line["top-5"] for line in of], "s--", ms=4, color="C1", label=f"top-5, {person}")
+    axis.axhline(100 * first[0]["chance"], color="grey", ls="--", lw=1, label="chance, top-1")
+    axis.set(xscale="log", xticks=numbers, xticklabels=numbers, xlabel="averaged test repetitions", ylabel="retrieved (%)", ylim=(0, 100),
+             title=f"{plain(name)}, n = {first[-1]['n']}, {first[0]['candidates']} candidates")  # fmt: skip
+    axis.minorticks_off()
+    figure.legend(fontsize=8, ncols=3, loc="outside lower center")
+    axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
 
 
 def windows_figure(lines: Sequence[dict], path: Path) -> None:

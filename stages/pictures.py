@@ -203,3 +203,26 @@ def summary_grid(comparisons: Sequence[Path], columns: int = 4, gap: int = 8) ->
         with opened_picture(path) as picture:
             grid.paste(picture.convert("RGB").resize((w, h), Image.Resampling.LANCZOS), at)
     return grid
+
+
+def top_sheet(rows: Sequence[Row], nearest: Mapping[int, Sequence[str]], folder: Path, readout: str, edge: int = 96) -> Image.Image:
+    """A line a trial: what was seen, then the nearest candidates; a green frame is the image that was seen.
+
+    nearest : mapping of a row's index to images, best first.
+    """
+    columns, gap, head = 1 + max(map(len, nearest.values())), 6, 24
+    width, height = edge + gap, edge + gap + head
+    sheet = Image.new("RGB", (columns * width + 4 * gap, len(rows) * height + gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for line, row in enumerate(rows):
+        y = gap + line * height
+        said = f"{row.subject}  seen: {row.true_name or row.image}   rank {row.readouts[readout].rank} of {row.readouts[readout].n_classes}"
+        draw.text((gap, y), said[: columns * 18], fill="black", font=font)
+        for column, image in enumerate((row.image, *nearest[row.index])):
+            x = gap + column * width + (3 * gap if column else 0)
+            picture = ImageOps.fit(read_photo(folder / image), (edge, edge))
+            if column:
+                colour = GREEN if image == row.image else "lightgrey"
+                draw.rectangle([x - 2, y + head - 4, x + edge + 1, y + head + edge - 1], outline=colour, width=2)
+            sheet.paste(picture.resize((edge - 2, edge - 2)), (x, y + head - 2))
+    return sheet

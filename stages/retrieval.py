@@ -4,14 +4,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from datasets.repetitions import Averages, Group
 from datasets.trials import TrialDataset
-from models.contrastive import retrieval_ranks
+from models.contrastive import k_way, retrieval_ranks
 from stages.rows import Readout, Row, most_likely
+from stages.scores import percent
+from stages.statistics import FEW_PEOPLE
 from utils.errors import UserError
 
 
@@ -54,8 +58,9 @@ def retrieval_rows(
     for number, (group, nearest) in enumerate(zip(groups, like.argmax(dim=1).tolist(), strict=True)):
         if ranks[number] > 1 and nearest == own[number]:  # of equal candidates one's own comes last
             nearest = int(like[number].index_fill(0, own[number], -2).argmax())
+        first = dataset.trials[group.first]
         row = Row(
-            number, group.subject, "", 0, int(own[number]) + 1, int(own[number]), names[group.image],
+            number, group.subject, first.session, first.run, first.trial, int(own[number]), names[group.image],
             {readout: Readout(nearest, 1 / len(images), rank=ranks[number])}, image=group.image, simulated=dataset.simulated,
         )  # fmt: skip
         row.predicted_label, row.predicted_name = nearest, names.get(images[nearest])
@@ -88,7 +93,7 @@ def class_rows(
     """One row a group, from (N, K) probabilities of the classes."""
     rows, K = [], probabilities.shape[1]  # noqa: N806
     for number, (group, p) in enumerate(zip(groups, probabilities.tolist(), strict=True)):
-        trial, label = dataset.trials[group.trials[0]], most_likely(p)
+        trial, label = dataset.trials[group.first], most_likely(p)
         row = Row(
             number, group.subject, trial.session, trial.run, trial.trial, group.label,
             dataset.description.class_name(group.label), {readout: Readout(label, 1 / K, [round(v, 6) for v in p])},
@@ -118,6 +123,75 @@ def class_prototypes(groups: Sequence[Group], target_of: dict[str, torch.Tensor]
     if lacking:
         raise UserError(f"no training image of class {lacking[0]}; a class that is never trained on has no prototype")
     return torch.stack([torch.stack([target_of[i].float() for i in sorted(images[k])]).mean(dim=0) for k in range(n_classes)])
+
+
+# ---------------------------------------------------------------- what a ranking is worth
+
+WAYS = (2, 4, 10, 50, 100)  # k of the k-way scores, as published
+BOOTSTRAPS = 10_000
+
+
+def scores_of(rows: Sequence[Row], readout: str) -> dict[str, float]:
+    """top-1, top-5 among all candidates, and exact top-1 and top-5 of k-way retrieval, means over rows."""
+    ranks, n = [row.readouts[readout].rank for row in rows], rows[0].readouts[readout].n_classes
+    found = {"top-1": sum(r <= 1 for r in ranks) / len(ranks), "top-5": sum(r <= 5 for r in ranks) / len(ranks)}
+    for k in (k for k in WAYS if k <= n):
+        of_rank = {r: (k_way(r, n, k), k_way(r, n, k, 5)) for r in set(ranks)}
+        found[f"{k}-way"] = sum(of_rank[r][0] for r in ranks) / len(ranks)
+        if k > 5:
+            found[f"{k}-way top-5"] = sum(of_rank[r][1] for r in ranks) / len(ranks)
+    return found
+
+
+def score_lines(name: str, rows: Sequence[Row]) -> list[dict]:
+    """A line a read-out and person, with Wilson's interval of top-1; and their mean, with a bootstrap over people (four or more)."""
+    lines = []
+    for readout in rows[0].readouts:
+        people = defaultdict(list)
+        for row in rows:
+            people[row.subject].append(row)
+        chance, of_person = rows[0].readouts[readout].chance, []
+        for person, of in sorted(people.items()):
+            found = scores_of(of, readout)
+            hits = sum(row.readouts[readout].rank == 1 for row in of)
+            interval = binomtest(hits, len(of)).proportion_ci(0.95, method="wilson")
+            of_person.append(found)
+            lines.append({"run": name, "read-out": readout, "person": person, "n": len(of), "candidates": round(1 / chance),
+                          "chance": chance, **found, "low": float(interval.low), "high": float(interval.high), "interval": "Wilson"})  # fmt: skip
+        if len(of_person) > 1:
+            mean = {key: float(np.mean([found[key] for found in of_person])) for key in of_person[0]}
+            line = {"run": name, "read-out": readout, "person": f"mean of {len(of_person)}", "n": len(rows), "candidates": round(1 / chance),
+                    "chance": chance, **mean, "low": None, "high": None, "interval": f"{len(of_person)} people"}  # fmt: skip
+            if len(of_person) > FEW_PEOPLE:
+                line |= dict(zip(("low", "high"), bootstrap([found["top-1"] for found in of_person]), strict=True))
+                line["interval"] = "bootstrap over people"
+            lines.append(line)
+    return lines
+
+
+NOTE = (
+    "top-1 and top-5 among all candidates; k-way: the own one against k − 1 others, exactly, over all sets of others. The interval is of top-1: "
+    f"Wilson's of one person's images; of a mean over more than {FEW_PEOPLE} people a bootstrap over people."
+)
+
+
+def table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of `score_lines`, in words; of a curve over repetitions the retrieval alone."""
+    scores = [key for key in dict.fromkeys(k for line in lines for k in line) if key.startswith("top-") or "-way" in key]
+    heads = ["run", "read-out", "person", "repetitions", "n", "candidates", "chance", *scores, "95 % of top-1"]
+    cells = []
+    for line in lines:
+        interval = line["interval"] if line["low"] is None else f"{100 * line['low']:.1f} to {percent(line['high'])} ({line['interval']})"
+        cells.append([line["run"], line["read-out"], line["person"], str(line.get("repetitions", "all")), str(line["n"]), str(line["candidates"]),
+                      percent(line["chance"]), *(percent(line[key]) if key in line else "" for key in scores), interval])  # fmt: skip
+    return heads, cells
+
+
+def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """Middle 95 % of the mean over people, when people are drawn again."""
+    rng = np.random.default_rng(seed)
+    means = rng.choice(np.asarray(values), (BOOTSTRAPS, len(values))).mean(axis=1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
 def image_paths(images: Sequence[str], folder: Path) -> list[Path]:

@@ -50,6 +50,9 @@ def numbers(rows: Sequence[Row], readout: str) -> dict:
         found["ece"] = calibration(np.array(true) == decoded, p[np.arange(len(p)), decoded])[0]
         if n_classes >= TOP_FROM:
             found["top3"] = top_k(true, p, TOP)
+    ranks = [r.readouts[readout].rank for r in rows]
+    if None not in ranks:
+        found["top5"] = float(np.mean([rank <= 5 for rank in ranks]))
     if score.recording_line is not None:
         within = score.within_task
         found |= {"task": score.task.accuracy, "recording_alone": score.recording_line}
@@ -83,7 +86,7 @@ def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run], name
     line = {"run": name or group_name(group), "readout": readout, "seeds": len(of_seed)} | of_seed[0]
     line |= {part: group[0].argument.get(part) for part in PARTS}
     if len(of_seed) > 1:
-        for name in ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "top3", "ece", "task", "within_task"):
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "top3", "top5", "ece", "task", "within_task"):
             values = [found[name] for found in of_seed if name in found]
             line |= {name: float(np.mean(values))} if values else {}
         line["sd"] = float(np.std([found["accuracy"] for found in of_seed], ddof=1))
@@ -242,6 +245,7 @@ COLUMNS = {
     "macro-F1": _plain("macro_f1", 3),
     "kappa": _plain("kappa", 3),
     "top-3": _plain("top3"),
+    "top-5": _plain("top5"),
     "ECE": _plain("ece", 3),
     "linear probe": _plain("linear_probe"),
     "task": _plain("task"),
@@ -264,7 +268,7 @@ IN_PAPER = (
     "kappa",
 )
 CSV = ("run", "readout", "simulated", "window", "regions", "seeds", "accuracy", "sd", "n", "people", "low", "high", "interval_over", "chance", "p_binomial",
-       "p_permuted", "permuted", "permuted_low", "permuted_high", "balanced_accuracy", "macro_f1", "kappa", "top3", "ece",
+       "p_permuted", "permuted", "permuted_low", "permuted_high", "balanced_accuracy", "macro_f1", "kappa", "top3", "top5", "ece",
        "linear_probe", "task", "within_task", "within_task_n", "recording_alone", "control", "control_n", "controls",
        "control_level", "control_low", "control_high", "control_verdict")  # fmt: skip
 

@@ -1,0 +1,185 @@
+"""Zero-shot retrieval: which of the test images (or sentences) a person saw, with the checkpoints of finetune_eeg_to_clip.py.
+
+    python retrieve.py pth_downtasks/things/atm_sub-08 --datasets_dir data/THINGS/processed_lmdb --images_dir data/THINGS/images \
+        --output_dir outputs/things/atm_sub-08
+    python retrieve.py pth_downtasks/things/*                       # several runs: one table; windows and regions as figures
+    python retrieve.py --published_checkpoint ATMS.pth --encoder atm --checkpoint_kind paper --subject sub-08 --output_dir …
+
+Scores: top-1 and top-5 among all test images, and k-way for k = 2, 4, 10, 50, 100 exactly (no distractors are drawn), a person and on
+average, for retrieval (images) and classification (sentences); by the number of test repetitions. RUN_shuffled beside a run is its control.
+Leaves in --output_dir, for each run: retrieval.jsonl (a rank a test image; evaluate.py reads it), run.json, top5.png, repetitions.png; and
+scores.csv, scores.md; windows_N.png and regions_N.png where runs differ in --tmin and --tmax, or in --channels, alone.
+"""
+
+import argparse
+from pathlib import Path
+
+from datasets.description import load_description, of_images
+from utils import flags
+from utils.errors import UserError, run_script, start_script
+from utils.paths import default
+
+KINDS = ("develop", "paper", "main", "develop_sinusoid")
+PUBLISHED = ("atm", "nice", "ubp")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = flags.new_parser(__doc__)
+    add = parser.add_argument
+    add("runs", nargs="*", help="folders of finetune_eeg_to_clip.py, or checkpoints encoder_epochN.pth in them")
+    add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
+    add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
+    add("--output_dir", default=default("outputs/retrieval"), help="folder for rows, tables and figures")
+    add("--clip_model", help="CLIP: local folder or hub address (default: the one trained with)")
+    add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
+    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    add("--test_repetitions", type=int, nargs="+", help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")
+    add("--num_samples", type=int, default=12, help="trials on the sheet of top 5")
+    published = parser.add_argument_group("a checkpoint of a published repository").add_argument
+    published("--published_checkpoint", help="its file: a state dict of weights only")
+    published("--encoder", choices=PUBLISHED, default="atm", help="which network it is of")
+    published("--checkpoint_kind", choices=KINDS, default="develop",
+        help="atm: which published state: main keeps the person's token and drops O2, and adds positions since December 2025; paper: before that; "
+        "develop: the electrodes' tokens, develop_sinusoid: with positions. All of them load alike, and compute different things")  # fmt: skip
+    published("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset")
+    published("--subject", help="whose test images, e.g. sub-08")
+    published("--channels", nargs="+", default=["all"], help="electrodes that it reads, e.g. posterior for ubp")
+    flags.add_run_flags(parser)
+    args = parser.parse_args()
+    if bool(args.runs) == bool(args.published_checkpoint):
+        parser.error("name runs, or --published_checkpoint")
+    if args.published_checkpoint and not (args.subject and args.clip_model):
+        parser.error("--published_checkpoint needs --subject and --clip_model")
+    flags.check_at_least(parser, args, num_samples=1)
+    if args.test_repetitions and min(args.test_repetitions) < 1:
+        parser.error("--test_repetitions must be 1 or more")
+    return args
+
+
+if __name__ == "__main__":
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
+
+import torch
+from torch.nn import functional as F
+
+from datasets.repetitions import repetitions, some_repetitions
+from datasets.trials import TrialDataset
+from models.clip_targets import image_targets, sentence_targets
+from stages import clip_runs, decoded_runs, figures, retrieval, tables
+from stages.clip_runs import ClipRun
+from stages.pictures import top_sheet
+from stages.rows import Row, write_rows
+from utils.device import pick_device
+from utils.files import environment, read_json, write_json
+from utils.paths import written_whole
+
+
+def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRun, Path | None]]:
+    """The models that are asked, each with its run's folder; a control stands behind its run."""
+    if args.published_checkpoint:
+        description = load_description(args.downstream_dataset)
+        dataset = TrialDataset(args.datasets_dir, "test", f"within:{args.subject}", description)
+        names = [name for asked in args.channels for name in description.channels.get(asked, (asked,))]
+        dataset.look_at(None, None if names == ["all"] else names)
+        path = Path(args.published_checkpoint)
+        model = clip_runs.open_published(path, args.encoder, args.checkpoint_kind, dataset, device)
+        # the published table of people is numbered as they are: sub-08 is 8
+        people = [""] + [f"sub-{k:02d}" for k in range(1, 100)] if args.encoder == "atm" else []
+        return [(ClipRun(path.stem, {"target": "image", "clip_model": args.clip_model}, model, dataset, people), None)]
+    found = []
+    for place in map(Path, args.runs):
+        control = place.with_name(f"{place.name}_shuffled")
+        for folder in (place, *([control] if control.is_dir() and str(control) not in args.runs else [])):
+            run = clip_runs.open_run(folder, args.datasets_dir, "test", args.foundation_dir, args.cache_dir, device)
+            if run.checkpoint["target"] not in ("image", "text"):
+                raise UserError(f"{folder} was trained towards {run.checkpoint['target']}; retrieve.py ranks images and sentences")
+            found.append((run, folder if folder.is_dir() else folder.parent))
+    return found
+
+
+def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[str, torch.Tensor]:
+    """{"retrieval": CLIP embeddings of the images, "classification": of their sentences}."""
+    clip_model = args.clip_model or run.checkpoint["clip_model"]
+    name_of = {t.image: run.description.class_name(label) for t, label in zip(run.dataset.trials, run.dataset.labels, strict=True)}
+    found = {"retrieval": image_targets(clip_model, retrieval.image_paths(images, Path(args.images_dir)), cache_dir)}
+    if run.description.apart == "concept":  # else several images have one sentence
+        sentences = [f"This picture is {name_of[image].replace('_', ' ')}" for image in images]
+        found["classification"] = sentence_targets(clip_model, sentences, cache_dir)
+    return found
+
+
+def rows_of(
+    run: ClipRun, n: int | None, targets: dict, images: list[str], seed: int, device: torch.device
+) -> tuple[list[Row], dict[int, list[str]]]:
+    """Rows of all test images, means of `n` repetitions (None: all), with all read-outs; and the five nearest images of each."""
+    groups = some_repetitions(repetitions(run.dataset), n, seed)
+    outputs = retrieval.embed(run.model, run.dataset, groups, run.people, device)
+    if outputs.shape[1:] != targets["retrieval"].shape[1:]:
+        raise UserError(f"{run.name} gives embeddings of width {outputs.shape[1]}, --clip_model of width {targets['retrieval'].shape[1]}")
+    rows = retrieval.retrieval_rows(run.dataset, groups, outputs, targets["retrieval"], images)
+    if "classification" in targets:
+        for row, other in zip(rows, retrieval.retrieval_rows(run.dataset, groups, outputs, targets["classification"], images, "classification"), strict=True):
+            row.readouts |= other.readouts
+    like = F.normalize(outputs, dim=-1) @ F.normalize(targets["retrieval"].float(), dim=-1).T  # (N, K)
+    nearest = like.topk(min(5, len(images))).indices.tolist()
+    return rows, {row.index: [images[k] for k in of] for row, of in zip(rows, nearest, strict=True)}
+
+
+def main(args: argparse.Namespace) -> None:
+    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
+    lines, runs = [], runs_of(args, device)
+    for run, folder in runs:
+        images = sorted({trial.image for trial in run.dataset.trials})
+        if len(images) < 2:
+            raise UserError(f"{run.dataset.store.path} has {len(images)} test images; retrieval needs two or more")
+        cache_dir = Path(args.cache_dir or run.dataset.store.path.resolve().parent / "token_cache")
+        targets = targets_of(args, run, images, cache_dir)
+        place = output_dir / run.name if len(runs) > 1 else output_dir
+
+        # ------------------------------------------------------------ all repetitions: rows and scores
+        rows, nearest = rows_of(run, None, targets, images, args.seed, device)
+        lines += retrieval.score_lines(run.name, rows)
+        write_rows(rows, place / "retrieval.jsonl")
+        before = read_json(folder / "run.json") if folder and (folder / "run.json").is_file() else {}
+        arguments = before.get("arguments", {}) | {k: str(v) for k, v in vars(args).items() if k in ("datasets_dir", "images_dir")}
+        record = before | {"arguments": arguments | {"stimuli_dir": args.images_dir}, "environment": environment()}
+        write_json(record, place / "run.json")
+
+        # ------------------------------------------------------------ fewer repetitions; a sheet
+        most = max(len(group.trials) for group in repetitions(run.dataset))
+        numbers = sorted({n for n in args.test_repetitions or (1, 2, 5, 10, 20, 40, 80) if n <= most} | {most})
+        curve = [(n, retrieval.score_lines(run.name, rows_of(run, n, targets, images, args.seed, device)[0])) for n in numbers]
+        figures.repetitions_figure(curve, run.name, place / "repetitions.png")
+        lines += [of[-1] | {"repetitions": n} for n, all_lines in curve[:-1]
+                  for of in [[line for line in all_lines if line["read-out"] == "retrieval"]]]  # fmt: skip
+        some = rows[:: max(1, len(rows) // args.num_samples)][: args.num_samples]
+        sheet = top_sheet(some, nearest, Path(args.images_dir), "retrieval")
+        with written_whole(place / "top5.png") as unfinished:
+            sheet.save(unfinished, format="PNG")
+
+    # ------------------------------------------------------------ one table; windows and regions where runs differ in them
+    heads, cells = retrieval.table(lines)
+    text = tables.markdown(heads, cells)
+    print(f"\n{text}\n\n{retrieval.NOTE}")
+    if "EEGImageNet" in {run.description.name for run, _ in runs}:
+        print("Within a person of EEG-ImageNet drift alone tells a class; --setting cross does not have that.")
+    for name, content in {"scores.csv": tables.as_csv(list(dict.fromkeys(k for line in lines for k in line)), lines), "scores.md": text + "\n"}.items():
+        with written_whole(output_dir / name) as unfinished:
+            unfinished.write_text(content, encoding="utf-8")
+    made = ablation_figures([output_dir / run.name for run, _ in runs], output_dir) if len(runs) > 1 else []
+    print(f"wrote scores.csv, scores.md{''.join(f', {path.name}' for path in made)} and rows, curves and sheets in {output_dir}")
+
+
+def ablation_figures(places: list[Path], folder: Path) -> list[Path]:
+    """windows_N.png and regions_N.png of runs that differ in one of them alone."""
+    runs = decoded_runs.read_runs(places)
+    controls = {run.place: decoded_runs.read_control(run, "_shuffled") for run in runs}
+    beside = {control.place for control in controls.values() if control}
+    runs = [run for run in runs if run.place not in beside]
+    groups = decoded_runs.belong_together(runs)
+    lines = [tables.group_line(g, g[0].main_readout, [controls[r.place] for r in g if controls[r.place]]) for g in groups]
+    return figures.ablation_figures(groups, lines, folder)
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(args), [Path(args.output_dir) / ".lock"], "the same command begins anew; targets that were embedded are kept")

@@ -1,0 +1,126 @@
+"""Checkpoints of finetune_eeg_to_clip.py, and of published repositories, brought back: trials as they were read, the model, its people."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from datasets.description import DATASETS, DatasetDescription, load_description
+from datasets.repetitions import shuffled_images
+from datasets.splits import check_protocol
+from datasets.trials import TrialDataset
+from models.eeg_embedding import EEGEmbedding
+from models.published import from_published
+from stages.tokens import encoder_for, give_tokens
+from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
+from utils.errors import UserError, loading
+
+# what a checkpoint of a run must hold → of which type
+KINDS = {
+    **dict.fromkeys(("dataset", "target", "objective", "protocol", "granularity", "clip_model", "image_model", "token_pooling",
+                     "encoder_fingerprint", "units"), str),
+    **dict.fromkeys(("classes", "people", "seen"), list), **dict.fromkeys(("settings", "model"), dict),
+    "n_times": int, "sfreq": (int, float), "shuffled": bool, "seed": int, "window": (list, type(None)), "regions": (list, type(None)),
+}  # fmt: skip
+HINT = "name another checkpoint"
+
+
+@dataclass
+class ClipRun:
+    """A trained model and the trials that it is asked about.
+
+    model : EEGEmbedding, or a published network called as it is.
+    people : list of str. Of the model's table; others are strangers to it.
+    name : str. Of the run's folder.
+    """
+
+    name: str
+    checkpoint: dict
+    model: torch.nn.Module
+    dataset: TrialDataset
+    people: list[str]
+
+    @property
+    def description(self) -> DatasetDescription:
+        return self.dataset.description
+
+
+def open_run(place: Path, datasets_dir: str, split: str, foundation: str, cache_dir: str | None, device: torch.device) -> ClipRun:
+    """The best epoch of a run (or a checkpoint that is named), and the trials of a split, read as in training.
+
+    Raises UserError if the checkpoint is damaged or of another kind, the store is of other trials, or a test image was trained on.
+    """
+    path = best_checkpoint(place, "encoder_epoch{}.pth")
+    checkpoint = read_checkpoint(path)
+    wrong = [field for field, kind in KINDS.items() if not isinstance(checkpoint.get(field), kind)]
+    wrong += [field for field in ("classes", "people", "seen") if field not in wrong and not all(isinstance(v, str) for v in checkpoint[field])]
+    if wrong or checkpoint["dataset"] not in list(DATASETS):
+        raise UserError(f"{path} is no checkpoint of this version's finetune_eeg_to_clip.py (its {', '.join(wrong) or 'dataset'}); {HINT}")
+    description = load_description(checkpoint["dataset"])
+    if not description.parts:
+        raise UserError(f"{path} is of {description.name}, whose trials have no images; {HINT}")
+    dataset = TrialDataset(
+        datasets_dir, split, check_protocol(checkpoint["protocol"]), description, granularity=checkpoint["granularity"]
+    )
+    if list(dataset.description.classes) != checkpoint["classes"]:
+        raise UserError(f"{path} was trained on other classes than {dataset.store.path} has")
+    look_as_trained(dataset, checkpoint, path)
+    if checkpoint["shuffled"]:
+        dataset.trials, dataset.labels = shuffled_images(dataset.trials, dataset.labels, checkpoint["seed"], split == "test")
+    trained_on = {trial.image for trial in dataset.trials} & set(checkpoint["seen"])
+    if trained_on and split == "test" and not checkpoint["protocol"].startswith("day:"):  # another day shows the same images
+        raise UserError(f"{path} was trained or validated on {sorted(trained_on)[0]}, which would be a test image now")
+    with loading(str(path), HINT):
+        model = EEGEmbedding(**checkpoint["settings"])
+        model.load_state_dict(checkpoint["model"])
+    name = checkpoint["settings"]["name"]
+    if model.reads == "tokens":
+        encoder = encoder_for(dataset, name, foundation, seed=checkpoint["seed"])
+        if fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
+            raise UserError(f"{path} was trained on the features of another encoder than {foundation}")
+        give_tokens([dataset], encoder, True, checkpoint["token_pooling"], cache_dir, device)
+    else:
+        dataset.prepare = model.prepare
+    return ClipRun(place.name or "run", checkpoint, model.eval().to(device), dataset, checkpoint["people"])
+
+
+def look_as_trained(dataset: TrialDataset, checkpoint: dict, path: Path) -> None:
+    """Read the window and the electrodes that a checkpoint was trained on; UserError where the store's trials are others."""
+    numbers = checkpoint["window"] is None or (len(checkpoint["window"]) == 2 and all(isinstance(v, (int, float)) for v in checkpoint["window"]))
+    if not numbers or not all(isinstance(name, str) for name in checkpoint["regions"] or []):
+        raise UserError(f"{path} is damaged: its window or regions cannot be right; {HINT}")
+    dataset.look_at(checkpoint["window"], checkpoint["regions"])
+    now = dataset.n_times, dataset.sfreq, dataset.units, list(dataset.montage.electrodes)
+    was = checkpoint["n_times"], checkpoint["sfreq"], checkpoint["units"], checkpoint["settings"].get("electrodes")
+    if now != was:
+        raise UserError(
+            f"{path} was trained on trials of {was[0]} samples at {was[1]} Hz, {was[2]}, {len(was[3] or [])} electrodes; {dataset.store.path} has "
+            f"{now[0]} at {now[1]} Hz, {now[2]}, {len(now[3])}"
+        )
+
+
+def open_published(path: Path, name: str, kind: str, dataset: TrialDataset, device: torch.device) -> torch.nn.Module:
+    """A published checkpoint as a model called like `EEGEmbedding`, for the trials of `dataset`, which it prepares.
+
+    Raises UserError if the file is none of that model, or reads trials of another shape.
+    """
+    state = read_checkpoint(path)
+    inner = state.get("state_dict", state)  # Lightning's, as UBP's
+    model = _AsEmbedding(from_published(name, inner if isinstance(inner, dict) else state, kind)).eval().to(device)
+    dataset.prepare = EEGEmbedding.preparing(name, dataset.units)
+    if len(dataset):
+        x = dataset[0]["x"][None].to(device)
+        with loading(f"{path} does not read trials of {tuple(x.shape[1:])} electrodes × samples", "choose --channels or another store"), torch.no_grad():
+            model(x)
+    return model
+
+
+class _AsEmbedding(torch.nn.Module):
+    """A published network, called with people; those that take no people get none."""
+
+    def __init__(self, net: torch.nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor, subject_ids: torch.Tensor | None = None) -> torch.Tensor:
+        return self.net(x, subject_ids) if hasattr(self.net, "keeps") else self.net(x)
