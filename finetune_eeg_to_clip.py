@@ -316,6 +316,7 @@ def main(args: argparse.Namespace) -> None:
         "target": args.target, "objective": args.objective, "protocol": args.protocol, "granularity": args.granularity,
         "clip_model": args.clip_model, "image_model": args.image_model, "token_pooling": args.token_pooling,
         "encoder_fingerprint": depends_on.get("encoder", ""), "shuffled": args.shuffle_labels, "seed": args.seed,
+        "prototypes": None if prototypes is None else prototypes[0], "centre": None if prototypes is None else prototypes[1],
         "seen": sorted({t.image for d in (train, val) for t in d.trials}), **train.facts,
     }  # fmt: skip
     readout = "classifier" if args.target == "classes" else "retrieval" if prototypes is None else "prototype"

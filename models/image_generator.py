@@ -11,7 +11,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput, PNDMScheduler
 from PIL import Image
 
 from models import IMAGE_FAMILIES, choose
@@ -187,6 +187,7 @@ class EEGImageGenerator:
     device : torch.device. fp16 on a GPU, fp32 on the CPU.
     steps : int, optional. Default: the family's.
     guidance_scale : float, optional. Classifier-free guidance; default: the family's.
+    scheduler : {"dpm", "pndm"}. dpm: the family's own choice; pndm: what Stable Diffusion 1.4 was published with.
     image_size : int. Edge in pixels. A model whose own size is smaller draws at that size, and the picture is
         enlarged.
     Raises UserError if the model cannot be loaded.
@@ -194,10 +195,12 @@ class EEGImageGenerator:
 
     def __init__(
         self, name: str, device: torch.device, steps: int | None = None, guidance_scale: float | None = None,
-        image_size: int = 512,
+        image_size: int = 512, scheduler: str = "dpm",
     ):  # fmt: skip
         self.name = name
         self.family = load_image_model(name, torch.float16 if device.type == "cuda" else torch.float32)
+        if scheduler == "pndm":
+            self.family.pipeline.scheduler = PNDMScheduler.from_config(self.family.pipeline.scheduler.config, skip_prk_steps=True)
         self.pipeline = self.family.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.steps = steps or self.family.steps

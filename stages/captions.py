@@ -6,6 +6,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.limits import MAX_ROWS
+from utils.paths import written_whole
 
 LONGEST = 1000  # characters
 
@@ -34,3 +35,22 @@ def read_captions(path: Path, images: Sequence[str]) -> dict[str, str]:
     if lacking:
         raise UserError(f"{path} has no caption of {lacking[0]} and {len(lacking) - 1} more of the images; caption_images.py goes on behind what is there")
     return {image: found[image] for image in images}
+
+
+def known_captions(path: Path) -> dict[str, str]:
+    """Image → caption of all whole lines of a file that is in the making; a line that a kill cut off is removed from it."""
+    if not path.is_file():
+        return {}
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    found = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            content = json.loads(line)
+            found[str(content["image"])] = str(content["caption"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{path}, line {number} is no caption; move the file away, or mend the line") from None
+    if whole != raw:
+        with written_whole(path) as unfinished:
+            unfinished.write_bytes(whole)
+    return found

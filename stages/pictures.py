@@ -125,11 +125,15 @@ class PictureFolder:
         """Write a picture with its recipe."""
         save_with_recipe(picture, self.recipes[row.index], self.path("generated", row))
 
-    def finish(self, stimulus: Callable[[Row], Image.Image]) -> None:
-        """Comparisons and the grid; pictures of trials that were decoded otherwise before are removed."""
+    def finish(self, stimulus: Callable[[Row], Image.Image], ceiling: Callable[[Row], Path] | None = None) -> None:
+        """Comparisons and the grid; pictures of trials that were decoded otherwise before are removed.
+
+        ceiling : callable, optional. Row → a picture drawn from the truth, shown between stimulus and decoded picture.
+        """
         for row in self.rows:
             with opened_picture(self.path("generated", row)) as picture:
-                pair = comparison(stimulus(row), picture, row.true_name, row.predicted_name)
+                between = [opened_whole(ceiling(row))] if ceiling else []
+                pair = comparison(stimulus(row), picture, row.true_name, row.predicted_name, between)
             with written_whole(self.path("comparison", row)) as unfinished:
                 pair.save(unfinished, format="PNG")
             for kind in ("generated", "comparison"):
@@ -159,6 +163,12 @@ def save_with_recipe(picture: Image.Image, recipe: dict, path: Path) -> None:
         picture.save(unfinished, format="PNG", pnginfo=note)
 
 
+def opened_whole(path: Path) -> Image.Image:
+    """A picture of ours, in memory."""
+    with opened_picture(path) as picture:
+        return picture.convert("RGB")
+
+
 def drawn_with(path: Path) -> dict | None:
     """What a picture says it was drawn with; None where there is no whole picture."""
     try:
@@ -174,28 +184,32 @@ def drawn_with(path: Path) -> dict | None:
 
 
 def comparison(
-    stimulus: Image.Image, generated: Image.Image, true_name: str, predicted_name: str | None
-) -> Image.Image:
-    """Stimulus | generated under a header, green when right and red when wrong.
+    stimulus: Image.Image, generated: Image.Image, true_name: str, predicted_name: str | None,
+    between: Sequence[Image.Image] = (),
+) -> Image.Image:  # fmt: skip
+    """Stimulus | (drawn from the truth) | generated under a header, green when right and red when wrong.
 
     predicted_name : str or None. None where the decoded text named no class.
     """
-    image = Image.new("RGB", (2 * PANEL, PANEL + HEADER), "white")
+    panels = (stimulus, *between, generated)
+    width = len(panels) * PANEL
+    image = Image.new("RGB", (width, PANEL + HEADER), "white")
     draw = ImageDraw.Draw(image)
-    draw.rectangle([0, 0, 2 * PANEL, HEADER], fill=GREEN if predicted_name == true_name else RED)
+    draw.rectangle([0, 0, width, HEADER], fill=GREEN if predicted_name == true_name else RED)
     text = f"true: {true_name}   decoded: {predicted_name or 'no class'}"
     size = 20
-    while draw.textlength(text, font=ImageFont.load_default(size)) > 2 * PANEL - 12:
+    while draw.textlength(text, font=ImageFont.load_default(size)) > width - 12:
         size -= 1
-    draw.text((PANEL, HEADER / 2), text, fill="white", font=ImageFont.load_default(size), anchor="mm")
-    for k, panel in enumerate((stimulus, generated)):
+    draw.text((width / 2, HEADER / 2), text, fill="white", font=ImageFont.load_default(size), anchor="mm")
+    for k, panel in enumerate(panels):
         image.paste(ImageOps.fit(panel.convert("RGB"), (PANEL, PANEL)), (k * PANEL, HEADER))
     return image
 
 
 def summary_grid(comparisons: Sequence[Path], columns: int = 4, gap: int = 8) -> Image.Image:
     """All comparisons as thumbnails, `columns` a row (the seed's four)."""
-    w, h = PANEL, (PANEL + HEADER) // 2
+    with opened_picture(comparisons[0]) as first:
+        w, h = first.width // 2, first.height // 2
     rows = -(-len(comparisons) // columns)
     grid = Image.new("RGB", (columns * (w + gap) + gap, rows * (h + gap) + gap), "white")
     for k, path in enumerate(comparisons):

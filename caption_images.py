@@ -1,0 +1,72 @@
+"""A caption for every image that was seen, by an image-captioning model: what text states are made of.
+
+    python caption_images.py --images_dir data/EEGImageNet/images --output data/EEGImageNet/captions.jsonl
+    python caption_images.py … --model microsoft/git-large-coco            # any BLIP, BLIP-2, GIT or ViT-GPT2 in the hub's layout
+
+Beams of 5 by default, so that the same image gets the same caption again. A line an image: its path below --images_dir, and the caption.
+An image that has a line already is passed over: after an interruption the same command goes on.
+"""
+
+import argparse
+from pathlib import Path
+
+from utils import flags
+from utils.errors import UserError, run_script, start_script
+from utils.paths import default
+
+IMAGES = (".jpg", ".jpeg", ".png")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = flags.new_parser(__doc__)
+    add = parser.add_argument
+    add("--images_dir", default=default("data/EEGImageNet/images"), help="folder of images, however deep")
+    add("--output", default=default("data/EEGImageNet/captions.jsonl"), help="the file of captions")
+    add("--model", default="Salesforce/blip-image-captioning-base", help="captioning model: local folder or hub address")
+    add("--beams", type=int, default=5, help="of beam search")
+    add("--max_tokens", type=int, default=25, help="longest caption, in tokens")
+    add("--batch_size", type=int, default=16, help="images captioned at once")
+    flags.add_run_flags(parser)
+    args = parser.parse_args()
+    flags.check_at_least(parser, args, beams=1, max_tokens=1, batch_size=1)
+    return args
+
+
+if __name__ == "__main__":
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
+
+import json
+
+from models.captioner import Captioner
+from models.clip_targets import read_image
+from stages.captions import known_captions
+from utils.device import pick_device
+from utils.paths import append
+from utils.progress import progress
+
+
+def main(args: argparse.Namespace) -> None:
+    folder, output, device = Path(args.images_dir), Path(args.output), pick_device(args.cuda)
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+    if not images:
+        raise UserError(f"--images_dir {folder} holds no image ({', '.join(IMAGES)})")
+    known = known_captions(output)  # what was cut off by a kill is gone from the file
+    missing = [path for path in images if path.relative_to(folder).as_posix() not in known]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if missing:
+        captioner = Captioner(args.model, device, args.beams, args.max_tokens)
+        with progress(total=len(missing), desc="captions", unit="image") as bar:
+            for start in range(0, len(missing), args.batch_size):
+                part = missing[start : start + args.batch_size]
+                for path, caption in zip(part, captioner([read_image(path) for path in part]), strict=True):
+                    line = {"image": path.relative_to(folder).as_posix(), "caption": caption, "model": args.model}
+                    append(output, json.dumps(line).encode() + b"\n")
+                bar.update(len(part))
+    print(f"{output}: {len(images)} images, {len(missing)} captioned now, by {args.model}")
+
+
+if __name__ == "__main__":
+    run_script(
+        lambda: main(args), [Path(args.output).with_name(f".{Path(args.output).name}.lock")],
+        "captions that are written are kept; the same command goes on behind them",
+    )  # fmt: skip

@@ -1,0 +1,48 @@
+"""Image → caption, by a model in the hub's layout."""
+
+from collections.abc import Sequence
+
+import torch
+import transformers
+from PIL import Image
+
+from models.loading import load_whole
+from utils.errors import UserError, loading
+from utils.hub import fetch_nothing
+
+HINT = "give a local folder in the hub's layout, whole, or a hub address"
+# model_type of config.json → class of transformers
+CAPTIONERS = {
+    "blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration", "git": "GitForCausalLM",
+    "vision-encoder-decoder": "VisionEncoderDecoderModel",
+}  # fmt: skip
+
+
+class Captioner:
+    """A captioning model with beam search, so that an image gets the same caption again.
+
+    name : str. A folder laid out like `Salesforce/blip-image-captioning-base` or `microsoft/git-large-coco`, or a hub address.
+    Raises UserError if it cannot be loaded or is of another kind.
+    """
+
+    def __init__(self, name: str, device: torch.device, beams: int = 5, max_tokens: int = 25):
+        self.name, self.device, self.beams, self.max_tokens = name, device, beams, max_tokens
+        safe = {"local_files_only": fetch_nothing(name, "config.json", "--model"), "trust_remote_code": False}
+        with loading(f"--model {name}", HINT):
+            kind = transformers.PretrainedConfig.get_config_dict(name, **safe)[0].get("model_type")
+        if kind not in CAPTIONERS:
+            raise UserError(f"--model {name} is a {kind}; expected one of {', '.join(CAPTIONERS)}")
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self.model = load_whole(getattr(transformers, CAPTIONERS[kind]), name, "--model", HINT, **safe, dtype=dtype).eval().to(device)
+        with loading(f"--model {name}", HINT):
+            self.images = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **safe)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, **safe)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """One caption a picture; never empty."""
+        with loading(f"--model {self.name}", HINT):
+            pixels = self.images(list(pictures), return_tensors="pt")["pixel_values"].to(self.device, self.model.dtype)
+            ids = self.model.generate(pixel_values=pixels, num_beams=self.beams, max_new_tokens=self.max_tokens, do_sample=False)
+            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [" ".join(text.split()) or "a picture" for text in texts]
