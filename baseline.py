@@ -3,8 +3,8 @@
     python baseline.py --model eegnet --downstream_dataset BCICIV2a --datasets_dir data/BCICIV2a/processed_lmdb \
         --output_dir pth_downtasks/baselines/eegnet
 
-linear_probe and mlp read the tokens that a language model reads (--foundation_dir, --token_pooling); the others read the
-signal, or, as best_constant and recording_only do, none. What trains by epochs takes the best validation epoch; the test is
+linear_probe and mlp read the tokens that a language model reads (--foundation_dir, --token_pooling); ridge, knn, forest and svm
+differential entropy (--de); the others read the signal, or, as best_constant and recording_only do, none. What trains by epochs takes the best validation epoch; the test is
 decoded once. Leaves in --output_dir: decoded_test.jsonl, results.json, run.json, and metrics.jsonl where there are epochs.
 """
 
@@ -35,6 +35,13 @@ def parse_args() -> argparse.Namespace:
     add("--cuda", type=int, default=0, help="GPU; -1: CPU")
     flags.add_store_flags(parser, "data/BCICIV2a/processed_lmdb", check_protocol)
     flags.add_part_flags(parser)
+    add("--granularity", help="EEGImageNet: all, coarse, fine0 … fine4 (default: all)")
+    add(
+        "--de",
+        choices=("gaussian", "published"),
+        default="gaussian",
+        help="ridge, knn, forest, svm: which differential entropy",
+    )
     flags.add_encoder_flags(parser, [name for name in ENCODERS if name == "csbrain"])
     add(
         "--token_pooling",
@@ -54,6 +61,7 @@ import numpy as np
 
 from datasets.trials import TrialDataset, load_splits
 from models.baselines import Data
+from models.differential_entropy import BANDS, differential_entropy
 from stages.rows import Readout, most_likely, new_row, write_rows
 from stages.runs import print_scores
 from stages.scores import score_rows
@@ -61,15 +69,22 @@ from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import fingerprint
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json, write_jsonl
+from utils.progress import progress
 
 READOUT = "classifier"
 
 
-def read(dataset: TrialDataset, reads: str) -> Data:
+def read(dataset: TrialDataset, reads: str, de: str) -> Data:
     """A split as the baseline reads it."""
     x = None
     if reads == "tokens":
         x = dataset.tokens.numpy()  # (N, n, D)
+    elif reads == "features":
+        bar = progress(dataset.trials, desc=f"{dataset.mode} features", unit="trial", leave=False)
+        features = [differential_entropy(dataset.samples(trial), dataset.sfreq, de) for trial in bar]
+        x = np.stack(features) if features else np.zeros((0, len(BANDS) * len(dataset.montage.electrodes)), np.float32)
+        if not np.isfinite(x).all():
+            raise UserError(f"{dataset.store.path}: a {dataset.mode} trial holds NaN or infinity")
     elif reads == "signal":
         n_chans = len(dataset.montage.electrodes)
         empty = np.zeros((0, n_chans, dataset.n_times), np.float32)
@@ -83,7 +98,17 @@ def read(dataset: TrialDataset, reads: str) -> Data:
 def main(args: argparse.Namespace) -> None:
     output_dir, device = Path(args.output_dir), pick_device(args.cuda)
     description = load_description(args.downstream_dataset)
-    splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions)
+    if args.granularity and not description.granularities:
+        raise UserError(f"--granularity {args.granularity}: {description.name} has one set of classes")
+    splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions, args.granularity)
+    description = splits["train"].description
+    if description.parts and description.apart == "concept":
+        raise UserError(
+            f"{description.name} tests on concepts that are never trained on; classifiers know those of training only: retrieve.py ranks them"
+        )
+    if not args.window and description.looks_at:
+        for dataset in splits.values():
+            dataset.look_at(description.looks_at, args.regions)
     if not len(splits["test"]):
         raise UserError(f"{args.datasets_dir} has no test trials under --protocol {args.protocol}")
     if args.shuffle_labels:
@@ -113,7 +138,7 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(f"{output_dir} holds another run; choose another folder")
 
     # ------------------------------------------------------------ training, validation, one look at the test
-    train, val, test = (read(splits[mode], baseline.reads) for mode in ("train", "val", "test"))
+    train, val, test = (read(splits[mode], baseline.reads, args.de) for mode in ("train", "val", "test"))
     baseline.fit(train, val)
     probabilities = baseline.predict(test)  # (N, K)
     rows = []

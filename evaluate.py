@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datasets.description import DATASETS, SPLITS, load_description
-from datasets.splits import PROTOCOLS, check_protocol
+from datasets.splits import check_protocol, promises
 from utils import flags
 from utils.errors import UserError, run_script, start_script
 from utils.paths import default
@@ -134,7 +134,7 @@ def look_for_leaks(args: argparse.Namespace) -> None:
             breaches += finding.kind == "BREACH"
 
     for protocol in protocols:
-        say(audit.people_findings(splits[protocol], PROTOCOLS[protocol.partition(":")[0]][1]))
+        say(audit.people_findings(splits[protocol], promises(load_description(name), protocol)[0]))
     say(audit.store_findings(store, splits[protocols[0]]))
     for run in runs:
         protocol = args.protocol or str(run.argument.get("protocol", "published"))

@@ -18,7 +18,7 @@ import math
 import time
 from pathlib import Path
 
-from datasets.description import DATASETS, load_description
+from datasets.description import load_description, with_words
 from datasets.splits import check_protocol
 from models import FEATURE_ENCODERS, POOLINGS
 from stages.rows import TEXT_READOUTS
@@ -31,9 +31,9 @@ MIN_LR = 1e-6  # where the cosine ends
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    epochs = ", ".join(f"{name} {load_description(name).epochs}" for name in DATASETS)
-    warmup = ", ".join(f"{name} {load_description(name).warmup_epochs}" for name in DATASETS)
-    add("--downstream_dataset", choices=list(DATASETS), required=True, help="which dataset's words and montage")
+    epochs = ", ".join(f"{name} {load_description(name).epochs}" for name in with_words())
+    warmup = ", ".join(f"{name} {load_description(name).warmup_epochs}" for name in with_words())
+    add("--downstream_dataset", choices=with_words(), required=True, help="which dataset's words and montage")
     flags.add_store_flags(parser, None, check_protocol)
     flags.add_part_flags(parser)
     add("--model_dir", required=True, help="folder for checkpoints, metrics and results")

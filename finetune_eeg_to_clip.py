@@ -27,7 +27,12 @@ from utils.errors import UserError, loading, run_script, start_script
 from utils.paths import default
 
 TARGETS = ("image", "text", "text_states", "classes")
-OBJECTIVES = {"image": ("nce", "generation", "mse"), "text": ("nce", "mse"), "text_states": ("mse",), "classes": ("ce",)}
+OBJECTIVES = {
+    "image": ("nce", "generation", "mse"),
+    "text": ("nce", "mse"),
+    "text_states": ("mse",),
+    "classes": ("ce",),
+}
 READOUT = {"nce": "retrieval", "classes": "classifier"}
 SINGLE_LAYER = ("de_mlp", "mlp", "rgnn", "eegnet")  # whose last layer alone grows with 77 · 768 text states
 
@@ -65,52 +70,108 @@ def parse_args() -> argparse.Namespace:
     add("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset of seen images")
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
     add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
-    add("--output_dir", "--model_dir", default=default("pth_downtasks/clip"), help="folder for checkpoints, metrics and results")
+    add(
+        "--output_dir",
+        "--model_dir",
+        default=default("pth_downtasks/clip"),
+        help="folder for checkpoints, metrics and results",
+    )
     add("--setting", choices=("within", "cross", "joint", "day"), default="within",
         help="within: one person; cross: tested on --subject, trained on all others; joint: all people; day: one person's other day")  # fmt: skip
     add("--subject", help="the person of within, cross and day, e.g. sub-08 or S03")
     add("--granularity", default="all", help="EEGImageNet: all, coarse, fine0 … fine4")
     encoder = parser.add_argument_group("encoder").add_argument
-    encoder("--encoder", choices=list(ENCODERS), default="atm", help="csbrain: pretrained, frozen, a projection is trained; the others from scratch")
+    encoder(
+        "--encoder",
+        choices=list(ENCODERS),
+        default="atm",
+        help="csbrain: pretrained, frozen, a projection is trained; the others from scratch",
+    )
     encoder("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     encoder("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    encoder("--token_pooling", default="region", choices=("region", "hemisphere", "electrode"), help="csbrain: how features become tokens")
+    encoder(
+        "--token_pooling",
+        default="region",
+        choices=("region", "hemisphere", "electrode"),
+        help="csbrain: how features become tokens",
+    )
     encoder("--subject_embedding", choices=("known", "shared"),
         help="atm: a token a person that is trained on, or one for all (default: known; shared for --setting cross)")  # fmt: skip
     encoder("--positions", choices=("none", "sinusoid"), default="none", help="atm: what is added to the electrodes")
     encoder("--atm_parts", nargs="+", choices=("attention", "tsconv", "mlp"), default=["attention", "tsconv", "mlp"],
         help="atm: the parts that are there, for the ablation")  # fmt: skip
-    encoder("--de", choices=("gaussian", "published"), default="gaussian", help="de_mlp, mlp, rgnn: which differential entropy")
+    encoder(
+        "--de",
+        choices=("gaussian", "published"),
+        default="gaussian",
+        help="de_mlp, mlp, rgnn: which differential entropy",
+    )
     part = parser.add_argument_group("what is read of a trial").add_argument
     part("--tmin", type=float, help="seconds after the image's onset (default: as the dataset says, 0 or 0.04)")
     part("--tmax", type=float, help="seconds after the image's onset; at least 0.1 after --tmin (default: 1 or 0.44)")
-    part("--channels", nargs="+", default=["all"], help="all, regions such as occipital, posterior (THINGS: UBP's 17), or electrodes by name")
+    part(
+        "--channels",
+        nargs="+",
+        default=["all"],
+        help="all, regions such as occipital, posterior (THINGS: UBP's 17), or electrodes by name",
+    )
     target = parser.add_argument_group("target and loss").add_argument
     target("--target", choices=TARGETS, default="image",
         help="image, text: CLIP embeddings of images, of sentences; text_states: of captions; classes: labels")  # fmt: skip
     target("--objective", choices=("nce", "generation", "mse", "ce"),
         help="nce: contrastive; generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); mse; ce (default: nce, mse for text_states, ce for classes)")  # fmt: skip
     target("--clip_model", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="CLIP: local folder or hub address")
-    target("--image_model", default="CompVis/stable-diffusion-v1-4", help="text_states: whose text encoder; local folder or hub address")
+    target(
+        "--image_model",
+        default="CompVis/stable-diffusion-v1-4",
+        help="text_states: whose text encoder; local folder or hub address",
+    )
     target("--captions", help="text_states: captions.jsonl of caption_images.py")
-    target("--lambda_text", type=float, help="share of the sentences' NCE beside the images' (default: 0.01 for atm, else 0)")
+    target(
+        "--lambda_text",
+        type=float,
+        help="share of the sentences' NCE beside the images' (default: 0.01 for atm, else 0)",
+    )
     target("--mse_share", type=float, default=0.9, help="of --objective generation")
     target("--positives", choices=("image", "row"), default="image",
         help="image: copies of an image in a batch are positives; row: they are negatives, as published")  # fmt: skip
-    target("--unit_eeg", action=argparse.BooleanOptionalAction, help="bring EEG embeddings to unit length in NCE (default: as published, ubp not)")
+    target(
+        "--unit_eeg",
+        action=argparse.BooleanOptionalAction,
+        help="bring EEG embeddings to unit length in NCE (default: as published, ubp not)",
+    )
     train = parser.add_argument_group("training").add_argument
     train("--epochs", type=int, help="epochs (default: as published)")
-    train("--passes", type=int, default=1, help="passes over the training trials an epoch, which ends with validation and a checkpoint")
+    train(
+        "--passes",
+        type=int,
+        default=1,
+        help="passes over the training trials an epoch, which ends with validation and a checkpoint",
+    )
     train("--batch_size", type=int, help="trials an optimiser step (default: as published)")
-    train("--average_train", type=int, help="repetitions of an image that are averaged for a training trial (default: as published)")
+    train(
+        "--average_train",
+        type=int,
+        help="repetitions of an image that are averaged for a training trial (default: as published)",
+    )
     train("--optimizer", choices=("adam", "adamw", "sgd"), help="sgd with momentum 0.9 (default: as published)")
     train("--lr", type=float, help="learning rate (default: as published)")
     train("--weight_decay", type=float, help="(default: as published)")
     train("--clip", type=float, default=1.0, help="largest gradient norm")
     train("--test_repetitions", type=int, help="of a test image that are averaged, drawn by --seed (default: all)")
-    train("--shuffle_labels", action="store_true", help="images change places: over training trials, and as a whole in the test: the control")
+    train(
+        "--shuffle_labels",
+        action="store_true",
+        help="images change places: over training trials, and as a whole in the test: the control",
+    )
     train("--resume", action="store_true", help="go on with the run that is in --output_dir")
-    train("--keep", nargs="+", choices=("best", "last", "all"), default=["best"], help="which epochs' checkpoints stay; the best one always does")
+    train(
+        "--keep",
+        nargs="+",
+        choices=("best", "last", "all"),
+        default=["best"],
+        help="which epochs' checkpoints stay; the best one always does",
+    )
     flags.add_run_flags(parser)
     args = parser.parse_args()
     recipe = asdict(RECIPES.get(args.encoder, Recipe()))
@@ -121,7 +182,9 @@ def parse_args() -> argparse.Namespace:
     if args.objective not in OBJECTIVES[args.target]:
         parser.error(f"--target {args.target} goes with --objective {' or '.join(OBJECTIVES[args.target])}")
     if (args.setting == "joint") == bool(args.subject):
-        parser.error("--setting joint takes no --subject" if args.subject else f"--setting {args.setting} needs --subject")
+        parser.error(
+            "--setting joint takes no --subject" if args.subject else f"--setting {args.setting} needs --subject"
+        )
     if args.target == "text_states" and (not args.captions or args.encoder not in SINGLE_LAYER):
         parser.error(f"--target text_states needs --captions and one of the encoders {', '.join(SINGLE_LAYER)}")
     args.subject_embedding = args.subject_embedding or ("shared" if args.setting == "cross" else "known")
@@ -146,7 +209,6 @@ from models import EMBEDDERS
 from models.clip_targets import image_targets, sentence_targets, text_state_targets
 from models.contrastive import info_nce
 from models.eeg_embedding import EEGEmbedding
-from models.eeg_encoders import STATES
 from stages import retrieval
 from stages.captions import read_captions
 from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
@@ -167,7 +229,11 @@ LAST = ("--resume: last.pth", "it is damaged, or of another version; start in an
 def build_targets(args, splits: dict, cache_dir: Path) -> dict[str, dict[str, torch.Tensor]]:
     """{"main", "text"} → {image: target}; the second one where sentences have a share of the loss."""
     images = sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
-    name_of = {t.image: d.description.class_name(label) for d in splits.values() for t, label in zip(d.trials, d.labels, strict=True)}
+    name_of = {
+        t.image: d.description.class_name(label)
+        for d in splits.values()
+        for t, label in zip(d.trials, d.labels, strict=True)
+    }
     sentences = {image: f"This picture is {name_of[image].replace('_', ' ')}" for image in images}
     found = {}
     if args.target == "image":
@@ -195,7 +261,9 @@ def loss_of(args, model, output: torch.Tensor, batch: dict) -> torch.Tensor:
     scale = model.scale() if RECIPES.get(args.encoder, Recipe()).train_scale else 1 / 0.07
     nce = info_nce(output, batch["main"], scale, copies, args.unit_eeg)
     if "text" in batch:
-        nce = (1 - args.lambda_text) * nce + args.lambda_text * info_nce(output, batch["text"], scale, copies, args.unit_eeg)
+        nce = (1 - args.lambda_text) * nce + args.lambda_text * info_nce(
+            output, batch["text"], scale, copies, args.unit_eeg
+        )
     if args.objective == "nce":
         return nce
     return 10 * (args.mse_share * F.mse_loss(output, batch["main"]) + (1 - args.mse_share) * nce)
@@ -208,7 +276,9 @@ def train_epoch(args, model, loader, groups, tables, numbers, people, optimizer,
     for _ in range(args.passes):
         for items in loader:
             of = [groups[index] for index in items["index"].tolist()]
-            batch = {name: torch.stack([table[g.image] for g in of]).float().to(device) for name, table in tables.items()}
+            batch = {
+                name: torch.stack([table[g.image] for g in of]).float().to(device) for name, table in tables.items()
+            }
             batch["label"] = torch.tensor([g.label for g in of], device=device)
             batch["image"] = torch.tensor([numbers[g.image] for g in of], device=device)
             ids = retrieval.subject_ids([g.subject for g in of], people).to(device)
@@ -262,7 +332,9 @@ def main(args: argparse.Namespace) -> None:
     widths = {tuple(target.shape) for target in tables.get("main", {}).values()}
     out = len(description.classes) if args.target == "classes" else math.prod(widths.pop())
     prototypes = None
-    if args.target in ("image", "text", "text_states") and description.apart != "concept":  # classes that are trained on
+    if (
+        args.target in ("image", "text", "text_states") and description.apart != "concept"
+    ):  # classes that are trained on
         table = retrieval.class_prototypes(groups["train"], tables["main"], len(description.classes))
         prototypes = (table, table.mean(dim=0) if args.target == "text_states" else None)
     numbers = {image: k for k, image in enumerate(sorted({g.image for g in groups["train"]}))}
@@ -280,7 +352,9 @@ def main(args: argparse.Namespace) -> None:
     if args.encoder not in EMBEDDERS:
         encoder = encoder_for(train, args.encoder, args.foundation_dir, seed=args.seed)
         if not encoder.pretrained:
-            raise UserError(f"--encoder {args.encoder} is for text and mapper training; here: {', '.join(EMBEDDERS)}, csbrain")
+            raise UserError(
+                f"--encoder {args.encoder} is for text and mapper training; here: {', '.join(EMBEDDERS)}, csbrain"
+            )
         depends_on["encoder"] = fingerprint(encoder)
         give_tokens(splits.values(), encoder, True, args.token_pooling, args.cache_dir, device)
         settings |= {"n_tokens": train.tokens.shape[1], "token_width": train.tokens.shape[2]}
@@ -324,11 +398,15 @@ def main(args: argparse.Namespace) -> None:
     if history:  # it may have been killed before this
         keep_epochs(output_dir, history, args.keep, readout, FILES)
     for epoch in range(len(history) + 1, args.epochs + 1):
-        seed_everything(args.seed, epoch)  # anew each epoch, so a resumed run repeats what the interrupted one would have done
+        seed_everything(
+            args.seed, epoch
+        )  # anew each epoch, so a resumed run repeats what the interrupted one would have done
         started, n = time.perf_counter(), len(groups["train"])
         order = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
         alone = n % args.batch_size == 1 and n > 1  # batch normalisation and contrast need two
-        loader = DataLoader(Averages(train, groups["train"]), args.batch_size, shuffle=True, generator=order, drop_last=alone)
+        loader = DataLoader(
+            Averages(train, groups["train"]), args.batch_size, shuffle=True, generator=order, drop_last=alone
+        )
         with progress(total=n * args.passes, desc=f"epoch {epoch}/{args.epochs}", unit="trial") as bar:
             loss = train_epoch(args, model, loader, groups["train"], tables, numbers, people, optimizer, device, bar)
         if not math.isfinite(loss):
@@ -350,7 +428,9 @@ def main(args: argparse.Namespace) -> None:
     rows = evaluate(args, model, test, groups["test"], tables, prototypes, people, device)
     finish_run(output_dir, rows, best, readout, args.shuffle_labels)
     if description.name == "EEGImageNet" and args.setting != "cross":
-        print("a class's training and test trials are neighbours in time here: drift alone tells the class; --setting cross does not have that")
+        print(
+            "a class's training and test trials are neighbours in time here: drift alone tells the class; --setting cross does not have that"
+        )
 
 
 def look(args, splits: dict, description) -> tuple[list[float], list[str] | None]:
@@ -361,7 +441,9 @@ def look(args, splits: dict, description) -> tuple[list[float], list[str] | None
     tmin, tmax = description.looks_at or stored
     tmin, tmax = (tmin if args.tmin is None else args.tmin), (tmax if args.tmax is None else args.tmax)
     if not (stored[0] - 1e-6 <= tmin and tmin + 0.1 - 1e-6 <= tmax <= stored[1] + 1e-6):
-        raise UserError(f"--tmin {tmin:g} --tmax {tmax:g}: trials go from {stored[0]:g} to {stored[1]:g} s, and a window lasts 0.1 s or more")
+        raise UserError(
+            f"--tmin {tmin:g} --tmax {tmax:g}: trials go from {stored[0]:g} to {stored[1]:g} s, and a window lasts 0.1 s or more"
+        )
     names = [name for asked in args.channels for name in description.channels.get(asked, (asked,))]
     regions = None if names == ["all"] else names
     for dataset in splits.values():

@@ -20,7 +20,7 @@ import math
 import time
 from pathlib import Path
 
-from datasets.description import DATASETS, load_description
+from datasets.description import load_description, with_words
 from datasets.splits import check_protocol
 from models import FEATURE_ENCODERS, MAPPERS, POOLINGS
 from stages.rows import MAPPER_READOUTS
@@ -41,7 +41,7 @@ NOT_IN_WARMUP = {"mse"}
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    add("--downstream_dataset", choices=list(DATASETS), default="VI", help="which dataset's words, stimuli and montage")
+    add("--downstream_dataset", choices=with_words(), default="VI", help="which dataset's words, stimuli and montage")
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", check_protocol)
     flags.add_part_flags(parser)
     add("--stimuli_dir", default=default("data/VisualImagery/stimuli"), help="folder of the stimulus photos")

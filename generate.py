@@ -13,7 +13,7 @@ The prompt comes from the decoded text and from nothing else; true labels name f
 import argparse
 from pathlib import Path
 
-from datasets.description import DATASETS, load_description
+from datasets.description import load_description, with_words
 from datasets.splits import check_protocol
 from stages.rows import TEXT_READOUTS
 from utils import flags
@@ -24,7 +24,7 @@ from utils.paths import default
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    add("--downstream_dataset", choices=list(DATASETS), default="BCICIV2a", help="which dataset's words and montage")
+    add("--downstream_dataset", choices=with_words(), default="BCICIV2a", help="which dataset's words and montage")
     add("--projection_dir", default=default("pth_downtasks/eeg_llm_bcic_new"),
         help="projection_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
     add("--generate_images", action="store_true", help="draw; without it stage `all` ends with decoded.jsonl")

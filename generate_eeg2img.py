@@ -25,15 +25,30 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--downstream_dataset", choices=of_images(), default="EEGImageNet", help="which dataset of seen images")
     add("--datasets_dir", default=default("data/EEGImageNet/processed_lmdb"), help="trial store")
-    add("--model_dir", default=default("pth_downtasks/clip"), help="encoder_epochN.pth, or a run's folder for its best epoch")
-    add("--conditioning", choices=CONDITIONINGS, default="text_states", help="what the image model is told: decoded text states")
+    add(
+        "--model_dir",
+        default=default("pth_downtasks/clip"),
+        help="encoder_epochN.pth, or a run's folder for its best epoch",
+    )
+    add(
+        "--conditioning",
+        choices=CONDITIONINGS,
+        default="text_states",
+        help="what the image model is told: decoded text states",
+    )
     add("--captions", help="captions.jsonl of caption_images.py: draw every test image from its caption too")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     flags.add_generation_flags(parser, "outputs/eeg2img")
     images = parser.add_argument_group("images").add_argument
     images("--image_model", default="CompVis/stable-diffusion-v1-4", help="local folder or hub address")
-    images("--images_dir", "--stimuli_dir", dest="stimuli_dir", default=default("data/EEGImageNet/images"), help="folder of the images that were seen")
+    images(
+        "--images_dir",
+        "--stimuli_dir",
+        dest="stimuli_dir",
+        default=default("data/EEGImageNet/images"),
+        help="folder of the images that were seen",
+    )
     images("--num_inference_steps", "--image_steps", type=int, default=50, help="steps")
     images("--scheduler", choices=("pndm", "dpm"), default="pndm", help="sampler: pndm as published, dpm: DPM-Solver++")
     images("--guidance_scale", type=float, default=7.5, help="classifier-free guidance")
@@ -76,18 +91,28 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ stage 1: EEG → decoded.jsonl
     if args.stage != "images":
-        run = clip_runs.open_run(Path(args.model_dir), args.datasets_dir, args.split, args.foundation_dir, args.cache_dir, device)
+        run = clip_runs.open_run(
+            Path(args.model_dir), args.datasets_dir, args.split, args.foundation_dir, args.cache_dir, device
+        )
         checkpoint = run.checkpoint
         if checkpoint["target"] != "text_states" or "prototypes" not in checkpoint:
-            raise UserError(f"{args.model_dir} was trained towards {checkpoint['target']}; --conditioning text_states needs --target text_states")
+            raise UserError(
+                f"{args.model_dir} was trained towards {checkpoint['target']}; --conditioning text_states needs --target text_states"
+            )
         if checkpoint["shuffled"]:
             raise UserError(f"{args.model_dir} is a shuffled-label control; its pictures would say nothing")
         groups = repetitions(run.dataset)
-        chosen = [groups[k] for k in torch.linspace(0, len(groups) - 1, min(args.num_samples, len(groups))).round().int().tolist()]
+        chosen = [
+            groups[k]
+            for k in torch.linspace(0, len(groups) - 1, min(args.num_samples, len(groups))).round().int().tolist()
+        ]
         outputs = retrieval.embed(run.model, run.dataset, chosen, run.people, device, args.batch_size)  # (N, 77, D)
         p = retrieval.prototype_probabilities(outputs, checkpoint["prototypes"], checkpoint["centre"])
         rows = retrieval.class_rows(run.dataset, chosen, p, "prototype")
-        alone = {row.index: (states[None], torch.zeros(1, states.shape[-1])) for row, states in zip(rows, outputs, strict=True)}
+        alone = {
+            row.index: (states[None], torch.zeros(1, states.shape[-1]))
+            for row, states in zip(rows, outputs, strict=True)
+        }
         write_embeddings(embeddings, rows, alone, checkpoint["image_model"])
         record = {"arguments": vars(args), "store": run.dataset.store.fingerprint, "model": str(args.model_dir)}
         report_decoded(rows, output_dir, record)
@@ -104,17 +129,29 @@ def main(args: argparse.Namespace) -> None:
     recipe = {"model": image_model, "steps": args.num_inference_steps, "guidance": args.guidance_scale, "size": args.image_size,
               "conditioning": "text_states", "scheduler": args.scheduler}  # fmt: skip
     pictures = PictureFolder(output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding})
-    told = {row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | recipe | {"conditioning": "caption"} for row in rows if captions}
+    told = {
+        row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | recipe | {"conditioning": "caption"}
+        for row in rows
+        if captions
+    }
     missing = [row for row in rows if captions and drawn_with(true_class_picture(output_dir, row)) != told[row.index]]
     if pictures.missing or missing:
         check_gpu_is_free(device, args.max_held_mib)
-        generator = EEGImageGenerator(image_model, device, args.num_inference_steps, args.guidance_scale, args.image_size, args.scheduler)
+        generator = EEGImageGenerator(
+            image_model, device, args.num_inference_steps, args.guidance_scale, args.image_size, args.scheduler
+        )
         if generator.empty.pooled is not None:
-            raise UserError(f"--image_model {image_model} reads a pooled vector beside text states; Stable Diffusion 1.x does not")
+            raise UserError(
+                f"--image_model {image_model} reads a pooled vector beside text states; Stable Diffusion 1.x does not"
+            )
         for row, seed in pictures.to_draw():
             pictures.keep(row, generator.generate(states[row.index], seed))
         for row in progress(missing, desc="drawing from captions", unit="image"):
-            save_with_recipe(generator.generate(captions[row.image], args.seed + row.index), told[row.index], true_class_picture(output_dir, row))
+            save_with_recipe(
+                generator.generate(captions[row.image], args.seed + row.index),
+                told[row.index],
+                true_class_picture(output_dir, row),
+            )
     if captions:
         about = {"told": "the stimulus's caption", "pictures": len(rows)}
         write_json(recipe | {"conditioning": "caption"} | about, output_dir / "true_class" / "true_class.json")

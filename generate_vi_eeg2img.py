@@ -13,7 +13,7 @@ mapper's own text states (and pooled vector, for aMUSEd); blend: something betwe
 import argparse
 from pathlib import Path
 
-from datasets.description import DATASETS, load_description
+from datasets.description import load_description, with_words
 from datasets.splits import check_protocol
 from stages.rows import MAPPER_READOUTS
 from utils import flags
@@ -26,7 +26,7 @@ CONDITIONINGS = ("class", "embedding", "blend")
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    add("--downstream_dataset", choices=list(DATASETS), default="VI", help="which dataset's words and stimuli")
+    add("--downstream_dataset", choices=with_words(), default="VI", help="which dataset's words and stimuli")
     add("--mapper_path", default=default("pth_downtasks/eeg_direct"),
         help="mapper_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
     add("--readout", choices=list(MAPPER_READOUTS), default="head", help="whose class is drawn")

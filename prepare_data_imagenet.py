@@ -19,15 +19,28 @@ from utils.paths import default, make_room
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    add("--pth_path", nargs="+", help="the .pth files, one or several (default: data/EEGImageNet/raw/EEG-ImageNet_1.pth and _2.pth)")
-    add("--images_dir", default=default("data/EEGImageNet/images"), help="your ImageNet photos, WNID/WNID_N.JPEG; looked through where it is there")
-    add("--class_names", help="lines of a wnid and its name, as ImageNet's synset maps have: what tables call the classes (default: wnids)")
+    add(
+        "--pth_path",
+        nargs="+",
+        help="the .pth files, one or several (default: data/EEGImageNet/raw/EEG-ImageNet_1.pth and _2.pth)",
+    )
+    add(
+        "--images_dir",
+        default=default("data/EEGImageNet/images"),
+        help="your ImageNet photos, WNID/WNID_N.JPEG; looked through where it is there",
+    )
+    add(
+        "--class_names",
+        help="lines of a wnid and its name, as ImageNet's synset maps have: what tables call the classes (default: wnids)",
+    )
     add("--lmdb_dir", default=default("data/EEGImageNet/processed_lmdb"), help="folder of the store")
     add("--same_person", nargs="+", default=[], metavar="CODE=PERSON",
         help="the person behind a code of the second day, whose trials become session 2: 16=0 17=3")  # fmt: skip
     flags.add_prepare_flags(parser, workers=1)
     args = parser.parse_args()
-    args.pth_path = [Path(path) for path in args.pth_path or [default(f"data/EEGImageNet/raw/EEG-ImageNet_{k}.pth") for k in (1, 2)]]
+    args.pth_path = [
+        Path(path) for path in args.pth_path or [default(f"data/EEGImageNet/raw/EEG-ImageNet_{k}.pth") for k in (1, 2)]
+    ]
     pairs = [re.fullmatch(r"(\d+)=(\d+)", text) for text in args.same_person]
     if not all(pairs):
         parser.error("--same_person: expected CODE=PERSON, as in 16=3")
@@ -51,7 +64,9 @@ def check_images(folder: Path, paths: list[Path]) -> None:
     """Say how many of the photos are not there, which only training towards images and pictures needs; UserError for two of one name."""
     wanted = {f"{item['label']}/{item['image']}" for path in paths for item in opened(path, stamp(path)).items}
     if not folder.is_dir():
-        print(f"notice: {folder} is not there; {len(wanted)} photos of ImageNet are needed there to train towards images, and to draw")
+        print(
+            f"notice: {folder} is not there; {len(wanted)} photos of ImageNet are needed there to train towards images, and to draw"
+        )
         return
     for sub in sorted({name.split("/")[0] for name in wanted}):
         there: dict[str, Path] = {}
@@ -60,7 +75,9 @@ def check_images(folder: Path, paths: list[Path]) -> None:
                 raise UserError(f"{other} and {path} are two files for one image; keep one of them")
     missing = sorted(name for name in wanted if not (folder / name).is_file())
     if missing:
-        raise UserError(f"{folder / missing[0]} is missing, and {len(missing) - 1} more of {len(wanted)}; name another --images_dir, or none that is there")
+        raise UserError(
+            f"{folder / missing[0]} is missing, and {len(missing) - 1} more of {len(wanted)}; name another --images_dir, or none that is there"
+        )
     print(f"{folder}: all {len(wanted)} photos are there")
 
 
@@ -68,7 +85,9 @@ def main(args: argparse.Namespace) -> None:
     with make_room(args.lmdb_dir, is_trial_store, args.overwrite):
         files = pieces(args.pth_path)
         check_images(args.images_dir, args.pth_path)
-        settings = Preprocessing(args.tmin, args.tmax, DESCRIPTION.reference, l_freq=0.0, h_freq=0.0, order=0)  # no filter
+        settings = Preprocessing(
+            args.tmin, args.tmax, DESCRIPTION.reference, l_freq=0.0, h_freq=0.0, order=0
+        )  # no filter
         options = {"same_person": args.same_person}
         said = facts(args.pth_path, Path(args.class_names) if args.class_names else None)
         prepare(DESCRIPTION, files, args.lmdb_dir, settings, args.workers, args.scale, options, said)

@@ -27,14 +27,26 @@ def parse_args() -> argparse.Namespace:
     add("--skip_download", action="store_true", help="use what is in --raw_dir and --images_dir")
     add("--raw_dir", default=default("data/THINGS/raw"), help="folder of sub-XX/ses-0Y/raw_eeg_training.npy, or of "
         "sub-XX/preprocessed_eeg_training.npy, or of UBP's sub-XX/train.pt")  # fmt: skip
-    add("--images_dir", help="folder of training_images/, test_images/ and image_metadata.npy (default: images beside --raw_dir)")
+    add(
+        "--images_dir",
+        help="folder of training_images/, test_images/ and image_metadata.npy (default: images beside --raw_dir)",
+    )
     add("--lmdb_dir", default=default("data/THINGS/processed_lmdb"), help="folder of the store")
     add("--subjects", nargs="+", default=list(SUBJECTS), help="only these people, e.g. 8 or sub-08 (default: all)")
     add("--sessions", nargs="+", choices=SESSIONS, default=list(SESSIONS), help="raw: only these sessions")
-    add("--layout", choices=("raw", "npy", "pt"), help="which files of a person (default: what is there, raw before npy before pt)")
+    add(
+        "--layout",
+        choices=("raw", "npy", "pt"),
+        help="which files of a person (default: what is there, raw before npy before pt)",
+    )
     add("--whiten", choices=("epochs", "none"), default="epochs",
         help="raw: epochs: by the covariance of each session's training epochs; none: microvolts")  # fmt: skip
-    add("--tmin", type=float, default=DESCRIPTION.window[0], help=f"window start, seconds after {DESCRIPTION.window_starts}")
+    add(
+        "--tmin",
+        type=float,
+        default=DESCRIPTION.window[0],
+        help=f"window start, seconds after {DESCRIPTION.window_starts}",
+    )
     add("--tmax", type=float, default=DESCRIPTION.window[1], help="window end, seconds, likewise")
     flags.add_prepare_flags(parser, workers=1)  # each takes about 1 GB of memory
     args = parser.parse_args()
@@ -69,7 +81,9 @@ def fetch(args: argparse.Namespace) -> None:
     def into(folder: Path, member: PurePosixPath) -> Path | None:
         """Below `folder`, from the part of the path on that names a person or the images."""
         parts = [p for p in member.parts if p not in ("..", "/")]
-        known = [k for k, p in enumerate(parts) if re.fullmatch(r"sub-\d\d|(training|test)_images|image_metadata\.npy", p)]
+        known = [
+            k for k, p in enumerate(parts) if re.fullmatch(r"sub-\d\d|(training|test)_images|image_metadata\.npy", p)
+        ]
         if not known or "__MACOSX" in parts or member.name.startswith("."):
             return None
         person = next((p for p in parts if p.startswith("sub-")), None)
@@ -88,7 +102,9 @@ def fetch(args: argparse.Namespace) -> None:
                 raise UserError(f"{target} has {target.stat().st_size} bytes, osf.io's {file.size}; delete it")
             download([file.url], target, md5=file.md5)
             if path.suffix == ".zip":
-                print(f"{unpack(target, lambda member, folder=folder: into(folder, member), folder)} files of {path.name} in place")
+                print(
+                    f"{unpack(target, lambda member, folder=folder: into(folder, member), folder)} files of {path.name} in place"
+                )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -100,7 +116,9 @@ def main(args: argparse.Namespace) -> None:
         files = pieces(args.raw_dir, args.subjects, args.sessions, args.layout)
 
         # pieces → epochs → baseline → 250 Hz → whitened → trials → store → closing table
-        settings = Preprocessing(args.tmin, args.tmax, DESCRIPTION.reference, l_freq=0.0, h_freq=0.0, order=0)  # no filter
+        settings = Preprocessing(
+            args.tmin, args.tmax, DESCRIPTION.reference, l_freq=0.0, h_freq=0.0, order=0
+        )  # no filter
         names = concepts(images)
         options = {"whiten": args.whiten, "images": images, "labels": {name: k for k, name in enumerate(names)}}
         raw = any("raw_eeg" in piece.path.name for piece in files)
@@ -115,7 +133,9 @@ def kept_electrodes(files: list) -> list[str]:
     """The electrodes that all files have; UserError where they differ."""
     found = {electrodes_of(path) for path in {piece.path for piece in files}}
     if len(found) > 1:
-        raise UserError(f"the files have {' and '.join(str(len(names)) for names in found)} electrodes; a store holds one kind")
+        raise UserError(
+            f"the files have {' and '.join(str(len(names)) for names in found)} electrodes; a store holds one kind"
+        )
     return list(found.pop() if found else ELECTRODES)
 
 

@@ -108,7 +108,9 @@ def main(args: argparse.Namespace) -> None:
         imagenet_like.draw_images(folder / "images", size, args.seed)
         new = imagenet_like.write_imagenet_like(folder / "raw/EEG-ImageNet_demo.pth", size, args.seed)
         new += imagenet_like.write_imagenet_like(folder / "raw/drift_only.pth", replace(size, effect=0.0), args.seed)
-        print(f"{folder}: 2 files of {size.people} people, {new} of them written now; in drift_only.pth no class has an effect")
+        print(
+            f"{folder}: 2 files of {size.people} people, {new} of them written now; in drift_only.pth no class has an effect"
+        )
 
     # tiny models
     for folder, file in MODELS.items():  # what is there is used as it is
@@ -153,7 +155,9 @@ def write_things(folder: Path, seed: int) -> None:
                for part, of in paths.items()}  # fmt: skip
     components = things_like.principal_components(vectors, size.components)
     n_all, n_new = things_like.write_things_like(folder / "raw", components, size, seed)
-    print(f"{folder}: {n_all} recordings of {size.people} people, {n_new} of them written now; {sum(map(len, paths.values()))} drawn images")
+    print(
+        f"{folder}: {n_all} recordings of {size.people} people, {n_new} of them written now; {sum(map(len, paths.values()))} drawn images"
+    )
 
 
 def write_missing(raw: Path, description: DatasetDescription, write: Callable, size: DemoSize, seed: int) -> None:

@@ -33,7 +33,12 @@ def parse_args() -> argparse.Namespace:
     add("--clip_model", help="CLIP: local folder or hub address (default: the one trained with)")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
-    add("--test_repetitions", type=int, nargs="+", help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")
+    add(
+        "--test_repetitions",
+        type=int,
+        nargs="+",
+        help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)",
+    )
     add("--num_samples", type=int, default=12, help="trials on the sheet of top 5")
     published = parser.add_argument_group("a checkpoint of a published repository").add_argument
     published("--published_checkpoint", help="its file: a state dict of weights only")
@@ -92,7 +97,9 @@ def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRu
         for folder in (place, *([control] if control.is_dir() and str(control) not in args.runs else [])):
             run = clip_runs.open_run(folder, args.datasets_dir, "test", args.foundation_dir, args.cache_dir, device)
             if run.checkpoint["target"] not in ("image", "text"):
-                raise UserError(f"{folder} was trained towards {run.checkpoint['target']}; retrieve.py ranks images and sentences")
+                raise UserError(
+                    f"{folder} was trained towards {run.checkpoint['target']}; retrieve.py ranks images and sentences"
+                )
             found.append((run, folder if folder.is_dir() else folder.parent))
     return found
 
@@ -100,7 +107,10 @@ def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRu
 def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[str, torch.Tensor]:
     """{"retrieval": CLIP embeddings of the images, "classification": of their sentences}."""
     clip_model = args.clip_model or run.checkpoint["clip_model"]
-    name_of = {t.image: run.description.class_name(label) for t, label in zip(run.dataset.trials, run.dataset.labels, strict=True)}
+    name_of = {
+        t.image: run.description.class_name(label)
+        for t, label in zip(run.dataset.trials, run.dataset.labels, strict=True)
+    }
     found = {"retrieval": image_targets(clip_model, retrieval.image_paths(images, Path(args.images_dir)), cache_dir)}
     if run.description.apart == "concept":  # else several images have one sentence
         sentences = [f"This picture is {name_of[image].replace('_', ' ')}" for image in images]
@@ -115,10 +125,16 @@ def rows_of(
     groups = some_repetitions(repetitions(run.dataset), n, seed)
     outputs = retrieval.embed(run.model, run.dataset, groups, run.people, device)
     if outputs.shape[1:] != targets["retrieval"].shape[1:]:
-        raise UserError(f"{run.name} gives embeddings of width {outputs.shape[1]}, --clip_model of width {targets['retrieval'].shape[1]}")
+        raise UserError(
+            f"{run.name} gives embeddings of width {outputs.shape[1]}, --clip_model of width {targets['retrieval'].shape[1]}"
+        )
     rows = retrieval.retrieval_rows(run.dataset, groups, outputs, targets["retrieval"], images)
     if "classification" in targets:
-        for row, other in zip(rows, retrieval.retrieval_rows(run.dataset, groups, outputs, targets["classification"], images, "classification"), strict=True):
+        for row, other in zip(
+            rows,
+            retrieval.retrieval_rows(run.dataset, groups, outputs, targets["classification"], images, "classification"),
+            strict=True,
+        ):
             row.readouts |= other.readouts
     like = F.normalize(outputs, dim=-1) @ F.normalize(targets["retrieval"].float(), dim=-1).T  # (N, K)
     nearest = like.topk(min(5, len(images))).indices.tolist()
@@ -141,14 +157,19 @@ def main(args: argparse.Namespace) -> None:
         lines += retrieval.score_lines(run.name, rows)
         write_rows(rows, place / "retrieval.jsonl")
         before = read_json(folder / "run.json") if folder and (folder / "run.json").is_file() else {}
-        arguments = before.get("arguments", {}) | {k: str(v) for k, v in vars(args).items() if k in ("datasets_dir", "images_dir")}
+        arguments = before.get("arguments", {}) | {
+            k: str(v) for k, v in vars(args).items() if k in ("datasets_dir", "images_dir")
+        }
         record = before | {"arguments": arguments | {"stimuli_dir": args.images_dir}, "environment": environment()}
         write_json(record, place / "run.json")
 
         # ------------------------------------------------------------ fewer repetitions; a sheet
         most = max(len(group.trials) for group in repetitions(run.dataset))
         numbers = sorted({n for n in args.test_repetitions or (1, 2, 5, 10, 20, 40, 80) if n <= most} | {most})
-        curve = [(n, retrieval.score_lines(run.name, rows_of(run, n, targets, images, args.seed, device)[0])) for n in numbers]
+        curve = [
+            (n, retrieval.score_lines(run.name, rows_of(run, n, targets, images, args.seed, device)[0]))
+            for n in numbers
+        ]
         figures.repetitions_figure(curve, run.name, place / "repetitions.png")
         lines += [of[-1] | {"repetitions": n} for n, all_lines in curve[:-1]
                   for of in [[line for line in all_lines if line["read-out"] == "retrieval"]]]  # fmt: skip
@@ -163,11 +184,16 @@ def main(args: argparse.Namespace) -> None:
     print(f"\n{text}\n\n{retrieval.NOTE}")
     if "EEGImageNet" in {run.description.name for run, _ in runs}:
         print("Within a person of EEG-ImageNet drift alone tells a class; --setting cross does not have that.")
-    for name, content in {"scores.csv": tables.as_csv(list(dict.fromkeys(k for line in lines for k in line)), lines), "scores.md": text + "\n"}.items():
+    for name, content in {
+        "scores.csv": tables.as_csv(list(dict.fromkeys(k for line in lines for k in line)), lines),
+        "scores.md": text + "\n",
+    }.items():
         with written_whole(output_dir / name) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
     made = ablation_figures([output_dir / run.name for run, _ in runs], output_dir) if len(runs) > 1 else []
-    print(f"wrote scores.csv, scores.md{''.join(f', {path.name}' for path in made)} and rows, curves and sheets in {output_dir}")
+    print(
+        f"wrote scores.csv, scores.md{''.join(f', {path.name}' for path in made)} and rows, curves and sheets in {output_dir}"
+    )
 
 
 def ablation_figures(places: list[Path], folder: Path) -> list[Path]:
@@ -177,9 +203,15 @@ def ablation_figures(places: list[Path], folder: Path) -> list[Path]:
     beside = {control.place for control in controls.values() if control}
     runs = [run for run in runs if run.place not in beside]
     groups = decoded_runs.belong_together(runs)
-    lines = [tables.group_line(g, g[0].main_readout, [controls[r.place] for r in g if controls[r.place]]) for g in groups]
+    lines = [
+        tables.group_line(g, g[0].main_readout, [controls[r.place] for r in g if controls[r.place]]) for g in groups
+    ]
     return figures.ablation_figures(groups, lines, folder)
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args), [Path(args.output_dir) / ".lock"], "the same command begins anew; targets that were embedded are kept")
+    run_script(
+        lambda: main(args),
+        [Path(args.output_dir) / ".lock"],
+        "the same command begins anew; targets that were embedded are kept",
+    )

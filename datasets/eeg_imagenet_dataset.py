@@ -50,7 +50,10 @@ def opened(path: Path, stamp: tuple[int, int]) -> _Opened:
     """Open a .pth of the data set: weights only, mapped. UserError where it is not what it should be, with the item's number."""
     import torch
 
-    with loading(str(path), "expected an EEG-ImageNet .pth of tensors and plain containers, in PyTorch's zip format; fetch it again"):
+    with loading(
+        str(path),
+        "expected an EEG-ImageNet .pth of tensors and plain containers, in PyTorch's zip format; fetch it again",
+    ):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(content, dict) or set(content) != {"dataset", "labels", "images"}:
         said = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
@@ -65,11 +68,15 @@ def opened(path: Path, stamp: tuple[int, int]) -> _Opened:
             raise UserError(f"{path}: item {place} has {keys}; expected {sorted(ITEM)}")
         x = item["eeg_data"]
         if not isinstance(x, torch.Tensor) or x.shape != (len(ELECTRODES), N_TIMES) or not x.is_floating_point():
-            raise UserError(f"{path}: item {place}: eeg_data is {tuple(getattr(x, 'shape', ()))}; expected ({len(ELECTRODES)}, {N_TIMES})")
+            raise UserError(
+                f"{path}: item {place}: eeg_data is {tuple(getattr(x, 'shape', ()))}; expected ({len(ELECTRODES)}, {N_TIMES})"
+            )
         if item["label"] not in labels or type(item["subject"]) is not int or item["subject"] < 0:
             raise UserError(f"{path}: item {place} has the label {item['label']!r} and subject {item['subject']!r}")
         if item["granularity"] not in ("coarse", "fine") or not _plain(item["image"]):
-            raise UserError(f"{path}: item {place} has the granularity {item['granularity']!r} and image {item['image']!r}")
+            raise UserError(
+                f"{path}: item {place} has the granularity {item['granularity']!r} and image {item['image']!r}"
+            )
         if item["granularity"] == "coarse":
             coarse.add(item["label"])
         seen[item["subject"]] += 1
@@ -118,14 +125,20 @@ def facts(paths: Sequence[Path], names: Path | None = None) -> dict:
             called = {wnid: name.split(",")[0].strip() for wnid, name in lines}
         if lacking := [label for label in labels if label not in called]:
             raise UserError(f"{names} has no name of {lacking[0]} and {len(lacking) - 1} more of the classes")
-    return {"classes": [called.get(label, label) for label in labels], "electrodes": list(ELECTRODES), "granularities": {k: v for k, v in whole.items() if v}}
+    return {
+        "classes": [called.get(label, label) for label in labels],
+        "electrodes": list(ELECTRODES),
+        "granularities": {k: v for k, v in whole.items() if v},
+    }
 
 
 def granularities(meta: Mapping) -> dict[str, list[int]]:
     """Labels of the coarse classes and of each fine group, as the store says."""
     found = meta.get("granularities")
     n = len(meta.get("classes", []))
-    fits = isinstance(found, dict) and all(isinstance(of, list) and of and all(type(k) is int and 0 <= k < n for k in of) for of in found.values())
+    fits = isinstance(found, dict) and all(
+        isinstance(of, list) and of and all(type(k) is int and 0 <= k < n for k in of) for of in found.values()
+    )
     if not fits:
         raise ValueError("it does not say which of its classes are coarse")
     return found
@@ -151,7 +164,15 @@ def prepare_piece(
         subject, session = options["same_person"].get(str(item["subject"]), [f"S{item['subject']:02d}", "1"])
         sds[subject].append(float(np.median(x.std(axis=1))))
         key = f"{subject}-{session}-r1-t{file.numbers[place]:05d}"
-        trial = Trial(key, file.labels.index(item["label"]), subject, session, 1, file.numbers[place], f"{item['label']}/{item['image']}")
+        trial = Trial(
+            key,
+            file.labels.index(item["label"]),
+            subject,
+            session,
+            1,
+            file.numbers[place],
+            f"{item['label']}/{item['image']}",
+        )
         kept.append((trial, x[:, start:stop].astype(DTYPE)))
         counts["kept", subject, f"{item['granularity']} session {session}"] += 1
     for subject, of in sds.items():
@@ -180,15 +201,22 @@ def table(meta: dict, counts: Counter) -> list[str]:
     for source in meta["sources"]:
         for r in source["recordings"]:
             sds[r["subject"]].append(r["median_sd_microvolts"])
-    lines = [f"{'':8}" + "".join(f"{kind:>20}" for kind in kinds) + f"{'trials':>10}{'complete':>10}{'median SD (µV)':>16}"]
+    lines = [
+        f"{'':8}" + "".join(f"{kind:>20}" for kind in kinds) + f"{'trials':>10}{'complete':>10}{'median SD (µV)':>16}"
+    ]
     for subject, of in sorted(kept.items()):
         complete = TRIALS.get(int(subject.removeprefix("S")), 4000)
         cells = "".join(f"{of[kind]:20d}" for kind in kinds)
         lines.append(f"{subject:8}{cells}{sum(of.values()):10d}{complete:10d}{np.median(sds[subject]):16.1f}")
     n = sum(sum(of.values()) for of in kept.values())
-    lines += ["", f"{n} trials of {len(meta['classes'])} classes; complete: 63,850 of 80, by 16 people (3,950 of S02, 3,900 of S12)"]
+    lines += [
+        "",
+        f"{n} trials of {len(meta['classes'])} classes; complete: 63,850 of 80, by 16 people (3,950 of S02, 3,900 of S12)",
+    ]
     lines.append("classes: " + ", ".join(f"{name} {len(of)}" for name, of in meta["granularities"].items()))
-    lines.append("a class's trials stand in one block: within a person, drift alone tells the class; see --setting cross")
+    lines.append(
+        "a class's trials stand in one block: within a person, drift alone tells the class; see --setting cross"
+    )
     return lines
 
 

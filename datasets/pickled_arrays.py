@@ -176,7 +176,9 @@ def _read_zip(path: Path, file: BinaryIO) -> object:
                 raise pickle.UnpicklingError("a storage that cannot be")
             offset, length = place(f"{folder}data/{key}")
             if n * made.dtype.itemsize > length:
-                raise pickle.UnpicklingError(f"its storage {key} has {length} bytes; expected {n * made.dtype.itemsize}")
+                raise pickle.UnpicklingError(
+                    f"its storage {key} has {length} bytes; expected {n * made.dtype.itemsize}"
+                )
             return _Storage(made.dtype, path, offset, n)
 
         start, length = place(main)
@@ -331,7 +333,9 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: its opcodes can be re
         if module == "torch" and name.removesuffix("Storage") in STORAGES:
             return _Storage(np.dtype(STORAGES[name.removesuffix("Storage")]))
         if (module, name) not in KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no recording needs; nothing of it was run")
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which no recording needs; nothing of it was run"
+            )
         return KNOWN[module, name]
 
     def persistent_load(self, pid: object) -> object:

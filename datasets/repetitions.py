@@ -66,7 +66,9 @@ class Averages:
         return {"x": of[0] if len(of) == 1 else sum(of[1:], of[0].clone()) / len(of), "index": index}
 
 
-def shuffled_images(trials: Sequence[Trial], labels: Sequence[int], seed: int, whole: bool) -> tuple[list[Trial], list[int]]:
+def shuffled_images(
+    trials: Sequence[Trial], labels: Sequence[int], seed: int, whole: bool
+) -> tuple[list[Trial], list[int]]:
     """Trials and labels of the control, in which images change places.
 
     whole : bool. False: over single trials, within each recording, as training and validation of the control. True: an image's

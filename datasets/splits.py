@@ -112,7 +112,9 @@ def _unseen(splits: Split, description: DatasetDescription) -> Split:
     kept = [t for t in splits["train"] if t.image not in tested | {t.image for t in val}]
     left_out = len(splits["train"]) + len(splits["val"]) - len(kept) - len(val)
     if left_out:
-        print(f"notice: {left_out} training and validation trials are left out: another person's test trials show the same images")
+        print(
+            f"notice: {left_out} training and validation trials are left out: another person's test trials show the same images"
+        )
     return {"train": kept, "val": val, "test": splits["test"]}
 
 
@@ -125,7 +127,10 @@ def across_days(store, description: DatasetDescription, person: str) -> Split:
     first, parts = min(t.session for t in trials), description.parts(trials, store.trials)
     if all(t.session == first for t in trials):
         raise UserError(f"{store.path}: {person} has session {first} only; day needs two")
-    split = {t.key: "test" if t.session != first else "val" if part == "val" else "train" for t, part in zip(trials, parts, strict=True)}
+    split = {
+        t.key: "test" if t.session != first else "val" if part == "val" else "train"
+        for t, part in zip(trials, parts, strict=True)
+    }
     return {mode: [t for t in trials if split[t.key] == mode] for mode in SPLITS}
 
 

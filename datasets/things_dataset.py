@@ -273,7 +273,13 @@ def _kept_events(path: Path, n_images: int, part: str) -> tuple[np.ndarray, np.n
     for code in whole.tolist():
         seen[code] += 1
         beyond = code != TARGET and seen[code] > KEPT[part]
-        fates.append("dropped: catch target" if code == TARGET else f"dropped: beyond {KEPT[part]} repetitions" if beyond else "kept")
+        fates.append(
+            "dropped: catch target"
+            if code == TARGET
+            else f"dropped: beyond {KEPT[part]} repetitions"
+            if beyond
+            else "kept"
+        )
     return at, whole - 1, np.array(fates)
 
 
@@ -302,7 +308,9 @@ def whitener(covariance: np.ndarray, where: Path) -> np.ndarray:
     """Σ^(−1/2) of a covariance (C, C): what makes its electrodes uncorrelated and of unit variance."""
     values, vectors = np.linalg.eigh(covariance)
     if not values[0] > 1e-12 * values[-1]:
-        raise UserError(f"{where}: its covariance has no inverse: an electrode never changes, or is another's copy; --whiten none goes on")
+        raise UserError(
+            f"{where}: its covariance has no inverse: an electrode never changes, or is another's copy; --whiten none goes on"
+        )
     return (vectors / np.sqrt(values)) @ vectors.T
 
 
@@ -371,7 +379,12 @@ def _cut(path: Path, stamp: tuple[int, int]) -> _Cut:
         raise UserError(f"{path} is no preprocessed recording: expected a dict with {key}, ch_names and times")
     eeg, names = content[key], [str(name) for name in content["ch_names"]]
     eeg = _InMemory(eeg) if isinstance(eeg, np.ndarray) else eeg
-    if not hasattr(eeg, "shape") or len(eeg.shape) not in (3, 4) or eeg.dtype.kind != "f" or eeg.shape[-2] != len(names):
+    if (
+        not hasattr(eeg, "shape")
+        or len(eeg.shape) not in (3, 4)
+        or eeg.dtype.kind != "f"
+        or eeg.shape[-2] != len(names)
+    ):
         raise UserError(f"{path}: {key} is {getattr(eeg, 'shape', type(eeg).__name__)} for {len(names)} electrodes")
     times, n = np.asarray(_plain_array(content["times"]), float).ravel(), eeg.shape[-1]
     after = times[times >= -1e-6]
@@ -458,7 +471,9 @@ def _prepare_cut(piece: Piece, settings: Preprocessing, scale: float | None, opt
     x = np.asarray(x[..., keep], DTYPE) * np.float32(1.0 if scale is None else scale)
     if not np.isfinite(x).all():
         row = int(np.argmin(np.isfinite(x).all(axis=(1, 2))))
-        raise UserError(f"{path}: repetition {row % each + 1} of image {piece.start + row // each + 1} holds NaN or infinity")
+        raise UserError(
+            f"{path}: repetition {row % each + 1} of image {piece.start + row // each + 1} holds NaN or infinity"
+        )
     kept = []
     for k, samples in enumerate(x):
         row = piece.start * each + k
@@ -503,7 +518,10 @@ def table(meta: dict, counts: Counter) -> list[str]:
             n_sessions[r["subject"], r["run"]].add(r["session"])
             kinds[r["subject"]] = r["kind"]
     fates = sorted({fate for fate, *_ in counts if str(fate).startswith("dropped")})
-    lines = [f"{'':10}{'part':10}{'trials':>8}{'expected':>10}" + "".join(f"{f.removeprefix('dropped: '):>28}" for f in fates)]
+    lines = [
+        f"{'':10}{'part':10}{'trials':>8}{'expected':>10}"
+        + "".join(f"{f.removeprefix('dropped: '):>28}" for f in fates)
+    ]
     for subject in sorted(kinds):
         for part, run in PARTS.items():
             of = len(n_sessions[subject, run])

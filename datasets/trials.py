@@ -15,7 +15,6 @@ from datasets.splits import split_trials
 from datasets.store import Trial, open_store
 from utils.errors import UserError
 
-
 KEPT_BYTES = 2 << 30  # of prepared trials that are kept in memory; a split that takes more is prepared each time
 
 

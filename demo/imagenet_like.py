@@ -20,7 +20,9 @@ from models.differential_entropy import BANDS
 from utils.files import write_jsonl
 from utils.paths import written_whole
 
-CLASSES = tuple(DRAWINGS)  # 14, which the tiny image model can draw: the last 8 make a fine group, the first 6 are coarse
+CLASSES = tuple(
+    DRAWINGS
+)  # 14, which the tiny image model can draw: the last 8 make a fine group, the first 6 are coarse
 FINE = CLASSES[-GROUP:]
 
 
@@ -86,7 +88,12 @@ def write_imagenet_like(path: Path, size: ImageNetDemoSize, seed: int) -> bool:
             block = person.standard_normal((len(BANDS), 5))
             for number in range(size.images):
                 trial = np.random.default_rng((seed, 5, subject, int(label), number))
-                log_power = own + size.effect * alike[label] + size.drift * block + size.noise * trial.standard_normal(own.shape)
+                log_power = (
+                    own
+                    + size.effect * alike[label]
+                    + size.drift * block
+                    + size.noise * trial.standard_normal(own.shape)
+                )
                 power = np.ones((len(ELECTRODES), bands.shape[1]))
                 for k, inside in enumerate(bands):
                     power[:, inside] = np.exp(log_power[k, region])[:, None]
@@ -105,6 +112,7 @@ def write_imagenet_like(path: Path, size: ImageNetDemoSize, seed: int) -> bool:
 
 
 def freqs() -> np.ndarray:
+    """Hz, of a trial's spectrum."""
     return scipy.fft.rfftfreq(N_TIMES, 1 / SFREQ)
 
 

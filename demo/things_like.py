@@ -54,7 +54,9 @@ def draw_images(images_dir: Path, size: ThingsDemoSize, seed: int) -> dict[str, 
                 folder = f"{number:05d}_{name}"
                 path = images_dir / f"{part}_images/{folder}/{name}_{image + 1:02d}{'s' if part == 'test' else 'b'}.jpg"
                 if not path.exists():
-                    picture = coloured_shape(shape, colour, np.random.default_rng((seed, number, image, part == "test")), 128)
+                    picture = coloured_shape(
+                        shape, colour, np.random.default_rng((seed, number, image, part == "test")), 128
+                    )
                     with written_whole(path) as unfinished:
                         picture.save(unfinished, format="JPEG", quality=92)
                 paths[part].append(path)
@@ -78,7 +80,9 @@ def principal_components(embeddings: dict[str, np.ndarray], n: int) -> dict[str,
     return {part: of / sd for part, of in scores.items()}
 
 
-def write_things_like(raw_dir: Path, components: dict[str, np.ndarray], size: ThingsDemoSize, seed: int) -> tuple[int, int]:
+def write_things_like(
+    raw_dir: Path, components: dict[str, np.ndarray], size: ThingsDemoSize, seed: int
+) -> tuple[int, int]:
     """Write sub-XX/ses-0Y/raw_eeg_{training,test}.npy; what is there is left alone.
 
     components : {"training", "test"} → (n_images, n) array. What responses are made from, in the order of codes.
@@ -134,7 +138,9 @@ def _recording(
     for onset, code in zip(onsets, codes, strict=True):
         drive = components[code - 1] if code != TARGET else np.zeros(components.shape[1])
         signal[:, onset : onset + response.shape[-1]] += np.tensordot(drive, response, 1)
-    mixing = np.eye(len(ELECTRODES)) + 0.3 * rng.standard_normal((len(ELECTRODES), len(ELECTRODES))) / np.sqrt(len(ELECTRODES))
+    mixing = np.eye(len(ELECTRODES)) + 0.3 * rng.standard_normal((len(ELECTRODES), len(ELECTRODES))) / np.sqrt(
+        len(ELECTRODES)
+    )
     noise = mixing @ pink_noise(rng, len(ELECTRODES), n, size.sfreq)
     microvolts = 10.0 * (noise + size.effect * signal)
     stim = np.zeros(n)

@@ -55,6 +55,10 @@ BASELINES = {
     "atcnet": "models.baselines:atcnet",
     "linear_probe": "models.baselines:linear_probe",
     "mlp": "models.baselines:mlp",
+    "ridge": "models.baselines:ridge",
+    "knn": "models.baselines:knn",
+    "forest": "models.baselines:forest",
+    "svm": "models.baselines:svm",
 }
 # class named in an image model's model_index.json → its family, see models/image_generator.py
 IMAGE_FAMILIES = {

@@ -1,7 +1,7 @@
 """Baselines that stand beside every decoder: what a constant, the recording, a classical method or a small net gives.
 
 A baseline has `fit(train, val)` and `predict(data)` → (N, K) probabilities. What it reads is its `reads`: "signal" (N, C, T) in
-microvolts, "tokens" (N, n, D), or "trials", which is no signal at all.
+microvolts, "tokens" (N, n, D), "features" (N, 5 · C), differential entropy, or "trials", which is no signal at all.
 """
 
 import copy
@@ -319,3 +319,61 @@ def atcnet(n_classes: int, seed: int, epochs: int, device: torch.device, **_) ->
         )
 
     return Trained(n_classes, net, "signal", seed, epochs, device, sfreq=250.0)
+
+
+# ---------------------------------------------------------------- EEG-ImageNet's, on differential entropy
+
+
+class OnFeatures:
+    """A classifier of scikit-learn's on standardised features; its scores become probabilities by softmax where it has none."""
+
+    reads = "features"
+
+    def __init__(self, n_classes: int, classifier):
+        self.n_classes, self.classifier = n_classes, classifier
+
+    def fit(self, train: Data, val: Data) -> None:
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        if len(set(train.labels.tolist())) < 2:
+            raise UserError("this baseline needs training trials of two classes or more")
+        self.pipeline = make_pipeline(StandardScaler(), self.classifier).fit(train.x, train.labels)
+
+    def predict(self, data: Data) -> np.ndarray:
+        found = np.zeros((len(data), self.n_classes))
+        if not len(data):
+            return found
+        if hasattr(self.pipeline, "predict_proba"):
+            p = self.pipeline.predict_proba(data.x)
+        else:
+            scores = self.pipeline.decision_function(data.x)
+            scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores  # two classes have one score
+            p = np.exp(scores - scores.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+        found[:, self.pipeline.classes_] = p
+        return found
+
+
+def ridge(n_classes: int, **_) -> OnFeatures:
+    from sklearn.linear_model import RidgeClassifier
+
+    return OnFeatures(n_classes, RidgeClassifier())
+
+
+def knn(n_classes: int, **_) -> OnFeatures:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return OnFeatures(n_classes, KNeighborsClassifier(5))
+
+
+def forest(n_classes: int, seed: int = 0, **_) -> OnFeatures:
+    from sklearn.ensemble import RandomForestClassifier
+
+    return OnFeatures(n_classes, RandomForestClassifier(200, random_state=seed))
+
+
+def svm(n_classes: int, seed: int = 0, **_) -> OnFeatures:
+    from sklearn.svm import LinearSVC
+
+    return OnFeatures(n_classes, LinearSVC(random_state=seed))

@@ -33,7 +33,11 @@ class Captioner:
         if kind not in CAPTIONERS:
             raise UserError(f"--model {name} is a {kind}; expected one of {', '.join(CAPTIONERS)}")
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-        self.model = load_whole(getattr(transformers, CAPTIONERS[kind]), name, "--model", HINT, **safe, dtype=dtype).eval().to(device)
+        self.model = (
+            load_whole(getattr(transformers, CAPTIONERS[kind]), name, "--model", HINT, **safe, dtype=dtype)
+            .eval()
+            .to(device)
+        )
         with loading(f"--model {name}", HINT):
             self.images = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **safe)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, **safe)
@@ -43,6 +47,8 @@ class Captioner:
         """One caption a picture; never empty."""
         with loading(f"--model {self.name}", HINT):
             pixels = self.images(list(pictures), return_tensors="pt")["pixel_values"].to(self.device, self.model.dtype)
-            ids = self.model.generate(pixel_values=pixels, num_beams=self.beams, max_new_tokens=self.max_tokens, do_sample=False)
+            ids = self.model.generate(
+                pixel_values=pixels, num_beams=self.beams, max_new_tokens=self.max_tokens, do_sample=False
+            )
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [" ".join(text.split()) or "a picture" for text in texts]

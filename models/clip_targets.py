@@ -67,7 +67,9 @@ def sentence_targets(name: str, sentences: Sequence[str], cache_dir: Path) -> to
 def text_state_targets(image_model: str, captions: Sequence[str], cache_dir: Path) -> torch.Tensor:
     """(N, 77, D) float16 states of captions, as the image model's own text encoder gives them."""
     reader = CLIPTextTargetBuilder(image_model, cache_dir)
-    return _in_parts("caption", image_model, captions, list(captions), cache_dir, lambda part: reader.encode(part)["states"])
+    return _in_parts(
+        "caption", image_model, captions, list(captions), cache_dir, lambda part: reader.encode(part)["states"]
+    )
 
 
 def read_image(path: Path) -> "Image.Image":  # noqa: F821
@@ -104,7 +106,9 @@ def _in_parts(
                 made = [build(part[k : k + BATCH]).half() for k in range(0, len(part), BATCH)]
                 kept = {"targets": torch.cat(made)}
                 if not torch.isfinite(kept["targets"]).all():
-                    raise UserError(f"{name} gives NaN, infinity or more than half precision holds; its weights are damaged")
+                    raise UserError(
+                        f"{name} gives NaN, infinity or more than half precision holds; its weights are damaged"
+                    )
                 keep(kept, path)
                 built += len(part)
             found.append(kept["targets"])

@@ -6,7 +6,13 @@ import numpy as np
 
 from utils.errors import UserError
 
-BANDS = {"delta": (0.5, 4.0), "theta": (4.0, 8.0), "alpha": (8.0, 13.0), "beta": (13.0, 30.0), "gamma": (30.0, 80.0)}  # Hz
+BANDS = {
+    "delta": (0.5, 4.0),
+    "theta": (4.0, 8.0),
+    "alpha": (8.0, 13.0),
+    "beta": (13.0, 30.0),
+    "gamma": (30.0, 80.0),
+}  # Hz
 KINDS = ("gaussian", "published")
 SHORTEST = 0.25  # seconds: theta has one bin of 4 Hz then
 

@@ -61,6 +61,7 @@ class ReadsEntropy:
     def prepare(x: np.ndarray, sfreq: float, units: str, de: str = "gaussian") -> np.ndarray:
         return differential_entropy(x, sfreq, de)
 
+
 # ---------------------------------------------------------------- parts that ATM, NICE and UBP share
 
 
@@ -151,7 +152,20 @@ class ATM(ReadsSignal, nn.Module):
         width = n_chans * n_times if self.tsconv is None else self.tsconv.width
         self.project = ResidualProjection(width, dim) if "mlp" in self.parts else nn.Linear(width, dim)
         if "attention" not in self.parts:  # nothing is kept that nobody trains
-            for name in ("embed", "subjects", "stranger", "query", "key", "value", "out", "norm1", "norm2", "norm", "ff1", "ff2"):
+            for name in (
+                "embed",
+                "subjects",
+                "stranger",
+                "query",
+                "key",
+                "value",
+                "out",
+                "norm1",
+                "norm2",
+                "norm",
+                "ff1",
+                "ff2",
+            ):
                 delattr(self, name)
 
     def forward(self, x: torch.Tensor, subject_ids: torch.Tensor | None = None) -> torch.Tensor:

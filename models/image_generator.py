@@ -200,7 +200,9 @@ class EEGImageGenerator:
         self.name = name
         self.family = load_image_model(name, torch.float16 if device.type == "cuda" else torch.float32)
         if scheduler == "pndm":
-            self.family.pipeline.scheduler = PNDMScheduler.from_config(self.family.pipeline.scheduler.config, skip_prk_steps=True)
+            self.family.pipeline.scheduler = PNDMScheduler.from_config(
+                self.family.pipeline.scheduler.config, skip_prk_steps=True
+            )
         self.pipeline = self.family.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.steps = steps or self.family.steps

@@ -28,12 +28,16 @@ def read_captions(path: Path, images: Sequence[str]) -> dict[str, str]:
             if not isinstance(image, str) or not isinstance(caption, str) or not 0 < len(caption) <= LONGEST:
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{path}, line {number} is no caption: expected an image and a caption of at most {LONGEST} characters") from None
+            raise UserError(
+                f"{path}, line {number} is no caption: expected an image and a caption of at most {LONGEST} characters"
+            ) from None
         if found.setdefault(image, caption) != caption:
             raise UserError(f"{path}, line {number}: {image} has two captions")
     lacking = [image for image in images if image not in found]
     if lacking:
-        raise UserError(f"{path} has no caption of {lacking[0]} and {len(lacking) - 1} more of the images; caption_images.py goes on behind what is there")
+        raise UserError(
+            f"{path} has no caption of {lacking[0]} and {len(lacking) - 1} more of the images; caption_images.py goes on behind what is there"
+        )
     return {image: found[image] for image in images}
 
 

@@ -45,7 +45,9 @@ class ClipRun:
         return self.dataset.description
 
 
-def open_run(place: Path, datasets_dir: str, split: str, foundation: str, cache_dir: str | None, device: torch.device) -> ClipRun:
+def open_run(
+    place: Path, datasets_dir: str, split: str, foundation: str, cache_dir: str | None, device: torch.device
+) -> ClipRun:
     """The best epoch of a run (or a checkpoint that is named), and the trials of a split, read as in training.
 
     Raises UserError if the checkpoint is damaged or of another kind, the store is of other trials, or a test image was trained on.
@@ -53,9 +55,15 @@ def open_run(place: Path, datasets_dir: str, split: str, foundation: str, cache_
     path = best_checkpoint(place, "encoder_epoch{}.pth")
     checkpoint = read_checkpoint(path)
     wrong = [field for field, kind in KINDS.items() if not isinstance(checkpoint.get(field), kind)]
-    wrong += [field for field in ("classes", "people", "seen") if field not in wrong and not all(isinstance(v, str) for v in checkpoint[field])]
+    wrong += [
+        field
+        for field in ("classes", "people", "seen")
+        if field not in wrong and not all(isinstance(v, str) for v in checkpoint[field])
+    ]
     if wrong or checkpoint["dataset"] not in list(DATASETS):
-        raise UserError(f"{path} is no checkpoint of this version's finetune_eeg_to_clip.py (its {', '.join(wrong) or 'dataset'}); {HINT}")
+        raise UserError(
+            f"{path} is no checkpoint of this version's finetune_eeg_to_clip.py (its {', '.join(wrong) or 'dataset'}); {HINT}"
+        )
     description = load_description(checkpoint["dataset"])
     if not description.parts:
         raise UserError(f"{path} is of {description.name}, whose trials have no images; {HINT}")
@@ -66,9 +74,13 @@ def open_run(place: Path, datasets_dir: str, split: str, foundation: str, cache_
         raise UserError(f"{path} was trained on other classes than {dataset.store.path} has")
     look_as_trained(dataset, checkpoint, path)
     if checkpoint["shuffled"]:
-        dataset.trials, dataset.labels = shuffled_images(dataset.trials, dataset.labels, checkpoint["seed"], split == "test")
+        dataset.trials, dataset.labels = shuffled_images(
+            dataset.trials, dataset.labels, checkpoint["seed"], split == "test"
+        )
     trained_on = {trial.image for trial in dataset.trials} & set(checkpoint["seen"])
-    if trained_on and split == "test" and not checkpoint["protocol"].startswith("day:"):  # another day shows the same images
+    if (
+        trained_on and split == "test" and not checkpoint["protocol"].startswith("day:")
+    ):  # another day shows the same images
         raise UserError(f"{path} was trained or validated on {sorted(trained_on)[0]}, which would be a test image now")
     with loading(str(path), HINT):
         model = EEGEmbedding(**checkpoint["settings"])
@@ -86,7 +98,9 @@ def open_run(place: Path, datasets_dir: str, split: str, foundation: str, cache_
 
 def look_as_trained(dataset: TrialDataset, checkpoint: dict, path: Path) -> None:
     """Read the window and the electrodes that a checkpoint was trained on; UserError where the store's trials are others."""
-    numbers = checkpoint["window"] is None or (len(checkpoint["window"]) == 2 and all(isinstance(v, (int, float)) for v in checkpoint["window"]))
+    numbers = checkpoint["window"] is None or (
+        len(checkpoint["window"]) == 2 and all(isinstance(v, (int, float)) for v in checkpoint["window"])
+    )
     if not numbers or not all(isinstance(name, str) for name in checkpoint["regions"] or []):
         raise UserError(f"{path} is damaged: its window or regions cannot be right; {HINT}")
     dataset.look_at(checkpoint["window"], checkpoint["regions"])
@@ -110,7 +124,13 @@ def open_published(path: Path, name: str, kind: str, dataset: TrialDataset, devi
     dataset.prepare = EEGEmbedding.preparing(name, dataset.units)
     if len(dataset):
         x = dataset[0]["x"][None].to(device)
-        with loading(f"{path} does not read trials of {tuple(x.shape[1:])} electrodes × samples", "choose --channels or another store"), torch.no_grad():
+        with (
+            loading(
+                f"{path} does not read trials of {tuple(x.shape[1:])} electrodes × samples",
+                "choose --channels or another store",
+            ),
+            torch.no_grad(),
+        ):
             model(x)
     return model
 

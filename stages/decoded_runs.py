@@ -16,7 +16,12 @@ from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.paths import ROOT, written_whole
 
-DECODED = ("decoded_test.jsonl", "decoded.jsonl", "retrieval.jsonl", "decoded_test.jsonl.gz")  # the last: kept under docs/results/
+DECODED = (
+    "decoded_test.jsonl",
+    "decoded.jsonl",
+    "retrieval.jsonl",
+    "decoded_test.jsonl.gz",
+)  # the last: kept under docs/results/
 
 
 def _numbers(value: object) -> bool:

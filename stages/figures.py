@@ -116,7 +116,10 @@ def repetitions_figure(curve: Sequence[tuple[int, Sequence[dict]]], name: str, p
     numbers = [n for n, _ in curve]
     first = [line for line in curve[0][1] if line["read-out"] == curve[0][1][0]["read-out"]]
     for person in (line["person"] for line in first):
-        of = [next(line for line in lines if line["person"] == person and line["read-out"] == first[0]["read-out"]) for _, lines in curve]
+        of = [
+            next(line for line in lines if line["person"] == person and line["read-out"] == first[0]["read-out"])
+            for _, lines in curve
+        ]
         mean = person == first[-1]["person"]
         axis.plot(numbers, [100 * line["top-1"] for line in of], "o-" if mean else "-", ms=4, color="C0" if mean else "lightgrey",
                   label=f"top-1, {person}" if mean else None, zorder=2 if mean else 1)  # fmt: skip

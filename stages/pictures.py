@@ -219,7 +219,9 @@ def summary_grid(comparisons: Sequence[Path], columns: int = 4, gap: int = 8) ->
     return grid
 
 
-def top_sheet(rows: Sequence[Row], nearest: Mapping[int, Sequence[str]], folder: Path, readout: str, edge: int = 96) -> Image.Image:
+def top_sheet(
+    rows: Sequence[Row], nearest: Mapping[int, Sequence[str]], folder: Path, readout: str, edge: int = 96
+) -> Image.Image:
     """A line a trial: what was seen, then the nearest candidates; a green frame is the image that was seen.
 
     nearest : mapping of a row's index to images, best first.

@@ -87,9 +87,7 @@ def held_out_rows(
     return rows
 
 
-def class_rows(
-    dataset: TrialDataset, groups: Sequence[Group], probabilities: torch.Tensor, readout: str
-) -> list[Row]:
+def class_rows(dataset: TrialDataset, groups: Sequence[Group], probabilities: torch.Tensor, readout: str) -> list[Row]:
     """One row a group, from (N, K) probabilities of the classes."""
     rows, K = [], probabilities.shape[1]  # noqa: N806
     for number, (group, p) in enumerate(zip(groups, probabilities.tolist(), strict=True)):
@@ -122,7 +120,9 @@ def class_prototypes(groups: Sequence[Group], target_of: dict[str, torch.Tensor]
     lacking = [label for label in range(n_classes) if not images[label]]
     if lacking:
         raise UserError(f"no training image of class {lacking[0]}; a class that is never trained on has no prototype")
-    return torch.stack([torch.stack([target_of[i].float() for i in sorted(images[k])]).mean(dim=0) for k in range(n_classes)])
+    return torch.stack(
+        [torch.stack([target_of[i].float() for i in sorted(images[k])]).mean(dim=0) for k in range(n_classes)]
+    )
 
 
 # ---------------------------------------------------------------- what a ranking is worth
@@ -177,11 +177,17 @@ NOTE = (
 
 def table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of `score_lines`, in words; of a curve over repetitions the retrieval alone."""
-    scores = [key for key in dict.fromkeys(k for line in lines for k in line) if key.startswith("top-") or "-way" in key]
+    scores = [
+        key for key in dict.fromkeys(k for line in lines for k in line) if key.startswith("top-") or "-way" in key
+    ]
     heads = ["run", "read-out", "person", "repetitions", "n", "candidates", "chance", *scores, "95 % of top-1"]
     cells = []
     for line in lines:
-        interval = line["interval"] if line["low"] is None else f"{100 * line['low']:.1f} to {percent(line['high'])} ({line['interval']})"
+        interval = (
+            line["interval"]
+            if line["low"] is None
+            else f"{100 * line['low']:.1f} to {percent(line['high'])} ({line['interval']})"
+        )
         cells.append([line["run"], line["read-out"], line["person"], str(line.get("repetitions", "all")), str(line["n"]), str(line["candidates"]),
                       percent(line["chance"]), *(percent(line[key]) if key in line else "" for key in scores), interval])  # fmt: skip
     return heads, cells

@@ -86,7 +86,17 @@ def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run], name
     line = {"run": name or group_name(group), "readout": readout, "seeds": len(of_seed)} | of_seed[0]
     line |= {part: group[0].argument.get(part) for part in PARTS}
     if len(of_seed) > 1:
-        for name in ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "top3", "top5", "ece", "task", "within_task"):
+        for name in (
+            "accuracy",
+            "balanced_accuracy",
+            "macro_f1",
+            "kappa",
+            "top3",
+            "top5",
+            "ece",
+            "task",
+            "within_task",
+        ):
             values = [found[name] for found in of_seed if name in found]
             line |= {name: float(np.mean(values))} if values else {}
         line["sd"] = float(np.std([found["accuracy"] for found in of_seed], ddof=1))
