@@ -98,8 +98,6 @@ def read(dataset: TrialDataset, reads: str, de: str) -> Data:
 def main(args: argparse.Namespace) -> None:
     output_dir, device = Path(args.output_dir), pick_device(args.cuda)
     description = load_description(args.downstream_dataset)
-    if args.granularity and not description.granularities:
-        raise UserError(f"--granularity {args.granularity}: {description.name} has one set of classes")
     splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions, args.granularity)
     description = splits["train"].description
     if description.parts and description.apart == "concept":

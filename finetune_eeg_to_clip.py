@@ -362,7 +362,8 @@ def main(args: argparse.Namespace) -> None:
     if args.encoder in EMBEDDERS:
         for dataset in splits.values():
             dataset.prepare = model.prepare
-    record, state = open_run(output_dir, vars(args), {"images_dir", "output_dir"}, depends_on, "encoder_epoch*.pth")
+    asked = {k: v for k, v in vars(args).items() if k not in ("tmin", "tmax", "channels")}  # window and regions say it
+    record, state = open_run(output_dir, asked, {"images_dir", "output_dir"}, depends_on, "encoder_epoch*.pth")
     if not state and model.reads != "signal":
         items = Averages(train, groups["train"])
         features = [items[k]["x"] for k in progress(range(len(items)), desc="features", unit="trial", leave=False)]

@@ -446,6 +446,9 @@ def _prepare_raw(piece: Piece, settings: Preprocessing, scale: float | None, opt
                 f"{path}: the median standard deviation of an epoch is {amplitude:.4g} microvolts; expected {AMPLITUDES[0]:g} "
                 f"to {AMPLITUDES[1]:g}: is the unit wrong? --scale sets a factor and goes on (--scale 1: as it is)"
             )
+        flat = [name for name, sd in zip(ELECTRODES, x.std(axis=(0, 2)), strict=True) if sd == 0]
+        if flat and not piece.start:
+            print(f"notice: {path}: {', '.join(flat)} never changes; kept as it is")
         if options["whiten"] == "epochs":
             training = piece.beside[0] if piece.beside else path
             x = session_whitener(training, _stamp(training), len(images["training"]), microvolts) @ x

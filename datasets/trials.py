@@ -64,8 +64,10 @@ class TrialDataset:
         """The dataset as the store has it, and the labels of the classes that were asked for (None: all)."""
         meta, path = self.store.meta, self.store.path
         try:
-            if not description.granularities or granularity in (None, "all"):
+            if granularity in (None, "all"):
                 return description.of_store(meta), None
+            if not description.granularities:
+                raise UserError(f"--granularity {granularity}: {description.name} has one set of classes")
             parts = description.granularities(meta)
             if granularity not in parts:
                 raise UserError(f"--granularity {granularity}: {path} has {', '.join(('all', *parts))}")

@@ -246,8 +246,9 @@ def belong_together(runs: Sequence[Run]) -> list[list[Run]]:
 
 def settings_but_for(run: Run, *loose: str) -> str:
     """What a run was asked for, in one text, but for its seeds, for which fold it is, and for what is named."""
-    left_out = {"seed", "encoder_seed", *loose} | ({"protocol"} if is_fold(run) else set())
-    return repr(sorted((k, repr(v)) for k, v in run.record["fixed"].items() if k not in left_out))
+    left_out = {"seed", "encoder_seed", *loose} | ({"protocol", "subject"} if is_fold(run) else set())
+    kind = run.protocol.partition(":")[0]
+    return repr([kind, *sorted((k, repr(v)) for k, v in run.record["fixed"].items() if k not in left_out)])
 
 
 def _by_folds(group: list[Run]) -> list[list[Run]]:
@@ -270,8 +271,8 @@ def _without_repeats(group: list[Run]) -> list[list[Run]]:
 
 
 def is_fold(run: Run) -> bool:
-    """Whether a run leaves one subject out."""
-    return run.protocol.startswith("loso:")
+    """Whether a run is one of several, each of which tests on one person: left out, or alone."""
+    return run.protocol.partition(":")[0] in ("loso", "cross", "within", "day")
 
 
 def description_of(run: Run) -> str:

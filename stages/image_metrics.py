@@ -22,7 +22,7 @@ from utils.progress import progress
 EDGE = 425  # pixels, of PixCorr and SSIM
 SIGMA, TRUNCATE, CROP = 1.5, 3.5, 5  # of SSIM's Gaussian; pixels at the border that do not count
 PAIRINGS = 5  # random pairings of pictures with stimuli
-DRAWN, RANDOM, TRUE_CLASS = "as decoded", "paired at random", "true class's prompt"
+DRAWN, RANDOM, TRUE_CLASS, CAPTION = "as decoded", "paired at random", "true class's prompt", "the stimulus's caption"
 
 # ---------------------------------------------------------------- the metrics
 
@@ -85,6 +85,7 @@ class Pictures:
     stimuli, drawn : list of PIL.Image
     true_class : list of PIL.Image. Drawn from the true class's prompt (draw_true_class.py); empty where that was not run.
     model : str. The image model, as a picture says.
+    ceiling : str. What the pictures of `true_class` were drawn from, in words.
     """
 
     rows: list[Row]
@@ -92,6 +93,7 @@ class Pictures:
     drawn: list[Image.Image]
     true_class: list[Image.Image]
     model: str
+    ceiling: str = TRUE_CLASS
 
 
 def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictures:
@@ -104,14 +106,15 @@ def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictur
     if any(path.is_file() for path in ceiling):
         ways = [drawn_with(path) or {} for path in ceiling]
         for way, recipe in zip(ways, recipes, strict=True):
-            if not way or any(way[name] != recipe.get(name) for name in set(way) - {"prompt", "model"}):
+            if not way or any(way[name] != recipe.get(name) for name in set(way) - {"prompt", "model", "conditioning"}):
                 raise UserError(
                     f"{folder / 'true_class'} is not of these pictures; run draw_true_class.py {folder} again"
                 )
         true_class = [_read(path) for path in ceiling]
     return Pictures(
-        list(rows), [stimuli.of(row) for row in rows], drawn, true_class, str(recipes[0].get("model", "unknown"))
-    )
+        list(rows), [stimuli.of(row) for row in rows], drawn, true_class, str(recipes[0].get("model", "unknown")),
+        CAPTION if true_class and (drawn_with(ceiling[0]) or {}).get("conditioning") == "caption" else TRUE_CLASS,
+    )  # fmt: skip
 
 
 def true_class_picture(folder: Path, row: Row) -> Path:
@@ -159,7 +162,7 @@ def score_pictures(pictures: Pictures, networks: dict[str, Callable], seed: int 
         found[RANDOM] = {name: np.mean([values[name] for values in shuffled], axis=0) for name in shuffled[0]}
     if pictures.true_class:
         true_class = _Views(pictures.true_class, networks, "the true classes")
-        found[TRUE_CLASS] = _values(real, true_class, np.arange(n), stimulus)
+        found[pictures.ceiling] = _values(real, true_class, np.arange(n), stimulus)
     lines = []
     for images, values in found.items():
         people = len({row.subject for row in pictures.rows})

@@ -1,0 +1,158 @@
+"""EEG-ImageNet: the authors' .pth, splits by position in the block, and what is wrong with files."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.description import load_description
+from datasets.eeg_imagenet_dataset import ELECTRODES
+from datasets.splits import split_trials
+from datasets.store import open_store
+from datasets.trials import TrialDataset
+
+SCRIPT = "prepare_data_imagenet.py"
+LABELS = [f"n{k:08d}" for k in range(10)]  # 8 fine, 2 coarse
+
+
+def items_of(subjects, per_class=5, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        {"eeg_data": torch.from_numpy(1e-5 * rng.standard_normal((62, 501))), "granularity": "fine" if k < 8 else "coarse", "subject": subject,
+         "label": LABELS[k], "image": f"{LABELS[k]}_{j}.JPEG"}
+        for subject in subjects for k in rng.permutation(10) for j in range(per_class)
+    ]  # fmt: skip
+
+
+def save(path, items, **more):
+    content = {"dataset": items, "labels": LABELS, "images": sorted({item["image"] for item in items})} | more
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imagenet")
+    return [save(folder / f"EEG-ImageNet_{k}.pth", items_of([k, k + 2], seed=k)) for k in (0, 1)]
+
+
+def prepare(script, paths, lmdb, *flags):
+    return script(SCRIPT, "--pth_path", *paths, "--images_dir", paths[0].parent / "none", "--lmdb_dir", lmdb, *flags)
+
+
+def test_trials_of_several_files_are_stored_in_microvolts(two_files, script, tmp_path):
+    done = prepare(script, two_files, tmp_path / "store")
+    assert done.code == 0 and "200 trials of 10 classes" in done.out and "fine0 8, " not in done.out, done.err
+    assert [line.split()[:4] for line in done.out.splitlines() if line.startswith("S0")] == [
+        [f"S{k:02d}", "10", "40", "50"] for k in range(4)
+    ]
+    store = open_store(tmp_path / "store")
+    assert store.shape == (62, 501) and store.meta["granularities"] == {"coarse": [8, 9], "fine0": list(range(8))}
+    items = torch.load(two_files[1], weights_only=True)["dataset"]
+    trial = next(t for t in store.trials if t.key == "S03-1-r1-t00007")
+    item = [i for i in items if i["subject"] == 3][6]
+    assert np.allclose(store.read(trial), 1e6 * item["eeg_data"].numpy(), rtol=1e-6)
+    assert trial.image == f"{item['label']}/{item['image']}" and LABELS[trial.label] == item["label"]
+
+
+def test_a_blocks_first_trials_train_its_last_ones_test(two_files, script, tmp_path):
+    prepare(script, two_files, tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    splits = split_trials(store, load_description("EEGImageNet"), "within:S02")
+    for label in range(10):
+        places = {mode: [int(t.image[-6]) for t in of if t.label == label] for mode, of in splits.items()}
+        assert places == {"train": [0, 1], "val": [2], "test": [3, 4]}  # of 50: 25, 5 and 20
+    cross = split_trials(store, load_description("EEGImageNet"), "cross:S02")
+    assert {t.subject for t in cross["test"]} == {"S02"} and "S02" not in {
+        t.subject for t in (*cross["train"], *cross["val"])
+    }
+    coarse = TrialDataset(
+        tmp_path / "store", "test", "within:S02", load_description("EEGImageNet"), granularity="coarse"
+    )
+    assert len(coarse) == 4 and set(coarse.labels) == {0, 1} and coarse.description.classes == tuple(LABELS[8:])
+
+
+def test_classes_get_names_and_a_second_day_its_person(two_files, script, tmp_path):
+    day2 = save(tmp_path / "day2.pth", [item | {"stage": 2} for item in items_of([16], seed=9)])
+    (tmp_path / "names.txt").write_text("".join(f"{label} thing {k}, other\n" for k, label in enumerate(LABELS)))
+    done = prepare(
+        script, [*two_files, day2], tmp_path / "store", "--same_person", "16=3", "--class_names", tmp_path / "names.txt"
+    )
+    assert done.code == 0, done.err
+    store = open_store(tmp_path / "store")
+    assert store.meta["classes"][4] == "thing 4" and {t.session for t in store.trials if t.subject == "S03"} == {
+        "1",
+        "2",
+    }
+    day = split_trials(store, load_description("EEGImageNet"), "day:S03")
+    assert (
+        {t.session for t in day["test"]} == {"2"}
+        and len(day["test"]) == 50
+        and len(day["train"]) == 40
+        and len(day["val"]) == 10
+    )
+    assert {t.session for t in split_trials(store, load_description("EEGImageNet"), "within:S03")["test"]} == {"1"}
+
+
+def nan(items):
+    items[3]["eeg_data"] = items[3]["eeg_data"].clone()
+    items[3]["eeg_data"][5, 7] = float("nan")
+
+
+@pytest.mark.parametrize("change, more, said", [
+    (lambda items: items[3].update(eeg_data=torch.zeros(63, 501)), {}, "item 3: eeg_data is (63, 501)"), (nan, {}, "F7 holds NaN"),
+    (lambda items: items[2].update(label="n9"), {}, "item 2 has the label"), (lambda items: items[2].update(extra=1), {}, "item 2 has"),
+    (lambda items: items[2].update(image="../x.JPEG"), {}, "image '../x.JPEG'"), (lambda items: items[2].pop("subject"), {}, "item 2 has"),
+    (lambda items: None, {"other": 1}, "expected dataset, labels and images"),
+    (lambda items: [item.update(eeg_data=1e6 * item["eeg_data"]) for item in items], {}, "does not say its unit"),
+], ids=["channels", "nan", "label", "key", "path", "subject", "keys", "unit"])  # fmt: skip
+def test_a_wrong_file_is_one_line(script, tmp_path, change, more, said):
+    items = items_of([0], per_class=1)
+    change(items)
+    path = save(tmp_path / "x.pth", items, **more)
+    done = prepare(script, [path], tmp_path / "store")
+    assert done.code == 2 and said in done.error_line and not (tmp_path / "store").exists()
+    if said == "does not say its unit":
+        assert prepare(script, [path], tmp_path / "store", "--scale", "1e-6").code == 0
+
+
+def test_a_file_runs_no_code_and_other_label_orders_are_refused(two_files, script, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"dataset": [Evil()], "labels": LABELS, "images": []}, tmp_path / "evil.pth")
+    done = prepare(script, [tmp_path / "evil.pth"], tmp_path / "store")
+    assert done.code == 2 and not (tmp_path / "ran").exists() and "cannot be loaded" in done.error_line
+    other = save(tmp_path / "other.pth", items_of([5], per_class=1), labels=LABELS[::-1])
+    done = prepare(script, [two_files[0], other], tmp_path / "store")
+    assert done.code == 2 and "other labels, or in another order" in done.error_line
+    done = prepare(script, [tmp_path / "nowhere.pth"], tmp_path / "store")
+    assert done.code == 2 and "is not there" in done.error_line
+
+
+def test_photos_are_looked_for_and_two_for_one_name_refused(script, tmp_path):
+    items = items_of([0], per_class=1)
+    path = save(tmp_path / "x.pth", items)
+    for item in items:
+        (tmp_path / "images" / item["label"]).mkdir(parents=True)
+        (tmp_path / "images" / item["label"] / item["image"]).write_bytes(b"x")
+    args = ("--pth_path", path, "--images_dir", tmp_path / "images", "--lmdb_dir", tmp_path / "store")
+    done = script(SCRIPT, *args)
+    assert done.code == 0 and "all 10 photos are there" in done.out
+    first = tmp_path / "images" / items[0]["label"] / items[0]["image"]
+    first.with_suffix(".png").write_bytes(b"y")
+    done = script(SCRIPT, *args, "--overwrite")
+    assert done.code == 2 and "two files for one image" in done.error_line
+    first.unlink()
+    done = script(SCRIPT, *args, "--overwrite")
+    assert done.code == 2 and "is missing" in done.error_line
+
+
+def test_the_electrodes_are_the_authors_and_lie_in_five_regions():
+    montage = load_description("EEGImageNet").montage
+    assert len(ELECTRODES) == len(set(ELECTRODES)) == 62 and montage.electrodes == ELECTRODES
+    things = load_description("THINGS").montage
+    sizes = {things.region_names[k]: things.region_names.count(things.region_names[k]) for k in range(63)}
+    assert sizes == {"frontal": 15, "central": 14, "parietal": 16, "temporal": 10, "occipital": 8}

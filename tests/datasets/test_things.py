@@ -1,0 +1,363 @@
+"""THINGS-EEG2: the authors' recordings, epochs as MNE makes them, whitening, the three layouts, splits, and what is wrong with files."""
+
+import pickle
+import shutil
+
+import mne
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import LedoitWolf
+from sklearn.preprocessing import StandardScaler
+
+from datasets import things_dataset as things
+from datasets.splits import split_trials
+from datasets.store import open_store
+from demo.things_like import ThingsDemoSize, draw_images, write_things_like
+from tests.conftest import run_process
+
+SIZE = ThingsDemoSize(people=1, test_concepts=60, images=1, test_repetitions=1, effect=0.5, sfreq=500)
+SCRIPT = "prepare_data_things.py"
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """One person, 20 training and 60 test concepts, at 500 Hz (the real recordings: 1000)."""
+    folder = tmp_path_factory.mktemp("things")
+    paths = draw_images(folder / "images", SIZE, 0)
+    rng = np.random.default_rng(0)
+    write_things_like(folder / "raw", {part: rng.standard_normal((len(of), 8)) for part, of in paths.items()}, SIZE, 0)
+    return folder
+
+
+def flags_of(folder, lmdb, raw_dir=None):
+    places = {"--raw_dir": raw_dir or folder / "raw", "--images_dir": folder / "images", "--lmdb_dir": lmdb}
+    return [
+        "--skip_download",
+        *(text for pair in places.items() for text in map(str, pair)),
+        "--subjects",
+        "1",
+        "--sessions",
+        "1",
+        "2",
+    ]
+
+
+def prepare(script, folder, lmdb, *flags, raw_dir=None):
+    return script(SCRIPT, *flags_of(folder, lmdb, raw_dir), *flags)
+
+
+def content_of(path):
+    return np.load(path, allow_pickle=True).item()
+
+
+@pytest.fixture(scope="module")
+def mne_epochs(raw):
+    """Session 1's training epochs (n, 63, 300), microvolts, and their codes, by MNE's own Epochs and resample."""
+    content = content_of(raw / "raw/sub-01/ses-01/raw_eeg_training.npy")
+    info = mne.create_info(content["ch_names"], content["sfreq"], content["ch_types"])
+    recording = mne.io.RawArray(content["raw_eeg_data"], info, verbose="ERROR")
+    events = mne.find_events(recording, stim_channel="stim", min_duration=0, shortest_event=1, verbose="ERROR")
+    events = events[events[:, 2] != things.TARGET]
+    epochs = mne.Epochs(
+        recording, events, tmin=-0.2, tmax=1.0, baseline=(None, 0), picks="eeg", preload=True, verbose="ERROR"
+    )
+    return 1e6 * epochs.resample(250, verbose="ERROR").get_data(), events[:, 2]
+
+
+def test_unwhitened_trials_are_mnes_epochs(raw, script, tmp_path, mne_epochs):
+    done = prepare(script, raw, tmp_path / "store", "--whiten", "none")
+    assert done.code == 0, done.err
+    store = open_store(tmp_path / "store")
+    assert store.shape == (63, 250) and store.sfreq == 250 and store.meta["units"] == "microvolts"
+    wanted, codes = mne_epochs
+    of = [t for t in store.trials if t.session == "1" and t.run == 1]
+    images = things.image_list(raw / "raw", raw / "images")["training"]
+    assert [t.image for t in of] == [images[code - 1] for code in codes]
+    for trial, x in zip(of[::3], wanted[::3], strict=True):
+        assert np.allclose(store.read(trial), x[:, 50:], atol=1e-4)
+
+
+def test_whitening_is_scikit_learns_ledoit_wolf_mean_over_repetitions_then_images(raw, mne_epochs):
+    path = raw / "raw/sub-01/ses-01/raw_eeg_training.npy"
+    x, codes = mne_epochs
+    by_image = {}
+    for epoch, code in zip(x, codes, strict=True):
+        scaler = StandardScaler().fit(epoch.T)
+        shrunk = LedoitWolf(assume_centered=False).fit(scaler.transform(epoch.T)).covariance_
+        by_image.setdefault(code, []).append(scaler.scale_[:, None] * shrunk * scaler.scale_[None])
+    covariance = np.mean([np.mean(of, axis=0) for of in by_image.values()], axis=0)
+    found = things.session_whitener(
+        path, things._stamp(path), len(things.image_list(raw / "raw", raw / "images")["training"]), 1e6
+    )
+    assert np.allclose(found @ covariance @ found, np.eye(63), atol=1e-9) and np.allclose(found, found.T)
+
+
+def test_the_shrunk_covariance_is_the_formulas():
+    """Ledoit and Wolf's s, written out: (1 − s) S + s μ I on standardised channels."""
+    x = np.random.default_rng(0).standard_normal((9, 9)) @ np.random.default_rng(1).standard_normal((9, 300))
+    z = ((x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)).T
+    n, p = z.shape
+    s = z.T @ z / n
+    mu = np.trace(s) / p
+    delta = ((s - mu * np.eye(p)) ** 2).sum() / p
+    beta = ((z**2).sum(axis=1) ** 2).sum() / n - (s**2).sum()
+    share = min(beta / (n * p), delta) / delta
+    wanted = ((1 - share) * s + share * mu * np.eye(p)) * x.std(axis=1)[:, None] * x.std(axis=1)[None]
+    assert np.abs(things.shrunk_covariance(x) - wanted).max() < 1e-10 * np.abs(wanted).max()
+
+
+@pytest.fixture(scope="module")
+def whitened(raw):
+    done = run_process(SCRIPT, *flags_of(raw, raw / "white"))
+    assert done.code == 0, done.err
+    return done
+
+
+def test_whitened_trials_of_both_parts_use_the_training_parts_covariance(raw, whitened, script, tmp_path):
+    prepare(script, raw, tmp_path / "plain", "--whiten", "none")
+    plain, white = open_store(tmp_path / "plain"), open_store(raw / "white")
+    path = raw / "raw/sub-01/ses-02/raw_eeg_training.npy"
+    sigma = things.session_whitener(path, things._stamp(path), 20, 1e6)
+    for run in (1, 2):
+        a, b = ([t for t in store.trials if t.session == "2" and t.run == run][3] for store in (plain, white))
+        assert np.allclose(sigma @ plain.read(a), white.read(b), atol=1e-3) and a.image == b.image
+
+
+def test_the_closing_table_counts_what_is_expected(raw, whitened):
+    lines = [line.split() for line in whitened.out.splitlines() if line.startswith("sub-01")]
+    assert [line[:4] for line in lines] == [["sub-01", "training", "40", "40"], ["sub-01", "test", "120", "2400"]]
+    assert [int(line[4]) for line in lines] == [2, 6]  # catch targets
+    store = open_store(raw / "white")
+    assert sum(t.run == 1 for t in store.trials) == 40 and len({t.image for t in store.trials if t.run == 2}) == 60
+
+
+def test_more_repetitions_than_the_design_has_are_left_out(raw, script, tmp_path):
+    shutil.copytree(raw / "raw", tmp_path / "raw")
+    path = tmp_path / "raw/sub-01/ses-01/raw_eeg_training.npy"
+    content = content_of(path)
+    stim = content["raw_eeg_data"][-1]
+    at = np.flatnonzero(stim)
+    stim[at[stim[at] == things.TARGET]] = stim[at[stim[at] != things.TARGET][0]]
+    np.save(path, content)
+    done = prepare(script, raw, tmp_path / "store", raw_dir=tmp_path / "raw")
+    assert done.code == 0 and "beyond 2 repetitions" in done.out
+    store = open_store(tmp_path / "store")
+    assert (
+        max(np.unique([t.image for t in store.trials if t.session == "1" and t.run == 1], return_counts=True)[1]) == 2
+    )
+
+
+# ---------------------------------------------------------------- layouts that others have cut
+
+
+def cut_files(folder, layout, n_channels=63, n_times=250, times=None, flat=False):
+    rng = np.random.default_rng(0)
+    images = things.image_list(folder / "raw", folder / "images")
+    names = list(things.ELECTRODES if n_channels == 63 else things.POSTERIOR)[::-1]  # another order
+    times = np.arange(-50, 250) / 250 if times is None else times
+    out = {}
+    for part, repetitions in (("training", 4), ("test", 6)):
+        eeg = rng.standard_normal((len(images[part]), repetitions, n_channels, n_times))
+        place = folder / layout / "sub-01"
+        place.mkdir(parents=True, exist_ok=True)
+        if layout == "npy":
+            content = {"preprocessed_eeg_data": eeg, "ch_names": names, "times": times}
+            (place / f"preprocessed_eeg_{part}.npy").write_bytes(pickle.dumps(content, protocol=4))
+        else:
+            eeg = eeg.astype(np.float16)
+            rows = [f"../{image}" for image in images[part]]
+            content = {"eeg": eeg.reshape(-1, n_channels, n_times) if flat else eeg, "ch_names": names, "times": times,
+                       "img": [row for row in rows for _ in range(repetitions)] if flat else rows, "text": ["x"], "label": torch.arange(3)}  # fmt: skip
+            if flat:
+                content["eeg"] = torch.from_numpy(content["eeg"])
+            torch.save(content, place / ("train.pt" if part == "training" else "test.pt"))
+        out[part] = eeg
+    return out
+
+
+@pytest.mark.parametrize("layout, flat", [("npy", False), ("pt", False), ("pt", True)])
+def test_a_layout_that_others_cut_is_stored_as_it_is(raw, script, tmp_path, layout, flat):
+    shutil.copytree(raw, tmp_path / "x")
+    eeg = cut_files(tmp_path / "x", layout, flat=flat)
+    done = prepare(script, tmp_path / "x", tmp_path / "store", raw_dir=tmp_path / "x" / layout)
+    assert done.code == 0, done.err
+    store = open_store(tmp_path / "store")
+    images = things.image_list(raw / "raw", raw / "images")
+    assert store.meta["units"] == "no unit" and store.meta["electrodes"] == list(things.ELECTRODES)
+    for run, part in ((1, "training"), (2, "test")):
+        of = [t for t in store.trials if t.run == run]
+        assert len(of) == eeg[part].shape[0] * eeg[part].shape[1]
+        for k in (0, 5, len(of) - 1):
+            image, repetition = divmod(k, eeg[part].shape[1])
+            assert of[k].image == images[part][image]
+            assert np.array_equal(store.read(of[k]), eeg[part][image, repetition][::-1].astype(np.float32))
+
+
+def test_the_authors_seventeen_electrodes_are_a_store_of_their_own_kind(raw, script, tmp_path):
+    shutil.copytree(raw, tmp_path / "x")
+    cut_files(tmp_path / "x", "npy", 17, 100, np.arange(-20, 80) / 100)
+    done = prepare(script, tmp_path / "x", tmp_path / "store", raw_dir=tmp_path / "x/npy")
+    assert done.code == 0, done.err
+    store = open_store(tmp_path / "store")
+    assert store.shape == (17, 80) and store.sfreq == 100 and store.meta["electrodes"] == list(things.POSTERIOR)
+
+
+# ---------------------------------------------------------------- splits
+
+
+def test_no_concept_is_in_two_splits_and_the_held_out_ones_are_the_same_for_all(raw, whitened):
+    store = open_store(raw / "white")
+    splits = split_trials(store, things.DESCRIPTION.of_store(store.meta), "within:sub-01")
+    concepts = {mode: {things.concept_of(t.image) for t in of} for mode, of in splits.items()}
+    assert len(concepts["val"]) == 3 and len(concepts["train"]) == 17 and len(concepts["test"]) == 60
+    assert not concepts["train"] & concepts["val"] and not (concepts["train"] | concepts["val"]) & concepts["test"]
+    assert split_trials(store, things.DESCRIPTION.of_store(store.meta), "joint")["val"] == splits["val"]
+
+
+def test_a_concept_that_is_in_both_parts_is_found_out(raw, script, tmp_path):
+    shutil.copytree(raw / "images", tmp_path / "x/images")
+    shutil.copytree(raw / "raw", tmp_path / "x/raw")
+    (tmp_path / "x/images/image_metadata.npy").unlink()
+    folder = next((tmp_path / "x/images/test_images").iterdir())
+    trained = sorted((tmp_path / "x/images/training_images").iterdir())
+    twin = folder.with_name(folder.name[:6] + trained[0].name[6:])
+    folder.rename(twin)
+    assert prepare(script, tmp_path / "x", tmp_path / "store").code == 0
+    done = script(
+        "finetune_eeg_to_clip.py",
+        "--datasets_dir",
+        tmp_path / "store",
+        "--subject",
+        "sub-01",
+        "--output_dir",
+        tmp_path / "run",
+        "--cuda",
+        -1,
+    )
+    assert done.code == 2 and "a concept may be in one split only" in done.error_line
+
+
+# ---------------------------------------------------------------- what is wrong with files
+
+
+def changed(raw, tmp_path, change, name="raw_eeg_training.npy"):
+    shutil.copytree(raw / "raw", tmp_path / "raw")
+    path = tmp_path / "raw/sub-01/ses-02" / name
+    content = content_of(path)
+    change(content)
+    np.save(path, content)
+    return tmp_path / "raw"
+
+
+def _set(content, key, value):
+    content[key] = value
+
+
+def _nan(content):
+    content["raw_eeg_data"][7, 1000] = np.nan
+
+
+def _code(content):
+    stim = content["raw_eeg_data"][-1]
+    stim[np.flatnonzero(stim)[9]] = 9999  # what a comment in the published code says instead of 99999
+
+
+def test_an_electrode_that_never_changes_is_named(raw, script, tmp_path):
+    flat = changed(raw, tmp_path, lambda content: content["raw_eeg_data"][11].fill(0))
+    done = prepare(script, raw, tmp_path / "store", raw_dir=flat)
+    assert done.code == 0 and "F2 never changes" in done.out and done.out.count("never change") == 1
+    store = open_store(tmp_path / "store")
+    assert all(np.isfinite(store.read(t)).all() for t in store.trials[::50])
+
+
+@pytest.mark.parametrize("change, said", [
+    (_code, "event code 9999"), (_nan, "F7 holds NaN"),
+    (lambda c: c["ch_names"].__setitem__(3, "X"), "AF3 is not among its ch_names"),
+    (lambda c: c["ch_names"].__setitem__(3, "Fp1"), "Fp1 is there twice"),
+    (lambda c: c.pop("ch_types"), "no raw recording"), (lambda c: _set(c, "sfreq", 333), "333 Hz"),
+    (lambda c: _set(c, "ch_types", ["eeg"] * 64), "one channel of type stim"),
+    (lambda c: _set(c, "raw_eeg_data", c["raw_eeg_data"] * 1e6 * np.r_[np.ones(63), 1e-6][:, None]), "is the unit wrong"),
+], ids=["code", "nan", "unknown", "twice", "keys", "rate", "stim", "unit"])  # fmt: skip
+def test_a_wrong_recording_is_one_line(raw, script, tmp_path, change, said):
+    done = prepare(script, raw, tmp_path / "store", raw_dir=changed(raw, tmp_path, change))
+    assert done.code == 2 and said in done.error_line and not (tmp_path / "store").exists()
+
+
+def test_another_channel_order_is_put_right_by_names(raw, script, tmp_path):
+    order = np.random.default_rng(0).permutation(64)
+
+    def shuffle(content):
+        content["raw_eeg_data"] = content["raw_eeg_data"][order]
+        content["ch_names"] = [content["ch_names"][k] for k in order]
+        content["ch_types"] = [content["ch_types"][k] for k in order]
+
+    for name, change in (("a", shuffle), ("b", lambda c: None)):
+        (tmp_path / name).mkdir()
+        assert prepare(script, raw, tmp_path / name / "store", raw_dir=changed(raw, tmp_path / name, change)).code == 0
+    a, b = open_store(tmp_path / "a/store"), open_store(tmp_path / "b/store")
+    assert np.allclose(a.read(a.trials[-20]), b.read(b.trials[-20]), atol=1e-4)
+
+
+def test_a_missing_session_is_one_line_unless_it_is_left_out_by_name(raw, script, tmp_path):
+    shutil.copytree(raw / "raw", tmp_path / "raw")
+    shutil.rmtree(tmp_path / "raw/sub-01/ses-02")
+    done = prepare(script, raw, tmp_path / "store", raw_dir=tmp_path / "raw")
+    assert (
+        done.code == 2
+        and "ses-02/raw_eeg_training.npy is missing" in done.error_line
+        and "--sessions" in done.error_line
+    )
+    assert prepare(script, raw, tmp_path / "store", "--sessions", 1, raw_dir=tmp_path / "raw").code == 0
+
+
+def test_a_missing_image_and_two_images_for_one_code_are_one_line(raw, script, tmp_path):
+    shutil.copytree(raw / "images", tmp_path / "images")
+    folder = sorted((tmp_path / "images/test_images").iterdir())[2]
+    image = next(folder.iterdir())
+    shutil.copy(image, image.with_name("other.jpg"))
+    args = (
+        "--skip_download",
+        "--raw_dir",
+        raw / "raw",
+        "--images_dir",
+        tmp_path / "images",
+        "--lmdb_dir",
+        tmp_path / "s",
+        "--subjects",
+        1,
+    )
+    done = script(SCRIPT, *args)
+    assert done.code == 2 and "has 2 images; expected 1" in done.error_line
+    image.with_name("other.jpg").unlink()
+    image.rename(image.with_name("other.jpg"))
+    done = script(SCRIPT, *args)
+    assert done.code == 2 and image.name in done.error_line and "is missing" in done.error_line
+
+
+@pytest.mark.parametrize("n", [299, 251])
+def test_times_of_another_length_than_the_data_are_one_line(raw, script, tmp_path, n):
+    shutil.copytree(raw, tmp_path / "x")
+    cut_files(tmp_path / "x", "npy", times=np.arange(-50, n - 50) / 250)
+    done = prepare(script, tmp_path / "x", tmp_path / "store", raw_dir=tmp_path / "x/npy")
+    assert done.code == 2 and f"times has {n} values" in done.error_line
+
+
+def test_preparing_goes_on_behind_what_a_run_that_died_had_done(raw, whitened, script, tmp_path):
+    calls, real = [], things.prepare_piece
+
+    def dies(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    object.__setattr__(things.DESCRIPTION, "prepare_piece", dies)
+    try:
+        assert prepare(script, raw, tmp_path / "store").code == 130
+    finally:
+        object.__setattr__(things.DESCRIPTION, "prepare_piece", real)
+    done = prepare(script, raw, tmp_path / "store")
+    assert done.code == 0 and "going on behind them" in done.out
+    a, b = open_store(raw / "white"), open_store(tmp_path / "store")
+    assert a.meta["fingerprint"] == b.meta["fingerprint"] and a.trials == b.trials

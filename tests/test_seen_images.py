@@ -1,0 +1,414 @@
+"""Training on seen images, retrieval and pictures, by the real command lines on small stores."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.repetitions import averages, repetitions, shuffled_images, some_repetitions
+from datasets.store import open_store
+from datasets.trials import TrialDataset
+from models.contrastive import k_way
+from stages.rows import read_rows
+from tests.conftest import ROOT, flat, once, read_jsonl
+from tests.seen_images import CLIP, imagenet_store, things_store
+from utils.files import read_json
+
+SCRIPT = "finetune_eeg_to_clip.py"
+
+
+@pytest.fixture(scope="session")
+def things(tmp_path_factory):
+    return once(tmp_path_factory, "seen_things", lambda folder: (folder.mkdir(), things_store(folder)))
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory):
+    return once(tmp_path_factory, "seen_imagenet", lambda folder: (folder.mkdir(), imagenet_store(folder, days=2)))
+
+
+def training(folder, run, **more):
+    """finetune_eeg_to_clip.py's arguments for a short run on THINGS-like trials."""
+    return flat({
+        "datasets_dir": folder / "processed_lmdb", "images_dir": folder / "images", "clip_model": CLIP, "setting": "joint", "encoder": "ubp",
+        "batch_size": 64, "lr": 1e-3, "epochs": 6, "cuda": -1, "output_dir": run,
+    } | more)  # fmt: skip
+
+
+def on_imagenet(folder, run, **more):
+    return training(
+        folder,
+        run,
+        **{"downstream_dataset": "EEGImageNet", "encoder": "mlp", "optimizer": "adam", "lr": 3e-3, "batch_size": 16}
+        | more,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(things, tmp_path_factory):
+    """A short run and its control."""
+    from tests.conftest import run_process
+
+    def make(folder):
+        for name, more in (("ubp", {}), ("ubp_shuffled", {"shuffle_labels": True})):
+            done = run_process(SCRIPT, *training(things, folder / name, **more))
+            assert done.code == 0, done.err
+
+    return once(tmp_path_factory, "seen_trained", make)
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_images_that_were_never_trained_on_are_retrieved_and_the_control_is_at_chance(trained):
+    rows = read_rows(trained / "ubp/decoded_test.jsonl")
+    assert len(rows) == 12 and {row.subject for row in rows} == {"sub-01", "sub-02"} and rows[0].simulated
+    ranks = [row.readouts["retrieval"].rank for row in rows]
+    assert np.mean([rank == 1 for rank in ranks]) >= 0.6 and np.mean(ranks) < 2
+    assert all(
+        (row.readouts["retrieval"].label == row.true_label) == (row.readouts["retrieval"].rank == 1) for row in rows
+    )
+    control = read_rows(trained / "ubp_shuffled/decoded_test.jsonl")
+    assert np.mean([row.readouts["retrieval"].rank == 1 for row in control]) <= 0.5
+    assert [(r.subject, r.session, r.trial) for r in control] == [(r.subject, r.session, r.trial) for r in rows]
+    assert [r.true_label for r in control] != [r.true_label for r in rows]
+
+
+def test_the_epoch_is_chosen_on_held_out_concepts(trained, things):
+    history, results = read_jsonl(trained / "ubp/metrics.jsonl"), read_json(trained / "ubp/results.json")
+    best = max(history, key=lambda row: (row["val"]["retrieval"]["accuracy"], -row["epoch"]))
+    assert results["best_epoch"] == best["epoch"] and results["val"] == best["val"]
+    assert best["val"]["retrieval"]["n"] == 2 * 2 * 2  # people, concepts, image slots
+    store = open_store(things / "processed_lmdb")
+    checkpoint = torch.load(trained / f"ubp/encoder_epoch{best['epoch']}.pth", weights_only=True)
+    assert set(checkpoint["seen"]) == {t.image for t in store.trials if t.image.startswith("training")}
+
+
+def test_evaluate_reads_the_rows_with_top_5_and_the_control(trained, script, tmp_path):
+    done = script("evaluate.py", trained / "ubp", "--output_dir", tmp_path / "t")
+    assert done.code == 0, done.err
+    assert "| top-5 |" in done.out and "its level" in done.out and "16.7 %" in done.out and "simulated" in done.out
+
+
+def test_a_run_that_was_interrupted_resumes_to_the_same_weights(things, script, tmp_path, monkeypatch):
+    from stages import runs
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert script(SCRIPT, *training(things, whole, epochs=3)).code == 0
+    real = runs.save_history
+
+    def dies(history, *args):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+        return real(history, *args)
+
+    monkeypatch.setattr(runs, "save_history", dies)
+    assert script(SCRIPT, *training(things, cut, epochs=3)).code == 130
+    monkeypatch.setattr(runs, "save_history", real)
+    assert script(SCRIPT, *training(things, cut, epochs=3, resume=True)).code == 0
+    assert read_jsonl(cut / "decoded_test.jsonl") == read_jsonl(whole / "decoded_test.jsonl")
+    assert read_jsonl(cut / "metrics.jsonl") == read_jsonl(whole / "metrics.jsonl")
+    done = script(SCRIPT, *training(things, cut, epochs=3, resume=True, tmax=0.3))
+    assert done.code == 2 and "window was" in done.error_line
+    done = script(SCRIPT, *training(things, cut, epochs=3))
+    assert done.code == 2 and "--resume" in done.error_line
+
+
+@pytest.mark.parametrize("more", [
+    {"encoder": "atm", "subject_embedding": "shared", "positions": "sinusoid"}, {"encoder": "atm", "atm_parts": ["tsconv"], "objective": "generation"},
+    {"encoder": "nice", "average_train": 2, "positives": "row"}, {"encoder": "sgdm", "channels": ["occipital", "parietal"], "tmax": 0.2},
+    {"encoder": "rgnn", "target": "text"}, {"setting": "cross", "subject": "sub-02", "channels": ["posterior"]},
+    {"setting": "within", "subject": "sub-01", "test_repetitions": 2, "objective": "mse"},
+], ids=["atm", "atm parts", "nice", "sgdm", "rgnn to text", "cross", "within"])  # fmt: skip
+def test_a_way_of_training_is_retrieved_from_again(things, script, tmp_path, more):
+    done = script(SCRIPT, *training(things, tmp_path / "run", **{"epochs": 1} | more))
+    assert done.code == 0, done.err
+    rows = read_rows(tmp_path / "run/decoded_test.jsonl")
+    assert {r.subject for r in rows} == ({more["subject"]} if "subject" in more else {"sub-01", "sub-02"})
+    retrieved = script("retrieve.py", tmp_path / "run", "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images",
+                       "--output_dir", tmp_path / "out", "--cuda", -1)  # fmt: skip
+    assert retrieved.code == 0, retrieved.err
+    if "test_repetitions" not in more and more.get("target") != "text":
+        again = read_rows(tmp_path / "out/retrieval.jsonl")
+        assert [r.readouts["retrieval"].rank for r in again] == [r.readouts["retrieval"].rank for r in rows]
+
+
+def test_targets_are_kept_by_their_bytes_and_not_by_their_names(things, script, tmp_path):
+    shutil.copytree(things / "images", tmp_path / "images")
+    flags = {"images_dir": tmp_path / "images", "cache_dir": tmp_path / "cache", "epochs": 1, "lambda_text": 0.5}
+    first = script(SCRIPT, *training(things, tmp_path / "a", **flags))
+    assert "image targets: 38, 38 embedded now" in first.out and "sentence targets: 22, 22 embedded now" in first.out
+    again = script(SCRIPT, *training(things, tmp_path / "b", **flags))
+    assert again.out.count("from the cache") == 2
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "images/test_images/00002_u2/u2.png")
+    assert "image targets: 38, 38 embedded now" in script(SCRIPT, *training(things, tmp_path / "c", **flags)).out
+    done = script(SCRIPT, *training(things, tmp_path / "a", resume=True, **flags))
+    assert done.code == 2 and "other images" in done.error_line
+
+
+@pytest.mark.parametrize("more, said", [
+    ({"setting": "within"}, "needs --subject"), ({"setting": "within", "subject": "sub-07"}, "no person sub-07"),
+    ({"tmax": 0.05}, "lasts 0.1 s or more"), ({"channels": ["FZZ"]}, "no region or electrode FZZ"), ({"target": "text_states"}, "needs --captions"),
+    ({"objective": "ce"}, "goes with --objective"), ({"encoder": "csbrain"}, "without a unit"), ({"granularity": "fine9"}, "THINGS has one set of classes"),
+    ({"clip_model": "nowhere"}, "--clip_model nowhere"), ({"images_dir": "nowhere"}, "is missing"),
+])  # fmt: skip
+def test_what_is_asked_wrongly_is_one_line(things, script, tmp_path, more, said):
+    done = script(SCRIPT, *training(things, tmp_path / "run", **{"epochs": 1} | more))
+    assert done.code == 2 and said in done.err and "Traceback" not in done.err
+
+
+def test_a_store_with_nan_is_one_line(things, script, tmp_path):
+    from datasets.store import write_store
+
+    store = open_store(things / "processed_lmdb")
+    rows = [(t, store.read(t).copy()) for t in store.trials]
+    rows[5][1][3, 4] = np.nan
+    write_store(
+        tmp_path / "x/processed_lmdb",
+        {k: store.meta[k] for k in ("sfreq", "dataset", "electrodes", "classes", "units")},
+        [rows],
+    )
+    done = script(SCRIPT, *training(things, tmp_path / "run", datasets_dir=tmp_path / "x/processed_lmdb"))
+    assert done.code == 2 and rows[5][0].key in done.error_line and "NaN" in done.error_line
+
+
+# ---------------------------------------------------------------- EEG-ImageNet
+
+
+@pytest.mark.parametrize("more, n, classes", [
+    ({"encoder": "mlp"}, 72, 6), ({"encoder": "rgnn", "setting": "cross", "subject": "S01"}, 24, 6),
+    ({"encoder": "eegnet", "granularity": "fine0", "optimizer": "sgd", "epochs": 1}, 48, 4), ({"setting": "day", "subject": "S02", "granularity": "coarse"}, 20, 2),
+], ids=["joint", "cross", "fine0", "another day"])  # fmt: skip
+def test_classes_are_told_on_what_a_protocol_keeps_apart(imagenet, script, tmp_path, more, n, classes):
+    done = script(SCRIPT, *on_imagenet(imagenet, tmp_path / "run", **{"target": "classes", "epochs": 8} | more))
+    assert done.code == 0, done.err
+    rows = read_rows(tmp_path / "run/decoded_test.jsonl")
+    score = read_json(tmp_path / "run/results.json")["test"]["classifier"]
+    assert (
+        len(rows) == n
+        and score["chance"] == pytest.approx(1 / classes)
+        and len(rows[0].readouts["classifier"].probabilities) == classes
+    )
+    if more["encoder" if "encoder" in more else "setting"] in ("mlp", "day"):
+        assert score["accuracy"] > 2 / classes - 0.2
+    assert ("drift alone" in done.out) == (more.get("setting") != "cross")
+
+
+@pytest.mark.parametrize("model", ["ridge", "knn", "forest", "svm"])
+def test_classifiers_on_differential_entropy_stand_in_the_same_table(imagenet, script, tmp_path, model):
+    done = script("baseline.py", "--model", model, "--downstream_dataset", "EEGImageNet", "--datasets_dir", imagenet / "processed_lmdb",
+                  "--protocol", "within:S00", "--output_dir", tmp_path / "run", "--cuda", -1)  # fmt: skip
+    assert done.code == 0, done.err
+    rows = read_rows(tmp_path / "run/decoded_test.jsonl")
+    assert len(rows) == 24 and np.mean([r.readouts["classifier"].label == r.true_label for r in rows]) > 0.5
+
+
+def test_text_states_become_pictures_beside_those_from_captions(imagenet, script, tmp_path):
+    from demo.tiny_models import complete_image_model
+
+    complete_image_model(ROOT / "demo/assets/stable-diffusion", tmp_path / "sd")
+    flags = {
+        "target": "text_states",
+        "captions": imagenet / "captions.jsonl",
+        "image_model": tmp_path / "sd",
+        "epochs": 3,
+        "passes": 3,
+        "lr": 1e-3,
+    }
+    done = script(SCRIPT, *on_imagenet(imagenet, tmp_path / "run", **flags))
+    assert done.code == 0, done.err
+    assert read_json(tmp_path / "run/results.json")["test"]["prototype"]["n"] == 72
+    draw = flat({
+        "model_dir": tmp_path / "run", "datasets_dir": imagenet / "processed_lmdb", "images_dir": imagenet / "images", "image_model": tmp_path / "sd",
+        "captions": imagenet / "captions.jsonl", "num_samples": 4, "num_inference_steps": 3, "image_size": 64, "output_dir": tmp_path / "out", "cuda": -1,
+    })  # fmt: skip
+    done = script("generate_eeg2img.py", *draw)
+    assert done.code == 0 and "4 images drawn" in done.out, done.err
+    assert (
+        len(list((tmp_path / "out").glob("generated_*.png")))
+        == len(list((tmp_path / "out/true_class").glob("*.png")))
+        == 4
+    )
+    assert (
+        Image.open(next((tmp_path / "out").glob("comparison_*.png"))).width == 3 * 256
+    )  # seen, from its caption, decoded
+    first = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*.png")}
+    again = script("generate_eeg2img.py", *draw)
+    assert again.code == 0 and "0 images drawn, 4 were there" in again.out
+    assert first == {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*.png")}
+    scored = script("evaluate.py", tmp_path / "out", "--images", "--metric_weights", tmp_path)
+    assert scored.code == 0 and "the stimulus's caption" in scored.out and "paired at random" in scored.out, scored.err
+    (tmp_path / "some.jsonl").write_text((imagenet / "captions.jsonl").read_text().splitlines()[0] + "\n")
+    done = script("generate_eeg2img.py", *draw[:-2], "--captions", tmp_path / "some.jsonl", "--cuda", -1)
+    assert done.code == 2 and "has no caption of" in done.error_line
+    done = script(
+        "retrieve.py",
+        tmp_path / "run",
+        "--datasets_dir",
+        imagenet / "processed_lmdb",
+        "--cuda",
+        -1,
+        "--output_dir",
+        tmp_path / "r",
+    )
+    assert done.code == 2 and "trained towards text_states" in done.error_line
+
+
+def test_no_image_that_tests_is_trained_on_where_people_saw_them_in_different_orders(imagenet, tmp_path):
+    from dataclasses import replace
+
+    from datasets.eeg_imagenet_dataset import DESCRIPTION
+    from datasets.splits import split_trials
+
+    store = open_store(imagenet / "processed_lmdb")
+    rng = np.random.default_rng(0)
+    trials = []
+    for trial in store.trials:
+        k = int(rng.integers(10)) if trial.subject != "S00" else int(trial.image[-5])
+        trials.append(replace(trial, image=f"c{trial.label}/c{trial.label}_{k}.png"))
+    store.trials = trials
+    splits = split_trials(store, DESCRIPTION, "cross:S00")
+    assert splits["train"] and not {t.image for t in splits["train"]} & {t.image for t in splits["test"]}
+
+
+# ---------------------------------------------------------------- retrieval
+
+
+def test_scores_are_those_of_the_ranks_exactly(trained, things, script, tmp_path):
+    done = script("retrieve.py", trained / "ubp", "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images", "--output_dir",
+                  tmp_path / "out", "--test_repetitions", 1, 4, "--cuda", -1)  # fmt: skip
+    assert done.code == 0, done.err
+    rows = read_rows(tmp_path / "out/ubp/retrieval.jsonl")
+    lines = [line.split(",") for line in (tmp_path / "out/scores.csv").read_text().splitlines()]
+    mean = next(line for line in lines if line[0] == "ubp" and line[1] == "retrieval" and line[2].startswith("mean"))
+    ranks = [row.readouts["retrieval"].rank for row in rows]
+    assert float(mean[lines[0].index("4-way")]) == pytest.approx(np.mean([k_way(rank, 6, 4) for rank in ranks]))
+    assert {line[0] for line in lines[1:]} == {"ubp", "ubp_shuffled"} and "10-way" not in lines[0]
+    assert {line[lines[0].index("repetitions")] for line in lines[1:]} == {"", "1", "4"}
+    assert "classification" in done.out and "Wilson" in done.out
+    assert all((tmp_path / "out/ubp" / name).stat().st_size > 3000 for name in ("top5.png", "repetitions.png"))
+
+
+def test_windows_and_regions_of_several_runs_become_figures(things, script, tmp_path):
+    for name, more in {"all": {}, "early": {"tmax": 0.2}, "occipital": {"channels": ["occipital"]}}.items():
+        assert script(SCRIPT, *training(things, tmp_path / "runs" / name, epochs=1, **more)).code == 0
+    done = script("retrieve.py", *sorted((tmp_path / "runs").iterdir()), "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images",
+                  "--output_dir", tmp_path / "out", "--cuda", -1)  # fmt: skip
+    assert done.code == 0, done.err
+    assert (tmp_path / "out/windows_1.png").is_file() and (tmp_path / "out/regions_1.png").is_file()
+
+
+def test_a_published_checkpoint_is_read_and_its_kind_matters(things, script, tmp_path):
+    from models.eeg_encoders import ATM
+    from models.published import ATM as NAMES
+
+    torch.manual_seed(0)
+    state = ATM(n_times=100, dim=768).state_dict()
+    published = {}
+    for key, value in state.items():
+        if "num_batches" in key:
+            continue
+        theirs = next(
+            p
+            for p, ours in NAMES.items()
+            if (ours.rstrip("$") if ours != "stranger" else "stranger") and key.startswith(ours.replace(r"\1", "0"))
+        )
+        name = theirs.replace("\\", "").replace("(?=weight|bias)", "").rstrip("$") + key.removeprefix(NAMES[theirs])
+        published[name] = value[..., None] if name.endswith(("conv1.weight", "conv2.weight")) else value
+    torch.save(published, tmp_path / "ATMS.pth")
+    ranks = {}
+    for kind in ("develop", "main"):
+        done = script("retrieve.py", "--published_checkpoint", tmp_path / "ATMS.pth", "--checkpoint_kind", kind, "--subject", "sub-01", "--clip_model", CLIP,
+                      "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images", "--output_dir", tmp_path / kind, "--cuda", -1)  # fmt: skip
+        assert done.code == 0, done.err
+        ranks[kind] = [row.readouts["retrieval"].rank for row in read_rows(tmp_path / kind / "retrieval.jsonl")]
+    assert len(ranks["main"]) == 6 and ranks["main"] != ranks["develop"]
+    done = script("retrieve.py", "--published_checkpoint", tmp_path / "ATMS.pth", "--encoder", "nice", "--subject", "sub-01", "--clip_model", CLIP,
+                  "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images", "--output_dir", tmp_path / "x", "--cuda", -1)  # fmt: skip
+    assert done.code == 2 and "published nice" in done.error_line
+
+
+@pytest.mark.parametrize("change", [
+    {"seen": ["test_images/00002_u2/u2.png"]}, {"classes": ["a"]}, {"window": [0, 9]}, {"regions": ["Mars"]}, {"settings": {}}, {"model": {}},
+    {"people": [3]}, {"dataset": "VI"}, {"sfreq": 200.0}, {"protocol": "loso:sub-01"},
+], ids=lambda change: next(iter(change)))  # fmt: skip
+def test_a_checkpoint_that_cannot_be_right_is_one_line(trained, things, script, tmp_path, change):
+    path = next((trained / "ubp").glob("encoder_epoch*.pth"))
+    torch.save(torch.load(path, weights_only=True) | change, tmp_path / "encoder_epoch1.pth")
+    done = script("retrieve.py", tmp_path / "encoder_epoch1.pth", "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images",
+                  "--output_dir", tmp_path / "out", "--cuda", -1)  # fmt: skip
+    assert done.code == 2 and "Traceback" not in done.err and done.error_line
+
+
+# ---------------------------------------------------------------- repetitions
+
+
+def test_repetitions_are_averaged_once_each_and_drawn_alike(things):
+    from datasets.description import load_description
+
+    train = TrialDataset(things / "processed_lmdb", "train", "joint", load_description("THINGS"))
+    whole, parts = repetitions(train), averages(train, 3)
+    assert all(len(g.trials) == 4 for g in whole) and [len(g.trials) for g in parts[:2]] == [3, 1]
+    assert sorted(k for g in parts for k in g.trials) == list(range(len(train)))
+    drawn = some_repetitions(whole, 2, seed=0)
+    assert drawn == some_repetitions(whole, 2, seed=0) != some_repetitions(whole, 2, seed=1) and {
+        len(g.trials) for g in drawn
+    } == {2}
+    assert len({train.trials[k].session for g in drawn for k in g.trials}) == 4  # from all sessions
+    trials, labels = shuffled_images(train.trials, train.labels, 0, whole=False)
+    for session in "1234":
+        of = [(t.image, n.image) for t, n in zip(train.trials, trials, strict=True) if t.session == session]
+        assert sorted(a for a, _ in of) == sorted(b for _, b in of) and np.mean([a == b for a, b in of]) < 0.2
+    label_of = dict(zip((t.image for t in train.trials), train.labels, strict=True))
+    assert all(label_of[t.image] == label for t, label in zip(trials, labels, strict=True))
+
+
+# ---------------------------------------------------------------- captions
+
+
+def test_any_captioner_in_the_hubs_layout_writes_a_line_an_image_and_goes_on(imagenet, script, tmp_path):
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BlipConfig(
+        text_config=tower | {"vocab_size": 60, "encoder_hidden_size": 32, "bos_token_id": 57, "sep_token_id": 58, "pad_token_id": 0, "eos_token_id": 58},
+        vision_config=tower | {"image_size": 32, "patch_size": 16}, projection_dim=32,
+    )  # fmt: skip
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")
+    BlipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "blip")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(55))]
+    (tmp_path / "blip/vocab.txt").write_text("\n".join(words))
+    from transformers import BertTokenizerFast
+
+    BertTokenizerFast(str(tmp_path / "blip/vocab.txt")).save_pretrained(tmp_path / "blip")
+    shutil.copytree(imagenet / "images/c0", tmp_path / "images/c0")
+    flags = (
+        "--images_dir",
+        tmp_path / "images",
+        "--output",
+        tmp_path / "captions.jsonl",
+        "--model",
+        tmp_path / "blip",
+        "--max_tokens",
+        5,
+        "--cuda",
+        -1,
+    )
+    done = script("caption_images.py", *flags)
+    assert done.code == 0 and "10 captioned now" in done.out, done.err
+    lines = read_jsonl(tmp_path / "captions.jsonl")
+    assert [line["image"] for line in lines] == [f"c0/c0_{k}.png" for k in range(10)] and all(
+        line["caption"] for line in lines
+    )
+    whole = (tmp_path / "captions.jsonl").read_bytes()
+    (tmp_path / "captions.jsonl").write_bytes(whole[: int(0.7 * len(whole))])  # a kill
+    assert script("caption_images.py", *flags).code == 0
+    assert {json.dumps(line) for line in read_jsonl(tmp_path / "captions.jsonl")} == {
+        json.dumps(line) for line in lines
+    }
+    done = script("caption_images.py", *flags[:-4], "--model", CLIP, "--cuda", -1, "--output", tmp_path / "other.jsonl")
+    assert done.code == 2 and "is a clip" in done.error_line
