@@ -21,7 +21,7 @@ from pathlib import Path
 if sys.version_info < (3, 10):  # noqa: UP036 - said before the imports, which an older Python cannot read
     sys.exit(f"wrong    Python {platform.python_version()}; 3.10 or later is needed")
 
-from datasets.description import DATASETS, load_description
+from datasets.description import load_description, with_words
 from models import FEATURE_ENCODERS
 from stages.machine import (
     FACTS,
@@ -259,7 +259,7 @@ def main(args: argparse.Namespace) -> None:
         device = find_device(args.cuda)
         steps = {name: steps_of_tiny(name, args) if name in ("demo", "real") else steps_of(name, args, device)
                  for name in ([args.pipeline] if args.pipeline else PIPELINES)}  # fmt: skip
-        data = [] if args.pipeline else [need_data(name, {}, args.checksums) for name in DATASETS]
+        data = [] if args.pipeline else [need_data(name, {}, args.checksums) for name in with_words()]
     except ImportError as error:  # without NumPy and LMDB not even the descriptions of the datasets can be read
         show("missing", f"nothing else was looked at ({error}): pip install -r requirements.txt")
         sys.exit(1 if args.pipeline else 0)

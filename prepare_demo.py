@@ -21,6 +21,9 @@ from utils.errors import UserError, run_script, start_script
 from utils.files import read_json
 from utils.paths import ROOT, default, written_whole
 
+LLM = "TinyLlama-1.1B-Chat-v1.0"
+# what each folder of a model has at least
+MODELS = {LLM: "model.safetensors", "stable-diffusion": "model_index.json", "amused": "model_index.json", "clip": "model.safetensors"}
 NAMES = ("BCICIV2a", "BCICIV2b", "VI", "THINGS", "EEGImageNet")
 
 
@@ -30,6 +33,7 @@ def parse_args() -> argparse.Namespace:
     add("--data_dir", default=default("data/demo"), help="folder for the recordings")
     add("--pth_dir", default=default("pth/demo"), help="folder for the tiny models")
     add("--datasets", nargs="*", choices=NAMES, default=["BCICIV2a", "VI"], help="whose recordings to write")
+    add("--models", nargs="*", choices=("CSBrain.pth", *MODELS), default=["CSBrain.pth", *MODELS], help="which tiny models to put into --pth_dir")
     add("--runs", type=int, default=6, help="BCIC-like: task runs a recording (the real ones have 6)")
     add("--trials_per_run", type=int, default=12, help="BCIC-like: trials a run (the real ones have 48)")
     add("--trials_per_class", type=int, default=3, help="VI-like: trials a class and session (the real ones have 40)")
@@ -61,9 +65,6 @@ from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.loading import quiet
 from stages.machine import check_csbrain
 
-# what each folder of a model has at least
-MODELS = {"TinyLlama-1.1B-Chat-v1.0": "model.safetensors", "stable-diffusion": "model_index.json", "amused": "model_index.json",
-          "clip": "model.safetensors"}  # fmt: skip
 BCIC, VI = load_description("BCICIV2a"), load_description("VI")
 
 
@@ -118,22 +119,24 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(
                 f"{pth / folder} is there, and is no model (it has no {file}); delete it or choose another folder"
             )
-    if not (pth / "CSBrain.pth").exists():
-        write_csbrain(pth / "CSBrain.pth", args.seed)
-    check_csbrain(str(pth / "CSBrain.pth"))
-    print(f"{pth / 'CSBrain.pth'}: published names and shapes, weights made by rule")
+    if "CSBrain.pth" in args.models:
+        if not (pth / "CSBrain.pth").exists():
+            write_csbrain(pth / "CSBrain.pth", args.seed)
+        check_csbrain(str(pth / "CSBrain.pth"))
+        print(f"{pth / 'CSBrain.pth'}: published names and shapes, weights made by rule")
 
-    llm = pth / "TinyLlama-1.1B-Chat-v1.0"
-    if not llm.exists():
+    llm = pth / LLM
+    if LLM in args.models and not llm.exists():
         conversations = [  # 2b's are among 2a's
             (d.system_prompt, d.user_prompt, d.keywords[label], d.phrasings[label])
             for d in (BCIC, VI)
             for label in range(len(d.classes))
         ]
         write_language_model(llm, conversations, args.seed, args.llm_steps)
-    print(f"{llm}: a small chat model that has read text only")
+    if LLM in args.models:
+        print(f"{llm}: a small chat model that has read text only")
 
-    for name in ("stable-diffusion", "amused", "clip"):
+    for name in [name for name in MODELS if name in args.models and name != LLM]:
         shipped, folder = ROOT / "demo/assets" / name, pth / name
         if not folder.exists():
             if not (shipped / "config.json").exists() and not (shipped / "model_index.json").exists():

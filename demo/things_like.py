@@ -32,7 +32,7 @@ class ThingsDemoSize:
     test_concepts: int = 30
     images: int = 6  # a training concept; 10 in the data set
     test_repetitions: int = 5  # a session; 20 in the data set
-    effect: float = 0.055
+    effect: float = 0.045
     shared: float = 0.5
     sfreq: int = 250  # 1000 in the data set
     components: int = 8

@@ -32,7 +32,7 @@ svm() { # store, folder of the run, protocol
 }
 
 step "images, recordings, tiny models"
-python prepare_demo.py --data_dir $data --pth_dir $pth --datasets THINGS EEGImageNet
+python prepare_demo.py --data_dir $data --pth_dir $pth --datasets THINGS EEGImageNet --models stable-diffusion clip
 step "recordings → stores; EEG-ImageNet also with drift alone"
 python prepare_data_things.py --skip_download --raw_dir $things/raw --lmdb_dir $things/processed_lmdb --subjects 1 2 --overwrite
 for kind in processed_lmdb:EEG-ImageNet_demo drift_lmdb:drift_only; do

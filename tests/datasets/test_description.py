@@ -3,12 +3,12 @@ import pytest
 from datasets import description as module
 from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCIC
 from datasets.bciciv2a_llm_dataset import BCICIV2aLLMDataset
-from datasets.description import DATASETS, SPLITS, load_description
+from datasets.description import DATASETS, SPLITS, load_description, with_words
 from datasets.faced_llm_dataset import FACEDLLMDataset
 from datasets.visual_imagery_llm_dataset import VisualImageryLLMDataset
 
 
-@pytest.mark.parametrize("name", list(DATASETS))
+@pytest.mark.parametrize("name", with_words())
 def test_every_phrasing_and_prompt_belongs_to_one_class(name):
     description = load_description(name)
     assert description.name == name and len(set(description.classes)) == len(description.classes)

@@ -55,7 +55,7 @@ def test_a_part_of_each_trial_is_looked_at(tmp_path):
 @pytest.mark.parametrize("window, regions, message", [
     ((0, 0.21), None, "--window 0 0.21: the trials of .* last 0.2 s"), ((-0.1, 0.1), None, "last 0.2 s"),
     ((0.1, 0.1), None, "last 0.2 s"), ((float("nan"), 0.1), None, "last 0.2 s"), ((0, float("inf")), None, "last 0.2 s"),
-    (None, ["Frontal"], "no region Frontal; it has frontal"), (None, [], "none named"), (None, ["occipital"], "no region occipital"),
+    (None, ["Frontal"], "no region or electrode Frontal; it has frontal"), (None, [], "none named"), (None, ["occipital"], "no region or electrode occipital"),
 ])  # fmt: skip
 def test_a_part_that_the_trials_do_not_have_is_one_line(tmp_path, window, regions, message):
     dataset = BCICIV2aLLMDataset(write(tmp_path / "store"), "val")
