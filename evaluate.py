@@ -134,7 +134,9 @@ def look_for_leaks(args: argparse.Namespace) -> None:
             breaches += finding.kind == "BREACH"
 
     for protocol in protocols:
-        say(audit.people_findings(splits[protocol], promises(load_description(name), protocol)[0]))
+        for promise in promises(load_description(name), protocol):
+            check = audit.seen_findings if promise in ("concept", "image") else audit.people_findings
+            say(check(splits[protocol], promise))
     say(audit.store_findings(store, splits[protocols[0]]))
     for run in runs:
         protocol = args.protocol or str(run.argument.get("protocol", "published"))

@@ -23,7 +23,12 @@ from utils.paths import ROOT, default, written_whole
 
 LLM = "TinyLlama-1.1B-Chat-v1.0"
 # what each folder of a model has at least
-MODELS = {LLM: "model.safetensors", "stable-diffusion": "model_index.json", "amused": "model_index.json", "clip": "model.safetensors"}
+MODELS = {
+    LLM: "model.safetensors",
+    "stable-diffusion": "model_index.json",
+    "amused": "model_index.json",
+    "clip": "model.safetensors",
+}
 NAMES = ("BCICIV2a", "BCICIV2b", "VI", "THINGS", "EEGImageNet")
 
 
@@ -33,7 +38,13 @@ def parse_args() -> argparse.Namespace:
     add("--data_dir", default=default("data/demo"), help="folder for the recordings")
     add("--pth_dir", default=default("pth/demo"), help="folder for the tiny models")
     add("--datasets", nargs="*", choices=NAMES, default=["BCICIV2a", "VI"], help="whose recordings to write")
-    add("--models", nargs="*", choices=("CSBrain.pth", *MODELS), default=["CSBrain.pth", *MODELS], help="which tiny models to put into --pth_dir")
+    add(
+        "--models",
+        nargs="*",
+        choices=("CSBrain.pth", *MODELS),
+        default=["CSBrain.pth", *MODELS],
+        help="which tiny models to put into --pth_dir",
+    )
     add("--runs", type=int, default=6, help="BCIC-like: task runs a recording (the real ones have 6)")
     add("--trials_per_run", type=int, default=12, help="BCIC-like: trials a run (the real ones have 48)")
     add("--trials_per_class", type=int, default=3, help="VI-like: trials a class and session (the real ones have 40)")

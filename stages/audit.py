@@ -39,7 +39,18 @@ WRITTEN = (
 )
 EQUAL = 2e-5  # relative difference of electrodes' amplitudes over all trials, below which somebody made them equal
 SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
-WITHOUT_EPOCHS = ("best_constant", "recording_only", "bandpower_lda", "csp_lda", "tangent_space")  # baselines
+# baselines
+WITHOUT_EPOCHS = (
+    "best_constant",
+    "recording_only",
+    "bandpower_lda",
+    "csp_lda",
+    "tangent_space",
+    "ridge",
+    "knn",
+    "forest",
+    "svm",
+)
 CANNOT = [
     "a label that is written into one electrode's variance or rhythm: it looks like the band power that decoders live on",
     "amplitudes that were made equal by medians or quantiles of all trials, or made equal and then clipped",
@@ -78,7 +89,8 @@ def people_findings(splits: dict[str, list[Trial]], promise: str) -> Iterator[Fi
         variants[_same_name(name)].add(name)
     where = {mode: {_same_name(t.subject) for t in trials} - {""} for mode, trials in splits.items()}
     found = 0
-    for a, b in combinations(where, 2) if promise == "person" else ():
+    pairs = {"person": list(combinations(where, 2)), "tested person": [("train", "test"), ("val", "test")]}
+    for a, b in pairs.get(promise, ()):
         for name in sorted(where[a] & where[b]):
             found += 1
             spelled = " and ".join(map(repr, sorted(variants[name])))
@@ -87,10 +99,23 @@ def people_findings(splits: dict[str, list[Trial]], promise: str) -> Iterator[Fi
         if len(spelled) > 1 and sum(name in of for of in where.values()) < 2:
             yield Finding("notice", "people", f"{' and '.join(map(repr, sorted(spelled)))} look like one person")
     if not found and not nameless:
-        apart = (
-            "no person in two splits, in any spelling" if promise == "person" else "one person's sessions, as asked for"
-        )
+        apart = {
+            "person": "no person in two splits, in any spelling",
+            "tested person": "nobody who tests trains or validates, in any spelling",
+        }.get(promise, "one person's sessions, as asked for")
         yield Finding("ok", "people", f"{len(names)} people; {apart}")
+
+
+def seen_findings(splits: dict[str, list[Trial]], promise: str) -> Iterator[Finding]:
+    """No concept (label), or no image, in two splits, of datasets of seen images."""
+    kinds = {mode: {t.label if promise == "concept" else t.image for t in trials} for mode, trials in splits.items()}
+    found = [(a, b, sorted(kinds[a] & kinds[b])[0]) for a, b in combinations(kinds, 2) if kinds[a] & kinds[b]]
+    for a, b, one in found:
+        yield Finding("BREACH", "seen", f"the {promise} {one} is in {a} and in {b}")
+    if not found:
+        yield Finding(
+            "ok", "seen", f"no {promise} in two splits: {', '.join(f'{len(of)} {mode}' for mode, of in kinds.items())}"
+        )
 
 
 def _same_name(name: str) -> str:
@@ -462,10 +487,11 @@ def _scores(run: Run, folder: Path) -> Iterator[Finding]:
 
 
 def _test_trials(run: Run, splits: dict[str, list[Trial]]) -> Iterator[Finding]:
-    """Whether the decoded trials are the test trials, all of them, with the store's labels."""
-    labels = {(t.subject, t.session, t.run, t.trial): t.label for t in splits["test"]}
+    """Whether the decoded trials are the test trials, all of them, with the store's labels; of seen images, with its images."""
+    by_image = any(row.image for row in run.rows)  # candidates are counted anew there, and repetitions averaged
+    labels = {(t.subject, t.session, t.run, t.trial): t.image if by_image else t.label for t in splits["test"]}
     others = {(t.subject, t.session, t.run, t.trial) for name in ("train", "val") for t in splits[name]}
-    decoded = {(r.subject, r.session, r.run, r.trial): r.true_label for r in run.rows}
+    decoded = {(r.subject, r.session, r.run, r.trial): r.image if by_image else r.true_label for r in run.rows}
     foreign, unknown = set(decoded) & others - set(labels), set(decoded) - set(labels) - others
     if foreign:
         yield Finding("BREACH", run.name, f"{len(foreign)} of its decoded trials are training or validation trials")
@@ -473,11 +499,16 @@ def _test_trials(run: Run, splits: dict[str, list[Trial]]) -> Iterator[Finding]:
         yield Finding("BREACH", run.name, f"{len(unknown)} of its decoded trials are not in this store")
     changed = sum(labels[trial] != label for trial, label in decoded.items() if trial in labels)
     if changed and not run.is_control:
-        yield Finding("BREACH", run.name, f"{changed} of its decoded trials have another label than in the store")
-    missing = len(set(labels) - set(decoded))
-    kind = "notice" if missing else "ok"
+        what = "image" if by_image else "label"
+        yield Finding("BREACH", run.name, f"{changed} of its decoded trials have another {what} than in the store")
+    wanted, there = set(labels), set(decoded)
+    if by_image:  # a row stands for all repetitions of an image
+        wanted, there = ({(trial[0], image) for trial, image in of.items()} for of in (labels, decoded))
+    kind = "notice" if wanted - there else "ok"
     if not foreign and not unknown:
-        yield Finding(kind, run.name, f"{len(decoded)} of {len(labels)} test trials are decoded")
+        yield Finding(
+            kind, run.name, f"{len(there)} of {len(wanted)} test {'images' if by_image else 'trials'} are decoded"
+        )
 
 
 def _epoch(run: Run, folder: Path, splits, depends: dict) -> Iterator[Finding]:
@@ -513,7 +544,7 @@ def _epoch(run: Run, folder: Path, splits, depends: dict) -> Iterator[Finding]:
 def _checkpoint(run: Run, folder: Path, epoch: int, splits, depends: dict) -> Iterator[Finding]:
     paths = [
         path
-        for path in (folder / f"projection_epoch{epoch}.pth", folder / f"mapper_epoch{epoch}.pth")
+        for path in (folder / f"{kind}_epoch{epoch}.pth" for kind in ("projection", "mapper", "encoder"))
         if path.is_file()
     ]
     if not paths:
@@ -521,13 +552,19 @@ def _checkpoint(run: Run, folder: Path, epoch: int, splits, depends: dict) -> It
             yield Finding("cannot", run.name, f"the checkpoint of epoch {epoch} is not there")
         return
     checkpoint = read_checkpoint(paths[0])
-    seen = set(map(str, checkpoint.get("seen") or ())) & {trial.whose_session for trial in splits["test"]}
-    if seen:
-        yield Finding("BREACH", run.name, f"its checkpoint was trained on test sessions: {', '.join(sorted(seen)[:5])}")
-    if checkpoint.get("encoder_fingerprint") != depends.get("encoder"):
+    of_images = paths[0].name.startswith("encoder")
+    tested = {trial.image if of_images else trial.whose_session for trial in splits["test"]}
+    seen = set(map(str, checkpoint.get("seen") or ())) & tested
+    if seen and not (
+        of_images and str(checkpoint.get("protocol")).startswith("day:")
+    ):  # another day shows the same images
+        what = "images" if of_images else "sessions"
+        yield Finding("BREACH", run.name, f"its checkpoint was trained on test {what}: {', '.join(sorted(seen)[:5])}")
+    if (checkpoint.get("encoder_fingerprint") or None) != depends.get("encoder"):
         yield Finding("BREACH", run.name, "its checkpoint is of another encoder than the run")
     else:
-        yield Finding("ok", run.name, f"{paths[0].name} is of this run's encoder, and has seen no test session")
+        what = "image" if of_images else "session"
+        yield Finding("ok", run.name, f"{paths[0].name} is of this run's encoder, and has seen no test {what}")
 
 
 def token_findings(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | None, device) -> Iterator[Finding]:

@@ -400,4 +400,6 @@ def test_a_run_on_a_part_of_the_trials_is_decoded_on_the_same_part(vi_demo, scri
     for field, damaged in (("window", [0.0]), ("window", ["a", "b"]), ("regions", [3]), ("regions", ["nowhere"])):
         torch.save(checkpoint | {field: damaged}, tmp_path / "part/mapper_epoch1.pth")
         done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "again", **flags))
-        assert done.code == 2 and ("is damaged: its window or regions" in done.err or "no region or electrode nowhere" in done.err)
+        assert done.code == 2 and (
+            "is damaged: its window or regions" in done.err or "no region or electrode nowhere" in done.err
+        )
