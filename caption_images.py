@@ -22,9 +22,8 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--images_dir", default=default("data/EEGImageNet/images"), help="folder of images, however deep")
     add("--output", default=default("data/EEGImageNet/captions.jsonl"), help="the file of captions")
-    add(
-        "--model", default="Salesforce/blip-image-captioning-base", help="captioning model: local folder or hub address"
-    )
+    add("--model", default="Salesforce/blip-image-captioning-base",
+        help="captioning model: local folder or hub address")  # fmt: skip
     add("--beams", type=int, default=5, help="of beam search")
     add("--max_tokens", type=int, default=25, help="longest caption, in tokens")
     add("--batch_size", type=int, default=16, help="images captioned at once")

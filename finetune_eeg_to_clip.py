@@ -8,7 +8,7 @@
     python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet … --target classes --encoder eegnet --granularity coarse
     python finetune_eeg_to_clip.py … --shuffle_labels                       # the control: images change places; --resume: go on
 
---epochs, --batch_size, --lr, --optimizer, --average_train default to what the encoder was published with (RECIPES below).
+--epochs, --batch_size, --lr, --optimizer, --average_train default to what the encoder was published with (models/recipes.py).
 The epoch is chosen on held-out training concepts (THINGS) or positions in the block (EEG-ImageNet); test trials are looked at once.
 Leaves in --output_dir: encoder_epochN.pth, metrics.jsonl, learning_curve.png, run.json, results.json, decoded_test.jsonl.
 """
@@ -17,11 +17,12 @@ import argparse
 import hashlib
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from datasets.description import load_description, of_images
-from models import ENCODERS
+from models import EMBEDDERS
+from models.recipes import RECIPES, Recipe
 from utils import flags
 from utils.errors import UserError, loading, run_script, start_script
 from utils.paths import default
@@ -33,35 +34,7 @@ OBJECTIVES = {
     "text_states": ("mse",),
     "classes": ("ce",),
 }
-READOUT = {"nce": "retrieval", "classes": "classifier"}
 SINGLE_LAYER = ("de_mlp", "mlp", "rgnn", "eegnet")  # whose last layer alone grows with 77 · 768 text states
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What an encoder was published with, where --target is what it was published for (spec: docs/methods.md)."""
-
-    optimizer: str = "adam"
-    lr: float = 3e-4
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    batch_size: int = 1024
-    epochs: int = 40
-    average_train: int = 1
-    lambda_text: float = 0.0
-    train_scale: bool = True
-    unit_eeg: bool = True
-
-
-RECIPES = {
-    "atm": Recipe(lambda_text=0.01),
-    "nice": Recipe(lr=2e-4, betas=(0.5, 0.999), batch_size=1000, epochs=200, average_train=4, train_scale=False),
-    "ubp": Recipe("adamw", 1e-4, 1e-4, epochs=50, average_train=4, unit_eeg=False),
-    "de_mlp": Recipe(lr=1e-3, batch_size=80, epochs=1000),
-    "eegnet": Recipe("sgd", 1e-2, 1e-3, batch_size=80, epochs=1000),
-    "mlp": Recipe("sgd", 1e-4, 1e-4, batch_size=80, epochs=1000),
-    "rgnn": Recipe(lr=1e-3, batch_size=80, epochs=1000),
-}
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,108 +43,64 @@ def parse_args() -> argparse.Namespace:
     add("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset of seen images")
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
     add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
-    add(
-        "--output_dir",
-        "--model_dir",
-        default=default("pth_downtasks/clip"),
-        help="folder for checkpoints, metrics and results",
-    )
+    add("--output_dir", "--model_dir", default=default("pth_downtasks/clip"),
+        help="folder for checkpoints, metrics and results")  # fmt: skip
     add("--setting", choices=("within", "cross", "joint", "day"), default="within",
         help="within: one person; cross: tested on --subject, trained on all others; joint: all people; day: one person's other day")  # fmt: skip
     add("--subject", help="the person of within, cross and day, e.g. sub-08 or S03")
     add("--granularity", default="all", help="EEGImageNet: all, coarse, fine0 … fine4")
     encoder = parser.add_argument_group("encoder").add_argument
-    encoder(
-        "--encoder",
-        choices=list(ENCODERS),
-        default="atm",
-        help="csbrain: pretrained, frozen, a projection is trained; the others from scratch",
-    )
+    encoder("--encoder", choices=[*EMBEDDERS, "csbrain"], default="atm",
+        help="csbrain: pretrained, frozen, a projection is trained; the others from scratch")  # fmt: skip
     encoder("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     encoder("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    encoder(
-        "--token_pooling",
-        default="region",
-        choices=("region", "hemisphere", "electrode"),
-        help="csbrain: how features become tokens",
-    )
+    encoder("--token_pooling", default="region", choices=("region", "hemisphere", "electrode"),
+        help="csbrain: how features become tokens")  # fmt: skip
     encoder("--subject_embedding", choices=("known", "shared"),
         help="atm: a token a person that is trained on, or one for all (default: known; shared for --setting cross)")  # fmt: skip
     encoder("--positions", choices=("none", "sinusoid"), default="none", help="atm: what is added to the electrodes")
     encoder("--atm_parts", nargs="+", choices=("attention", "tsconv", "mlp"), default=["attention", "tsconv", "mlp"],
         help="atm: the parts that are there, for the ablation")  # fmt: skip
-    encoder(
-        "--de",
-        choices=("gaussian", "published"),
-        default="gaussian",
-        help="de_mlp, mlp, rgnn: which differential entropy",
-    )
+    encoder("--de", choices=("gaussian", "published"), default="gaussian",
+        help="de_mlp, mlp, rgnn: which differential entropy")  # fmt: skip
     part = parser.add_argument_group("what is read of a trial").add_argument
     part("--tmin", type=float, help="seconds after the image's onset (default: as the dataset says, 0 or 0.04)")
     part("--tmax", type=float, help="seconds after the image's onset; at least 0.1 after --tmin (default: 1 or 0.44)")
-    part(
-        "--channels",
-        nargs="+",
-        default=["all"],
-        help="all, regions such as occipital, posterior (THINGS: UBP's 17), or electrodes by name",
-    )
+    part("--channels", nargs="+", default=["all"],
+        help="all, regions such as occipital, posterior (THINGS: UBP's 17), or electrodes by name")  # fmt: skip
     target = parser.add_argument_group("target and loss").add_argument
     target("--target", choices=TARGETS, default="image",
         help="image, text: CLIP embeddings of images, of sentences; text_states: of captions; classes: labels")  # fmt: skip
     target("--objective", choices=("nce", "generation", "mse", "ce"),
         help="nce: contrastive; generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); mse; ce (default: nce, mse for text_states, ce for classes)")  # fmt: skip
     target("--clip_model", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="CLIP: local folder or hub address")
-    target(
-        "--image_model",
-        default="CompVis/stable-diffusion-v1-4",
-        help="text_states: whose text encoder; local folder or hub address",
-    )
+    target("--image_model", default="CompVis/stable-diffusion-v1-4",
+        help="text_states: whose text encoder; local folder or hub address")  # fmt: skip
     target("--captions", help="text_states: captions.jsonl of caption_images.py")
-    target(
-        "--lambda_text",
-        type=float,
-        help="share of the sentences' NCE beside the images' (default: 0.01 for atm, else 0)",
-    )
+    target("--lambda_text", type=float,
+        help="share of the sentences' NCE beside the images' (default: 0.01 for atm, else 0)")  # fmt: skip
     target("--mse_share", type=float, default=0.9, help="of --objective generation")
     target("--positives", choices=("image", "row"), default="image",
         help="image: copies of an image in a batch are positives; row: they are negatives, as published")  # fmt: skip
-    target(
-        "--unit_eeg",
-        action=argparse.BooleanOptionalAction,
-        help="bring EEG embeddings to unit length in NCE (default: as published, ubp not)",
-    )
+    target("--unit_eeg", action=argparse.BooleanOptionalAction,
+        help="bring EEG embeddings to unit length in NCE (default: as published, ubp not)")  # fmt: skip
     train = parser.add_argument_group("training").add_argument
     train("--epochs", type=int, help="epochs (default: as published)")
-    train(
-        "--passes",
-        type=int,
-        default=1,
-        help="passes over the training trials an epoch, which ends with validation and a checkpoint",
-    )
+    train("--passes", type=int, default=1,
+        help="passes over the training trials an epoch, which ends with validation and a checkpoint")  # fmt: skip
     train("--batch_size", type=int, help="trials an optimiser step (default: as published)")
-    train(
-        "--average_train",
-        type=int,
-        help="repetitions of an image that are averaged for a training trial (default: as published)",
-    )
+    train("--average_train", type=int,
+        help="repetitions of an image that are averaged for a training trial (default: as published)")  # fmt: skip
     train("--optimizer", choices=("adam", "adamw", "sgd"), help="sgd with momentum 0.9 (default: as published)")
     train("--lr", type=float, help="learning rate (default: as published)")
     train("--weight_decay", type=float, help="(default: as published)")
     train("--clip", type=float, default=1.0, help="largest gradient norm")
     train("--test_repetitions", type=int, help="of a test image that are averaged, drawn by --seed (default: all)")
-    train(
-        "--shuffle_labels",
-        action="store_true",
-        help="images change places: over training trials, and as a whole in the test: the control",
-    )
+    train("--shuffle_labels", action="store_true",
+        help="images change places: over training trials, and as a whole in the test: the control")  # fmt: skip
     train("--resume", action="store_true", help="go on with the run that is in --output_dir")
-    train(
-        "--keep",
-        nargs="+",
-        choices=("best", "last", "all"),
-        default=["best"],
-        help="which epochs' checkpoints stay; the best one always does",
-    )
+    train("--keep", nargs="+", choices=("best", "last", "all"), default=["best"],
+        help="which epochs' checkpoints stay; the best one always does")  # fmt: skip
     flags.add_run_flags(parser)
     args = parser.parse_args()
     recipe = asdict(RECIPES.get(args.encoder, Recipe()))
@@ -205,7 +134,6 @@ from torch.utils.data import DataLoader
 
 from datasets.repetitions import Averages, averages, repetitions, shuffled_images, some_repetitions
 from datasets.trials import load_splits
-from models import EMBEDDERS
 from models.clip_targets import image_targets, sentence_targets, text_state_targets
 from models.contrastive import info_nce
 from models.eeg_embedding import EEGEmbedding
@@ -351,10 +279,6 @@ def main(args: argparse.Namespace) -> None:
         settings |= {"n_subjects": max(len(people), 1), "positions": args.positions, "parts": args.atm_parts}
     if args.encoder not in EMBEDDERS:
         encoder = encoder_for(train, args.encoder, args.foundation_dir, seed=args.seed)
-        if not encoder.pretrained:
-            raise UserError(
-                f"--encoder {args.encoder} is for text and mapper training; here: {', '.join(EMBEDDERS)}, csbrain"
-            )
         depends_on["encoder"] = fingerprint(encoder)
         give_tokens(splits.values(), encoder, True, args.token_pooling, args.cache_dir, device)
         settings |= {"n_tokens": train.tokens.shape[1], "token_width": train.tokens.shape[2]}

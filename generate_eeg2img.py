@@ -25,30 +25,18 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--downstream_dataset", choices=of_images(), default="EEGImageNet", help="which dataset of seen images")
     add("--datasets_dir", default=default("data/EEGImageNet/processed_lmdb"), help="trial store")
-    add(
-        "--model_dir",
-        default=default("pth_downtasks/clip"),
-        help="encoder_epochN.pth, or a run's folder for its best epoch",
-    )
-    add(
-        "--conditioning",
-        choices=CONDITIONINGS,
-        default="text_states",
-        help="what the image model is told: decoded text states",
-    )
+    add("--model_dir", default=default("pth_downtasks/clip"),
+        help="encoder_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
+    add("--conditioning", choices=CONDITIONINGS, default="text_states",
+        help="what the image model is told: decoded text states")  # fmt: skip
     add("--captions", help="captions.jsonl of caption_images.py: draw every test image from its caption too")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     flags.add_generation_flags(parser, "outputs/eeg2img")
     images = parser.add_argument_group("images").add_argument
     images("--image_model", default="CompVis/stable-diffusion-v1-4", help="local folder or hub address")
-    images(
-        "--images_dir",
-        "--stimuli_dir",
-        dest="stimuli_dir",
-        default=default("data/EEGImageNet/images"),
-        help="folder of the images that were seen",
-    )
+    images("--images_dir", "--stimuli_dir", dest="stimuli_dir", default=default("data/EEGImageNet/images"),
+        help="folder of the images that were seen")  # fmt: skip
     images("--num_inference_steps", "--image_steps", type=int, default=50, help="steps")
     images("--scheduler", choices=("pndm", "dpm"), default="pndm", help="sampler: pndm as published, dpm: DPM-Solver++")
     images("--guidance_scale", type=float, default=7.5, help="classifier-free guidance")

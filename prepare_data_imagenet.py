@@ -19,20 +19,12 @@ from utils.paths import default, make_room
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    add(
-        "--pth_path",
-        nargs="+",
-        help="the .pth files, one or several (default: data/EEGImageNet/raw/EEG-ImageNet_1.pth and _2.pth)",
-    )
-    add(
-        "--images_dir",
-        default=default("data/EEGImageNet/images"),
-        help="your ImageNet photos, WNID/WNID_N.JPEG; looked through where it is there",
-    )
-    add(
-        "--class_names",
-        help="lines of a wnid and its name, as ImageNet's synset maps have: what tables call the classes (default: wnids)",
-    )
+    add("--pth_path", nargs="+",
+        help="the .pth files, one or several (default: data/EEGImageNet/raw/EEG-ImageNet_1.pth and _2.pth)")  # fmt: skip
+    add("--images_dir", default=default("data/EEGImageNet/images"),
+        help="your ImageNet photos, WNID/WNID_N.JPEG; looked through where it is there")  # fmt: skip
+    add("--class_names",
+        help="lines of a wnid and its name, as ImageNet's synset maps have: what tables call the classes (default: wnids)")  # fmt: skip
     add("--lmdb_dir", default=default("data/EEGImageNet/processed_lmdb"), help="folder of the store")
     add("--same_person", nargs="+", default=[], metavar="CODE=PERSON",
         help="the person behind a code of the second day, whose trials become session 2: 16=0 17=3")  # fmt: skip

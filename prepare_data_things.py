@@ -27,26 +27,17 @@ def parse_args() -> argparse.Namespace:
     add("--skip_download", action="store_true", help="use what is in --raw_dir and --images_dir")
     add("--raw_dir", default=default("data/THINGS/raw"), help="folder of sub-XX/ses-0Y/raw_eeg_training.npy, or of "
         "sub-XX/preprocessed_eeg_training.npy, or of UBP's sub-XX/train.pt")  # fmt: skip
-    add(
-        "--images_dir",
-        help="folder of training_images/, test_images/ and image_metadata.npy (default: images beside --raw_dir)",
-    )
+    add("--images_dir",
+        help="folder of training_images/, test_images/ and image_metadata.npy (default: images beside --raw_dir)")  # fmt: skip
     add("--lmdb_dir", default=default("data/THINGS/processed_lmdb"), help="folder of the store")
     add("--subjects", nargs="+", default=list(SUBJECTS), help="only these people, e.g. 8 or sub-08 (default: all)")
     add("--sessions", nargs="+", choices=SESSIONS, default=list(SESSIONS), help="raw: only these sessions")
-    add(
-        "--layout",
-        choices=("raw", "npy", "pt"),
-        help="which files of a person (default: what is there, raw before npy before pt)",
-    )
+    add("--layout", choices=("raw", "npy", "pt"),
+        help="which files of a person (default: what is there, raw before npy before pt)")  # fmt: skip
     add("--whiten", choices=("epochs", "none"), default="epochs",
         help="raw: epochs: by the covariance of each session's training epochs; none: microvolts")  # fmt: skip
-    add(
-        "--tmin",
-        type=float,
-        default=DESCRIPTION.window[0],
-        help=f"window start, seconds after {DESCRIPTION.window_starts}",
-    )
+    add("--tmin", type=float, default=DESCRIPTION.window[0],
+        help=f"window start, seconds after {DESCRIPTION.window_starts}")  # fmt: skip
     add("--tmax", type=float, default=DESCRIPTION.window[1], help="window end, seconds, likewise")
     flags.add_prepare_flags(parser, workers=1)  # each takes about 1 GB of memory
     args = parser.parse_args()

@@ -33,12 +33,8 @@ def parse_args() -> argparse.Namespace:
     add("--clip_model", help="CLIP: local folder or hub address (default: the one trained with)")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
-    add(
-        "--test_repetitions",
-        type=int,
-        nargs="+",
-        help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)",
-    )
+    add("--test_repetitions", type=int, nargs="+",
+        help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")  # fmt: skip
     add("--num_samples", type=int, default=12, help="trials on the sheet of top 5")
     published = parser.add_argument_group("a checkpoint of a published repository").add_argument
     published("--published_checkpoint", help="its file: a state dict of weights only")
