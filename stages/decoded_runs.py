@@ -299,7 +299,9 @@ def group_name(group: Sequence[Run]) -> str:
     names = [run.name for run in group]
     before = os.path.commonprefix(names)
     after = os.path.commonprefix([name[len(before) :][::-1] for name in names])[::-1]
-    common = re.sub(r"((^|[-_./])(seed|s|loso|fold))?[-_.:]?$", "", before) + after or names[0]
+    common = (
+        re.sub(r"((^|[-_./])(seed|s|loso|fold|sub-?)0*)?[-_.:]?$", "", before, flags=re.IGNORECASE) + after or names[0]
+    )
     seeds = {run.seed for run in group}
     folds = {run.protocol for run in group} if is_fold(group[0]) else ()
     said = [f"{len(folds)} folds"] * (len(folds) > 1) + [f"{len(seeds)} seeds"] * (len(seeds) > 1)
