@@ -161,6 +161,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.model} on {description.name}, {args.protocol}: {len(train)} / {len(val)} / {len(test)} train / val / test trials"
           + (f"; epoch {best} of {len(history)} by validation" if history else ""))  # fmt: skip
     print_scores(score_rows(rows))
+    if caution := description.caution_for(args.protocol):
+        print(caution)
 
 
 if __name__ == "__main__":

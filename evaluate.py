@@ -173,6 +173,12 @@ def stimuli_of(run: Run, args: argparse.Namespace):  # noqa: ANN201 - stages.pic
     return Stimuli(description.stimuli, len(description.classes), folder)
 
 
+def caution_of(run: Run) -> str:
+    """What must stand beside a run's scores, as its dataset says."""
+    asked = run.argument.get("downstream_dataset")
+    return load_description(asked).caution_for(run.protocol) if asked in DATASETS else ""
+
+
 def score_images(drawn: Sequence[Run], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     """A line a run and way of drawing; and in words which networks are not there."""
     from models.image_features import feature_networks  # PyTorch: slow to import, and tables need none
@@ -252,6 +258,7 @@ def main(args: argparse.Namespace) -> None:
     if compared:
         sections["Runs on the same trials (McNemar's test, p corrected by Holm)"] = tables.comparisons_table(compared)
     notes = NOTES + ([BY_RECORDING] if any("recording_alone" in line for line in lines) else [])
+    notes += sorted({caution_of(run) for run in runs} - {""})
     if image_lines:
         from stages import image_metrics
 

@@ -352,10 +352,8 @@ def main(args: argparse.Namespace) -> None:
     model.load_state_dict(read_checkpoint(output_dir / f"encoder_epoch{best['epoch']}.pth")["model"])
     rows = evaluate(args, model, test, groups["test"], tables, prototypes, people, device)
     finish_run(output_dir, rows, best, readout, args.shuffle_labels)
-    if description.name == "EEGImageNet" and args.setting != "cross":
-        print(
-            "a class's training and test trials are neighbours in time here: drift alone tells the class; --setting cross does not have that"
-        )
+    if caution := description.caution_for(args.protocol):
+        print(caution)
 
 
 def look(args, splits: dict, description) -> tuple[list[float], list[str] | None]:

@@ -104,6 +104,8 @@ def main(args: argparse.Namespace) -> None:
         write_embeddings(embeddings, rows, alone, checkpoint["image_model"])
         record = {"arguments": vars(args), "store": run.dataset.store.fingerprint, "model": str(args.model_dir)}
         report_decoded(rows, output_dir, record)
+        if caution := run.description.caution_for(checkpoint["protocol"]):
+            print(caution)
         del run, checkpoint, outputs, alone  # the image stage has the GPU for itself
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures

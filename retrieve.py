@@ -178,8 +178,8 @@ def main(args: argparse.Namespace) -> None:
     heads, cells = retrieval.table(lines)
     text = tables.markdown(heads, cells)
     print(f"\n{text}\n\n{retrieval.NOTE}")
-    if "EEGImageNet" in {run.description.name for run, _ in runs}:
-        print("Within a person of EEG-ImageNet drift alone tells a class; --setting cross does not have that.")
+    for caution in {run.description.caution_for(str(run.checkpoint.get("protocol"))) for run, _ in runs} - {""}:
+        print(caution)
     for name, content in {
         "scores.csv": tables.as_csv(list(dict.fromkeys(k for line in lines for k in line)), lines),
         "scores.md": text + "\n",

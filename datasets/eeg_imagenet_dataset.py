@@ -214,9 +214,7 @@ def table(meta: dict, counts: Counter) -> list[str]:
         f"{n} trials of {len(meta['classes'])} classes; complete: 63,850 of 80, by 16 people (3,950 of S02, 3,900 of S12)",
     ]
     lines.append("classes: " + ", ".join(f"{name} {len(of)}" for name, of in meta["granularities"].items()))
-    lines.append(
-        "a class's trials stand in one block: within a person, drift alone tells the class; see --setting cross"
-    )
+    lines.append(DESCRIPTION.caution)
     return lines
 
 
@@ -252,4 +250,6 @@ DESCRIPTION = DatasetDescription(
     apart="image",
     looks_at=(0.04, 0.44),
     granularities=granularities,
+    caution="EEGImageNet shows a class's images in one block: where the tested person is trained on (within, joint), slow drift alone tells the "
+    "class, and the shuffled-label control does not show it; --setting cross and day have no such help.",
 )

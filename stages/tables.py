@@ -168,7 +168,7 @@ def warnings_of(name: str, rows: Sequence[Row], readout: str) -> list[str]:
         answer = "no class" if label < 0 else f"{names.get(label, label)!r}"
         found.append(f"{name}, {readout}: {percent(most / len(rows))} of the answers are {answer}")
     never = [repr(names[k]) for k in sorted(names) if not said[k]]
-    if never:
+    if never and len(rows) >= 5 * rows[0].readouts[readout].n_classes:  # with fewer, chance leaves some out
         found.append(f"{name}, {readout}: never answered: {', '.join(never)}")
     return found
 
