@@ -16,6 +16,7 @@ Leaves in --output_dir: encoder_epochN.pth, metrics.jsonl, learning_curve.png, r
 import argparse
 import hashlib
 import math
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -173,6 +174,11 @@ def build_targets(args, splits: dict, cache_dir: Path) -> dict[str, dict[str, to
         states = dict(zip(distinct, text_state_targets(args.image_model, distinct, cache_dir), strict=True))
         found["main"] = {image: states[captions[image]] for image in images}
     if args.target == "text" or (args.target == "image" and args.lambda_text):
+        if all(re.fullmatch(r"n\d{8}", name) for name in name_of.values()):
+            raise UserError(
+                f"{args.datasets_dir} calls its classes by ImageNet's numbers, of which no sentence can be made; prepare it with --class_names, or "
+                "say --lambda_text 0"
+            )
         distinct = sorted(set(sentences.values()))
         vectors = dict(zip(distinct, sentence_targets(args.clip_model, distinct, cache_dir), strict=True))
         found["main" if args.target == "text" else "text"] = {image: vectors[sentences[image]] for image in images}
@@ -256,7 +262,10 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ targets, image by image
     cache_dir = Path(args.cache_dir or train.store.path.resolve().parent / "token_cache")
     tables = build_targets(args, splits, cache_dir)
-    digest = hashlib.sha256(b"".join(as_bytes(table[image]) for table in tables.values() for image in sorted(table)))
+    digest = hashlib.sha256()
+    for table in tables.values():
+        for image in sorted(table):
+            digest.update(as_bytes(table[image]))
     widths = {tuple(target.shape) for target in tables.get("main", {}).values()}
     out = len(description.classes) if args.target == "classes" else math.prod(widths.pop())
     prototypes = None

@@ -113,6 +113,10 @@ def main(args: argparse.Namespace) -> None:
         names = concepts(images)
         options = {"whiten": args.whiten, "images": images, "labels": {name: k for k, name in enumerate(names)}}
         raw = any("raw_eeg" in piece.path.name for piece in files)
+        if raw and not all("raw_eeg" in piece.path.name for piece in files):
+            raise UserError(
+                f"{args.raw_dir} has raw recordings of some people and cut arrays of others; say with --layout which to use"
+            )
         facts = {
             "classes": list(names), "electrodes": kept_electrodes(files),
             "units": "microvolts" if raw and args.whiten == "none" else "no unit",

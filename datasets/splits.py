@@ -103,6 +103,9 @@ def joint(store, description: DatasetDescription, person: str) -> Split:
     return _unseen(_by_part(store.trials, description, store), description)
 
 
+_SAID: set[tuple] = set()
+
+
 def _unseen(splits: Split, description: DatasetDescription) -> Split:
     """Where people saw the images in different orders: no image that tests is trained on by anybody, and none that validates."""
     if description.apart != "image":
@@ -111,7 +114,8 @@ def _unseen(splits: Split, description: DatasetDescription) -> Split:
     val = [t for t in splits["val"] if t.image not in tested]
     kept = [t for t in splits["train"] if t.image not in tested | {t.image for t in val}]
     left_out = len(splits["train"]) + len(splits["val"]) - len(kept) - len(val)
-    if left_out:
+    if left_out and (said := (len(splits["test"]), left_out)) not in _SAID:
+        _SAID.add(said)  # every split of a run asks for it
         print(
             f"notice: {left_out} training and validation trials are left out: another person's test trials show the same images"
         )

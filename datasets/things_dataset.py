@@ -470,6 +470,8 @@ def _prepare_cut(piece: Piece, settings: Preprocessing, scale: float | None, opt
     rows = (piece.start * each, piece.stop * each) if flat else (piece.start, piece.stop)
     x = found.eeg.rows(*rows)
     x = x.reshape(-1, *x.shape[-2:])[:, found.picks]
+    if found.times[0] > settings.tmin + 0.5 / found.sfreq:
+        raise UserError(f"{path} begins {found.times[0]:g} s after the onset; --tmin {settings.tmin:g} asks for more")
     keep = (found.times >= settings.tmin - 1e-6) & (found.times < settings.tmax - 1e-6)
     x = np.asarray(x[..., keep], DTYPE) * np.float32(1.0 if scale is None else scale)
     if not np.isfinite(x).all():

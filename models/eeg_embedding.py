@@ -8,9 +8,7 @@ from torch import nn
 
 from models import EMBEDDERS, choose
 from models.contrastive import LogitScale
-from models.eeg_encoders import ATM, STATES, ResidualProjection
-
-WIDE = ("de_mlp", "mlp", "rgnn", "eegnet")  # encoders whose last layer alone grows with what they give
+from models.eeg_encoders import ATM, STATES, ResidualProjection, is_states
 
 
 class EEGEmbedding(nn.Module):
@@ -63,4 +61,6 @@ class EEGEmbedding(nn.Module):
         if self.reads != "signal":
             x = (x.flatten(1) - self.mean) / self.sd
         y = self.net(x, subject_ids) if isinstance(self.net, ATM) else self.net(x)
-        return y.unflatten(1, (STATES[0], -1)) if y.ndim == 2 and self.out > STATES[0] * 64 else y
+        if is_states(self.out):
+            return y.unflatten(1, (STATES[0], -1)) if y.ndim == 2 else y
+        return y.flatten(1)

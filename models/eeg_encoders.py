@@ -321,12 +321,17 @@ class DEClassifier(ReadsEntropy, nn.Module):
         return self.l3(self.dropout(F.relu(self.bn2(self.l2(h)))))
 
 
+def is_states(out: int) -> bool:
+    """Whether an output of this width is a text encoder's states, and no vector or logits."""
+    return out > 64 * STATES[0] and out % STATES[0] == 0
+
+
 class DEMapper(ReadsEntropy, nn.Module):
     """EEG-ImageNet's way to text states: (B, 310) → (B, 77, 768); 123,593,472 parameters."""
 
     @classmethod
     def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **_) -> "DEMapper":
-        return cls(len(BANDS) * len(electrodes), (STATES[0], out // STATES[0]) if out % STATES[0] == 0 else (1, out))
+        return cls(len(BANDS) * len(electrodes), (STATES[0], out // STATES[0]) if is_states(out) else (1, out))
 
     def __init__(self, n_features: int = 310, states: Sequence[int] = STATES):
         super().__init__()

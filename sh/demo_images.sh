@@ -27,8 +27,8 @@ classes() { # folder of the run, further flags
   python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
     --target classes --cuda -1 --output_dir "$runs/$1" "${@:2}"
 }
-svm() { # store, folder of the run, protocol
-  python baseline.py --model svm --downstream_dataset EEGImageNet --datasets_dir "$1" --output_dir "$runs/$2" --protocol "$3" --cuda -1
+baseline() { # model, store, folder of the run, protocol, further flags
+  python baseline.py --model "$1" --downstream_dataset EEGImageNet --datasets_dir "$2" --output_dir "$runs/$3" --protocol "$4" --cuda -1 "${@:5}"
 }
 
 step "images, recordings, tiny models"
@@ -41,58 +41,63 @@ for kind in processed_lmdb:EEG-ImageNet_demo drift_lmdb:drift_only; do
 done
 
 step "THINGS, images never seen in training: three encoders and their controls"
-clip ubp 16 --setting joint --encoder ubp > $runs/ubp.log # alone: it embeds the images for all
+clip things_ubp 16 --setting joint --encoder ubp > $runs/things_ubp.log # alone: it embeds the images for all
 pair << END
-atm clip atm 12 --setting joint --encoder atm
-nice clip nice 20 --setting joint --encoder nice
-atm_shuffled clip atm_shuffled 12 --setting joint --encoder atm --shuffle_labels
-nice_shuffled clip nice_shuffled 20 --setting joint --encoder nice --shuffle_labels
-ubp_shuffled clip ubp_shuffled 16 --setting joint --encoder ubp --shuffle_labels
-ubp_cross_1 clip ubp_cross_1 16 --setting cross --subject sub-01 --encoder ubp
-ubp_cross_2 clip ubp_cross_2 16 --setting cross --subject sub-02 --encoder ubp
+things_atm clip things_atm 12 --setting joint --encoder atm
+things_nice clip things_nice 20 --setting joint --encoder nice
+things_atm_shuffled clip things_atm_shuffled 12 --setting joint --encoder atm --shuffle_labels
+things_nice_shuffled clip things_nice_shuffled 20 --setting joint --encoder nice --shuffle_labels
+things_ubp_shuffled clip things_ubp_shuffled 16 --setting joint --encoder ubp --shuffle_labels
+things_ubp_cross_1 clip things_ubp_cross_1 16 --setting cross --subject sub-01 --encoder ubp
+things_ubp_cross_2 clip things_ubp_cross_2 16 --setting cross --subject sub-02 --encoder ubp
 END
 step "THINGS: windows that grow, regions in and out (ubp, which trains in seconds)"
 pair << END
-window_100 clip window_100 12 --setting joint --encoder ubp --tmax 0.1
-window_200 clip window_200 12 --setting joint --encoder ubp --tmax 0.2
-window_300 clip window_300 12 --setting joint --encoder ubp --tmax 0.3
-window_500 clip window_500 12 --setting joint --encoder ubp --tmax 0.5
-window_1000 clip window_1000 12 --setting joint --encoder ubp --tmax 1.0
-occipital clip occipital 12 --setting joint --encoder ubp --channels occipital
-frontal clip frontal 12 --setting joint --encoder ubp --channels frontal
-no_occipital clip no_occipital 12 --setting joint --encoder ubp --channels frontal central temporal parietal
-no_frontal clip no_frontal 12 --setting joint --encoder ubp --channels central temporal parietal occipital
+things_window_100 clip things_window_100 12 --setting joint --encoder ubp --tmax 0.1
+things_window_200 clip things_window_200 12 --setting joint --encoder ubp --tmax 0.2
+things_window_300 clip things_window_300 12 --setting joint --encoder ubp --tmax 0.3
+things_window_500 clip things_window_500 12 --setting joint --encoder ubp --tmax 0.5
+things_window_1000 clip things_window_1000 12 --setting joint --encoder ubp --tmax 1.0
+things_occipital clip things_occipital 12 --setting joint --encoder ubp --channels occipital
+things_frontal clip things_frontal 12 --setting joint --encoder ubp --channels frontal
+things_no_occipital clip things_no_occipital 12 --setting joint --encoder ubp --channels frontal central temporal parietal
+things_no_frontal clip things_no_frontal 12 --setting joint --encoder ubp --channels central temporal parietal occipital
 END
 step "retrieval: ranks, exact k-way scores, curves, sheets"
 retrieve() { python retrieve.py "${@:2}" --datasets_dir $things/processed_lmdb --images_dir $things/images --cuda -1 --output_dir "$out/$1"; }
-retrieve retrieval $runs/{atm,nice,ubp,ubp_cross_1,ubp_cross_2}
-retrieve ablations $runs/{window_100,window_200,window_300,window_500,window_1000,occipital,frontal,no_occipital,no_frontal} > $runs/ablations.log
+retrieve retrieval $runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2}
+retrieve ablations $runs/things_{window_100,window_200,window_300,window_500,window_1000,occipital,frontal,no_occipital,no_frontal} > $runs/ablations.log
 tail -n 1 $runs/ablations.log
 
 step "EEG-ImageNet: classes; within a person, across people, and the same where drift alone tells the class"
 pair << END
-mlp classes mlp --setting joint --encoder mlp --optimizer adam --lr 3e-3 --epochs 30
-mlp_shuffled classes mlp_shuffled --setting joint --encoder mlp --optimizer adam --lr 3e-3 --epochs 30 --shuffle_labels
-rgnn classes rgnn --setting joint --encoder rgnn --lr 3e-3 --epochs 30
-eegnet classes eegnet --setting joint --encoder eegnet --optimizer adam --lr 3e-3 --epochs 8
+imagenet_mlp classes imagenet_mlp --setting joint --encoder mlp --optimizer adam --lr 3e-3 --epochs 30
+imagenet_mlp_shuffled classes imagenet_mlp_shuffled --setting joint --encoder mlp --optimizer adam --lr 3e-3 --epochs 30 --shuffle_labels
+imagenet_rgnn classes imagenet_rgnn --setting joint --encoder rgnn --lr 3e-3 --epochs 30
+imagenet_eegnet classes imagenet_eegnet --setting joint --encoder eegnet --optimizer adam --lr 3e-3 --epochs 8
+imagenet_mlp_coarse classes imagenet_mlp_coarse --setting joint --granularity coarse --encoder mlp --optimizer adam --lr 3e-3 --epochs 30
+imagenet_mlp_fine0 classes imagenet_mlp_fine0 --setting joint --granularity fine0 --encoder mlp --optimizer adam --lr 3e-3 --epochs 30
+imagenet_ridge baseline ridge $imagenet/processed_lmdb imagenet_ridge joint
+imagenet_knn baseline knn $imagenet/processed_lmdb imagenet_knn joint
+imagenet_forest baseline forest $imagenet/processed_lmdb imagenet_forest joint
 $(for who in S00 S01 S02 S03; do for kind in within cross; do
-  echo "svm_${kind}_$who svm $imagenet/processed_lmdb svm_${kind}_$who $kind:$who"
-  echo "drift_${kind}_$who svm $imagenet/drift_lmdb drift_${kind}_$who $kind:$who"
+  echo "imagenet_svm_${kind}_$who baseline svm $imagenet/processed_lmdb imagenet_svm_${kind}_$who $kind:$who"
+  echo "imagenet_drift_alone_${kind}_$who baseline svm $imagenet/drift_lmdb imagenet_drift_alone_${kind}_$who $kind:$who"
 done; done)
 END
 step "EEG-ImageNet: text states of captions → pictures"
 python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
   --setting joint --target text_states --captions $imagenet/captions.jsonl --image_model $pth/stable-diffusion --encoder mlp \
-  --optimizer adam --lr 1e-3 --batch_size 40 --passes 10 --epochs 8 --cuda -1 --output_dir $runs/text_states
-python generate_eeg2img.py --model_dir $runs/text_states --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
+  --optimizer adam --lr 1e-3 --batch_size 40 --passes 10 --epochs 8 --cuda -1 --output_dir $runs/imagenet_text_states
+python generate_eeg2img.py --model_dir $runs/imagenet_text_states --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
   --captions $imagenet/captions.jsonl --image_model $pth/stable-diffusion --num_samples 20 --num_inference_steps 25 --image_size 256 \
   --output_dir $out/text_states --cuda -1
 
 echo
 step "simulated recordings; real EEG is far harder"
-python evaluate.py $runs/{atm,nice,ubp,ubp_cross_1,ubp_cross_2} $runs/{mlp,rgnn,eegnet} $runs/svm_{within,cross}_S0? $runs/drift_{within,cross}_S0? \
-  $runs/text_states $out/text_states --images --clip_model $pth/clip --output_dir $out/tables
-for picture in retrieval/atm/top5.png retrieval/atm/repetitions.png ablations/windows_1.png ablations/regions_1.png text_states/summary_grid.png; do
+tested=($runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2} $runs/imagenet_{ridge,knn,forest,mlp,rgnn,eegnet,mlp_coarse,mlp_fine0,text_states} $runs/imagenet_{svm,drift_alone}_{within,cross}_S0?)
+python evaluate.py "${tested[@]}" $out/text_states --images --clip_model $pth/clip --output_dir $out/tables
+for picture in retrieval/things_atm/top5.png retrieval/things_atm/repetitions.png ablations/windows_1.png ablations/regions_1.png text_states/summary_grid.png; do
   echo "picture: $out/$picture"
 done
 echo "took $((SECONDS - started)) s"
