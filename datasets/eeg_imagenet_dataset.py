@@ -30,7 +30,7 @@ ITEM = {"eeg_data", "granularity", "subject", "label", "image"}  # of a trial; "
 TRAIN, VAL = 0.6, 1 / 6  # share of a block that trains; share of that, at its end, that validates: 30 and 5 of 50
 GROUP = 8  # classes of a fine group
 TRIALS = {subject: 4000 for subject in range(16)} | {2: 3950, 12: 3900}  # 63,850 in all
-ITEMS = 200  # of a piece
+ITEMS, REOPENED = 200, 10  # trials of a piece; pieces after which a file is opened anew: 0.5 GB
 
 # ---------------------------------------------------------------- the file
 
@@ -151,6 +151,8 @@ def prepare_piece(
     piece: Piece, settings: Preprocessing, scale: float | None, options: dict
 ) -> tuple[list[tuple[Trial, np.ndarray]], Counter, list[dict]]:
     """The trials of a piece, microvolts; counts by (fate, subject, granularity); facts. `options`: same_person."""
+    if piece.start % (ITEMS * REOPENED) == 0:
+        opened.cache_clear()  # what was read of a mapped file counts as the process's memory until it is closed
     file, path = opened(piece.path, stamp(piece.path)), piece.path
     microvolts = 1e6 * (1.0 if scale is None else scale)
     kept, counts, sds = [], Counter(), defaultdict(list)
