@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
         help="text_states: whose text encoder; local folder or hub address")  # fmt: skip
     target("--captions", help="text_states: captions.jsonl of caption_images.py")
     target("--lambda_text", type=float,
-        help="share of the sentences' NCE beside the images' (default: 0.01 for atm, else 0)")  # fmt: skip
+        help="share of the sentences' NCE beside the images' (default: 0.01 for atm's nce, else 0)")  # fmt: skip
     target("--mse_share", type=float, default=0.9, help="of --objective generation")
     target("--positives", choices=("image", "row"), default="image",
         help="image: copies of an image in a batch are positives; row: they are negatives, as published")  # fmt: skip
@@ -95,7 +95,7 @@ def parse_args() -> argparse.Namespace:
     train("--optimizer", choices=("adam", "adamw", "sgd"), help="sgd with momentum 0.9 (default: as published)")
     train("--lr", type=float, help="learning rate (default: as published)")
     train("--weight_decay", type=float, help="(default: as published)")
-    train("--clip", type=float, default=1.0, help="largest gradient norm")
+    train("--clip", type=float, default=0.0, help="largest gradient norm; 0: no limit, as published")
     train("--test_repetitions", type=int, help="of a test image that are averaged, drawn by --seed (default: all)")
     train("--shuffle_labels", action="store_true",
         help="images change places: over training trials, and as a whole in the test: the control")  # fmt: skip
@@ -104,11 +104,14 @@ def parse_args() -> argparse.Namespace:
         help="which epochs' checkpoints stay; the best one always does")  # fmt: skip
     flags.add_run_flags(parser)
     args = parser.parse_args()
+    given = args.lambda_text is not None
     recipe = asdict(RECIPES.get(args.encoder, Recipe()))
     for name in ("epochs", "batch_size", "average_train", "optimizer", "lr", "weight_decay", "lambda_text", "unit_eeg"):
         if getattr(args, name) is None:
             setattr(args, name, recipe[name])
     args.objective = args.objective or OBJECTIVES[args.target][0]
+    if args.objective != "nce" and not given:
+        args.lambda_text = 0.0
     if args.objective not in OBJECTIVES[args.target]:
         parser.error(f"--target {args.target} goes with --objective {' or '.join(OBJECTIVES[args.target])}")
     if (args.setting == "joint") == bool(args.subject):
@@ -117,6 +120,10 @@ def parse_args() -> argparse.Namespace:
         )
     if args.target == "text_states" and (not args.captions or args.encoder not in SINGLE_LAYER):
         parser.error(f"--target text_states needs --captions and one of the encoders {', '.join(SINGLE_LAYER)}")
+    if args.setting == "cross" and args.subject_embedding == "known":
+        parser.error("--setting cross tests a person who has no token; --subject_embedding shared trains one for all")
+    if args.encoder != "atm" and (args.positions != "none" or len(args.atm_parts) < 3):
+        parser.error("--positions and --atm_parts are atm's")
     args.subject_embedding = args.subject_embedding or ("shared" if args.setting == "cross" else "known")
     args.protocol = args.setting + (f":{args.subject}" if args.subject else "")
     flags.check_at_least(parser, args, epochs=1, passes=1, batch_size=2, average_train=1, test_repetitions=1, seed=0)
@@ -219,7 +226,8 @@ def train_epoch(args, model, loader, groups, tables, numbers, people, optimizer,
             loss = loss_of(args, model, model(items["x"].to(device), ids), batch)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            if args.clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
             total, steps = total + float(loss.detach()), steps + 1
             bar.update(len(of))

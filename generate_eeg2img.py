@@ -12,7 +12,6 @@ seed: what text states could reach at most. Those pictures lie in true_class/, a
 import argparse
 from pathlib import Path
 
-from datasets.description import of_images
 from utils import flags
 from utils.errors import UserError, run_script, start_script
 from utils.paths import default
@@ -23,7 +22,6 @@ CONDITIONINGS = ("text_states",)
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    add("--downstream_dataset", choices=of_images(), default="EEGImageNet", help="which dataset of seen images")
     add("--datasets_dir", default=default("data/EEGImageNet/processed_lmdb"), help="trial store")
     add("--model_dir", default=default("pth_downtasks/clip"),
         help="encoder_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
@@ -90,6 +88,8 @@ def main(args: argparse.Namespace) -> None:
         if checkpoint["shuffled"]:
             raise UserError(f"{args.model_dir} is a shuffled-label control; its pictures would say nothing")
         groups = repetitions(run.dataset)
+        if not groups:
+            raise UserError(f"{args.datasets_dir} has no {args.split} trials under {checkpoint['protocol']}")
         chosen = [
             groups[k]
             for k in torch.linspace(0, len(groups) - 1, min(args.num_samples, len(groups))).round().int().tolist()

@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
-from datasets.eeg_imagenet_dataset import DESCRIPTION, facts, opened, pieces, stamp
+from datasets.eeg_imagenet_dataset import DESCRIPTION, check_people, facts, opened, pieces, stamp
 from datasets.prepare import prepare
 from datasets.preprocessing import Preprocessing
 from datasets.store import is_trial_store
@@ -76,6 +76,7 @@ def check_images(folder: Path, paths: list[Path]) -> None:
 def main(args: argparse.Namespace) -> None:
     with make_room(args.lmdb_dir, is_trial_store, args.overwrite):
         files = pieces(args.pth_path)
+        check_people(args.pth_path, args.same_person)
         check_images(args.images_dir, args.pth_path)
         settings = Preprocessing(
             args.tmin, args.tmax, DESCRIPTION.reference, l_freq=0.0, h_freq=0.0, order=0

@@ -120,8 +120,9 @@ def main(args: argparse.Namespace) -> None:
         imagenet_like.draw_images(folder / "images", size, args.seed)
         new = imagenet_like.write_imagenet_like(folder / "raw/EEG-ImageNet_demo.pth", size, args.seed)
         new += imagenet_like.write_imagenet_like(folder / "raw/drift_only.pth", replace(size, effect=0.0), args.seed)
+        new += imagenet_like.write_imagenet_like(folder / "raw/EEG-ImageNet_day2.pth", size, args.seed, day=2)
         print(
-            f"{folder}: 2 files of {size.people} people, {new} of them written now; in drift_only.pth no class has an effect"
+            f"{folder}: 3 files of {size.people} people, {new} of them written now; in drift_only.pth no class has an effect"
         )
 
     # tiny models

@@ -37,7 +37,8 @@ def parse_args() -> argparse.Namespace:
         help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")  # fmt: skip
     add("--num_samples", type=int, default=12, help="trials on the sheet of top 5")
     published = parser.add_argument_group("a checkpoint of a published repository").add_argument
-    published("--published_checkpoint", help="its file: a state dict of weights only")
+    published("--published_checkpoint", nargs="+",
+        help="its file, a state dict of weights only; of nice both, Enc_eeg and Proj_eeg")  # fmt: skip
     published("--encoder", choices=PUBLISHED, default="atm", help="which network it is of")
     published("--checkpoint_kind", choices=KINDS, default="develop",
         help="atm: which published state: main keeps the person's token and drops O2, and adds positions since December 2025; paper: before that; "
@@ -82,11 +83,22 @@ def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRu
         dataset = TrialDataset(args.datasets_dir, "test", f"within:{args.subject}", description)
         names = [name for asked in args.channels for name in description.channels.get(asked, (asked,))]
         dataset.look_at(None, None if names == ["all"] else names)
-        path = Path(args.published_checkpoint)
-        model = clip_runs.open_published(path, args.encoder, args.checkpoint_kind, dataset, device)
         # the published table of people is numbered as they are: sub-08 is 8
         people = [""] + [f"sub-{k:02d}" for k in range(1, 100)] if args.encoder == "atm" else []
-        return [(ClipRun(path.stem, {"target": "image", "clip_model": args.clip_model}, model, dataset, people), None)]
+        paths = [Path(path) for path in args.published_checkpoint]
+        model = clip_runs.open_published(paths, args.encoder, args.checkpoint_kind, dataset, people, device)
+        return [
+            (
+                ClipRun(
+                    paths[0].stem,
+                    {"target": "image", "clip_model": args.clip_model, "protocol": f"within:{args.subject}"},
+                    model,
+                    dataset,
+                    people,
+                ),
+                None,
+            )
+        ]
     found = []
     for place in map(Path, args.runs):
         control = place.with_name(f"{place.name}_shuffled")
@@ -140,6 +152,11 @@ def rows_of(
 def main(args: argparse.Namespace) -> None:
     device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     lines, runs = [], runs_of(args, device)
+    names = [run.name for run, _ in runs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"two runs are called {twice}; they would write to one folder: ask for them one after the other, or rename a folder"
+        )
     for run, folder in runs:
         images = sorted({trial.image for trial in run.dataset.trials})
         if len(images) < 2:

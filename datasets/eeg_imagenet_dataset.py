@@ -29,6 +29,7 @@ N_TIMES = 501
 ITEM = {"eeg_data", "granularity", "subject", "label", "image"}  # of a trial; "stage" too in the file of the second day
 TRAIN, VAL = 0.6, 1 / 6  # share of a block that trains; share of that, at its end, that validates: 30 and 5 of 50
 GROUP = 8  # classes of a fine group
+PEOPLE = 16  # codes 0 to 15; the second day counts on
 TRIALS = {subject: 4000 for subject in range(16)} | {2: 3950, 12: 3900}  # 63,850 in all
 ITEMS, REOPENED = 200, 10  # trials of a piece; pieces after which a file is opened anew: 0.5 GB
 
@@ -130,6 +131,19 @@ def facts(paths: Sequence[Path], names: Path | None = None) -> dict:
         "electrodes": list(ELECTRODES),
         "granularities": {k: v for k, v in whole.items() if v},
     }
+
+
+def check_people(paths: Sequence[Path], same_person: Mapping[str, Sequence[str]]) -> None:
+    """UserError where a code of the second day has no person, who would be taken for a new one; or where a named code is not there."""
+    items = [item for path in paths for item in opened(path, stamp(path)).items]
+    second = {str(item["subject"]) for item in items if item["subject"] >= PEOPLE or "stage" in item}
+    if lacking := sorted(second - set(same_person), key=int):
+        raise UserError(
+            f"the codes {', '.join(lacking)} are of the second day: say whose they are, as in --same_person {lacking[0]}=3, or the same "
+            "person would train and test"
+        )
+    if unknown := sorted(set(same_person) - {str(item["subject"]) for item in items}, key=int):
+        raise UserError(f"--same_person {unknown[0]}=…: no trial has the code {unknown[0]}")
 
 
 def granularities(meta: Mapping) -> dict[str, list[int]]:

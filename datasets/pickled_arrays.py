@@ -408,7 +408,9 @@ def _settled(content: object, done: dict | None = None) -> object:
         made += [_settled(value, done) for value in content]
         return made
     if isinstance(content, tuple):
-        return tuple(_settled(value, done) for value in content)
+        made = tuple(_settled(value, done) for value in content)
+        done[id(content)] = made, content
+        return made
     if isinstance(content, _Array):
         made = _finished(content, done)
         done[id(content)] = made, content

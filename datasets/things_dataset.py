@@ -397,7 +397,10 @@ def _cut(path: Path, stamp: tuple[int, int]) -> _Cut:
     flat = len(eeg.shape) == 3
     if flat and not images:
         raise UserError(f"{path}: {key} has no axis of repetitions, and no img says which image a row is")
-    repetitions = Counter(images).most_common(1)[0][1] if flat else eeg.shape[1]
+    counts = Counter(images)
+    repetitions = counts.most_common(1)[0][1] if flat else eeg.shape[1]
+    if flat and (odd := next((image for image, n in counts.items() if n != repetitions), None)):
+        raise UserError(f"{path}: {odd} has {counts[odd]} rows, other images {repetitions}; expected as many of each")
     sessions = _per_row(path, content, "session", eeg) if "session" in content else ()
     picks = _picks(path, names, some=True)
     return _Cut(eeg, picks, tuple(names[k] for k in picks), times if n == len(times) else after, sfreq,
@@ -551,8 +554,10 @@ def table(meta: dict, counts: Counter) -> list[str]:
 def parts(trials: Sequence[Trial], of_store: Sequence[Trial]) -> list[str]:
     """Test images test; the training images of some concepts, the same in every run, validate; the others train."""
     training = sorted({t.label for t in of_store if t.image.startswith("training_images/")})
-    n = min(HELD_OUT, max(1, len(training) // 6))  # of the published 1,654 concepts, 100
-    held_out = set(np.random.default_rng(0).choice(training, n, replace=False).tolist()) if len(training) > 1 else set()
+    n = min(
+        HELD_OUT, max(2, len(training) // 6)
+    )  # of the published 1,654 concepts, 100; one alone could not be confused
+    held_out = set(np.random.default_rng(0).choice(training, n, replace=False).tolist()) if len(training) > 3 else set()
     return ["test" if t.image.startswith("test_images/") else "val" if t.label in held_out else "train" for t in trials]
 
 

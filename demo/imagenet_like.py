@@ -13,7 +13,7 @@ import scipy.fft
 import torch
 
 from datasets.description import load_description
-from datasets.eeg_imagenet_dataset import ELECTRODES, GROUP, N_TIMES, SFREQ
+from datasets.eeg_imagenet_dataset import ELECTRODES, GROUP, N_TIMES, PEOPLE, SFREQ
 from datasets.montage import Montage
 from demo.drawings import DRAWINGS, drawing
 from models.differential_entropy import BANDS
@@ -71,8 +71,8 @@ def draw_images(folder: Path, size: ImageNetDemoSize, seed: int) -> None:
         unfinished.write_text("".join(f"{wnid(name)} {name}\n" for name in CLASSES))
 
 
-def write_imagenet_like(path: Path, size: ImageNetDemoSize, seed: int) -> bool:
-    """Write a .pth of all people's trials, in volts; whether it was written now."""
+def write_imagenet_like(path: Path, size: ImageNetDemoSize, seed: int, day: int = 1) -> bool:
+    """Write a .pth of all people's trials, in volts; whether it was written now. A second day has other blocks, drifts and codes."""
     if path.exists():
         return False
     rng = np.random.default_rng((seed, 3))
@@ -84,10 +84,12 @@ def write_imagenet_like(path: Path, size: ImageNetDemoSize, seed: int) -> bool:
         person = np.random.default_rng((seed, 4, subject))
         own = 0.3 * person.standard_normal((len(BANDS), 5))
         gain = person.uniform(8.0, 12.0)  # microvolts
+        if day > 1:
+            person = np.random.default_rng((seed, 6, subject, day))
         for label in person.permutation(len(CLASSES)):  # blocks in an order of one's own
             block = person.standard_normal((len(BANDS), 5))
             for number in range(size.images):
-                trial = np.random.default_rng((seed, 5, subject, int(label), number))
+                trial = np.random.default_rng((seed, 5, subject, int(label), number, day))
                 log_power = (
                     own
                     + size.effect * alike[label]
@@ -100,7 +102,7 @@ def write_imagenet_like(path: Path, size: ImageNetDemoSize, seed: int) -> bool:
                 name = wnid(CLASSES[label])
                 items.append({
                     "eeg_data": torch.from_numpy(1e-6 * gain * _signal(trial, power)),
-                    "granularity": "fine" if CLASSES[label] in FINE else "coarse", "subject": subject, "label": name,
+                    "granularity": "fine" if CLASSES[label] in FINE else "coarse", "subject": subject + (0 if day == 1 else PEOPLE), "label": name, **({} if day == 1 else {"stage": day}),
                     "image": f"{name}_{number}.JPEG",
                 })  # fmt: skip
     content = {"dataset": items, "labels": labels(), "images": sorted({item["image"] for item in items})}

@@ -9,6 +9,7 @@ Each has, beside the constructor of the published network,
     reads                        "signal", or "features" that are to be standardised by the training trials
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,11 @@ STATES = (77, 768)  # of a text encoder: what DEMapper gives where it is asked f
 # ---------------------------------------------------------------- what encoders read
 
 
+def resampled(n_times: int, sfreq: float, new_sfreq: float) -> int:
+    """How many samples `utils.signals.resample` makes of so many."""
+    return math.ceil(n_times * new_sfreq / sfreq - 1e-9)
+
+
 class ReadsSignal:
     """What an encoder has that reads the signal at 250 Hz, in units of 10 µV; a whitened one as it is."""
 
@@ -34,7 +40,7 @@ class ReadsSignal:
 
     @classmethod
     def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **settings) -> nn.Module:
-        n = n_times if sfreq == cls.sfreq else int(n_times * cls.sfreq / sfreq)
+        n = resampled(n_times, sfreq, cls.sfreq)
         try:
             return cls(n_chans=len(electrodes), n_times=n, dim=out, **settings)
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
@@ -244,6 +250,8 @@ class SGDM(ReadsSignal, nn.Module):
 
     def __init__(self, n_chans: int = 63, n_times: int = 250, dim: int = 1536):
         super().__init__()
+        if n_chans < 5:
+            raise ValueError("its convolutions along electrodes need 5 or more")
         self.lstm = nn.LSTM(n_chans, 256, num_layers=2, batch_first=True, bidirectional=True)
         self.conv1, self.conv2 = nn.Conv1d(n_times, 128, 3), nn.Conv1d(128, 256, 3)
         self.first, self.second = nn.Linear(2 * 256 + 256, 1024), nn.Linear(1024, dim)
@@ -285,7 +293,7 @@ class ImageNetEEGNet(ReadsSignal, nn.Module):
 
     @classmethod
     def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **_) -> "ImageNetEEGNet":
-        n = int(n_times * cls.sfreq / sfreq)
+        n = resampled(n_times, sfreq, cls.sfreq)
         if n < 75:
             raise UserError(f"trials of {n_times / sfreq:g} s are too short for eegnet, which pools over 40 ms twice")
         return cls(out, len(electrodes), n)

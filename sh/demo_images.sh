@@ -35,10 +35,11 @@ step "images, recordings, tiny models"
 python prepare_demo.py --data_dir $data --pth_dir $pth --datasets THINGS EEGImageNet --models stable-diffusion clip
 step "recordings → stores; EEG-ImageNet also with drift alone"
 python prepare_data_things.py --skip_download --raw_dir $things/raw --lmdb_dir $things/processed_lmdb --subjects 1 2 --overwrite
-for kind in processed_lmdb:EEG-ImageNet_demo drift_lmdb:drift_only; do
-  python prepare_data_imagenet.py --pth_path $imagenet/raw/${kind#*:}.pth --images_dir $imagenet/images \
-    --class_names $imagenet/synset_map.txt --lmdb_dir $imagenet/${kind%:*} --overwrite
-done
+store() { # folder of the store, further flags
+  python prepare_data_imagenet.py --images_dir $imagenet/images --class_names $imagenet/synset_map.txt --overwrite --lmdb_dir $imagenet/$1 "${@:2}"
+}
+store processed_lmdb --pth_path $imagenet/raw/EEG-ImageNet_{demo,day2}.pth --same_person 16=0 17=1 18=2 19=3
+store drift_lmdb --pth_path $imagenet/raw/drift_only.pth
 
 step "THINGS, images never seen in training: three encoders and their controls"
 clip things_ubp 16 --setting joint --encoder ubp > $runs/things_ubp.log # alone: it embeds the images for all
@@ -69,10 +70,11 @@ retrieve retrieval $runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2}
 retrieve ablations $runs/things_{window_100,window_200,window_300,window_500,window_1000,occipital,frontal,no_occipital,no_frontal} > $runs/ablations.log
 tail -n 1 $runs/ablations.log
 
-step "EEG-ImageNet: classes; within a person, across people, and the same where drift alone tells the class"
+step "EEG-ImageNet: classes; within a person, across people and days, and the same where drift alone tells the class"
 pair << END
 imagenet_mlp classes imagenet_mlp --setting joint --encoder mlp --optimizer adam --lr 3e-3 --epochs 30
 imagenet_mlp_shuffled classes imagenet_mlp_shuffled --setting joint --encoder mlp --optimizer adam --lr 3e-3 --epochs 30 --shuffle_labels
+imagenet_mlp_cross_S03 classes imagenet_mlp_cross_S03 --setting cross --subject S03 --encoder mlp --optimizer adam --lr 3e-3 --epochs 30
 imagenet_rgnn classes imagenet_rgnn --setting joint --encoder rgnn --lr 3e-3 --epochs 30
 imagenet_eegnet classes imagenet_eegnet --setting joint --encoder eegnet --optimizer adam --lr 3e-3 --epochs 8
 imagenet_mlp_coarse classes imagenet_mlp_coarse --setting joint --granularity coarse --encoder mlp --optimizer adam --lr 3e-3 --epochs 30
@@ -83,7 +85,7 @@ imagenet_forest baseline forest $imagenet/processed_lmdb imagenet_forest joint
 $(for who in S00 S01 S02 S03; do for kind in within cross; do
   echo "imagenet_svm_${kind}_$who baseline svm $imagenet/processed_lmdb imagenet_svm_${kind}_$who $kind:$who"
   echo "imagenet_drift_alone_${kind}_$who baseline svm $imagenet/drift_lmdb imagenet_drift_alone_${kind}_$who $kind:$who"
-done; done)
+done; echo "imagenet_svm_day_$who baseline svm $imagenet/processed_lmdb imagenet_svm_day_$who day:$who"; done)
 END
 step "EEG-ImageNet: text states of captions → pictures"
 python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
@@ -95,7 +97,8 @@ python generate_eeg2img.py --model_dir $runs/imagenet_text_states --datasets_dir
 
 echo
 step "simulated recordings; real EEG is far harder"
-tested=($runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2} $runs/imagenet_{ridge,knn,forest,mlp,rgnn,eegnet,mlp_coarse,mlp_fine0,text_states} $runs/imagenet_{svm,drift_alone}_{within,cross}_S0?)
+tested=($runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2} $runs/imagenet_{ridge,knn,forest,mlp,mlp_cross_S03,rgnn,eegnet,mlp_coarse,mlp_fine0,text_states}
+  $runs/imagenet_svm_{within,cross,day}_S0? $runs/imagenet_drift_alone_{within,cross}_S0?)
 python evaluate.py "${tested[@]}" $out/text_states --images --clip_model $pth/clip --output_dir $out/tables
 for picture in retrieval/things_atm/top5.png retrieval/things_atm/repetitions.png ablations/windows_1.png ablations/regions_1.png text_states/summary_grid.png; do
   echo "picture: $out/$picture"

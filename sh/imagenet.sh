@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # EEG-ImageNet with the published settings, a GPU: classes of every granularity by all models, within people and across them; pictures.
 #   bash sh/imagenet.sh          all of it; what is there is not made again
+#   SECOND_DAY="S03 S07" bash sh/imagenet.sh    these people have a second day in the store (--same_person of prepare_data_imagenet.py)
 # Needs data/EEGImageNet/processed_lmdb (prepare_data_imagenet.py), images and, for pictures, captions.jsonl (made here where it is not there).
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
@@ -8,7 +9,9 @@ data=data/EEGImageNet runs=pth_downtasks/imagenet out=outputs/imagenet
 people=$(seq -f 'S%02g' 0 15)
 for kind in all coarse fine0 fine1 fine2 fine3 fine4; do
   for who in $people; do
-    for setting in within cross; do # cross beside each within: it has no block drift
+    settings=(within cross) # beside each within what has no block drift: other people, and where there is one another day
+    if [[ " ${SECOND_DAY:-} " == *" $who "* ]]; then settings+=(day); fi
+    for setting in "${settings[@]}"; do
       for model in ridge knn forest svm; do
         folder=$runs/${model}_${setting}_${kind}_$who
         if [ ! -e $folder/results.json ]; then

@@ -12,10 +12,13 @@ train() { # folder of the run, further flags
 }
 for who in $people; do
   for encoder in atm nice ubp; do
-    channels=all; if [ $encoder = ubp ]; then channels=posterior; fi
+    more=()
+    if [ $encoder = ubp ]; then more=(--channels posterior); fi
+    if [ $encoder = nice ]; then more=(--clip_model openai/clip-vit-large-patch14); fi
     for setting in within cross; do
-      train ${encoder}_${setting}_$who --encoder $encoder --setting $setting --subject $who --channels $channels
-      train ${encoder}_${setting}_${who}_shuffled --encoder $encoder --setting $setting --subject $who --channels $channels --shuffle_labels
+      if [ $encoder$setting = atmcross ]; then more=(--batch_size 16); fi # as published
+      train ${encoder}_${setting}_$who --encoder $encoder --setting $setting --subject $who "${more[@]}"
+      train ${encoder}_${setting}_${who}_shuffled --encoder $encoder --setting $setting --subject $who "${more[@]}" --shuffle_labels
     done
   done
 done
@@ -30,5 +33,5 @@ for parts in "attention tsconv" "attention mlp" "tsconv mlp"; do train "parts_${
 for encoder in atm nice ubp; do
   python retrieve.py $runs/${encoder}_within_sub-?? --datasets_dir $data/processed_lmdb --images_dir $data/images --output_dir $out/$encoder
 done
-python retrieve.py $runs/window_* $runs/only_* $runs/without_* --datasets_dir $data/processed_lmdb --images_dir $data/images --output_dir $out/ablations
-python evaluate.py $runs/*_sub-?? --output_dir $out/tables --report
+python retrieve.py $runs/window_* $runs/only_* $runs/without_* $runs/parts_* --datasets_dir $data/processed_lmdb --images_dir $data/images --output_dir $out/ablations
+python evaluate.py $runs/*_sub-?? $runs/parts_* --output_dir $out/tables --report

@@ -1,5 +1,6 @@
 """Checkpoints of finetune_eeg_to_clip.py, and of published repositories, brought back: trials as they were read, the model, its people."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from datasets.splits import check_protocol
 from datasets.trials import TrialDataset
 from models.eeg_embedding import EEGEmbedding
 from models.published import from_published
+from stages.retrieval import subject_ids
 from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
 from utils.errors import UserError, loading
@@ -113,25 +115,41 @@ def look_as_trained(dataset: TrialDataset, checkpoint: dict, path: Path) -> None
         )
 
 
-def open_published(path: Path, name: str, kind: str, dataset: TrialDataset, device: torch.device) -> torch.nn.Module:
+def open_published(
+    paths: Sequence[Path], name: str, kind: str, dataset: TrialDataset, people: Sequence[str], device: torch.device
+) -> torch.nn.Module:
     """A published checkpoint as a model called like `EEGEmbedding`, for the trials of `dataset`, which it prepares.
 
-    Raises UserError if the file is none of that model, or reads trials of another shape.
+    paths : sequence of Path. NICE's encoder and projection are two files.
+    people : sequence of str. Of the published table, by number.
+    Raises UserError if the files are none of that model, or read trials of another shape.
     """
-    state = read_checkpoint(path)
-    inner = state.get("state_dict", state)  # Lightning's, as UBP's
-    model = _AsEmbedding(from_published(name, inner if isinstance(inner, dict) else state, kind)).eval().to(device)
+    state = {}
+    for path in paths:
+        content = read_checkpoint(path)
+        inner = content.get("state_dict", content)  # Lightning's, as UBP's
+        keys = {
+            str(key).removeprefix("module."): value
+            for key, value in (inner if isinstance(inner, dict) else content).items()
+        }
+        part = (
+            "enc_eeg."
+            if any(key.startswith("0.tsconv") for key in keys)
+            else "proj_eeg."
+            if any(key.startswith("1.fn.") for key in keys)
+            else ""
+        )
+        state |= {part + key: value for key, value in keys.items()}
+    model = _AsEmbedding(from_published(name, state, kind)).eval().to(device)
     dataset.prepare = EEGEmbedding.preparing(name, dataset.units)
     if len(dataset):
-        x = dataset[0]["x"][None].to(device)
+        x, ids = dataset[0]["x"][None].to(device), subject_ids([dataset.trials[0].subject], people).to(device)
+        hint = "choose --channels, another store, or for a model of joint training one of its people"
         with (
-            loading(
-                f"{path} does not read trials of {tuple(x.shape[1:])} electrodes × samples",
-                "choose --channels or another store",
-            ),
+            loading(f"{paths[0]} does not read trials of {tuple(x.shape[1:])} electrodes × samples", hint),
             torch.no_grad(),
         ):
-            model(x)
+            model(x, ids)
     return model
 
 

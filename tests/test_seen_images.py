@@ -121,8 +121,8 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_weights(things, script, 
     {"encoder": "atm", "subject_embedding": "shared", "positions": "sinusoid"}, {"encoder": "atm", "atm_parts": ["tsconv"], "objective": "generation"},
     {"encoder": "nice", "average_train": 2, "positives": "row"}, {"encoder": "sgdm", "channels": ["occipital", "parietal"], "tmax": 0.2},
     {"encoder": "rgnn", "target": "text"}, {"setting": "cross", "subject": "sub-02", "channels": ["posterior"]},
-    {"setting": "within", "subject": "sub-01", "test_repetitions": 2, "objective": "mse"},
-], ids=["atm", "atm parts", "nice", "sgdm", "rgnn to text", "cross", "within"])  # fmt: skip
+    {"setting": "within", "subject": "sub-01", "test_repetitions": 2, "objective": "mse"}, {"encoder": "de_mlp"},
+], ids=["atm", "atm parts", "nice", "sgdm", "rgnn to text", "cross", "within", "de_mlp"])  # fmt: skip
 def test_a_way_of_training_is_retrieved_from_again(things, script, tmp_path, more):
     done = script(SCRIPT, *training(things, tmp_path / "run", **{"epochs": 1} | more))
     assert done.code == 0, done.err
@@ -153,7 +153,8 @@ def test_targets_are_kept_by_their_bytes_and_not_by_their_names(things, script, 
     ({"setting": "within"}, "needs --subject"), ({"setting": "within", "subject": "sub-07"}, "no person sub-07"),
     ({"tmax": 0.05}, "lasts 0.1 s or more"), ({"channels": ["FZZ"]}, "no region or electrode FZZ"), ({"target": "text_states"}, "needs --captions"),
     ({"objective": "ce"}, "goes with --objective"), ({"encoder": "csbrain"}, "without a unit"), ({"granularity": "fine9"}, "THINGS has one set of classes"),
-    ({"clip_model": "nowhere"}, "--clip_model nowhere"), ({"images_dir": "nowhere"}, "is missing"),
+    ({"setting": "cross", "subject": "sub-01", "subject_embedding": "known", "encoder": "atm"}, "who has no token"), ({"positions": "sinusoid"}, "are atm's"),
+    ({"encoder": "sgdm", "channels": ["O1", "O2"]}, "too few for SGDM"), ({"clip_model": "nowhere"}, "--clip_model nowhere"), ({"images_dir": "nowhere"}, "is missing"),
 ])  # fmt: skip
 def test_what_is_asked_wrongly_is_one_line(things, script, tmp_path, more, said):
     done = script(SCRIPT, *training(things, tmp_path / "run", **{"epochs": 1} | more))
@@ -290,6 +291,13 @@ def test_scores_are_those_of_the_ranks_exactly(trained, things, script, tmp_path
     assert {line[lines[0].index("repetitions")] for line in lines[1:]} == {"", "1", "4"}
     assert "classification" in done.out and "Wilson" in done.out
     assert all((tmp_path / "out/ubp" / name).stat().st_size > 3000 for name in ("top5.png", "repetitions.png"))
+
+
+def test_two_runs_of_one_name_are_not_written_over_each_other(trained, things, script, tmp_path):
+    shutil.copytree(trained / "ubp", tmp_path / "other/ubp")
+    done = script("retrieve.py", trained / "ubp", tmp_path / "other/ubp", "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images",
+                  "--output_dir", tmp_path / "out", "--cuda", -1)  # fmt: skip
+    assert done.code == 2 and "two runs are called ubp" in done.error_line
 
 
 def test_windows_and_regions_of_several_runs_become_figures(things, script, tmp_path):

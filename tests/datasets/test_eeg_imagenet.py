@@ -73,6 +73,14 @@ def test_a_blocks_first_trials_train_its_last_ones_test(two_files, script, tmp_p
     assert len(coarse) == 4 and set(coarse.labels) == {0, 1} and coarse.description.classes == tuple(LABELS[8:])
 
 
+def test_a_second_days_code_needs_its_person_and_a_named_code_must_be_there(two_files, script, tmp_path):
+    day2 = save(tmp_path / "day2.pth", items_of([16], per_class=1))
+    done = prepare(script, [*two_files, day2], tmp_path / "store")
+    assert done.code == 2 and "16 are of the second day" in done.error_line
+    done = prepare(script, two_files, tmp_path / "store", "--same_person", "19=3")
+    assert done.code == 2 and "no trial has the code 19" in done.error_line
+
+
 def test_classes_get_names_and_a_second_day_its_person(two_files, script, tmp_path):
     day2 = save(tmp_path / "day2.pth", [item | {"stage": 2} for item in items_of([16], seed=9)])
     (tmp_path / "names.txt").write_text("".join(f"{label} thing {k}, other\n" for k, label in enumerate(LABELS)))

@@ -194,6 +194,17 @@ def test_a_layout_that_others_cut_is_stored_as_it_is(raw, script, tmp_path, layo
             assert np.array_equal(store.read(of[k]), eeg[part][image, repetition][::-1].astype(np.float32))
 
 
+def test_a_flat_file_that_lacks_a_repetition_is_one_line(raw, script, tmp_path):
+    shutil.copytree(raw, tmp_path / "x")
+    cut_files(tmp_path / "x", "pt", flat=True)
+    path = tmp_path / "x/pt/sub-01/test.pt"
+    content = torch.load(path, weights_only=True)
+    content["eeg"], content["img"] = content["eeg"][:-1].clone(), content["img"][:-1]
+    torch.save(content, path)
+    done = prepare(script, tmp_path / "x", tmp_path / "store", raw_dir=tmp_path / "x/pt")
+    assert done.code == 2 and "has 5 rows, other images 6" in done.error_line
+
+
 def test_the_authors_seventeen_electrodes_are_a_store_of_their_own_kind(raw, script, tmp_path):
     shutil.copytree(raw, tmp_path / "x")
     cut_files(tmp_path / "x", "npy", 17, 100, np.arange(-20, 80) / 100)
