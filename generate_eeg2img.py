@@ -102,7 +102,8 @@ def main(args: argparse.Namespace) -> None:
             for row, states in zip(rows, outputs, strict=True)
         }
         write_embeddings(embeddings, rows, alone, checkpoint["image_model"])
-        record = {"arguments": vars(args), "store": run.dataset.store.fingerprint, "model": str(args.model_dir)}
+        of = {"downstream_dataset": run.description.name, "protocol": checkpoint["protocol"]}
+        record = {"arguments": vars(args) | of, "store": run.dataset.store.fingerprint, "model": str(args.model_dir)}
         report_decoded(rows, output_dir, record)
         if caution := run.description.caution_for(checkpoint["protocol"]):
             print(caution)

@@ -80,21 +80,22 @@ def test_every_section_with_a_table_has_lines_and_persons_are_those_of_the_rows(
 def test_the_kept_accuracies_are_counted_from_the_rows_in_a_few_lines_of_numpy(lines):
     counted = 0
     for (run, readout), line in lines[0].items():
-        name = run.removesuffix(" (3 seeds)")
-        places = [
-            p
-            for p in KEPT.glob(f"*/{name}" if name == run else f"*/{name}_seed?")
-            if (p / "decoded_test.jsonl.gz").exists()
-        ]
-        accuracies = []
+        several = re.fullmatch(r"(.+) \((\d) (seeds|folds)\)", run)
+        pattern = f"*/{several[1]}_{'seed?' if several[3] == 'seeds' else '*[0-9]'}" if several else f"*/{run}"
+        places = [p for p in KEPT.glob(pattern) if (p / "decoded_test.jsonl.gz").exists()]
+        accuracies, counts = [], []
         for place in places:
             rows = rows_of(place / "decoded_test.jsonl.gz")
             said = np.array([row["readouts"][readout]["label"] for row in rows])
             true = np.array([row["true_label"] for row in rows])
             accuracies.append(np.mean(said == true))
             assert float(line["chance"]) == pytest.approx(np.bincount(true).max() / len(true))
-            assert int(line["n"]) == len(rows) and int(line["people"]) == len({row["subject"] for row in rows})
-        assert len(places) == int(line["seeds"]), run
+            counts.append((len(rows), len({row["subject"] for row in rows})))
+        folds = several and several[3] == "folds"
+        whole = np.sum(counts, axis=0) if folds else counts[0]
+        assert [int(line["n"]), int(line["people"])] == list(whole) and len(places) == (
+            int(several[2]) if several else 1
+        ), run
         assert float(line["accuracy"]) == pytest.approx(np.mean(accuracies))
         assert not line["sd"] or float(line["sd"]) == pytest.approx(np.std(accuracies, ddof=1))
         counted += len(places)
