@@ -220,10 +220,7 @@ def main(args: argparse.Namespace) -> None:
     if args.audit:
         look_for_leaks(args)
         return
-    runs = decoded_runs.read_runs([Path(place) for place in args.runs])
-    controls = {run.place: decoded_runs.read_control(run, args.control_suffix) for run in runs}
-    beside = {control.place for control in controls.values() if control}  # stands in the line of its run
-    runs = [run for run in runs if run.place not in beside]
+    runs, controls = decoded_runs.runs_and_controls([Path(place) for place in args.runs], args.control_suffix)
     drawn = [run for run in runs if run.place.is_dir() and any(run.place.glob("generated_*.png"))]
     for run in drawn:
         if whole := decoded_runs.whole_of(run, runs):

@@ -44,7 +44,7 @@ if __name__ == "__main__":
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from datasets.trials import TrialDataset
+from datasets.trials import TrialDataset, look_as_trained
 from models.image_generator import EEGImageGenerator, image_model_address
 from stages import decoding
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
         chosen = dataset.spread(args.num_samples)
         projection, lora_dir = decoding.find_text_checkpoint(args.projection_dir, args.lora_dir)
         checkpoint = decoding.read_run_checkpoint(projection, decoding.FOR_TEXT, "finetune_eeg_llm.py", description)
-        decoding.look_as_trained(dataset, checkpoint, projection)
+        look_as_trained(dataset, checkpoint, projection)
         decoding.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(projection))
         foundation = args.foundation_dir if args.use_pretrained_weights else None
         encoder = decoding.checkpoint_encoder(

@@ -31,15 +31,15 @@ def parse_args() -> argparse.Namespace:
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     flags.add_generation_flags(parser, "outputs/eeg2img")
-    images = parser.add_argument_group("images").add_argument
-    images("--image_model", default="CompVis/stable-diffusion-v1-4", help="local folder or hub address")
-    images("--images_dir", "--stimuli_dir", dest="stimuli_dir", default=default("data/EEGImageNet/images"),
-        help="folder of the images that were seen")  # fmt: skip
-    images("--num_inference_steps", "--image_steps", type=int, default=50, help="steps")
-    images("--scheduler", choices=("pndm", "dpm"), default="pndm", help="sampler: pndm as published, dpm: DPM-Solver++")
-    images("--guidance_scale", type=float, default=7.5, help="classifier-free guidance")
-    images("--image_size", type=int, default=512, help="edge of a picture, pixels")
-    images("--max_held_mib", type=float, default=256, help="GPU memory still held above which no image model is loaded")
+    flags.add_image_flags(
+        parser,
+        "CompVis/stable-diffusion-v1-4",
+        "data/EEGImageNet/images",
+        steps=50,
+        guidance_scale=7.5,
+        photos=["--images_dir"],
+    )
+    add("--scheduler", choices=("pndm", "dpm"), default="pndm", help="sampler: pndm as published, dpm: DPM-Solver++")
     args = parser.parse_args()
     flags.check_generation(parser, args)
     return args

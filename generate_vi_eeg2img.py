@@ -50,7 +50,7 @@ if __name__ == "__main__":
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from datasets.trials import TrialDataset
+from datasets.trials import TrialDataset, look_as_trained
 from models.image_generator import EEGImageGenerator, image_model_address
 from stages import decoding
 from stages.embeddings import read_embeddings, write_embeddings
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
         checkpoint = decoding.read_run_checkpoint(
             mapper_file, decoding.FOR_MAPPER, "finetune_eeg_to_image.py", description
         )
-        decoding.look_as_trained(dataset, checkpoint, mapper_file)
+        look_as_trained(dataset, checkpoint, mapper_file)
         decoding.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(mapper_file))
         foundation = args.foundation_dir if args.use_pretrained_weights else None
         encoder = decoding.checkpoint_encoder(

@@ -44,11 +44,7 @@ def parse_args() -> argparse.Namespace:
     flags.check_prepare(parser, args)
     if not EPOCH[0] <= args.tmin < args.tmax <= EPOCH[1]:
         parser.error(f"--tmin {args.tmin:g} --tmax {args.tmax:g} must lie between {EPOCH[0]:g} and {EPOCH[1]:g}")
-    named = {name: re.fullmatch(r"(?:sub-)?(\d+)", name) for name in args.subjects}
-    args.subjects = sorted({f"sub-{int(number[1]):02d}" if number else name for name, number in named.items()})
-    unknown = set(args.subjects) - set(SUBJECTS)
-    if unknown:
-        parser.error(f"--subjects: {', '.join(sorted(unknown))}; expected 1 to {len(SUBJECTS)}")
+    flags.check_subjects(parser, args, r"(?:sub-)?(\d+)", "sub-{:02d}", SUBJECTS)
     args.raw_dir, args.lmdb_dir = Path(args.raw_dir), Path(args.lmdb_dir).resolve()
     args.images_dir = Path(args.images_dir or args.raw_dir.parent / "images")
     return args

@@ -37,11 +37,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_prepare_flags(parser, workers=2)  # each takes about 1.6 GB of memory
     args = parser.parse_args()
     flags.check_prepare(parser, args)
-    named = {name: re.fullmatch(r"(?:S|sub-)?(\d+)", name, re.IGNORECASE) for name in args.subjects}
-    args.subjects = sorted({f"S{int(number[1]):02d}" if number else name for name, number in named.items()})
-    unknown = set(args.subjects) - set(SUBJECTS)
-    if unknown:
-        parser.error(f"--subjects: {', '.join(sorted(unknown))}; expected 1 to {len(SUBJECTS)}")
+    flags.check_subjects(parser, args, r"(?i:S|sub-)?(\d+)", "S{:02d}", SUBJECTS)
     args.raw_dir, args.lmdb_dir = Path(args.raw_dir), Path(args.lmdb_dir).resolve()
     args.stimuli_dir = Path(args.stimuli_dir or args.raw_dir.parent / "stimuli")
     return args

@@ -15,11 +15,11 @@ import argparse
 from pathlib import Path
 
 from datasets.description import load_description, of_images
+from models.recipes import ATM_KINDS
 from utils import flags
 from utils.errors import UserError, run_script, start_script
 from utils.paths import default
 
-KINDS = ("develop", "paper", "main", "develop_sinusoid")
 PUBLISHED = ("atm", "nice", "ubp")
 
 
@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     published("--published_checkpoint", nargs="+",
         help="its file, a state dict of weights only; of nice both, Enc_eeg and Proj_eeg")  # fmt: skip
     published("--encoder", choices=PUBLISHED, default="atm", help="which network it is of")
-    published("--checkpoint_kind", choices=KINDS, default="develop",
+    published("--checkpoint_kind", choices=list(ATM_KINDS), default="develop",
         help="atm: which published state: main keeps the person's token and drops O2, and adds positions since December 2025; paper: before that; "
         "develop: the electrodes' tokens, develop_sinusoid: with positions. All of them load alike, and compute different things")  # fmt: skip
     published("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset")
@@ -81,8 +81,7 @@ def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRu
     if args.published_checkpoint:
         description = load_description(args.downstream_dataset)
         dataset = TrialDataset(args.datasets_dir, "test", f"within:{args.subject}", description)
-        names = [name for asked in args.channels for name in description.channels.get(asked, (asked,))]
-        dataset.look_at(None, None if names == ["all"] else names)
+        dataset.look_at(None, description.named_channels(args.channels))
         # the published table of people is numbered as they are: sub-08 is 8
         people = [""] + [f"sub-{k:02d}" for k in range(1, 100)] if args.encoder == "atm" else []
         paths = [Path(path) for path in args.published_checkpoint]
@@ -115,14 +114,10 @@ def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRu
 def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[str, torch.Tensor]:
     """{"retrieval": CLIP embeddings of the images, "classification": of their sentences}."""
     clip_model = args.clip_model or run.checkpoint["clip_model"]
-    name_of = {
-        t.image: run.description.class_name(label)
-        for t, label in zip(run.dataset.trials, run.dataset.labels, strict=True)
-    }
     found = {"retrieval": image_targets(clip_model, retrieval.image_paths(images, Path(args.images_dir)), cache_dir)}
     if run.description.apart == "concept":  # else several images have one sentence
-        sentences = [f"This picture is {name_of[image].replace('_', ' ')}" for image in images]
-        found["classification"] = sentence_targets(clip_model, sentences, cache_dir)
+        sentences = retrieval.sentences_of([run.dataset])
+        found["classification"] = sentence_targets(clip_model, [sentences[image] for image in images], cache_dir)
     return found
 
 
@@ -179,13 +174,11 @@ def main(args: argparse.Namespace) -> None:
         # ------------------------------------------------------------ fewer repetitions; a sheet
         most = max(len(group.trials) for group in repetitions(run.dataset))
         numbers = sorted({n for n in args.test_repetitions or (1, 2, 5, 10, 20, 40, 80) if n <= most} | {most})
-        curve = [
-            (n, retrieval.score_lines(run.name, rows_of(run, n, targets, images, args.seed, device)[0]))
-            for n in numbers
-        ]
+        of_number = {n: rows if n == most else rows_of(run, n, targets, images, args.seed, device)[0] for n in numbers}
+        curve = [(n, retrieval.score_lines(run.name, of)) for n, of in of_number.items()]
         figures.repetitions_figure(curve, run.name, place / "repetitions.png")
-        lines += [of[-1] | {"repetitions": n} for n, all_lines in curve[:-1]
-                  for of in [[line for line in all_lines if line["read-out"] == "retrieval"]]]  # fmt: skip
+        for n, of in curve[:-1]:
+            lines.append([line for line in of if line["read-out"] == "retrieval"][-1] | {"repetitions": n})
         some = rows[:: max(1, len(rows) // args.num_samples)][: args.num_samples]
         sheet = top_sheet(some, nearest, Path(args.images_dir), "retrieval")
         with written_whole(place / "top5.png") as unfinished:
@@ -211,10 +204,7 @@ def main(args: argparse.Namespace) -> None:
 
 def ablation_figures(places: list[Path], folder: Path) -> list[Path]:
     """windows_N.png and regions_N.png of runs that differ in one of them alone."""
-    runs = decoded_runs.read_runs(places)
-    controls = {run.place: decoded_runs.read_control(run, "_shuffled") for run in runs}
-    beside = {control.place for control in controls.values() if control}
-    runs = [run for run in runs if run.place not in beside]
+    runs, controls = decoded_runs.runs_and_controls(places, "_shuffled")
     groups = decoded_runs.belong_together(runs)
     lines = [
         tables.group_line(g, g[0].main_readout, [controls[r.place] for r in g if controls[r.place]]) for g in groups

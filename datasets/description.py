@@ -132,6 +132,11 @@ class DatasetDescription:
             made = replace(made, montage=self.montage.part(meta["electrodes"]))
         return made if labels is None else replace(made, classes=tuple(made.classes[label] for label in labels))
 
+    def named_channels(self, asked: Sequence[str]) -> list[str] | None:
+        """Regions and electrodes behind what `--channels` names; None for all of them."""
+        names = [name for one in asked for name in self.channels.get(one, (one,))]
+        return None if names == ["all"] else names
+
     @property
     def chance(self) -> float:
         return 1 / len(self.classes)

@@ -1,6 +1,5 @@
 """Trials of the same person and image, put together: what is averaged, and in which order."""
 
-import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from datasets.store import Trial
-from datasets.trials import TrialDataset
+from datasets.trials import TrialDataset, permuted_within_recordings
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,6 @@ def shuffled_images(
         label_of = {trial.image: label for trial, label in zip(trials, labels, strict=True)}
         other = dict(zip(images, rng.permutation(images).tolist(), strict=True))
         return [replace(t, image=other[t.image]) for t in trials], [label_of[other[t.image]] for t in trials]
-    places = defaultdict(list)
-    for place, trial in enumerate(trials):
-        places[trial.subject, trial.session, trial.run].append(place)
-    new, said = list(trials), list(labels)
-    for recording, of in places.items():
-        rng = np.random.default_rng((seed, zlib.crc32("/".join(map(str, recording)).encode())))
-        for place, source in zip(of, rng.permutation(of).tolist(), strict=True):
-            new[place], said[place] = replace(trials[place], image=trials[source].image), labels[source]
-    return new, said
+    sources = permuted_within_recordings(trials, seed)
+    new = [replace(trial, image=trials[source].image) for trial, source in zip(trials, sources, strict=True)]
+    return new, [labels[source] for source in sources]

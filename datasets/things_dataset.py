@@ -198,7 +198,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 class _Raw:
     """A raw file that is open for reading."""
 
-    signal: StoredArray  # (65, n) volts, the last row or the one of type stim holds codes
+    signal: "StoredArray | _InMemory"  # (64, n) volts; the row `stim` holds codes
     picks: list[int]  # rows of the electrodes, in the order of `ELECTRODES`
     stim: int
     sfreq: float
@@ -249,19 +249,22 @@ def _picks(path: Path, names: Sequence[str], some: bool = False) -> list[int]:
 
 
 @lru_cache(maxsize=4)
-def _events(path: Path, stamp: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Samples and codes of the images of a recording that are kept, in order; how many catch targets; repetitions beyond."""
+def _events(path: Path, stamp: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Samples and codes of all events of a recording, in order."""
     raw = _raw(path, stamp)
     stim = raw.signal.rows(raw.stim, raw.stim + 1)[0]
     if not np.isfinite(stim).all():
         raise UserError(f"{path}: its stim channel holds NaN or infinity")
     at = np.flatnonzero((stim != 0) & (np.diff(stim, prepend=0) != 0))  # where a pulse begins
-    return at, stim[at], len(stim)
+    return at, stim[at]
 
 
-def _kept_events(path: Path, n_images: int, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@lru_cache(maxsize=4)
+def _kept_events(
+    path: Path, stamp: tuple[int, int], n_images: int, part: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Onsets (samples), images (from 0) and fate of every event: "kept", "dropped: …"."""
-    at, codes, _ = _events(path, _stamp(path))
+    at, codes = _events(path, stamp)
     whole = codes.astype(np.int64)
     wrong = np.flatnonzero((whole != codes) | (((whole < 1) | (whole > n_images)) & (whole != TARGET)))
     if len(wrong):
@@ -330,7 +333,7 @@ def shrunk_covariance(x: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=2)
 def session_whitener(path: Path, stamp: tuple[int, int], n_images: int, scale: float) -> np.ndarray:
     """Σ^(−1/2) of a session: mean over repetitions, then over images, of its training part's covariances."""
-    at, images, fates = _kept_events(path, n_images, "training")
+    at, images, fates = _kept_events(path, stamp, n_images, "training")
     good = np.flatnonzero((fates == "kept") & _inside(path, at))
     if not len(good):
         raise UserError(f"{path} has no training images to whiten by; --whiten none goes on without")
@@ -435,7 +438,7 @@ def prepare_piece(
 def _prepare_raw(piece: Piece, settings: Preprocessing, scale: float | None, options: dict, part: str) -> tuple:
     path, images = piece.path, options["images"]
     subject, session = path.parent.parent.name, str(int(path.parent.name.removeprefix("ses-")))
-    at, codes, fates = _kept_events(path, len(images[part]), part)
+    at, codes, fates = _kept_events(path, _stamp(path), len(images[part]), part)
     fates = np.where((fates == "kept") & ~_inside(path, at), "dropped: window leaves the recording", fates)
     of = np.arange(piece.start, piece.stop)
     counts = Counter((fate, subject, part) for fate in fates[of].tolist())

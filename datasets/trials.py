@@ -5,7 +5,7 @@ PyTorch is imported where it is used: a script's -h reads the datasets' files, a
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from datasets.description import SPLITS, DatasetDescription
 from datasets.splits import split_trials
 from datasets.store import Trial, open_store
-from utils.errors import UserError
+from utils.errors import UserError, loading
 
 KEPT_BYTES = 2 << 30  # of prepared trials that are kept in memory; a split that takes more is prepared each time
 
@@ -260,12 +260,29 @@ def shuffled_labels(trials: Sequence[Trial], seed: int) -> list[int]:
     trials : sequence of Trial
     Returns list of int, in the order of `trials`.
     """
+    return [trials[source].label for source in permuted_within_recordings(trials, seed)]
+
+
+def permuted_within_recordings(trials: Sequence[Trial], seed: int) -> list[int]:
+    """For every trial the place of the one that it changes with: a permutation of each recording, see `shuffled_labels`."""
     places = defaultdict(list)
     for place, trial in enumerate(trials):
         places[trial.subject, trial.session, trial.run].append(place)
-    shuffled = [trial.label for trial in trials]
+    sources = [0] * len(trials)
     for recording, of in places.items():
         rng = np.random.default_rng((seed, zlib.crc32("/".join(map(str, recording)).encode())))
-        for place, source in zip(of, rng.permutation(of), strict=True):
-            shuffled[place] = trials[source].label
-    return shuffled
+        for place, source in zip(of, rng.permutation(of).tolist(), strict=True):
+            sources[place] = source
+    return sources
+
+
+def look_as_trained(dataset: TrialDataset, checkpoint: Mapping, path: Path) -> None:
+    """Read the part of each trial that a checkpoint was trained on."""
+    window, regions = checkpoint.get("window"), checkpoint.get("regions")
+    with loading(f"{path} is damaged: its window or regions", "name another checkpoint"):
+        numbers = window is None or all(type(second) in (int, float) and np.isfinite(second) for second in window)
+        if not numbers or (window is not None and len(window) != 2):
+            raise ValueError(f"{window} is no window")
+        if regions is not None and not all(isinstance(name, str) for name in regions):
+            raise ValueError(f"{regions} are no regions")
+    dataset.look_at(window, regions)

@@ -211,6 +211,14 @@ def read_control(run: Run, suffix: str) -> Run | None:
     return control
 
 
+def runs_and_controls(places: Sequence[Path], suffix: str) -> tuple[list[Run], dict[Path, Run | None]]:
+    """The runs of these places, and each one's control by its place; what is another run's control is no run of its own."""
+    runs = read_runs(places)
+    controls = {run.place: read_control(run, suffix) for run in runs}
+    beside = {control.place for control in controls.values() if control}  # stands in the line of its run
+    return [run for run in runs if run.place not in beside], controls
+
+
 def whole_of(run: Run, runs: Sequence[Run]) -> Run | None:
     """The run whose test trials hold all of this one's with the same answers: this one was drawn from some of them."""
     own = {

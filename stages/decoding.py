@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -97,18 +96,6 @@ def check_unseen(seen: Sequence[str], protocol: str, dataset: TrialDataset, chos
         print(
             f"notice: {where} has seen {len(both)} of these trials' sessions in training or validation; no test score"
         )
-
-
-def look_as_trained(dataset: TrialDataset, checkpoint: dict, path: Path) -> None:
-    """Read the part of each trial that a checkpoint was trained on."""
-    window, regions = checkpoint.get("window"), checkpoint.get("regions")
-    with loading(f"{path} is damaged: its window or regions", "name another checkpoint"):
-        numbers = window is None or all(type(second) in (int, float) and np.isfinite(second) for second in window)
-        if not numbers or (window is not None and len(window) != 2):
-            raise ValueError(f"{window} is no window")
-        if regions is not None and not all(isinstance(name, str) for name in regions):
-            raise ValueError(f"{regions} are no regions")
-    dataset.look_at(window, regions)
 
 
 def checkpoint_encoder(

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from stages.rows import Row
 from utils.device import free_gpu_memory
 from utils.errors import UserError
-from utils.limits import opened_picture
+from utils.limits import opened_picture, whole_picture
 from utils.paths import written_whole
 from utils.progress import progress
 
@@ -48,17 +48,8 @@ def cue_arrow(direction: str, size: int = PANEL) -> Image.Image:
 
 def read_photo(path: Path) -> Image.Image:
     """A photo in RGB; UserError names what is missing, too large, truncated or no picture."""
-    if not path.is_file():
-        raise UserError(
-            f"the stimulus photo {path} is missing; preparing the dataset fetches it, --stimuli_dir names its folder"
-        )
-    try:
-        with opened_picture(path) as picture:
-            return picture.convert("RGB")
-    except UserError as error:
-        raise UserError(f"the stimulus photo {error}") from None
-    except Exception:  # whatever a file that is no picture makes Pillow say
-        raise UserError(f"the stimulus photo {path} is not a picture; fetch it again") from None
+    hint = "preparing the dataset fetches it, --stimuli_dir names its folder"
+    return whole_picture(path, "stimulus photo", hint)
 
 
 class Stimuli:

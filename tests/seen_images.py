@@ -1,4 +1,4 @@
-"""Small stores of seen images with a planted effect, for the tests of training, retrieval and pictures."""
+"""Small stores of seen images with a simulated effect, for the tests of training, retrieval and pictures."""
 
 import json
 

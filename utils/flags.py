@@ -2,7 +2,8 @@
 
 import argparse
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 from utils.errors import UserError
 from utils.paths import default
@@ -141,17 +142,31 @@ def add_text_flags(parser: argparse.ArgumentParser, readouts) -> None:
     add("--max_new_tokens", type=int, default=64, help="longest decoded text, in tokens")
 
 
-def add_image_flags(parser: argparse.ArgumentParser, image_model: str | None, stimuli_dir: str) -> None:
-    """The image model, and the photos that stand beside its pictures."""
+def add_image_flags(
+    parser: argparse.ArgumentParser, image_model: str | None, stimuli_dir: str, steps: int | None = None,
+    guidance_scale: float | None = None, photos: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """The image model, and the photos that stand beside its pictures.
+
+    steps, guidance_scale : optional. A script's own defaults, in place of the image model's family's.
+    photos : sequence of str. Other names of --stimuli_dir.
+    """
+    of_family = {
+        "steps": "" if steps else " (default: 25 of DPM-Solver++ for Stable Diffusion, 12 for aMUSEd)",
+        "guidance": "" if guidance_scale else " (default: 7.5 for Stable Diffusion, 10 for aMUSEd)",
+    }
     add = parser.add_argument_group("images").add_argument
     add("--image_model", default=image_model,
         help="local folder or hub address" + ("" if image_model else " (default: the dataset's)"))  # fmt: skip
-    add("--num_inference_steps", "--image_steps", type=int,
-        help="steps (default: 25 of DPM-Solver++ for Stable Diffusion, 12 for aMUSEd)")  # fmt: skip
-    add("--guidance_scale", type=float,
-        help="classifier-free guidance (default: 7.5 for Stable Diffusion, 10 for aMUSEd)")  # fmt: skip
+    add("--num_inference_steps", "--image_steps", type=int, default=steps, help=f"steps{of_family['steps']}")
+    add("--guidance_scale", type=float, default=guidance_scale, help=f"classifier-free guidance{of_family['guidance']}")
     add("--image_size", type=int, default=512, help="edge of a picture, pixels")
-    add("--stimuli_dir", default=default(stimuli_dir), help="folder of the stimulus photos, where a dataset has photos")
+    add(
+        "--stimuli_dir",
+        *photos,
+        default=default(stimuli_dir),
+        help="folder of the stimulus photos, where a dataset has photos",
+    )
     add("--max_held_mib", type=float, default=256, help="GPU memory still held above which no image model is loaded")
 
 
@@ -198,6 +213,20 @@ def check_generation(parser: argparse.ArgumentParser, args: argparse.Namespace) 
     check_numbers(parser, args, "guidance_scale", "max_held_mib")
     if getattr(args, "max_new_tokens", 1) < 1:
         parser.error("--max_new_tokens must be 1 or more")
+
+
+def check_subjects(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, pattern: str, form: str, known: Sequence[str]
+) -> None:
+    """Bring --subjects to a dataset's names, from numbers as well; end the script where one is unknown.
+
+    pattern : str. A name, with its number as a group. form : str. The dataset's name of a number.
+    """
+    named = {name: re.fullmatch(pattern, name) for name in args.subjects}
+    args.subjects = sorted({form.format(int(number[1])) if number else name for name, number in named.items()})
+    unknown = set(args.subjects) - set(known)
+    if unknown:
+        parser.error(f"--subjects: {', '.join(sorted(unknown))}; expected 1 to {len(known)}")
 
 
 def check_prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
