@@ -1,4 +1,4 @@
-"""EEG of seen images → CLIP space, text states or classes: contrastive training and its relatives, for every encoder.
+"""EEG of seen images → CLIP space, text states, latents or classes: contrastive training and its relatives, for every encoder.
 
     python finetune_eeg_to_clip.py --downstream_dataset THINGS --datasets_dir data/THINGS/processed_lmdb --images_dir data/THINGS/images \
         --subject sub-08 --encoder atm --output_dir pth_downtasks/things/atm_sub-08                  # zero-shot retrieval
@@ -6,6 +6,8 @@
     python finetune_eeg_to_clip.py … --setting cross                        # a person never trained on; joint: all together
     python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet … --target text_states --encoder de_mlp --captions captions.jsonl
     python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet … --target classes --encoder eegnet --granularity coarse
+    python finetune_eeg_to_clip.py … --target vae_latent --encoder low_level --image_model stabilityai/sdxl-turbo    # ATM's low level
+    python finetune_eeg_to_clip.py … --target structure --encoder sgdm --structure_vae pth_downtasks/things/vae
     python finetune_eeg_to_clip.py … --shuffle_labels                       # the control: images change places; --resume: go on
 
 --epochs, --batch_size, --lr, --optimizer, --average_train default to what the encoder was published with (models/recipes.py).
@@ -16,24 +18,24 @@ Leaves in --output_dir: encoder_epochN.pth, metrics.jsonl, learning_curve.png, r
 import argparse
 import hashlib
 import math
-import re
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 from datasets.description import load_description, of_images
 from models import EMBEDDERS
-from models.recipes import RECIPES, Recipe
+from models.recipes import recipe_of
 from utils import flags
 from utils.errors import UserError, loading, run_script, start_script
 from utils.paths import default
 
-TARGETS = ("image", "text", "text_states", "classes")
 OBJECTIVES = {
     "image": ("nce", "generation", "mse"),
     "text": ("nce", "mse"),
     "text_states": ("mse",),
     "classes": ("ce",),
+    "vae_latent": ("l1",),
+    "structure": ("nce",),
 }
 SINGLE_LAYER = ("de_mlp", "mlp", "rgnn", "eegnet")  # whose last layer alone grows with 77 · 768 text states
 
@@ -70,13 +72,14 @@ def parse_args() -> argparse.Namespace:
     part("--channels", nargs="+", default=["all"],
         help="all, regions such as occipital, posterior (THINGS: UBP's 17), or electrodes by name")  # fmt: skip
     target = parser.add_argument_group("target and loss").add_argument
-    target("--target", choices=TARGETS, default="image",
-        help="image, text: CLIP embeddings of images, of sentences; text_states: of captions; classes: labels")  # fmt: skip
-    target("--objective", choices=("nce", "generation", "mse", "ce"),
-        help="nce: contrastive; generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); mse; ce (default: nce, mse for text_states, ce for classes)")  # fmt: skip
+    target("--target", choices=list(OBJECTIVES), default="image",
+        help="image, text: CLIP embeddings of images, of sentences; text_states: of captions; classes: labels; vae_latent: the image model's latents of images; structure: image, and the latent of SGDM's VAE beside it")  # fmt: skip
+    target("--objective", choices=("nce", "generation", "mse", "ce", "l1"),
+        help="nce: contrastive; generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); mse; ce (default: nce, mse for text_states, ce for classes, l1 for vae_latent)")  # fmt: skip
     target("--clip_model", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="CLIP: local folder or hub address")
     target("--image_model", default="CompVis/stable-diffusion-v1-4",
-        help="text_states: whose text encoder; local folder or hub address")  # fmt: skip
+        help="text_states, vae_latent: whose text encoder, whose VAE; local folder or hub address")  # fmt: skip
+    target("--structure_vae", help="structure: run of train_structure.py --what vae")
     target("--captions", help="text_states: captions.jsonl of caption_images.py")
     target("--lambda_text", type=float,
         help="share of the sentences' NCE beside the images' (default: 0.01 for atm's nce, else 0)")  # fmt: skip
@@ -95,6 +98,9 @@ def parse_args() -> argparse.Namespace:
     train("--optimizer", choices=("adam", "adamw", "sgd"), help="sgd with momentum 0.9 (default: as published)")
     train("--lr", type=float, help="learning rate (default: as published)")
     train("--weight_decay", type=float, help="(default: as published)")
+    train(
+        "--lr_schedule", choices=("constant", "cosine"), help="cosine: by epochs, down to 1e-6 (default: as published)"
+    )
     train("--clip", type=float, default=0.0, help="largest gradient norm; 0: no limit, as published")
     train("--test_repetitions", type=int, help="of a test image that are averaged, drawn by --seed (default: all)")
     train("--shuffle_labels", action="store_true",
@@ -105,8 +111,9 @@ def parse_args() -> argparse.Namespace:
     flags.add_run_flags(parser)
     args = parser.parse_args()
     given = args.lambda_text is not None
-    recipe = asdict(RECIPES.get(args.encoder, Recipe()))
-    for name in ("epochs", "batch_size", "average_train", "optimizer", "lr", "weight_decay", "lambda_text", "unit_eeg"):
+    recipe = asdict(recipe_of(args.encoder))
+    for name in ("epochs", "batch_size", "average_train", "optimizer", "lr", "weight_decay", "lambda_text", "unit_eeg",
+                 "lr_schedule"):  # fmt: skip
         if getattr(args, name) is None:
             setattr(args, name, recipe[name])
     args.objective = args.objective or OBJECTIVES[args.target][0]
@@ -120,6 +127,14 @@ def parse_args() -> argparse.Namespace:
         )
     if args.target == "text_states" and (not args.captions or args.encoder not in SINGLE_LAYER):
         parser.error(f"--target text_states needs --captions and one of the encoders {', '.join(SINGLE_LAYER)}")
+    if (args.target == "vae_latent") != (args.encoder == "low_level"):
+        parser.error("--target vae_latent and --encoder low_level go together")
+    if (args.target == "structure") != bool(args.structure_vae):
+        parser.error("--target structure needs --structure_vae, and nothing else does")
+    if args.target in ("vae_latent", "structure") and args.lambda_text and given:
+        parser.error(f"--lambda_text has no part in --target {args.target}")
+    if args.target != "image" and not given:
+        args.lambda_text = 0.0
     if args.setting == "cross" and args.subject_embedding == "known":
         parser.error("--setting cross tests a person who has no token; --subject_embedding shared trains one for all")
     if args.encoder != "atm" and (args.positions != "none" or len(args.atm_parts) < 3):
@@ -142,54 +157,24 @@ from torch.utils.data import DataLoader
 
 from datasets.repetitions import Averages, averages, repetitions, shuffled_images, some_repetitions
 from datasets.trials import load_splits
-from models.clip_targets import image_targets, sentence_targets, text_state_targets
 from models.contrastive import info_nce
 from models.eeg_embedding import EEGEmbedding
-from stages import retrieval
-from stages.captions import read_captions
+from stages import retrieval, structure
 from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
-from stages.scores import score_rows
+from stages.scores import measured, score_rows
+from stages.targets import build_targets
 from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import as_bytes, fingerprint, read_checkpoint, save_checkpoint
 from utils.device import pick_device
 from utils.files import write_json
+from utils.hub import model_identity
 from utils.progress import progress
 from utils.seeds import seed_everything
 
 FILES = ("encoder_epoch{}.pth",)  # an epoch's
 LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
 
-# ---------------------------------------------------------------- targets, one epoch, rows
-
-
-def build_targets(args, splits: dict, cache_dir: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """{"main", "text"} → {image: target}; the second one where sentences have a share of the loss."""
-    images = sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
-    name_of = {
-        t.image: d.description.class_name(label)
-        for d in splits.values()
-        for t, label in zip(d.trials, d.labels, strict=True)
-    }
-    sentences = {image: f"This picture is {name_of[image].replace('_', ' ')}" for image in images}
-    found = {}
-    if args.target == "image":
-        paths = retrieval.image_paths(images, Path(args.images_dir))
-        found["main"] = dict(zip(images, image_targets(args.clip_model, paths, cache_dir), strict=True))
-    if args.target == "text_states":
-        captions = read_captions(Path(args.captions), images)
-        distinct = sorted(set(captions.values()))
-        states = dict(zip(distinct, text_state_targets(args.image_model, distinct, cache_dir), strict=True))
-        found["main"] = {image: states[captions[image]] for image in images}
-    if args.target == "text" or (args.target == "image" and args.lambda_text):
-        if all(re.fullmatch(r"n\d{8}", name) for name in name_of.values()):
-            raise UserError(
-                f"{args.datasets_dir} calls its classes by ImageNet's numbers, of which no sentence can be made; prepare it with --class_names, or "
-                "say --lambda_text 0"
-            )
-        distinct = sorted(set(sentences.values()))
-        vectors = dict(zip(distinct, sentence_targets(args.clip_model, distinct, cache_dir), strict=True))
-        found["main" if args.target == "text" else "text"] = {image: vectors[sentences[image]] for image in images}
-    return found
+# ---------------------------------------------------------------- loss, one epoch, rows
 
 
 def loss_of(args, model, output: torch.Tensor, batch: dict) -> torch.Tensor:
@@ -198,8 +183,15 @@ def loss_of(args, model, output: torch.Tensor, batch: dict) -> torch.Tensor:
         return F.cross_entropy(output, batch["label"])
     if args.objective == "mse":
         return F.mse_loss(output, batch["main"])
+    if args.objective == "l1":
+        return F.l1_loss(output, batch["main"].flatten(1))
     copies = batch["image"] if args.positives == "image" else None
-    scale = model.scale() if RECIPES.get(args.encoder, Recipe()).train_scale else 1 / 0.07
+    scale = model.scale() if recipe_of(args.encoder).train_scale else 1 / 0.07
+    if args.target == "structure":  # SGDM: CLIP's part, then the latent of its VAE
+        width, latent = batch["main"].shape[1], batch["structure"]
+        output, decoded = output[:, :width], output[:, width:]
+        extra = info_nce(decoded, latent, 1 / 0.07, copies) + F.mse_loss(decoded, latent) / batch["variance"]
+        return info_nce(output, batch["main"], scale, copies, args.unit_eeg) + extra
     nce = info_nce(output, batch["main"], scale, copies, args.unit_eeg)
     if "text" in batch:
         nce = (1 - args.lambda_text) * nce + args.lambda_text * info_nce(
@@ -214,6 +206,8 @@ def train_epoch(args, model, loader, groups, tables, numbers, people, optimizer,
     """Passes over the training trials. Returns the mean loss."""
     model.train()
     total, steps = 0.0, 0
+    trained_on = sorted({group.image for group in groups}) if "structure" in tables else []
+    variance = torch.stack([tables["structure"][image] for image in trained_on]).float().var() if trained_on else None
     for _ in range(args.passes):
         for items in loader:
             of = [groups[index] for index in items["index"].tolist()]
@@ -221,6 +215,7 @@ def train_epoch(args, model, loader, groups, tables, numbers, people, optimizer,
                 name: torch.stack([table[g.image] for g in of]).float().to(device) for name, table in tables.items()
             }
             batch["label"] = torch.tensor([g.label for g in of], device=device)
+            batch["variance"] = variance
             batch["image"] = torch.tensor([numbers[g.image] for g in of], device=device)
             ids = retrieval.subject_ids([g.subject for g in of], people).to(device)
             loss = loss_of(args, model, model(items["x"].to(device), ids), batch)
@@ -234,21 +229,32 @@ def train_epoch(args, model, loader, groups, tables, numbers, people, optimizer,
     return total / max(steps, 1)
 
 
-def evaluate(args, model, dataset, groups, tables, prototypes, people, device) -> list:
-    """Rows of a split: retrieval among what nobody trained on, or classes."""
+def evaluate(args, model, dataset, groups, tables, prototypes, people, device, vae=None) -> tuple[list, dict]:
+    """Rows of a split (retrieval among what nobody trained on, or classes), and measures of what is no answer."""
     if not groups:
-        return []
-    outputs = retrieval.embed(model, dataset, groups, people, device)
+        return [], {}
+    outputs, measures = retrieval.embed(model, dataset, groups, people, device), {}
     if args.target == "classes":
-        return retrieval.class_rows(dataset, groups, outputs.softmax(dim=1), "classifier")
+        return retrieval.class_rows(dataset, groups, outputs.softmax(dim=1), "classifier"), {}
+    if args.target == "vae_latent":
+        own = torch.stack([tables["main"][group.image] for group in groups]).flatten(1)
+        return [], {"latents": measured("correlation", retrieval.correlation(outputs, own).tolist())}
+    if args.target == "structure":
+        width = len(tables["main"][groups[0].image])
+        paths = retrieval.image_paths([group.image for group in groups], Path(args.images_dir))
+        maps = structure.decoded_maps(vae, outputs[:, width:])
+        outputs, measures = (
+            outputs[:, :width],
+            {"map": measured("correlation", structure.map_correlations(maps, paths))},
+        )
     if prototypes is not None:
         p = retrieval.prototype_probabilities(outputs, *prototypes)
-        return retrieval.class_rows(dataset, groups, p, "prototype")
+        return retrieval.class_rows(dataset, groups, p, "prototype"), measures
     if dataset.mode == "val":
-        return retrieval.held_out_rows(dataset, groups, outputs, tables["main"])
+        return retrieval.held_out_rows(dataset, groups, outputs, tables["main"]), measures
     images = sorted({group.image for group in groups})
     targets = torch.stack([tables["main"][image] for image in images])
-    return retrieval.retrieval_rows(dataset, groups, outputs, targets, images)
+    return retrieval.retrieval_rows(dataset, groups, outputs, targets, images), measures
 
 
 def main(args: argparse.Namespace) -> None:
@@ -269,16 +275,24 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ targets, image by image
     cache_dir = Path(args.cache_dir or train.store.path.resolve().parent / "token_cache")
-    tables = build_targets(args, splits, cache_dir)
+    vae, told = structure.read_vae(Path(args.structure_vae)) if args.structure_vae else (None, {})
+    if vae:
+        structure.must_not_have_seen(told, Path(args.structure_vae), [t.image for t in test.trials])
+    tables = build_targets(
+        args.target, splits, Path(args.images_dir), cache_dir, clip_model=args.clip_model, image_model=args.image_model,
+        captions=args.captions, sentences=bool(args.lambda_text), vae=vae,
+    )  # fmt: skip
     digest = hashlib.sha256()
     for table in tables.values():
         for image in sorted(table):
             digest.update(as_bytes(table[image]))
-    widths = {tuple(target.shape) for target in tables.get("main", {}).values()}
-    out = len(description.classes) if args.target == "classes" else math.prod(widths.pop())
+    shapes = {tuple(target.shape) for target in tables.get("main", {}).values()}
+    out = len(description.classes) if args.target == "classes" else math.prod(shape := shapes.pop())
+    if vae:
+        out += len(next(iter(tables["structure"].values())))
     prototypes = None
     if (
-        args.target in ("image", "text", "text_states") and description.apart != "concept"
+        args.target in ("image", "text", "text_states", "structure") and description.apart != "concept"
     ):  # classes that are trained on
         table = retrieval.class_prototypes(groups["train"], tables["main"], len(description.classes))
         prototypes = (table, table.mean(dim=0) if args.target == "text_states" else None)
@@ -291,9 +305,11 @@ def main(args: argparse.Namespace) -> None:
         "sfreq": train.sfreq, "units": train.units, "de": args.de,
     }  # fmt: skip
     depends_on = {"store": train.store.fingerprint, "list of trials": train.store.listed,
-                  "set of targets: other images, CLIP, captions or image model": digest.hexdigest()}  # fmt: skip
+                  "set of targets: other images, CLIP, captions, image model or VAE": digest.hexdigest()}  # fmt: skip
     if args.encoder == "atm":
         settings |= {"n_subjects": max(len(people), 1), "positions": args.positions, "parts": args.atm_parts}
+    if args.encoder == "low_level":
+        settings["latents"] = list(shape)
     if args.encoder not in EMBEDDERS:
         encoder = encoder_for(train, args.encoder, args.foundation_dir, seed=args.seed)
         depends_on["encoder"] = fingerprint(encoder)
@@ -316,7 +332,7 @@ def main(args: argparse.Namespace) -> None:
     )
     model.to(device)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    more = {"momentum": 0.9} if args.optimizer == "sgd" else {"betas": RECIPES.get(args.encoder, Recipe()).betas}
+    more = {"momentum": 0.9} if args.optimizer == "sgd" else {"betas": recipe_of(args.encoder).betas}
     optimizer = kinds[args.optimizer](model.parameters(), lr=args.lr, weight_decay=args.weight_decay, **more)
     if state:
         with loading(*LAST):
@@ -324,18 +340,22 @@ def main(args: argparse.Namespace) -> None:
             optimizer.load_state_dict(state["optimizer"])
 
     # ------------------------------------------------------------ training
+    clip_identity = model_identity(args.clip_model) if args.target in ("image", "text", "structure") else ""
     if not state:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(record, output_dir / "run.json")
     facts = {
         "dataset": description.name, "classes": list(description.classes), "settings": settings, "people": people,
         "target": args.target, "objective": args.objective, "protocol": args.protocol, "granularity": args.granularity,
-        "clip_model": args.clip_model, "image_model": args.image_model, "token_pooling": args.token_pooling,
+        "clip_model": args.clip_model, "clip": clip_identity, "clip_width": shape[0] if vae else None, "vae": fingerprint(vae) if vae else "",
+        "image_model": args.image_model, "token_pooling": args.token_pooling,
         "encoder_fingerprint": depends_on.get("encoder", ""), "shuffled": args.shuffle_labels, "seed": args.seed,
         "prototypes": None if prototypes is None else prototypes[0], "centre": None if prototypes is None else prototypes[1],
         "seen": sorted({t.image for d in (train, val) for t in d.trials}), **train.facts,
     }  # fmt: skip
-    readout = "classifier" if args.target == "classes" else "retrieval" if prototypes is None else "prototype"
+    readout = {"classes": "classifier", "vae_latent": "latents"}.get(args.target) or (
+        "retrieval" if prototypes is None else "prototype"
+    )
     history = state.get("history", [])
     if history:  # it may have been killed before this
         keep_epochs(output_dir, history, args.keep, readout, FILES)
@@ -344,6 +364,9 @@ def main(args: argparse.Namespace) -> None:
             args.seed, epoch
         )  # anew each epoch, so a resumed run repeats what the interrupted one would have done
         started, n = time.perf_counter(), len(groups["train"])
+        if args.lr_schedule == "cosine":
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-6 + (args.lr - 1e-6) * (1 + math.cos(math.pi * (epoch - 1) / args.epochs)) / 2
         order = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
         alone = n % args.batch_size == 1 and n > 1  # batch normalisation and contrast need two
         loader = DataLoader(
@@ -353,12 +376,12 @@ def main(args: argparse.Namespace) -> None:
             loss = train_epoch(args, model, loader, groups["train"], tables, numbers, people, optimizer, device, bar)
         if not math.isfinite(loss):
             raise UserError(f"the loss of epoch {epoch} is {loss}; lower --lr")
-        rows = evaluate(args, model, val, groups["val"], tables, prototypes, people, device)
-        scores = {name: score.as_dict() for name, score in score_rows(rows).items()}
+        rows, measures = evaluate(args, model, val, groups["val"], tables, prototypes, people, device, vae)
+        scores = {name: score.as_dict() for name, score in (score_rows(rows) | measures).items()}
         history.append({"epoch": epoch, "phase": "joint", "train_loss": loss, "lr": args.lr, "val": scores})
         weights = {"model": model.state_dict()}
         save_checkpoint(facts | {"epoch": epoch} | weights, output_dir / f"encoder_epoch{epoch}.pth")
-        chance = next(iter(scores.values()))["chance"] if scores else 1 / len(description.classes)
+        chance = next((score["chance"] for score in scores.values() if "chance" in score), None)
         save_history(history, {"seconds": time.perf_counter() - started}, chance, output_dir)
         save_checkpoint({"history": history, "optimizer": optimizer.state_dict()} | weights, output_dir / "last.pth")
         keep_epochs(output_dir, history, args.keep, readout, FILES)
@@ -367,8 +390,8 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials, once
     best = best_epoch(history, readout)
     model.load_state_dict(read_checkpoint(output_dir / f"encoder_epoch{best['epoch']}.pth")["model"])
-    rows = evaluate(args, model, test, groups["test"], tables, prototypes, people, device)
-    finish_run(output_dir, rows, best, readout, args.shuffle_labels)
+    rows, measures = evaluate(args, model, test, groups["test"], tables, prototypes, people, device, vae)
+    finish_run(output_dir, rows, best, readout, args.shuffle_labels, measures or None)
     if caution := description.caution_for(args.protocol):
         print(caution)
 
@@ -384,8 +407,7 @@ def look(args, splits: dict, description) -> tuple[list[float], list[str] | None
         raise UserError(
             f"--tmin {tmin:g} --tmax {tmax:g}: trials go from {stored[0]:g} to {stored[1]:g} s, and a window lasts 0.1 s or more"
         )
-    names = [name for asked in args.channels for name in description.channels.get(asked, (asked,))]
-    regions = None if names == ["all"] else names
+    regions = description.named_channels(args.channels)
     for dataset in splits.values():
         dataset.look_at((tmin - start, tmax - start), regions)
     return [tmin, tmax], None if regions is None else list(args.channels)

@@ -17,7 +17,7 @@ from utils import flags
 from utils.errors import run_script, start_script
 from utils.paths import default
 
-NAMES = ("stable-diffusion", "amused", "clip")
+NAMES = ("stable-diffusion", "amused", "clip", "stable-diffusion-shapes", "controlnet", "captioner", "classifier")
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,6 +30,9 @@ def parse_args() -> argparse.Namespace:
     add("--unet_steps", type=int, default=12000, help="steps of 16 pictures, UNet")
     add("--uvit_steps", type=int, default=8000, help="steps of 16 pictures, U-ViT")
     add("--clip_steps", type=int, default=600, help="steps of one picture a class, CLIP")
+    add("--controlnet_steps", type=int, default=3000, help="steps of 16 pictures, ControlNet")
+    add("--captioner_steps", type=int, default=1500, help="steps of 16 pictures, captioner")
+    add("--classifier_steps", type=int, default=1500, help="steps of 16 pictures, classifier")
     add("--lr", type=float, default=1e-3, help="peak learning rate of the one-cycle schedule")
     add("--sheet_dir", default=default("outputs/demo_image_models"), help="samples to look at")
     add("--seed", type=int, default=0, help="of drawings, weights and batches")
@@ -42,10 +45,25 @@ if __name__ == "__main__":
 import torch
 
 from demo.train_images import Settings, train_amused, train_clip, train_stable_diffusion
+from demo.train_shapes import train_captioner, train_classifier, train_controlnet, train_shapes
 
 
 def main(args: argparse.Namespace) -> None:
-    train = dict(zip(NAMES, (train_stable_diffusion, train_amused, train_clip), strict=True))
+    train = dict(
+        zip(
+            NAMES,
+            (
+                train_stable_diffusion,
+                train_amused,
+                train_clip,
+                train_shapes,
+                train_controlnet,
+                train_captioner,
+                train_classifier,
+            ),
+            strict=True,
+        )
+    )
     settings = Settings(**{name: value for name, value in vars(args).items() if name not in ("models", "assets_dir")})
     for name in args.models:
         torch.manual_seed(args.seed)

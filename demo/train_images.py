@@ -39,6 +39,9 @@ class Settings:
     unet_steps: int
     uvit_steps: int
     clip_steps: int
+    controlnet_steps: int
+    captioner_steps: int
+    classifier_steps: int
     lr: float
     sheet_dir: str
     seed: int

@@ -25,6 +25,7 @@ EMBEDDERS = {
     "nice": "models.eeg_encoders:NICE",
     "ubp": "models.eeg_encoders:UBP",
     "sgdm": "models.eeg_encoders:SGDM",
+    "low_level": "models.eeg_encoders:LowLevel",
     "de_mlp": "models.eeg_encoders:DEMapper",
     "mlp": "models.eeg_encoders:DEClassifier",
     "rgnn": "models.eeg_encoders:RGNN",

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 import transformers
 from PIL import Image
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from models.loading import load_whole
 from utils.errors import UserError, loading
@@ -16,6 +18,15 @@ CAPTIONERS = {
     "blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration", "git": "GitForCausalLM",
     "vision-encoder-decoder": "VisionEncoderDecoderModel",
 }  # fmt: skip
+# model_type → where the part stands that turns pixels into tokens, for those whose tokens may come from elsewhere
+VISION = {"blip": "vision_model", "git": "git.image_encoder"}
+
+
+class _Given(nn.Module):
+    """Stands where pixels become tokens, and hands on tokens that are there already: (B, 1, n, width) → (B, n, width)."""
+
+    def forward(self, pixel_values: torch.Tensor, **_) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=pixel_values[:, 0])
 
 
 class Captioner:
@@ -41,12 +52,45 @@ class Captioner:
         with loading(f"--model {name}", HINT):
             self.images = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **safe)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, **safe)
+        self.kind = kind
 
-    @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
         """One caption a picture; never empty."""
+        return self._captions(self._pixels(pictures))
+
+    @torch.inference_mode()
+    def vision_tokens(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """(B, n, width) float32: what the captioner's own vision part makes of pictures, on the CPU."""
+        with loading(f"--captioner {self.name}", HINT):
+            part = self.model.get_submodule(self._vision())
+            return part(self._pixels(pictures)).last_hidden_state.float().cpu()
+
+    def from_tokens(self, tokens: torch.Tensor) -> list[str]:
+        """Captions from (B, n, width) tokens, in place of the vision part's."""
+        where = self._vision()
+        parent, _, leaf = where.rpartition(".")
+        parent, own = self.model.get_submodule(parent), self.model.get_submodule(where)
+        setattr(parent, leaf, _Given())
+        try:
+            return self._captions(tokens[:, None].to(self.device, self.model.dtype))
+        finally:
+            setattr(parent, leaf, own)
+
+    def _vision(self) -> str:
+        if self.kind not in VISION:
+            raise UserError(
+                f"--captioner {self.name} is a {self.kind}; tokens can be given to {' and '.join(VISION)} only"
+            )
+        return VISION[self.kind]
+
+    def _pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         with loading(f"--model {self.name}", HINT):
-            pixels = self.images(list(pictures), return_tensors="pt")["pixel_values"].to(self.device, self.model.dtype)
+            pixels = self.images(list(pictures), return_tensors="pt")["pixel_values"]
+            return pixels.to(self.device, self.model.dtype)
+
+    @torch.inference_mode()
+    def _captions(self, pixels: torch.Tensor) -> list[str]:
+        with loading(f"--model {self.name}", HINT):
             ids = self.model.generate(
                 pixel_values=pixels, num_beams=self.beams, max_new_tokens=self.max_tokens, do_sample=False
             )

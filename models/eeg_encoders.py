@@ -264,19 +264,35 @@ class SGDM(ReadsSignal, nn.Module):
         return self.second(F.relu(self.first(h)))
 
 
-class LowLevel(nn.Module):
-    """ATM's way to the latents of Stable Diffusion XL's VAE: (B, C, T) → (B, 4, 64, 64); 143,333,268 parameters."""
+class LowLevel(ReadsSignal, nn.Module):
+    """ATM's way to the latents of an image model's VAE: (B, C, T) → (B, 4, 64, 64); 143,333,268 parameters.
+
+    latents : sequence of int. Channels, and height and width, which are equal and a power of 2: as many doublings as it takes, the
+        narrowest of the published six.
+    """
 
     widths = (1024, 512, 256, 128, 64, 32)
 
-    def __init__(self, n_chans: int = 63, n_times: int = 250):
+    @classmethod
+    def build(
+        cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, latents: Sequence[int] = (4, 64, 64)
+    ) -> "LowLevel":
+        return cls(len(electrodes), resampled(n_times, sfreq, cls.sfreq), latents)
+
+    def __init__(self, n_chans: int = 63, n_times: int = 250, latents: Sequence[int] = (4, 64, 64)):
         super().__init__()
+        channels, height, width = latents
+        doublings = int(math.log2(max(height, 1)))
+        if not height == width == 2**doublings or not 1 <= doublings <= len(self.widths):
+            raise UserError(
+                f"low_level gives square latents of an edge of 2 to 64 by powers of 2; the image model has {height} × {width}"
+            )
         self.embed = nn.Linear(n_times, 128)
-        layers, width = [], n_chans * 128
-        for wider in self.widths:
-            layers += [nn.ConvTranspose2d(width, wider, 4, 2, 1), nn.BatchNorm2d(wider), nn.ReLU()]
-            width = wider
-        layers += [nn.ConvTranspose2d(width, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.ConvTranspose2d(16, 4, 1)]
+        layers, inner = [], n_chans * 128
+        for wide in self.widths[-doublings:]:
+            layers += [nn.ConvTranspose2d(inner, wide, 4, 2, 1), nn.BatchNorm2d(wide), nn.ReLU()]
+            inner = wide
+        layers += [nn.ConvTranspose2d(inner, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.ConvTranspose2d(16, channels, 1)]
         self.upsampler = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -14,15 +14,9 @@ from torch import nn
 
 from models import eeg_encoders as nets
 from models.eeg_encoders import FILTERS, KERNEL, POOL, STEP
+from models.prior import DiffusionPriorUNet
+from models.recipes import ATM_KINDS
 from utils.errors import UserError, reason
-
-# which of ATM's published states a file is from: all of them load in silence, and compute different things
-ATM_KINDS = {
-    "develop": {"keeps": "electrodes", "positions": "none"},  # branch develop's tokens, and the default here
-    "paper": {"keeps": "subject_token", "positions": "none"},  # the main branch until December 2025
-    "main": {"keeps": "subject_token", "positions": "sinusoid"},  # the main branch since
-    "develop_sinusoid": {"keeps": "electrodes", "positions": "sinusoid"},
-}
 
 # ---------------------------------------------------------------- names: published → ours
 
@@ -45,6 +39,7 @@ ATM = {
 UBP = {r"(brain\.)?model\.0\.": "project.first.", r"(brain\.)?model\.1\.f\.1\.": "project.second.",
        r"(brain\.)?model\.2\.": "project.norm."}  # fmt: skip
 LOW_LEVEL = {r"subject_wise_linear\.0\.": "embed.", r"upsampler\.": "upsampler."}
+PRIOR = {r"(?=(input|output|(en|de)code)_)": ""}
 SAME = {r"(?=(conv1|depthwise_conv|separable_conv[12]|bn[123]?|fc[123]?|l[123])\.)": ""}
 RGNN = {r"conv1\.lin\.": "lin.", r"(?=edge_weight$)": "", **SAME}
 # without effect on the output
@@ -98,8 +93,27 @@ def _rgnn(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
     return nets.RGNN(shapes["fc.weight"][0], n_chans, shapes["lin.weight"][1])
 
 
+def _prior(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    widths = [
+        shapes[f"encode_layers.{level}.0.weight"]
+        for level in range(len({k for k in shapes if re.fullmatch(r"encode_layers\.\d+\.0\.weight", k)}))
+    ]
+    return DiffusionPriorUNet(
+        shapes["input_layer.0.weight"][1],
+        shapes["encode_cond_embedding.0.weight"][1],
+        (widths[0][1], *(narrow for narrow, _ in widths)),
+    )
+
+
 def _low_level(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
-    return nets.LowLevel(shapes["upsampler.0.weight"][0] // 128, shapes["embed.weight"][1])
+    doublings = sum(
+        re.fullmatch(r"upsampler\.\d+\.weight", name) is not None and shape[-1] == 4
+        for name, shape in shapes.items()
+        if len(shape) == 4
+    )
+    last = max(int(name.split(".")[1]) for name in shapes if re.fullmatch(r"upsampler\.\d+\.weight", name))
+    latents = (shapes[f"upsampler.{last}.weight"][1], 2**doublings, 2**doublings)
+    return nets.LowLevel(shapes["upsampler.0.weight"][0] // 128, shapes["embed.weight"][1], latents)
 
 
 # name → (published names → ours, what is ignored, model of these shapes)
@@ -112,6 +126,7 @@ PUBLISHED: dict[str, tuple[dict[str, str], str, Callable[..., nn.Module]]] = {
     "de_mlp": (SAME, IDLE, _de_mlp),
     "rgnn": (RGNN, IDLE, _rgnn),
     "low_level": (LOW_LEVEL, IDLE, _low_level),
+    "prior": (PRIOR, IDLE, _prior),
 }
 
 
@@ -121,7 +136,7 @@ def from_published(name: str, state_dict: Mapping[str, torch.Tensor], kind: str 
     name : str. A key of `PUBLISHED`.
     state_dict : mapping of published names to tensors.
     kind : str. For "atm", which published state the file is from: a key of `ATM_KINDS`.
-    Called as model(x), "atm" as model(x, subject_ids).
+    Called as model(x), "atm" as model(x, subject_ids), "prior" as model(x, t, condition).
     Raises UserError if a name is unknown, a weight is missing, or shapes do not fit together.
     """
     if name not in PUBLISHED:

@@ -1,4 +1,7 @@
-"""How the encoders of seen images were published to be trained: optimiser, batches, epochs, averaging. Sources: docs/methods.md."""
+"""How the encoders of seen images were published: optimiser, batches, epochs, averaging; ATM's states. Sources: docs/methods.md.
+
+Imports nothing slow: a script's -h reads it.
+"""
 
 from dataclasses import dataclass
 
@@ -17,6 +20,7 @@ class Recipe:
     lambda_text: float = 0.0
     train_scale: bool = True
     unit_eeg: bool = True
+    lr_schedule: str = "constant"
 
 
 RECIPES = {
@@ -27,4 +31,19 @@ RECIPES = {
     "eegnet": Recipe("sgd", 1e-2, 1e-3, batch_size=80, epochs=1000),
     "mlp": Recipe("sgd", 1e-4, 1e-4, batch_size=80, epochs=1000),
     "rgnn": Recipe(lr=1e-3, batch_size=80, epochs=1000),
+    "low_level": Recipe("adamw", 1e-3, 1e-2, batch_size=30, epochs=200, lr_schedule="cosine"),
+}
+
+
+def recipe_of(name: str) -> Recipe:
+    """An encoder's recipe; ATM's optimiser and batches for those that were published elsewhere, or not."""
+    return RECIPES.get(name, Recipe())
+
+
+# which of ATM's published states a file is from: all of them load in silence, and compute different things
+ATM_KINDS = {
+    "develop": {"keeps": "electrodes", "positions": "none"},  # branch develop's tokens, and the default here
+    "paper": {"keeps": "subject_token", "positions": "none"},  # the main branch until December 2025
+    "main": {"keeps": "subject_token", "positions": "sinusoid"},  # the main branch since
+    "develop_sinusoid": {"keeps": "electrodes", "positions": "sinusoid"},
 }

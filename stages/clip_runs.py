@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from datasets.description import DATASETS, DatasetDescription, load_description
-from datasets.repetitions import shuffled_images
+from datasets.repetitions import Group, shuffled_images
 from datasets.splits import check_protocol
-from datasets.trials import TrialDataset
+from datasets.trials import TrialDataset, look_as_trained
 from models.eeg_embedding import EEGEmbedding
 from models.published import from_published
-from stages.retrieval import subject_ids
+from stages.retrieval import embed, subject_ids
 from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
 from utils.errors import UserError, loading
@@ -75,6 +75,7 @@ def open_run(
     if list(dataset.description.classes) != checkpoint["classes"]:
         raise UserError(f"{path} was trained on other classes than {dataset.store.path} has")
     look_as_trained(dataset, checkpoint, path)
+    check_trials(dataset, checkpoint, path)
     if checkpoint["shuffled"]:
         dataset.trials, dataset.labels = shuffled_images(
             dataset.trials, dataset.labels, checkpoint["seed"], split == "test"
@@ -98,14 +99,8 @@ def open_run(
     return ClipRun(place.name or "run", checkpoint, model.eval().to(device), dataset, checkpoint["people"])
 
 
-def look_as_trained(dataset: TrialDataset, checkpoint: dict, path: Path) -> None:
-    """Read the window and the electrodes that a checkpoint was trained on; UserError where the store's trials are others."""
-    numbers = checkpoint["window"] is None or (
-        len(checkpoint["window"]) == 2 and all(isinstance(v, (int, float)) for v in checkpoint["window"])
-    )
-    if not numbers or not all(isinstance(name, str) for name in checkpoint["regions"] or []):
-        raise UserError(f"{path} is damaged: its window or regions cannot be right; {HINT}")
-    dataset.look_at(checkpoint["window"], checkpoint["regions"])
+def check_trials(dataset: TrialDataset, checkpoint: dict, path: Path) -> None:
+    """Raise UserError where the trials, as they are looked at, are others than those that a checkpoint was trained on."""
     now = dataset.n_times, dataset.sfreq, dataset.units, list(dataset.montage.electrodes)
     was = checkpoint["n_times"], checkpoint["sfreq"], checkpoint["units"], checkpoint["settings"].get("electrodes")
     if now != was:
@@ -113,6 +108,16 @@ def look_as_trained(dataset: TrialDataset, checkpoint: dict, path: Path) -> None
             f"{path} was trained on trials of {was[0]} samples at {was[1]} Hz, {was[2]}, {len(was[3] or [])} electrodes; {dataset.store.path} has "
             f"{now[0]} at {now[1]} Hz, {now[2]}, {len(now[3])}"
         )
+
+
+def clip_part(run: ClipRun, groups: Sequence[Group], device: torch.device, batch_size: int = 256) -> torch.Tensor:
+    """(N, D) embeddings of groups in CLIP's space; of a run towards structure the first D of what it gives."""
+    outputs = (
+        embed(run.model, run.dataset, groups, run.people, device, batch_size)
+        if groups
+        else torch.zeros(0, run.model.out)
+    )
+    return outputs[:, : run.checkpoint.get("clip_width", outputs.shape[1])]
 
 
 def open_published(

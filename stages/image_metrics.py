@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from models.image_features import pixels
 from stages.pictures import PictureFolder, Stimuli, drawn_with
 from stages.rows import Row
+from stages.statistics import mean_and_interval
 from utils.errors import UserError
 from utils.limits import opened_picture
 from utils.progress import progress
@@ -230,13 +231,3 @@ def images_table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
             told.append(f"{line[m]:.3f} ({line[f'{m}, low']:.3f} to {line[f'{m}, high']:.3f})" if known else "")
         cells.append(told)
     return ["run", "images", "n", "people", *metrics], cells
-
-
-def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over trials and its 95 % bootstrap interval (2,000 draws of trials), which speaks of these people."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, len(values), (2000, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)

@@ -1,7 +1,8 @@
 """Embeddings of EEG against those of what may have been seen: rows of retrieval and of classes, and what they are chosen by."""
 
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from datasets.repetitions import Averages, Group
 from datasets.trials import TrialDataset
 from models.contrastive import k_way, retrieval_ranks
-from stages.rows import Readout, Row, most_likely
+from stages.rows import Readout, Row, most_likely, new_row
 from stages.scores import percent
 from stages.statistics import FEW_PEOPLE
 from utils.errors import UserError
@@ -34,6 +35,12 @@ def embed(
         ids = subject_ids([groups[index].subject for index in batch["index"].tolist()], people).to(device)
         found.append(model(batch["x"].to(device), ids).float().cpu())
     return torch.cat(found)
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(N,) Pearson's correlation of the rows of two (N, D); 0 where one is constant."""
+    a, b = (x.double() - x.double().mean(dim=1, keepdim=True) for x in (a, b))
+    return F.cosine_similarity(a, b)
 
 
 def subject_ids(subjects: Sequence[str], people: Sequence[str]) -> torch.Tensor:
@@ -58,11 +65,8 @@ def retrieval_rows(
     for number, (group, nearest) in enumerate(zip(groups, like.argmax(dim=1).tolist(), strict=True)):
         if ranks[number] > 1 and nearest == own[number]:  # of equal candidates one's own comes last
             nearest = int(like[number].index_fill(0, own[number], -2).argmax())
-        first = dataset.trials[group.first]
-        row = Row(
-            number, group.subject, first.session, first.run, first.trial, int(own[number]), names[group.image],
-            {readout: Readout(nearest, 1 / len(images), rank=ranks[number])}, image=group.image, simulated=dataset.simulated,
-        )  # fmt: skip
+        row = new_row(dataset, group.first, {readout: Readout(nearest, 1 / len(images), rank=ranks[number])}, "")
+        row.index, row.true_label = number, int(own[number])  # candidates are counted, and not classes
         row.predicted_label, row.predicted_name = nearest, names.get(images[nearest])
         rows.append(row)
     return rows
@@ -91,12 +95,9 @@ def class_rows(dataset: TrialDataset, groups: Sequence[Group], probabilities: to
     """One row a group, from (N, K) probabilities of the classes."""
     rows, K = [], probabilities.shape[1]  # noqa: N806
     for number, (group, p) in enumerate(zip(groups, probabilities.tolist(), strict=True)):
-        trial, label = dataset.trials[group.first], most_likely(p)
-        row = Row(
-            number, group.subject, trial.session, trial.run, trial.trial, group.label,
-            dataset.description.class_name(group.label), {readout: Readout(label, 1 / K, [round(v, 6) for v in p])},
-            image=group.image, simulated=dataset.simulated,
-        )  # fmt: skip
+        label = most_likely(p)
+        row = new_row(dataset, group.first, {readout: Readout(label, 1 / K, [round(v, 6) for v in p])}, "")
+        row.index = number
         row.predicted_label, row.predicted_name = label, dataset.description.class_name(label)
         rows.append(row)
     return rows
@@ -123,6 +124,23 @@ def class_prototypes(groups: Sequence[Group], target_of: dict[str, torch.Tensor]
     return torch.stack(
         [torch.stack([target_of[i].float() for i in sorted(images[k])]).mean(dim=0) for k in range(n_classes)]
     )
+
+
+def sentences_of(datasets: Iterable[TrialDataset]) -> dict[str, str]:
+    """The sentence that stands for each image: "This picture is …" with its concept's name.
+
+    Raises UserError where classes have ImageNet's numbers in place of names.
+    """
+    name_of = {}
+    for dataset in datasets:
+        for trial, label in zip(dataset.trials, dataset.labels, strict=True):
+            name_of[trial.image] = dataset.description.class_name(label)
+    if name_of and all(re.fullmatch(r"n\d{8}", name) for name in name_of.values()):
+        raise UserError(
+            f"{dataset.store.path} calls its classes by ImageNet's numbers, of which no sentence can be made; prepare it with "
+            "--class_names, or say --lambda_text 0"
+        )
+    return {image: f"This picture is {name.replace('_', ' ')}" for image, name in name_of.items()}
 
 
 # ---------------------------------------------------------------- what a ranking is worth

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
 
 from stages.rows import Row, write_rows  # noqa: E402
-from stages.scores import score_rows  # noqa: E402
+from stages.scores import score_rows, worth  # noqa: E402
 from utils.checkpoints import read_checkpoint  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import environment, read_json, write_json, write_jsonl  # noqa: E402
@@ -70,7 +70,7 @@ def is_history(history: object) -> bool:
     return isinstance(history, list) and bool(history) and all(
         isinstance(epoch, dict) and type(epoch.get("epoch")) is int and epoch["epoch"] == number
         and epoch.get("phase") in ("warmup", "joint") and isinstance(epoch.get("val"), dict)
-        and all(isinstance(score, dict) and isinstance(score.get("accuracy"), float) for score in epoch["val"].values())
+        and all(isinstance(score, dict) and worth(score) is not None for score in epoch["val"].values())
         for number, epoch in enumerate(history, start=1)
     )  # fmt: skip
 
@@ -94,16 +94,19 @@ def keep_epochs(
 
 
 def best_epoch(history: Sequence[dict], readout: str) -> dict:
-    """The epoch with the best validation accuracy, the earlier one of equals; the last one where nothing validates."""
+    """The epoch with the best validation score, the earlier one of equals; the last one where nothing validates."""
     if not history[-1]["val"]:
         return history[-1]
-    return max(history, key=lambda row: (row["val"][readout]["accuracy"], -row["epoch"]))
+    return max(history, key=lambda row: (worth(row["val"][readout]), -row["epoch"]))
 
 
 def validation_line(val: Mapping) -> str:
-    """Validation accuracies of an epoch in one line."""
+    """Validation scores of an epoch in one line."""
     parts = []
     for readout, result in val.items():
+        if "measure" in result:
+            parts.append(f"{readout} {result['value']:.4f}")
+            continue
         task = f" (task {100 * result['task']['accuracy']:.1f} %)" if result.get("task") else ""
         parts.append(f"{readout} {100 * result['accuracy']:.1f} %{task}")
     line = next((r["recording_line"] for r in val.values() if r.get("recording_line")), None)
@@ -113,25 +116,29 @@ def validation_line(val: Mapping) -> str:
     return ", ".join(parts) or "none"
 
 
-def finish_run(run_dir: Path, rows: Sequence[Row], best: dict, select_by: str, shuffled: bool) -> None:
-    """Write `decoded_test.jsonl` and `results.json` of a run's best epoch, and print its test scores.
+def finish_run(
+    run_dir: Path, rows: Sequence[Row], best: dict, select_by: str, shuffled: bool, measures: Mapping | None = None
+) -> None:
+    """Write `decoded_test.jsonl` (where there are rows) and `results.json` of a run's best epoch, and print its test scores.
 
-    rows : sequence of Row. The decoded test trials.
+    rows : sequence of Row. The decoded test trials; none of a model that draws, and does not decode.
     best : dict. The best epoch's line of the history.
-    select_by : str. The read-out whose validation accuracy chose it.
+    select_by : str. The read-out or measure whose validation chose it.
     shuffled : bool. Whether this is the shuffled-label control.
+    measures : mapping of name to Measure, optional. What stands beside the accuracies, or in their place.
     """
-    test = score_rows(rows)
+    test = score_rows(rows) | dict(measures or {})
     chosen_by = select_by if best["val"] else "none: the last epoch"
     results = {"best_epoch": best["epoch"], "selected_by": chosen_by, "val": best["val"],
                "test": {readout: result.as_dict() for readout, result in test.items()}}  # fmt: skip
-    write_rows(rows, run_dir / "decoded_test.jsonl")
+    if rows or measures is None:
+        write_rows(rows, run_dir / "decoded_test.jsonl")
     write_json(results, run_dir / "results.json")
     remove_pieces(run_dir)
     control = " with SHUFFLED labels" if shuffled else ""
-    print(f"\nbest epoch {best['epoch']} by validation accuracy ({chosen_by}); test{control}:")
+    print(f"\nbest epoch {best['epoch']} by validation ({chosen_by}); test{control}:")
     print_scores(test)
-    if not rows:
+    if not test:
         print("  no test trials in this store, so no score")
     print(f"checkpoints and metrics in {run_dir}")
 
@@ -164,9 +171,10 @@ def report_decoded(rows: Sequence[Row], output_dir: Path, record: dict) -> None:
     print_scores(score_rows(rows))
 
 
-def save_history(history: Sequence[dict], seconds: Mapping, chance: float, run_dir: Path) -> None:
+def save_history(history: Sequence[dict], seconds: Mapping, chance: float | None, run_dir: Path) -> None:
     """`metrics.jsonl`, one line an epoch, `learning_curve.png`, and how long the last epoch took, in `timing.jsonl`.
 
+    chance : float, optional. None where validation is a measure, and no accuracy.
     Times stand apart, so that the same command twice writes the same files but for that one.
     """
     append(run_dir / "timing.jsonl", json.dumps({"epoch": history[-1]["epoch"]} | dict(seconds)).encode() + b"\n")
@@ -174,23 +182,28 @@ def save_history(history: Sequence[dict], seconds: Mapping, chance: float, run_d
     learning_curve(history, chance, run_dir / "learning_curve.png")
 
 
-def learning_curve(history: Sequence[dict], chance: float, path: Path) -> None:
-    """Loss and validation accuracy by epoch; the joint phase is shaded, chance and the recording's line are dashed."""
+def learning_curve(history: Sequence[dict], chance: float | None, path: Path) -> None:
+    """Loss and validation by epoch; the joint phase is shaded, chance and the recording's line are dashed."""
     epochs = [row["epoch"] for row in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     left.plot(epochs, [row["train_loss"] for row in history], "o-", ms=3)
     left.set(xlabel="epoch", ylabel="training loss")
     for readout in history[0]["val"]:
         scores = [row["val"][readout] for row in history]
-        mean = [100 * score["accuracy"] for score in scores]
+        measure = scores[0].get("measure")
+        mean, low, high = ([(1 if measure else 100) * of for of in values] for values in
+                           (map(worth, scores), *([score[end] for score in scores] for end in ("low", "high"))))  # fmt: skip
         right.plot(epochs, mean, "o-", ms=3, label=f"{readout}, n = {scores[0]['n']}")
-        low, high = ([100 * score[end] for score in scores] for end in ("low", "high"))
         right.fill_between(epochs, low, high, alpha=0.15, linewidth=0)
-    right.axhline(100 * chance, color="grey", ls="--", lw=1, label="chance")
+    if chance is not None:
+        right.axhline(100 * chance, color="grey", ls="--", lw=1, label="chance")
     lines = [score["recording_line"] for score in history[0]["val"].values() if score.get("recording_line")]
     if lines:
         right.axhline(100 * lines[0], color="firebrick", ls="--", lw=1, label="recording alone")
-    right.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 100))
+    if chance is None:
+        right.set(xlabel="epoch", ylabel=f"validation {next((of['measure'] for of in history[0]['val'].values()), '')}")
+    else:
+        right.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 100))
     right.legend(fontsize=8)
     joint = [row["epoch"] for row in history if row["phase"] == "joint"]
     for axis in (left, right):

@@ -1,13 +1,13 @@
 """No accuracy without its n, people, interval, chance and p-value; and without what the recording alone would give."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.stats import binomtest
 
 from stages.rows import Row
-from stages.statistics import best_constant
+from stages.statistics import best_constant, mean_and_interval
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,40 @@ class Accuracy:
         )
 
     as_dict = asdict
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is no accuracy: the mean of one number a trial, more being better, with a bootstrap over trials.
+
+    measure : str. "cosine", "correlation", "share explained".
+    value, low, high : float
+    n : int. Of trials, or of pictures.
+    """
+
+    measure: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.measure} {self.value:.3f} (n = {self.n}, 95 % interval {self.low:.3f} to {self.high:.3f})"
+
+    as_dict = asdict
+
+
+def measured(measure: str, values: Sequence[float]) -> Measure:
+    """Mean and interval of one number a trial; ValueError where there is none."""
+    if not len(values):
+        raise ValueError("no trials to measure")
+    return Measure(measure, *mean_and_interval(np.asarray(values, np.float64)), len(values))
+
+
+def worth(score: Mapping) -> float | None:
+    """What epochs are compared by: the accuracy, or the mean of a measure; None where a score has neither."""
+    found = score.get("accuracy", score.get("value"))
+    return found if isinstance(found, float) else None
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -130,3 +130,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         corrected[place] = largest
     return corrected
+
+
+def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean over trials and its 95 % bootstrap interval (2,000 draws of trials), which speaks of these people."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    draws = np.random.default_rng(seed).integers(0, len(values), (2000, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)

@@ -1,0 +1,149 @@
+"""Embedding of EEG → embedding of an image, by a small diffusion model; embedding of EEG → a captioner's vision tokens.
+
+Both as published with ATM (Li et al., NeurIPS 2024, arXiv 2403.07721). The prior's sizes for 1024 dimensions: 9,675,648 parameters.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+from torch.nn import functional as F
+
+WIDTHS = (1024, 512, 256, 128, 64)
+SINUSOIDS = 512
+STEPS, GUIDANCE = 50, 5.0  # of sampling, as published
+
+
+def time_sinusoids(t: torch.Tensor, width: int = SINUSOIDS) -> torch.Tensor:
+    """(B,) times → (B, width): cosines, then sines, of t · 10000^(−2i / width)."""
+    angle = t.float()[:, None] * torch.exp(
+        -math.log(10000) * torch.arange(width // 2, device=t.device) / (width // 2)
+    )  # (B, width / 2)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of a time → a vector that is added at one level."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(SINUSOIDS, width), nn.Linear(width, width)
+
+    def forward(self, sinusoids: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(F.silu(self.linear_1(sinusoids)))
+
+
+class DiffusionPriorUNet(nn.Module):
+    """Noise in an image's embedding, from the noisy embedding, the time and an embedding of EEG. Names as published.
+
+    dim, condition_dim : int. Widths of the image's and of the EEG's embedding.
+    widths : sequence of int. Of the levels, from the entry inwards.
+    """
+
+    def __init__(
+        self, dim: int = 1024, condition_dim: int = 1024, widths: Sequence[int] = WIDTHS, dropout: float = 0.1
+    ):
+        super().__init__()
+        back = tuple(reversed(widths))
+        self.input_layer = nn.Sequential(nn.Linear(dim, widths[0]), nn.LayerNorm(widths[0]), nn.SiLU())
+        for way, sizes in (("encode", widths), ("decode", back)):
+            pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+            layers = [nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.SiLU(), nn.Dropout(dropout)) for a, b in pairs]
+            self.add_module(f"{way}_time_embedding", nn.ModuleList(TimeEmbedding(a) for a, _ in pairs))
+            self.add_module(f"{way}_cond_embedding", nn.ModuleList(nn.Linear(condition_dim, a) for a, _ in pairs))
+            self.add_module(f"{way}_layers", nn.ModuleList(layers))
+        self.output_layer = nn.Linear(widths[0], dim)
+
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None, told: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, D) noisy embeddings, (B,) times 0 to 999, (B, D') condition → (B, D) noise.
+
+        told : (B,) bool, optional. Which rows the condition is for; the others are as without one.
+        """
+        sinusoids = time_sinusoids(t)
+        x, got = self.input_layer(x), []
+        for time, condition_of, layer in zip(
+            self.encode_time_embedding, self.encode_cond_embedding, self.encode_layers, strict=True
+        ):
+            got.append(x)  # what the way back adds again, before time and condition
+            x = layer(x + time(sinusoids) + self._told(condition_of, condition, told))
+        for time, condition_of, layer in zip(
+            self.decode_time_embedding, self.decode_cond_embedding, self.decode_layers, strict=True
+        ):
+            x = layer(x + time(sinusoids) + self._told(condition_of, condition, told)) + got.pop()
+        return self.output_layer(x)
+
+    @staticmethod
+    def _told(layer: nn.Linear, condition: torch.Tensor | None, told: torch.Tensor | None) -> torch.Tensor | float:
+        if condition is None:  # not even the bias
+            return 0.0
+        return layer(condition) if told is None else layer(condition) * told[:, None]
+
+
+class DiffusionPrior(nn.Module):
+    """The published network with its noise schedule, on standardised embeddings.
+
+    Times go from 0 to 999, β from 1e-4 to 0.02, linear. `clip_sample` is off: diffusers' default cuts at ±1 what has unit variance.
+    """
+
+    def __init__(self, dim: int = 1024, condition_dim: int = 1024, widths: Sequence[int] = WIDTHS):
+        super().__init__()
+        self.net = DiffusionPriorUNet(dim, condition_dim, widths)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("sd", torch.ones(dim))
+
+    @staticmethod
+    def schedule() -> DDPMScheduler:
+        """A new schedule: it counts the steps of one sampling."""
+        return DDPMScheduler(
+            num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False
+        )
+
+    def standardise_by(self, targets: torch.Tensor) -> None:
+        """Take mean and standard deviation of (N, D) training targets, a dimension at a time."""
+        self.mean.copy_(targets.float().mean(dim=0))
+        self.sd.copy_(targets.float().std(dim=0).clamp(min=1e-6))
+
+    def loss(self, target: torch.Tensor, condition: torch.Tensor, drop: float = 0.1) -> torch.Tensor:
+        """MSE of the noise at random times, for (B, D) embeddings of images; each row loses its condition with probability `drop`."""
+        x = (target - self.mean) / self.sd
+        noise, t = torch.randn_like(x), torch.randint(0, 1000, (len(x),), device=x.device)
+        told = torch.rand(len(x), device=x.device) >= drop
+        noisy = self.schedule().add_noise(x, noise, t)
+        return F.mse_loss(self.net(noisy, t, condition, told), noise)
+
+    @torch.no_grad()
+    def sample(
+        self, condition: torch.Tensor, seeds: Sequence[int], steps: int = STEPS, guidance: float = GUIDANCE
+    ) -> torch.Tensor:
+        """(B, D') embeddings of EEG → (B, D) embeddings of images, one for each row's seed.
+
+        A row's noise is its seed's, drawn on the CPU: it is the same in every batch and on every device, up to rounding.
+        guidance : float. Times the difference that the condition makes; 1: the conditional noise itself.
+        """
+        self.eval()
+        schedule, device = self.schedule(), condition.device
+        schedule.set_timesteps(steps)
+        noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        x = torch.stack([torch.randn(len(self.mean), generator=g) for g in noise]).to(device)
+        for t in schedule.timesteps:
+            times = t.to(device).expand(len(x))
+            told, untold = self.net(x, times, condition), self.net(x, times)
+            x = schedule.step(untold + guidance * (told - untold), t, x, generator=noise).prev_sample
+        return x * self.sd + self.mean
+
+
+class CaptionAdapter(nn.Module):
+    """Embedding of EEG (B, D) → the tokens that a captioner sees (B, n, width); 1,052,676 parameters for GIT's (257, 1024)."""
+
+    def __init__(self, dim: int = 1024, n_tokens: int = 257, width: int = 1024):
+        super().__init__()
+        self.spread, self.spread_norm = nn.Linear(1, n_tokens), nn.LayerNorm(n_tokens)
+        self.project, self.norm = nn.Linear(dim, width), nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.spread_norm(self.spread(x[..., None]))  # (B, D, n)
+        return self.norm(self.project(x.transpose(1, 2)))  # (B, n, width)

@@ -1,0 +1,66 @@
+"""SGDM's VAE between the scripts: its checkpoint, its latents and maps of images, and whether it saw what it must not."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.clip_targets import in_parts, read_image
+from models.structure import StructuralVAE, as_pixels, structure_map
+from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
+from utils.errors import UserError, loading
+
+KINDS = {"settings": dict, "model": dict, "seen": list, "dataset": str}
+
+
+def read_vae(place: Path) -> tuple[StructuralVAE, dict]:
+    """The VAE of a run of train_structure.py, in evaluation mode, and its checkpoint; UserError where it is none, or damaged."""
+    path = best_checkpoint(place, "vae_epoch{}.pth")
+    checkpoint = read_checkpoint(path)
+    if wrong := [name for name, kind in KINDS.items() if not isinstance(checkpoint.get(name), kind)]:
+        raise UserError(
+            f"{path} is no checkpoint of train_structure.py --what vae (its {', '.join(wrong)}); name another one"
+        )
+    with loading(str(path), "name another checkpoint"):
+        vae = StructuralVAE(**checkpoint["settings"])
+        vae.load_state_dict(checkpoint["model"])
+    return vae.eval().requires_grad_(False), checkpoint
+
+
+def must_not_have_seen(checkpoint: dict, place: Path, images: Iterable[str]) -> None:
+    """Raise UserError where the VAE was trained on an image that is to be tested on."""
+    if seen := sorted(set(checkpoint["seen"]) & set(images)):
+        raise UserError(
+            f"{place} was trained on {seen[0]} and {len(seen) - 1} more of the test images; train it under this protocol"
+        )
+
+
+def structure_targets(vae: StructuralVAE, paths: Sequence[Path], cache_dir: Path) -> torch.Tensor:
+    """(N, latent) float16 means of the VAE's latents of images, as they are."""
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+    @torch.inference_mode()
+    def build(part: Sequence[Path]) -> torch.Tensor:
+        return vae.encode(as_pixels([read_image(path) for path in part]))[0]
+
+    return in_parts("structure", "the VAE", paths, digests, cache_dir, build, identity=fingerprint(vae))
+
+
+@torch.no_grad()
+def decoded_maps(vae: StructuralVAE, latents: torch.Tensor) -> torch.Tensor:
+    """(N, latent) → (N, 1, 128, 128) maps from 0 to 1."""
+    device = next(vae.parameters()).device
+    return torch.cat([vae.map_logits(part.float().to(device)).sigmoid().cpu() for part in latents.split(64)])
+
+
+def map_correlations(maps: torch.Tensor, paths: Sequence[Path]) -> list[float]:
+    """Pearson's correlation of each (1, 128, 128) map with that of an image."""
+    found = []
+    for drawn, path in zip(maps, paths, strict=True):
+        a, b = drawn.double().flatten().numpy(), structure_map(read_image(path)).astype(np.float64).ravel()
+        a, b = a - a.mean(), b - b.mean()
+        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+        found.append(float(a @ b) / norm if norm else 0.0)
+    return found

@@ -1,0 +1,310 @@
+"""SGDM's two models of pictures: a VAE that is told their structure, and a ControlNet that draws along it.
+
+    python train_structure.py --what vae --datasets_dir data/THINGS/processed_lmdb --images_dir data/THINGS/images \
+        --setting within --subject sub-08 --output_dir pth_downtasks/things/vae
+    python train_structure.py --what controlnet --image_model stable-diffusion-v1-5/stable-diffusion-v1-5 … --output_dir …/controlnet
+    python train_structure.py … --resume                            # go on
+
+Both are trained on the images of the training trials alone, and chosen on those of the validation trials: the VAE by the correlation of
+its maps with the maps of edges, the ControlNet by the share of the noise that it explains. The EEG encoder comes between the two:
+finetune_eeg_to_clip.py --target structure --encoder sgdm. A published ControlNet (lllyasviel/sd-controlnet-scribble) needs no training.
+Leaves in --output_dir: vae_epochN.pth or controlnet_epochN/ (the hub's layout), metrics.jsonl, learning_curve.png, run.json, results.json.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+from datasets.description import load_description, of_images
+from utils import flags
+from utils.errors import UserError, loading, run_script, start_script
+from utils.paths import default
+
+# what is trained → epochs, batch size, learning rate: the description's for the VAE, settled for the ControlNet
+RECIPES = {"vae": (100, 32, 1e-4), "controlnet": (10, 4, 1e-5)}
+FILES = {"vae": "vae_epoch{}.pth", "controlnet": "controlnet_epoch{}"}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = flags.new_parser(__doc__)
+    add = parser.add_argument
+    add("--what", choices=list(RECIPES), default="vae", help="which model")
+    add("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset of seen images")
+    add(
+        "--datasets_dir",
+        default=default("data/THINGS/processed_lmdb"),
+        help="trial store: it says which images are trained on",
+    )
+    add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
+    add("--output_dir", default=default("pth_downtasks/structure"), help="folder for checkpoints, metrics and results")
+    add("--cache_dir", help="folder of cached latents (default: token_cache beside --datasets_dir)")
+    add("--setting", choices=("within", "cross", "joint"), default="joint", help="as in finetune_eeg_to_clip.py")
+    add("--subject", help="the person of within and cross, e.g. sub-08")
+    vae = parser.add_argument_group("vae").add_argument
+    vae("--widths", nargs=3, type=int, default=[64, 128, 256], help="channels of its three convolutions")
+    vae("--hidden", type=int, default=1024, help="width between convolutions and latent")
+    vae("--map_share", type=float, default=0.1, help="of the map's cross-entropy in the loss")
+    net = parser.add_argument_group("controlnet").add_argument
+    net(
+        "--image_model",
+        default="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        help="which model it is for: local folder or hub address",
+    )
+    net(
+        "--optimizer",
+        choices=("adamw", "adamw8bit"),
+        default="adamw",
+        help="adamw8bit: bitsandbytes', a GPU; a quarter of the memory",
+    )
+    train = parser.add_argument_group("training").add_argument
+    train("--epochs", type=int, help="passes over the training images (default: 100, of controlnet 10)")
+    train("--batch_size", type=int, help="images an optimiser step (default: 32, of controlnet 4)")
+    train("--lr", type=float, help="learning rate of AdamW (default: 1e-4, of controlnet 1e-5)")
+    train("--resume", action="store_true", help="go on with the run that is in --output_dir")
+    train("--keep", nargs="+", choices=("best", "last", "all"), default=["best"],
+        help="which epochs' checkpoints stay; the best one always does")  # fmt: skip
+    flags.add_run_flags(parser)
+    args = parser.parse_args()
+    for name, value in zip(("epochs", "batch_size", "lr"), RECIPES[args.what], strict=True):
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if (args.setting == "joint") == bool(args.subject):
+        parser.error(
+            "--setting joint takes no --subject" if args.subject else f"--setting {args.setting} needs --subject"
+        )
+    if min(args.widths) < 1:
+        parser.error("--widths must be 1 or more")
+    flags.check_at_least(parser, args, epochs=1, batch_size=1, hidden=1, seed=0)
+    flags.check_numbers(parser, args, "lr", "map_share")
+    args.protocol = args.setting + (f":{args.subject}" if args.subject else "")
+    args.defaults = flags.defaults(parser, args)
+    return args
+
+
+if __name__ == "__main__":
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
+
+import torch
+from diffusers import ControlNetModel
+from torch.nn import functional as F
+
+from datasets.trials import load_splits
+from models.clip_targets import read_image, vae_latent_targets
+from models.image_generator import load_image_model
+from models.structure import StructuralVAE, as_pixels, structure_map, vae_loss
+from stages import retrieval
+from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
+from stages.scores import measured
+from stages.structure import decoded_maps, map_correlations
+from utils.checkpoints import save_checkpoint
+from utils.device import pick_device
+from utils.files import write_json
+from utils.hub import model_identity
+from utils.paths import written_whole
+from utils.progress import progress
+from utils.seeds import seed_everything
+
+LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
+
+
+class VAE:
+    """What is trained by --what vae: loss of a batch of images, validation, file."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device):
+        self.args, self.device = args, device
+        self.settings = {"widths": args.widths, "hidden": args.hidden}
+        self.model = StructuralVAE(**self.settings).to(device)
+        self.pictures: dict[Path, tuple[torch.Tensor, torch.Tensor]] = {}  # as bytes: 64 kB an image
+
+    def read(self, paths: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, 128, 128) pictures and (B, 1, 128, 128) maps; each is made once."""
+        for path in paths:
+            if path not in self.pictures:
+                picture = read_image(path)
+                made = as_pixels([picture])[0], torch.from_numpy(structure_map(picture))[None]
+                self.pictures[path] = tuple((x * 255).round().byte() for x in made)
+        return tuple(torch.stack([self.pictures[p][k] for p in paths]).float().to(self.device) / 255 for k in (0, 1))
+
+    def loss(self, paths: list[Path]) -> torch.Tensor:
+        x, maps = self.read(paths)
+        return vae_loss(x, maps, self.model(x), self.args.map_share)[0]
+
+    @torch.no_grad()
+    def look(self, paths: list[Path]) -> dict:
+        """Correlation of the maps that the latents' means give with the maps of edges; of the restored pictures with the pictures."""
+        maps, pictures = [], []
+        for start in range(0, len(paths), 64):
+            x, _ = self.read(paths[start : start + 64])
+            mean = self.model.encode(x)[0]
+            maps.append(decoded_maps(self.model, mean))
+            pictures += retrieval.correlation(self.model.decoder(mean).flatten(1), x.flatten(1)).tolist()
+        return {
+            "map": measured("correlation", map_correlations(torch.cat(maps), paths)),
+            "picture": measured("correlation", pictures),
+        }
+
+    def save(self, facts: dict, path: Path) -> None:
+        save_checkpoint(facts | {"settings": self.settings, "model": self.model.state_dict()}, path)
+
+
+class Control:
+    """What is trained by --what controlnet: a copy of the image model's encoder that reads maps; the model itself stays as it is."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device, paths: list[Path], cache_dir: Path):
+        self.device, family = device, load_image_model(args.image_model)
+        pipeline = family.pipeline
+        with loading(f"--image_model {args.image_model}", "a ControlNet is trained for Stable Diffusion 1.x or 2.x"):
+            if family.inputs.__qualname__ != "StableDiffusion.inputs":
+                raise ValueError(f"it is of the family {type(family).__name__}")
+            with torch.no_grad():
+                self.states = family.read_prompt("").states.to(device)  # (1, 77, D): maps alone are told
+            self.unet = pipeline.unet.to(device).eval().requires_grad_(False)
+            factor = int(math.log2(pipeline.vae_scale_factor))
+            self.model = ControlNetModel.from_unet(
+                pipeline.unet, conditioning_embedding_out_channels=(16, 32, 96, 256)[:factor] + (256,)
+            ).to(device)
+        if device.type == "cuda":
+            self.model.enable_gradient_checkpointing()
+        self.schedule, self.edge = pipeline.scheduler, pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        del pipeline, family
+        latents = vae_latent_targets(args.image_model, paths, cache_dir)
+        self.latent_of = dict(zip(paths, latents, strict=True))
+        self.map_of: dict[Path, torch.Tensor] = {}
+
+    def maps(self, paths: list[Path]) -> torch.Tensor:
+        """(B, 3, edge, edge) maps of edges from 0 to 1."""
+        for path in paths:
+            if path not in self.map_of:
+                self.map_of[path] = torch.from_numpy(structure_map(read_image(path)))[None]
+        maps = torch.stack([self.map_of[path] for path in paths]).to(self.device)
+        return F.interpolate(maps, (self.edge, self.edge), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
+
+    def errors(self, paths: list[Path], noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """(B,) mean squared error of the noise."""
+        latents = torch.stack([self.latent_of[path] for path in paths]).float().to(self.device)
+        noisy, states = self.schedule.add_noise(latents, noise, t), self.states.expand(len(paths), -1, -1)
+        down, middle = self.model(noisy, t, states, self.maps(paths), return_dict=False)
+        predicted = self.unet(
+            noisy, t, states, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        ).sample
+        return (predicted - noise).square().mean(dim=(1, 2, 3))
+
+    def loss(self, paths: list[Path]) -> torch.Tensor:
+        noise = torch.randn(len(paths), *self.latent_of[paths[0]].shape, device=self.device)
+        return self.errors(paths, noise, torch.randint(0, 1000, (len(paths),), device=self.device)).mean()
+
+    @torch.no_grad()
+    def look(self, paths: list[Path]) -> dict:
+        """Share of the noise that is explained, at noise and times that are the same in each epoch."""
+        generator, found = torch.Generator("cpu").manual_seed(0), []
+        for path in paths:
+            noise = torch.randn(1, *self.latent_of[path].shape, generator=generator).to(self.device)
+            t = torch.randint(0, 1000, (1,), generator=generator).to(self.device)
+            found.append(1 - float(self.errors([path], noise, t)))
+        return {"noise": measured("share explained", found)}
+
+    def save(self, facts: dict, path: Path) -> None:
+        with written_whole(path) as unfinished:
+            self.model.save_pretrained(unfinished)
+            write_json(facts, unfinished / "facts.json")
+
+
+def main(args: argparse.Namespace) -> None:
+    output_dir, device = Path(args.output_dir), pick_device(args.cuda)
+    file, choice = FILES[args.what], {"vae": "map", "controlnet": "noise"}[args.what]
+
+    # ------------------------------------------------------------ images: which are trained on, validate, are tested on
+    splits = load_splits(args.datasets_dir, load_description(args.downstream_dataset), args.protocol)
+    images = {mode: sorted({trial.image for trial in dataset.trials}) for mode, dataset in splits.items()}
+    paths = {mode: retrieval.image_paths(of, Path(args.images_dir)) for mode, of in images.items()}
+    if shared := set(images["train"]) & set(images["test"]):
+        raise UserError(f"under {args.protocol}, {sorted(shared)[0]} is in training and in test")
+    cache_dir = Path(args.cache_dir or splits["train"].store.path.resolve().parent / "token_cache")
+
+    # ------------------------------------------------------------ model
+    seed_everything(args.seed)
+    every = [path for of in paths.values() for path in of]
+    trained = VAE(args, device) if args.what == "vae" else Control(args, device, every, cache_dir)
+    depends_on = {"store": splits["train"].store.fingerprint}
+    if args.what == "controlnet":
+        depends_on["image model"] = model_identity(args.image_model)
+    record, state = open_run(output_dir, vars(args), {"images_dir", "output_dir"}, depends_on, file.format("*"))
+    if args.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit as kind  # noqa: N813
+    else:
+        kind = torch.optim.AdamW
+    optimizer = kind(trained.model.parameters(), lr=args.lr)
+    if state:
+        with loading(*LAST):
+            trained.model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+    else:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(record, output_dir / "run.json")
+    n = len(paths["train"])
+    print(
+        f"{args.what}: {' / '.join(str(len(of)) for of in images.values())} train / val / test images, "
+        f"{sum(p.numel() for p in trained.model.parameters()):,} parameters; {device}"
+    )
+
+    # ------------------------------------------------------------ training
+    facts = {"dataset": args.downstream_dataset, "protocol": args.protocol, "seed": args.seed, "seen": images["train"] + images["val"],
+             "image_model": depends_on.get("image model", "")}  # fmt: skip
+    history = state.get("history", [])
+    if history:
+        keep_epochs(output_dir, history, args.keep, choice, (file,))
+    for epoch in range(len(history) + 1, args.epochs + 1):
+        seed_everything(args.seed, epoch)  # a resumed run repeats what the interrupted one would have done
+        started, losses = time.perf_counter(), []
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(args.seed * 100_003 + epoch))
+        trained.model.train()
+        with progress(total=n, desc=f"epoch {epoch}/{args.epochs}", unit="image", leave=False) as bar:
+            for chosen in order.split(args.batch_size):
+                loss = trained.loss([paths["train"][k] for k in chosen.tolist()])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+                bar.update(len(chosen))
+        if not all(map(math.isfinite, losses)):
+            raise UserError(f"the loss of epoch {epoch} is not finite; lower --lr")
+        trained.model.eval()
+        val = {name: score.as_dict() for name, score in trained.look(paths["val"]).items()} if paths["val"] else {}
+        history.append(
+            {"epoch": epoch, "phase": "joint", "train_loss": sum(losses) / len(losses), "lr": args.lr, "val": val}
+        )
+        trained.save(facts | {"epoch": epoch}, output_dir / file.format(epoch))
+        save_history(history, {"seconds": time.perf_counter() - started}, None, output_dir)
+        last = {"history": history, "optimizer": optimizer.state_dict(), "model": trained.model.state_dict()}
+        save_checkpoint(last, output_dir / "last.pth")
+        keep_epochs(output_dir, history, args.keep, choice, (file,))
+        print(f"epoch {epoch}: loss {history[-1]['train_loss']:.4f}, validation {validation_line(val)}")
+
+    # ------------------------------------------------------------ the best epoch
+    best = best_epoch(history, choice)
+    if best["epoch"] == history[-1]["epoch"] and paths["test"]:
+        test = trained.look(paths["test"])
+    else:
+        test = (
+            reload(trained, args, output_dir / file.format(best["epoch"])).look(paths["test"]) if paths["test"] else {}
+        )
+    finish_run(output_dir, [], best, choice, False, test)
+
+
+def reload(trained: VAE | Control, args: argparse.Namespace, path: Path) -> VAE | Control:
+    """The same, with the weights of a finished epoch."""
+    from stages.structure import read_vae
+
+    if args.what == "vae":
+        trained.model = read_vae(path)[0].to(trained.device)
+    else:
+        with loading(str(path), "train again"):
+            trained.model = ControlNetModel.from_pretrained(path).to(trained.device).eval()
+    return trained
+
+
+if __name__ == "__main__":
+    run_script(
+        lambda: main(args), [Path(args.output_dir) / ".lock"], "finished epochs are kept; go on with --resume"
+    )  # fmt: skip
