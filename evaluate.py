@@ -179,7 +179,9 @@ def caution_of(run: Run) -> str:
     return load_description(asked).caution_for(run.protocol) if asked in DATASETS else ""
 
 
-def score_images(drawn: Sequence[Run], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
+def score_images(
+    drawn: Sequence[Run], controls: dict[Path, Run | None], args: argparse.Namespace
+) -> tuple[list[dict], list[str]]:
     """A line a run and way of drawing; and in words which networks are not there."""
     from models.image_features import feature_networks  # PyTorch: slow to import, and tables need none
     from stages import image_metrics
@@ -193,7 +195,14 @@ def score_images(drawn: Sequence[Run], args: argparse.Namespace) -> tuple[list[d
             missing.append(f"{run.name}: nobody knows what was seen: the dataset has no stimuli")
             continue
         pictures = image_metrics.read_pictures(run.place, run.rows, stimuli_of(run, args))
-        lines += [{"run": run.name} | line for line in image_metrics.score_pictures(pictures, networks)]
+        control = controls.get(run.place)
+        if control and any(control.place.glob("generated_*.png")):
+            control = image_metrics.read_pictures(control.place, control.rows, stimuli_of(control, args))
+        else:
+            control = None
+        lines += [
+            {"run": run.name} | line for line in image_metrics.score_pictures(pictures, networks, control=control)
+        ]
     return lines, missing
 
 
@@ -246,7 +255,7 @@ def main(args: argparse.Namespace) -> None:
         by_class += [(name, readout, label, percent(accuracy), n, said)
                      for label, (accuracy, n, said) in tables.by_class(rows, readout).items()]  # fmt: skip
     compared = tables.comparisons(groups)
-    image_lines, missing = score_images(drawn, args) if args.images else ([], [])
+    image_lines, missing = score_images(drawn, controls, args) if args.images else ([], [])
     real = {run.argument.get("downstream_dataset") for run in runs if not run.rows[0].simulated}
     published = [line for line in read_csv(ROOT / "docs/published.csv") if line["dataset"] in real]
 

@@ -1,12 +1,18 @@
-"""EEG of seen images → pictures, with the checkpoints of finetune_eeg_to_clip.py.
+"""EEG of seen images → pictures, with the checkpoints of finetune_eeg_to_clip.py, train_prior.py and train_structure.py.
 
+    python generate_eeg2img.py --conditioning ip_adapter --model_dir pth_downtasks/things/atm_sub-08 \
+        --prior_dir pth_downtasks/things/prior_sub-08 --output_dir outputs/things/sub-08             # Stable Diffusion 1.5: 4 GB
+    python generate_eeg2img.py … --image_model stabilityai/sdxl-turbo                               # as published: 4 steps, no guidance
+    python generate_eeg2img.py … --low_level_dir … --caption_dir … --samples 4 --compare ceiling nearest caption
+    python generate_eeg2img.py --conditioning controlnet --model_dir pth_downtasks/things/sgdm_sub-08 --structure_vae … --output_dir …
+    python generate_eeg2img.py --conditioning controlnet ip_adapter …                               # both together
     python generate_eeg2img.py --conditioning text_states --model_dir pth_downtasks/imagenet/de_mlp_S00 \
-        --datasets_dir data/EEGImageNet/processed_lmdb --images_dir data/EEGImageNet/images --captions data/EEGImageNet/captions.jsonl \
-        --num_samples 20 --output_dir outputs/imagenet/S00
+        --datasets_dir data/EEGImageNet/processed_lmdb --images_dir data/EEGImageNet/images --captions data/EEGImageNet/captions.jsonl …
 
-Stage `decode` writes decoded.jsonl and embeddings.safetensors (the decoded text states of test trials, and no others) and frees its models;
-stage `images` draws what is missing. With --captions each test image is drawn from its own caption as well, by the same model, steps and
-seed: what text states could reach at most. Those pictures lie in true_class/, apart from the decoded ones; comparisons show both.
+Stage `decode` writes decoded.jsonl and embeddings.safetensors (of test trials, and no others) and frees its models; stage `images` reads
+the prompts, frees the text encoders, and draws what is missing. Of several --samples that picture stays whose CLIP embedding is nearest
+to the decoded one: what was seen has no say. --compare draws the same trials, with the same seeds, from the true image's own embedding
+(the ceiling of this image model), from the nearest training image's, and from the decoded caption alone; evaluate.py --images scores all.
 """
 
 import argparse
@@ -16,32 +22,89 @@ from utils import flags
 from utils.errors import UserError, run_script, start_script
 from utils.paths import default
 
-CONDITIONINGS = ("text_states",)
+CONDITIONINGS = ("ip_adapter", "controlnet", "text_states")
+COMPARED = ("ceiling", "nearest", "caption")
 
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    add("--datasets_dir", default=default("data/EEGImageNet/processed_lmdb"), help="trial store")
+    add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
     add("--model_dir", default=default("pth_downtasks/clip"),
-        help="encoder_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
-    add("--conditioning", choices=CONDITIONINGS, default="text_states",
-        help="what the image model is told: decoded text states")  # fmt: skip
-    add("--captions", help="captions.jsonl of caption_images.py: draw every test image from its caption too")
-    add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
+        help="run of finetune_eeg_to_clip.py, or an encoder_epochN.pth in it")  # fmt: skip
+    add("--conditioning", nargs="+", choices=CONDITIONINGS, default=["ip_adapter"],
+        help="what the image model is told: a decoded image embedding, a decoded map of edges (or both), or decoded text states")  # fmt: skip
+    add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
-    flags.add_generation_flags(parser, "outputs/eeg2img")
-    flags.add_image_flags(
-        parser,
-        "CompVis/stable-diffusion-v1-4",
-        "data/EEGImageNet/images",
-        steps=50,
-        guidance_scale=7.5,
-        photos=["--images_dir"],
+    steps = parser.add_argument_group("steps between EEG and picture").add_argument
+    steps("--prior_dir", help="run of train_prior.py: the embedding goes through it")
+    steps("--prior_steps", type=int, default=50, help="of its sampling")
+    steps("--prior_guidance", type=float, default=5.0, help="of its sampling")
+    steps("--low_level_dir", help="run with --target vae_latent: drawing begins from its latents")
+    steps("--strength", type=float, default=0.85, help="share of the steps that are drawn from there")
+    steps(
+        "--caption_dir",
+        help="run of train_prior.py --what caption: the prompt is its caption (default: the empty prompt)",
     )
-    add("--scheduler", choices=("pndm", "dpm"), default="pndm", help="sampler: pndm as published, dpm: DPM-Solver++")
+    steps("--captioner", default="microsoft/git-large-coco", help="that reads its tokens: local folder or hub address")
+    steps("--structure_dir", help="run with --target structure, for the map (default: --model_dir)")
+    steps("--structure_vae", help="run of train_structure.py --what vae, that makes maps of decoded latents")
+    steps(
+        "--captions",
+        help="text_states: captions.jsonl of caption_images.py: draw every test image from its own caption too",
+    )
+    flags.add_generation_flags(parser, "outputs/eeg2img")
+    flags.add_image_flags(parser, None, "data/THINGS/images", photos=["--images_dir"])
+    draw = parser.add_argument_group("drawing").add_argument
+    draw(
+        "--scheduler",
+        choices=("pndm", "dpm"),
+        help="sampler: pndm as published for text states, dpm: DPM-Solver++, SDXL-Turbo its own (default: by --conditioning)",
+    )
+    draw("--ip_adapter", default="h94/IP-Adapter", help="folder in its layout, hub address, or a .safetensors file")
+    draw("--ip_scale", type=float, default=1.0, help="of the IP-Adapter's part")
+    draw("--controlnet", default="lllyasviel/sd-controlnet-scribble", help="local folder or hub address")
+    draw("--controlnet_scale", type=float, default=0.5, help="of the ControlNet's part")
+    draw(
+        "--samples",
+        type=int,
+        default=1,
+        help="pictures a trial, of which the one nearest to the decoded embedding stays",
+    )
+    draw("--clip_model", help="that judges samples: local folder or hub address (default: the one trained with)")
+    draw("--draw_batch", type=int, default=1, help="pictures drawn at once")
+    draw("--compare", nargs="*", choices=COMPARED, default=[], help="draw the same trials from these as well")
+    draw(
+        "--beside",
+        nargs="*",
+        default=[],
+        help="folders of other runs on the same trials, whose pictures stand in steps.png too",
+    )
     args = parser.parse_args()
     flags.check_generation(parser, args)
+    flags.check_at_least(parser, args, samples=1, draw_batch=1, prior_steps=1)
+    flags.check_numbers(parser, args, "prior_guidance", "ip_scale", "controlnet_scale")
+    flags.check_share(parser, args, "strength")
+    told = set(args.conditioning)
+    if "text_states" in told:
+        if len(told) > 1 or any(
+            (args.prior_dir, args.low_level_dir, args.caption_dir, args.structure_dir, args.compare, args.samples > 1)
+        ):
+            parser.error("--conditioning text_states goes alone")
+        args.num_inference_steps = args.num_inference_steps or 50
+        args.guidance_scale = 7.5 if args.guidance_scale is None else args.guidance_scale
+        args.scheduler = args.scheduler or "pndm"
+        args.image_model = args.image_model or "CompVis/stable-diffusion-v1-4"
+    elif args.captions:
+        parser.error("--captions goes with --conditioning text_states; --caption_dir decodes captions")
+    args.scheduler = args.scheduler or "dpm"
+    args.image_model = args.image_model or "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    if "controlnet" in told and not args.structure_vae:
+        parser.error("--conditioning controlnet needs --structure_vae, which makes maps of decoded latents")
+    if "ip_adapter" not in told and (args.prior_dir or {"ceiling", "nearest"} & set(args.compare)):
+        parser.error("--prior_dir and --compare ceiling, nearest need --conditioning ip_adapter")
+    if "caption" in args.compare and not args.caption_dir:
+        parser.error("--compare caption needs --caption_dir")
     return args
 
 
@@ -49,82 +112,201 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
+from torch.nn import functional as F
 
-from datasets.repetitions import repetitions
+from datasets.repetitions import Group, repetitions
+from models.captioner import Captioner
+from models.clip_targets import image_targets
+from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.eeg_encoders import STATES
-from models.image_generator import EEGImageGenerator, image_model_address
-from stages import clip_runs, retrieval
+from models.guided_generator import Guidance, GuidedGenerator
+from models.image_generator import EEGImageGenerator, image_model_address, read_prompts
+from models.structure import map_picture
+from stages import clip_runs, priors, retrieval, structure
 from stages.captions import read_captions
-from stages.embeddings import read_embeddings, write_embeddings
-from stages.image_metrics import true_class_picture
-from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawn_with, save_with_recipe
-from stages.rows import read_rows
+from stages.clip_runs import ClipRun
+from stages.embeddings import read_embeddings, read_guidance, write_embeddings, write_guidance
+from stages.image_metrics import compared_picture, true_class_picture
+from stages.pictures import (
+    PictureFolder,
+    Stimuli,
+    check_gpu_is_free,
+    drawn_with,
+    opened_whole,
+    read_photo,
+    save_with_recipe,
+    steps_sheet,
+)
+from stages.rows import Row, read_rows
 from stages.runs import check_output, report_decoded
-from utils.device import pick_device
-from utils.files import write_json
-from utils.hub import fetch_nothing
+from utils.checkpoints import fingerprint
+from utils.device import free_gpu_memory, pick_device
+from utils.files import read_json, write_json
+from utils.hub import fetch_nothing, model_identity
+from utils.paths import written_whole
 from utils.progress import progress
 
+# ---------------------------------------------------------------- stage 1: EEG → decoded.jsonl, embeddings.safetensors
 
-def main(args: argparse.Namespace) -> None:
-    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
-    embeddings = output_dir / "embeddings.safetensors"
-    draws = args.stage != "decode"
-    check_output(output_dir)
-    if draws:  # asked before anything is decoded
-        image_model = image_model_address(args.image_model)
-        fetch_nothing(image_model, "model_index.json", "--image_model")
 
-    # ------------------------------------------------------------ stage 1: EEG → decoded.jsonl
-    if args.stage != "images":
-        run = clip_runs.open_run(
-            Path(args.model_dir), args.datasets_dir, args.split, args.foundation_dir, args.cache_dir, device
+def open_like(args, place: str, target: str, device: torch.device, wanted: list[Group]) -> tuple[ClipRun, list[Group]]:
+    """A further run on the same trials, and its groups of them; UserError where it is towards another target or of other trials."""
+    run = clip_runs.open_run(Path(place), args.datasets_dir, args.split, args.foundation_dir, args.cache_dir, device)
+    if run.checkpoint["target"] != target:
+        raise UserError(f"{place} was trained towards {run.checkpoint['target']}; expected --target {target}")
+    of = {(group.subject, group.first): group for group in repetitions(run.dataset)}
+    if lacking := [group for group in wanted if (group.subject, group.first) not in of]:
+        raise UserError(
+            f"{place} keeps other trials for its {args.split} than {args.model_dir} ({lacking[0].subject}, {lacking[0].image}); train both under one protocol"
         )
-        checkpoint = run.checkpoint
-        if checkpoint["target"] != "text_states" or "prototypes" not in checkpoint:
-            raise UserError(
-                f"{args.model_dir} was trained towards {checkpoint['target']}; --conditioning text_states needs --target text_states"
-            )
-        if checkpoint["shuffled"]:
-            raise UserError(f"{args.model_dir} is a shuffled-label control; its pictures would say nothing")
-        groups = repetitions(run.dataset)
-        if not groups:
-            raise UserError(f"{args.datasets_dir} has no {args.split} trials under {checkpoint['protocol']}")
-        chosen = [
-            groups[k]
-            for k in torch.linspace(0, len(groups) - 1, min(args.num_samples, len(groups))).round().int().tolist()
-        ]
-        outputs = retrieval.embed(run.model, run.dataset, chosen, run.people, device, args.batch_size)  # (N, 77, D)
-        p = retrieval.prototype_probabilities(outputs, checkpoint["prototypes"], checkpoint["centre"])
-        rows = retrieval.class_rows(run.dataset, chosen, p, "prototype")
-        alone = {
-            row.index: (states[None], torch.zeros(1, states.shape[-1]))
-            for row, states in zip(rows, outputs, strict=True)
-        }
-        write_embeddings(embeddings, rows, alone, checkpoint["image_model"])
-        of = {"downstream_dataset": run.description.name, "protocol": checkpoint["protocol"]}
-        record = {"arguments": vars(args) | of, "store": run.dataset.store.fingerprint, "model": str(args.model_dir)}
-        report_decoded(rows, output_dir, record)
-        if caution := run.description.caution_for(checkpoint["protocol"]):
-            print(caution)
-        del run, checkpoint, outputs, alone  # the image stage has the GPU for itself
+    return run, [of[group.subject, group.first] for group in wanted]
 
-    # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
-    if not draws:
-        return
-    rows = read_rows(output_dir / "decoded.jsonl")
-    states = read_embeddings(embeddings, rows, image_model)
+
+def decode_states(args, run: ClipRun, chosen: list[Group], device: torch.device, path: Path) -> list[Row]:
+    """Decoded text states and the class of the nearest mean state."""
+    checkpoint = run.checkpoint
+    outputs = retrieval.embed(run.model, run.dataset, chosen, run.people, device, args.batch_size)  # (N, 77, D)
+    p = retrieval.prototype_probabilities(outputs, checkpoint["prototypes"], checkpoint["centre"])
+    rows = retrieval.class_rows(run.dataset, chosen, p, "prototype")
+    alone = {
+        row.index: (states[None], torch.zeros(1, states.shape[-1])) for row, states in zip(rows, outputs, strict=True)
+    }
+    write_embeddings(path, rows, alone, checkpoint["image_model"])
+    return rows
+
+
+def decode_guidance(args, run: ClipRun, chosen: list[Group], device: torch.device, path: Path) -> list[Row]:
+    """Decoded embeddings, latents, maps and captions, as far as they are asked for; retrieval among the test images."""
+    checkpoint, images_dir = run.checkpoint, Path(args.stimuli_dir)
+    cache_dir = Path(args.cache_dir or run.dataset.store.path.resolve().parent / "token_cache")
+    told = set(args.conditioning)
+
+    def targets(images: list[str]) -> torch.Tensor:
+        return image_targets(
+            args.clip_model or checkpoint["clip_model"], retrieval.image_paths(images, images_dir), cache_dir
+        ).float()
+
+    # ------------------------------------------------------------ the embedding; what it is nearest to
+    decoded = clip_runs.clip_part(run, chosen, device, args.batch_size)  # (N, D)
+    candidates, trained_on = sorted({trial.image for trial in run.dataset.trials}), sorted(checkpoint["seen"])
+    among, of_training = targets(candidates), targets(trained_on)
+    if decoded.shape[1] != among.shape[1]:
+        raise UserError(
+            f"{args.model_dir} gives embeddings of width {decoded.shape[1]}, --clip_model of width {among.shape[1]}"
+        )
+    if checkpoint.get("prototypes") is not None:
+        p = retrieval.prototype_probabilities(decoded, checkpoint["prototypes"], checkpoint["centre"])
+        rows = retrieval.class_rows(run.dataset, chosen, p, "prototype")
+    else:
+        rows = retrieval.retrieval_rows(run.dataset, chosen, decoded, among, candidates)
+    nearest = (F.normalize(decoded, dim=-1) @ F.normalize(of_training, dim=-1).T).argmax(dim=1).tolist()
+    for row, place in zip(rows, nearest, strict=True):
+        row.nearest = trained_on[place]
+    kept = {"decoded": decoded}
+    if "ip_adapter" in told:
+        # without a prior, the embedding at the length that embeddings of images have
+        kept["embedding"] = (F.normalize(decoded, dim=-1) * of_training.norm(dim=-1).mean())[:, None]  # (N, 1, D)
+        if args.prior_dir:
+            prior = priors.read_prior(
+                Path(args.prior_dir), fingerprint(run.model), checkpoint.get("clip"), decoded.shape[1]
+            ).to(device)
+            seeds = [[args.seed + row.index + 100_000 * k for row in rows] for k in range(args.samples)]
+            drawn = [prior.sample(decoded.to(device), of, args.prior_steps, args.prior_guidance).cpu() for of in seeds]
+            kept["embedding"] = torch.stack(drawn, dim=1)  # (N, samples, D)
+        if "ceiling" in args.compare:
+            kept["ceiling"] = among[[candidates.index(group.image) for group in chosen]]
+        if "nearest" in args.compare:
+            kept["nearest"] = of_training[nearest]
+
+    # ------------------------------------------------------------ latents, map, caption
+    if args.low_level_dir:
+        low, groups = open_like(args, args.low_level_dir, "vae_latent", device, chosen)
+        flat = retrieval.embed(low.model, low.dataset, groups, low.people, device, args.batch_size)
+        kept["latents"] = flat.unflatten(1, low.checkpoint["settings"]["latents"])  # (N, 4, h, w)
+        del low
+    if "controlnet" in told:
+        vae, about = structure.read_vae(Path(args.structure_vae))
+        structure.must_not_have_seen(about, Path(args.structure_vae), candidates)
+        other, groups = open_like(args, args.structure_dir or args.model_dir, "structure", device, chosen)
+        if fingerprint(vae) != other.checkpoint.get("vae"):
+            raise UserError(
+                f"{args.structure_dir or args.model_dir} was trained towards another VAE than {args.structure_vae}"
+            )
+        outputs = retrieval.embed(other.model, other.dataset, groups, other.people, device, args.batch_size)
+        kept["map"] = structure.decoded_maps(vae, outputs[:, other.checkpoint["clip_width"] :])  # (N, 1, 128, 128)
+        del other, vae
+    if args.caption_dir:
+        adapter = priors.read_adapter(
+            Path(args.caption_dir), fingerprint(run.model), args.captioner, decoded.shape[1]
+        ).to(device)
+        captioner = Captioner(args.captioner, device)
+        with torch.no_grad():
+            for k in range(0, len(rows), 16):
+                for row, caption in zip(
+                    rows[k : k + 16], captioner.from_tokens(adapter(decoded[k : k + 16].to(device))), strict=True
+                ):
+                    row.text = row.prompt = caption
+    write_guidance(path, rows, kept)
+    return rows
+
+
+def decode(args, device: torch.device, output_dir: Path) -> None:
+    """Write decoded.jsonl and embeddings.safetensors."""
+    run = clip_runs.open_run(
+        Path(args.model_dir), args.datasets_dir, args.split, args.foundation_dir, args.cache_dir, device
+    )
+    checkpoint, states = run.checkpoint, args.conditioning == ["text_states"]
+    expected = (
+        ("text_states",)
+        if states
+        else ("structure",)
+        if args.conditioning == ["controlnet"] and not args.structure_dir
+        else ("image", "structure")
+    )
+    if checkpoint["target"] not in expected or (states and "prototypes" not in checkpoint):
+        raise UserError(
+            f"{args.model_dir} was trained towards {checkpoint['target']}; --conditioning {' '.join(args.conditioning)} needs --target {' or '.join(expected)}"
+        )
+    groups = repetitions(run.dataset)
+    if not groups:
+        raise UserError(f"{args.datasets_dir} has no {args.split} trials under {checkpoint['protocol']}")
+    places = torch.linspace(0, len(groups) - 1, min(args.num_samples, len(groups))).round().int().tolist()
+    path = output_dir / "embeddings.safetensors"
+    rows = (decode_states if states else decode_guidance)(args, run, [groups[k] for k in places], device, path)
+    of = {
+        "downstream_dataset": run.description.name,
+        "protocol": checkpoint["protocol"],
+        "clip_model": args.clip_model or checkpoint["clip_model"],
+    }
+    record = {
+        "arguments": vars(args) | of,
+        "store": run.dataset.store.fingerprint,
+        "model": str(args.model_dir),
+        "shuffled": checkpoint["shuffled"],
+    }
+    report_decoded(rows, output_dir, record)
+    if checkpoint["shuffled"]:
+        print("this is a shuffled-label control: its pictures show what an untaught decoder draws")
+    if caution := run.description.caution_for(checkpoint["protocol"]):
+        print(caution)
+
+
+# ---------------------------------------------------------------- stage 2: decoded.jsonl → pictures
+
+
+def draw_states(args, rows: list[Row], image_model: str, device: torch.device, output_dir: Path) -> None:
+    """Pictures from decoded text states; with --captions also from the test images' own captions."""
+    states = read_embeddings(output_dir / "embeddings.safetensors", rows, image_model)
     if any(conditioning.states.shape[1] != STATES[0] for conditioning in states.values()):
-        raise UserError(f"{embeddings} holds states of another number of places than {STATES[0]}; decode again")
+        raise UserError(
+            f"{output_dir / 'embeddings.safetensors'} holds states of another number of places than {STATES[0]}; decode again"
+        )
     captions = read_captions(Path(args.captions), [row.image for row in rows]) if args.captions else {}
     recipe = {"model": image_model, "steps": args.num_inference_steps, "guidance": args.guidance_scale, "size": args.image_size,
               "conditioning": "text_states", "scheduler": args.scheduler}  # fmt: skip
     pictures = PictureFolder(output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding})
-    told = {
-        row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | recipe | {"conditioning": "caption"}
-        for row in rows
-        if captions
-    }
+    told = {row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | recipe | {"conditioning": "caption"}
+            for row in rows if captions}  # fmt: skip
     missing = [row for row in rows if captions and drawn_with(true_class_picture(output_dir, row)) != told[row.index]]
     if pictures.missing or missing:
         check_gpu_is_free(device, args.max_held_mib)
@@ -138,16 +320,156 @@ def main(args: argparse.Namespace) -> None:
         for row, seed in pictures.to_draw():
             pictures.keep(row, generator.generate(states[row.index], seed))
         for row in progress(missing, desc="drawing from captions", unit="image"):
-            save_with_recipe(
-                generator.generate(captions[row.image], args.seed + row.index),
-                told[row.index],
-                true_class_picture(output_dir, row),
-            )
+            picture = generator.generate(captions[row.image], args.seed + row.index)
+            save_with_recipe(picture, told[row.index], true_class_picture(output_dir, row))
     if captions:
         about = {"told": "the stimulus's caption", "pictures": len(rows)}
         write_json(recipe | {"conditioning": "caption"} | about, output_dir / "true_class" / "true_class.json")
     stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.stimuli_dir))
     pictures.finish(stimuli.of, (lambda row: true_class_picture(output_dir, row)) if captions else None)
+
+
+def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, output_dir: Path) -> None:
+    """Pictures from decoded embeddings, latents and maps: all samples, then the choice, then what they are compared with."""
+    kept = read_guidance(output_dir / "embeddings.safetensors", rows)
+    place = {row.index: k for k, row in enumerate(rows)}
+    for name, needed in (("embedding", "ip_adapter" in args.conditioning), ("map", "controlnet" in args.conditioning),
+                         ("latents", bool(args.low_level_dir)), *((name, name in args.compare) for name in COMPARED[:2])):  # fmt: skip
+        if needed and name not in kept:
+            raise UserError(
+                f"{output_dir / 'embeddings.safetensors'} holds no {name}; run --stage decode with the same flags"
+            )
+    parts = {}
+    if "ip_adapter" in args.conditioning:
+        parts |= {
+            "ip_adapter": model_identity(args.ip_adapter) if Path(args.ip_adapter).is_dir() else args.ip_adapter,
+            "ip_scale": args.ip_scale,
+        }
+    if "controlnet" in args.conditioning:
+        parts |= {"controlnet": model_identity(args.controlnet), "controlnet_scale": args.controlnet_scale}
+    if args.low_level_dir:
+        parts |= {"strength": args.strength}
+    recipe = {"model": image_model, "steps": args.num_inference_steps, "guidance": args.guidance_scale, "size": args.image_size,
+              "conditioning": " ".join(args.conditioning), "scheduler": args.scheduler} | parts  # fmt: skip
+
+    # ------------------------------------------------------------ what is to be drawn: (file, recipe, guidance) a picture
+    def path(way: str, row: Row, sample: int = 0) -> Path:
+        if way != "decoded":
+            return compared_picture(output_dir, way, row)
+        return output_dir / "samples" / f"sample_{row.index:04d}_{sample}.png"
+
+    wanted, seeds = [], {}
+    for row in rows:
+        for way, sample in [("decoded", k) for k in range(args.samples)] + [(way, 0) for way in args.compare]:
+            seed = args.seed + row.index + 100_000 * sample
+            prompt = row.prompt if way in ("decoded", "caption") else ""
+            told = {"prompt": prompt, "seed": seed} | recipe | {"embedding": row.embedding, "drawn_from": way}
+            wanted.append((row, way, sample, told))
+            seeds[path(way, row, sample)] = seed
+    missing = [item for item in wanted if drawn_with(path(*item[1:2], item[0], item[2])) != item[3]]
+    final = PictureFolder(
+        output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding, "samples": args.samples}
+    )
+    shown = output_dir / "low_level"
+    if args.low_level_dir and not all((shown / f"{row.index:04d}.png").is_file() for row in rows):
+        missing = missing or wanted[:1]  # the VAE is needed
+
+    # ------------------------------------------------------------ prompts, then the image model without its text encoders
+    if missing:
+        prompts, empty = read_prompts(image_model, sorted({told["prompt"] for *_, told in wanted}), device)
+        check_gpu_is_free(device, args.max_held_mib)
+
+        def generator_for(way: str) -> GuidedGenerator:
+            alone = way in ("ceiling", "nearest", "caption")
+            return GuidedGenerator(
+                image_model, device, empty, args.num_inference_steps, args.guidance_scale, args.image_size, args.scheduler,
+                ip_adapter=args.ip_adapter if "ip_adapter" in args.conditioning and way != "caption" else None,
+                width=kept["decoded"].shape[1], ip_scale=args.ip_scale,
+                controlnet=args.controlnet if "controlnet" in args.conditioning and not alone else None,
+                controlnet_scale=args.controlnet_scale, strength=args.strength if args.low_level_dir and not alone else None,
+            )  # fmt: skip
+
+        def guidance(row: Row, way: str, sample: int, told: dict) -> Guidance:
+            k, alone = place[row.index], way in COMPARED
+            embedding = None
+            if "ip_adapter" in args.conditioning and way != "caption":
+                embedding = kept[way][k] if alone else kept["embedding"][k, min(sample, kept["embedding"].shape[1] - 1)]
+            latents = kept["latents"][k] if args.low_level_dir and not alone else None
+            drawn_map = map_picture(kept["map"][k]) if "controlnet" in args.conditioning and not alone else None
+            return Guidance(prompts[told["prompt"]], embedding, latents, drawn_map)
+
+        with progress(total=len(missing), desc="drawing", unit="image") as bar:
+            for group in (("decoded",), ("ceiling", "nearest"), ("caption",)):
+                todo = [item for item in missing if item[1] in group]
+                generator = generator_for(group[0]) if todo else None
+                for start in range(0, len(todo), args.draw_batch):
+                    batch = todo[start : start + args.draw_batch]
+                    files = [path(way, row, sample) for row, way, sample, _ in batch]
+                    drawn = generator.draw([guidance(*item) for item in batch], [seeds[file] for file in files])
+                    for file, picture, item in zip(files, drawn, batch, strict=True):
+                        save_with_recipe(picture, item[3], file)
+                    bar.update(len(batch))
+                if generator and args.low_level_dir and group == ("decoded",):
+                    for row in rows:
+                        with written_whole(shown / f"{row.index:04d}.png") as unfinished:
+                            generator.picture_of(kept["latents"][place[row.index]]).save(unfinished, format="PNG")
+                del generator
+                free_gpu_memory(device)
+
+    # ------------------------------------------------------------ of several samples, the one nearest to what was decoded
+    chosen = dict.fromkeys(place, 0)
+    if args.samples > 1:
+        embed = CLIPImageTargetBuilder(str(args.clip_model), output_dir).load()
+        for row in rows:
+            vectors = embed([opened_whole(path("decoded", row, k)) for k in range(args.samples)])
+            like = F.cosine_similarity(vectors.float(), kept["decoded"][place[row.index]][None])
+            chosen[row.index] = int(like.argmax())
+    for row in rows:
+        final.keep(row, opened_whole(path("decoded", row, chosen[row.index])))
+    if args.samples > 1:
+        write_json({str(index): sample for index, sample in chosen.items()}, output_dir / "samples/chosen.json")
+
+    # ------------------------------------------------------------ sheets
+    stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.stimuli_dir))
+    final.finish(stimuli.of, (lambda row: path("ceiling", row)) if "ceiling" in args.compare else None)
+    columns = {
+        "seen": stimuli.of,
+        "nearest training image": lambda row: read_photo(Path(args.stimuli_dir) / row.nearest),
+    }
+    for folder in map(Path, args.beside):
+        other = PictureFolder(folder, read_rows(folder / "decoded.jsonl"), {}, 0)
+        names = {(row.subject, row.image): other.path("generated", row) for row in other.rows}
+        columns[folder.name] = lambda row, names=names: (
+            opened_whole(names[row.subject, row.image]) if (row.subject, row.image) in names else None
+        )
+    if "latents" in kept:
+        columns["low level"] = lambda row: opened_whole(shown / f"{row.index:04d}.png")
+    if "map" in kept:
+        columns["structure"] = lambda row: map_picture(kept["map"][place[row.index]])
+    columns |= {{"nearest": "from the nearest", "caption": "from the caption", "ceiling": "from its own embedding"}[way]:
+                lambda row, way=way: opened_whole(path(way, row)) for way in args.compare}  # fmt: skip
+    columns["drawn"] = lambda row: opened_whole(final.path("generated", row))
+    with written_whole(output_dir / "steps.png") as unfinished:
+        steps_sheet(rows[:: max(1, len(rows) // 10)][:10], columns).save(unfinished, format="PNG")
+    print(output_dir / "steps.png")
+
+
+def main(args: argparse.Namespace) -> None:
+    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
+    check_output(output_dir)
+    if args.stage != "decode":  # asked before anything is decoded
+        image_model = image_model_address(args.image_model)
+        fetch_nothing(image_model, "model_index.json", "--image_model")
+    if args.stage != "images":
+        decode(args, device, output_dir)
+        free_gpu_memory(device)
+    if args.stage == "decode":
+        return
+    rows = read_rows(output_dir / "decoded.jsonl")
+    if args.samples > 1 and not args.clip_model:
+        args.clip_model = read_json(output_dir / "run.json")["arguments"]["clip_model"]
+    draw = draw_states if args.conditioning == ["text_states"] else draw_guided
+    draw(args, rows, image_model, device, output_dir)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,13 @@ MODELS = {
     "stable-diffusion": "model_index.json",
     "amused": "model_index.json",
     "clip": "model.safetensors",
+    "stable-diffusion-shapes": "model_index.json",
+    "ip-adapter": "models/ip-adapter_sd15.safetensors",
+    "controlnet": "config.json",
+    "captioner": "model.safetensors",
+    "classifier": "model.safetensors",
 }
+OF_SHAPES = list(MODELS)[4:]  # for pictures of seen images; the other pipelines need none of them
 NAMES = ("BCICIV2a", "BCICIV2b", "VI", "THINGS", "EEGImageNet")
 
 
@@ -42,8 +48,8 @@ def parse_args() -> argparse.Namespace:
         "--models",
         nargs="*",
         choices=("CSBrain.pth", *MODELS),
-        default=["CSBrain.pth", *MODELS],
-        help="which tiny models to put into --pth_dir",
+        default=["CSBrain.pth", *(name for name in MODELS if name not in OF_SHAPES)],
+        help="which tiny models to put into --pth_dir (default: those that drawing seen images does not need alone)",
     )
     add("--runs", type=int, default=6, help="BCIC-like: task runs a recording (the real ones have 6)")
     add("--trials_per_run", type=int, default=12, help="BCIC-like: trials a run (the real ones have 48)")
@@ -70,7 +76,7 @@ from datasets.prepare import SIMULATED
 from demo import imagenet_like, things_like
 from demo.bcic_like import DemoSize, write_bcic2b_like, write_bcic_like
 from demo.drawings import drawing
-from demo.tiny_models import complete_image_model, write_csbrain, write_language_model
+from demo.tiny_models import complete_image_model, complete_ip_adapter, write_csbrain, write_language_model
 from demo.vi_like import VIDemoSize, write_vi_like
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.loading import quiet
@@ -151,9 +157,13 @@ def main(args: argparse.Namespace) -> None:
     for name in [name for name in MODELS if name in args.models and name != LLM]:
         shipped, folder = ROOT / "demo/assets" / name, pth / name
         if not folder.exists():
-            if not (shipped / "config.json").exists() and not (shipped / "model_index.json").exists():
+            if not any(
+                (shipped / file).exists() for file in ("config.json", "model_index.json", "factors.safetensors")
+            ):
                 raise UserError(f"{shipped} is not there; restore it from the repository or run train_demo_images.py")
-            if name == "clip":
+            if name == "ip-adapter":
+                complete_ip_adapter(shipped, folder)
+            elif (shipped / "config.json").exists():
                 with written_whole(folder) as unfinished:
                     shutil.copytree(shipped, unfinished)
             else:

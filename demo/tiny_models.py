@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -192,3 +193,13 @@ def complete_image_model(shipped: Path, folder: Path) -> None:
         shutil.copytree(shipped, unfinished)
         tokenizer.save_pretrained(unfinished / "tokenizer")
         random_text_encoder(kind, tokenizer).half().save_pretrained(unfinished / "text_encoder")
+
+
+def complete_ip_adapter(shipped: Path, folder: Path) -> None:
+    """Write an IP-Adapter in the published layout; its projection is shipped as two factors, a tenth of the size."""
+    state = load_file(shipped / "factors.safetensors")
+    wide, narrow = state.pop("wide").float(), state.pop("narrow").float()
+    state["image_proj.proj.weight"] = (wide @ narrow).half()
+    with written_whole(folder) as unfinished:
+        (unfinished / "models").mkdir(parents=True)
+        save_file(state, unfinished / "models/ip-adapter_sd15.safetensors", metadata={"format": "pt"})

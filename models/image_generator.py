@@ -6,16 +6,24 @@ targets of the mapper are built with the same `read_prompt`, so that training an
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput, PNDMScheduler
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    ImagePipelineOutput,
+    PNDMScheduler,
+)
 from PIL import Image
 
 from models import IMAGE_FAMILIES, choose
 from models.loading import load_pipeline
+from utils.device import free_gpu_memory
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
 
@@ -48,6 +56,9 @@ class Conditioning:
         pooled = None if self.pooled is None else torch.lerp(self.pooled, other.pooled.to(self.pooled), share)
         return Conditioning(torch.lerp(self.states, other.states.to(self.states), share), pooled)
 
+    def cpu(self) -> "Conditioning":
+        return Conditioning(self.states.cpu(), None if self.pooled is None else self.pooled.cpu())
+
     def must_be_as_wide_as(self, own: "Conditioning") -> None:
         """Raise UserError where an image model reads states, or a pooled vector, of another width."""
         mine, wanted = ([t.shape[-1] for t in (c.states, c.pooled) if t is not None] for c in (self, own))
@@ -67,6 +78,9 @@ class StableDiffusion:
     steps, guidance_scale = 25, 7.5
     backbone = "unet"
     not_for_reading = ("unet", "vae", "safety_checker", "image_encoder", "feature_extractor")
+    not_for_drawing = ("text_encoder", "tokenizer", "image_encoder")
+    guided, large = True, False  # by IP-Adapter, latents and ControlNet; too large for a small GPU at once
+    ip_adapter = "models/ip-adapter_sd15.safetensors"  # in h94/IP-Adapter
 
     def __init__(self, pipeline: DiffusionPipeline):
         self.pipeline = pipeline
@@ -112,6 +126,17 @@ class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL: two text encoders, and a pooled vector of the second one."""
 
     not_for_reading = ("unet", "vae", "image_encoder", "feature_extractor")
+    not_for_drawing = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder")
+    large = True
+    ip_adapter = "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
+
+    def set_scheduler(self) -> None:
+        """The published sampler; a model that was distilled to few steps (SDXL-Turbo) keeps its own, without guidance."""
+        own = self.pipeline.scheduler
+        if isinstance(own, EulerAncestralDiscreteScheduler) and own.config.timestep_spacing == "trailing":
+            self.steps, self.guidance_scale = 4, 0.0
+        else:
+            super().set_scheduler()
 
     def read_prompt(self, prompt: str) -> Conditioning:
         states, _, pooled, _ = self.pipeline.encode_prompt(
@@ -143,6 +168,7 @@ class Amused(StableDiffusion):
     steps, guidance_scale = 12, 10.0
     backbone = "transformer"
     not_for_reading = ("transformer", "vqvae")
+    guided, ip_adapter = False, None
 
     def set_scheduler(self) -> None:
         pass
@@ -163,16 +189,22 @@ class Amused(StableDiffusion):
         }
 
 
-def load_image_model(name: str, dtype: torch.dtype = torch.float32, for_reading: bool = False) -> StableDiffusion:
+def load_image_model(
+    name: str, dtype: torch.dtype = torch.float32, for_reading: bool = False, for_drawing: bool = False
+) -> StableDiffusion:
     """An image model as an object of its family, on the CPU.
 
     name : str. A local folder in the hub's layout (nothing is downloaded then), or a hub address.
     for_reading : bool. Load only what reads prompts: tokenizers and text encoders.
+    for_drawing : bool. Load all but these.
     Raises UserError if the model cannot be loaded, or its family is not known.
     """
     diffusers.logging.set_verbosity_error()  # what goes wrong is raised, and said in one line
     local = {"local_files_only": fetch_nothing(name, "model_index.json", "--image_model")}
-    without = {kind: choose(IMAGE_FAMILIES, kind).not_for_reading for kind in IMAGE_FAMILIES} if for_reading else {}
+    families = {kind: choose(IMAGE_FAMILIES, kind) for kind in IMAGE_FAMILIES}
+    without = {kind: family.not_for_reading for kind, family in families.items()} if for_reading else {}
+    if for_drawing:
+        without = {kind: family.not_for_drawing for kind, family in families.items()}
     pipeline, kind = load_pipeline(name, "--image_model", HINT, IMAGE_FAMILIES, without, dtype, **local)
     with loading(f"--image_model {name}", HINT):
         return choose(IMAGE_FAMILIES, kind)(pipeline)
@@ -188,6 +220,7 @@ class EEGImageGenerator:
     steps : int, optional. Default: the family's.
     guidance_scale : float, optional. Classifier-free guidance; default: the family's.
     scheduler : {"dpm", "pndm"}. dpm: the family's own choice; pndm: what Stable Diffusion 1.4 was published with.
+    for_drawing : torch.device, optional. Leave text encoders out; where the rest will work, which decides its precision.
     image_size : int. Edge in pixels. A model whose own size is smaller draws at that size, and the picture is
         enlarged.
     Raises UserError if the model cannot be loaded.
@@ -195,10 +228,11 @@ class EEGImageGenerator:
 
     def __init__(
         self, name: str, device: torch.device, steps: int | None = None, guidance_scale: float | None = None,
-        image_size: int = 512, scheduler: str = "dpm",
+        image_size: int = 512, scheduler: str = "dpm", for_drawing: torch.device | None = None,
     ):  # fmt: skip
         self.name = name
-        self.family = load_image_model(name, torch.float16 if device.type == "cuda" else torch.float32)
+        dtype = torch.float16 if (for_drawing or device).type == "cuda" else torch.float32
+        self.family = load_image_model(name, dtype, for_drawing=for_drawing is not None)
         if scheduler == "pndm":
             self.family.pipeline.scheduler = PNDMScheduler.from_config(
                 self.family.pipeline.scheduler.config, skip_prk_steps=True
@@ -255,3 +289,23 @@ class EEGImageGenerator:
         if any(getattr(drawn, "nsfw_content_detected", None) or []):
             print("notice: the image model's safety checker blackened this picture")
         return drawn.images[0].resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+
+
+@torch.inference_mode()
+def read_prompts(
+    name: str, prompts: Sequence[str], device: torch.device
+) -> tuple[dict[str, Conditioning], Conditioning]:
+    """Each prompt, and the empty one, as an image model's text encoders read them; these are gone afterwards. On the CPU.
+
+    Raises UserError if the model cannot be loaded, or gives what is not finite.
+    """
+    family = load_image_model(name, torch.float16 if device.type == "cuda" else torch.float32, for_reading=True)
+    family.pipeline.to(device)
+    with loading(f"--image_model {name}", HINT):
+        told = {prompt: family.read_prompt(prompt).cpu() for prompt in prompts}
+        empty = family.read_empty().cpu()
+        if not all(torch.isfinite(of.states).all() for of in (*told.values(), empty)):
+            raise ValueError("its text encoder gives NaN or infinity")
+    del family
+    free_gpu_memory(device)
+    return told, empty

@@ -69,3 +69,48 @@ def read_embeddings(path: Path, rows: Sequence[Row], image_model: str) -> dict[i
         print(f"notice: the mapper's states were trained towards {', '.join(sorted(others))}, and {image_model} "
               "reads them now; another kind of model reads other states")  # fmt: skip
     return {index: conditioning for index, (_, conditioning) in found.items()}
+
+
+# ---------------------------------------------------------------- what pictures of seen images are drawn from
+
+
+def write_guidance(path: Path, rows: Sequence[Row], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Keep tensors (N, …) of the rows, in their order, and mark each row with the digest of its own.
+
+    What another run left is removed: it would not belong to these trials.
+    """
+    path.unlink(missing_ok=True)
+    kept = {name: tensor.float().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(save(kept | {"index": torch.tensor([row.index for row in rows])}))
+    for k, row in enumerate(rows):
+        row.embedding = _digest_of(kept, k)
+
+
+def read_guidance(path: Path, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """The tensors (N, …), in the order of the rows; UserError if they are not there, damaged, or of other trials."""
+    kept = read_tensors(path)
+    index = kept.pop("index", None)
+    sizes = {len(tensor) if tensor.ndim else -1 for tensor in kept.values()}
+    wrong = any(tensor.dtype != torch.float32 or not torch.isfinite(tensor).all() for tensor in kept.values())
+    if (
+        index is None
+        or index.dtype != torch.int64
+        or wrong
+        or sizes != {len(rows)}
+        or index.tolist() != [row.index for row in rows]
+    ):
+        raise UserError(f"{path} is damaged, or of other trials than decoded.jsonl; decode again")
+    kept = dict(sorted(kept.items()))
+    for k, row in enumerate(rows):
+        if _digest_of(kept, k) != row.embedding:
+            raise UserError(f"{path} belongs to other trials than decoded.jsonl (trial {row.index}); decode again")
+    return kept
+
+
+def _digest_of(tensors: Mapping[str, torch.Tensor], k: int) -> str:
+    """Tells what trial k is drawn from; `tensors` are sorted by name."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape[1:])} ".encode() + as_bytes(tensor[k]))
+    return found.hexdigest()[:16]

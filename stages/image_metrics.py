@@ -5,7 +5,7 @@ Stimuli are shown to several trials here, so two-way identification asks against
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from models.image_features import pixels
 from stages.pictures import PictureFolder, Stimuli, drawn_with
 from stages.rows import Row
-from stages.statistics import mean_and_interval
+from stages.statistics import difference, mean_and_interval
 from utils.errors import UserError
 from utils.limits import opened_picture
 from utils.progress import progress
@@ -24,6 +24,13 @@ EDGE = 425  # pixels, of PixCorr and SSIM
 SIGMA, TRUNCATE, CROP = 1.5, 3.5, 5  # of SSIM's Gaussian; pixels at the border that do not count
 PAIRINGS = 5  # random pairings of pictures with stimuli
 DRAWN, RANDOM, TRUE_CLASS, CAPTION = "as decoded", "paired at random", "true class's prompt", "the stimulus's caption"
+# folder's name of what generate_eeg2img.py --compare draws → in words
+COMPARED = {
+    "ceiling": "the stimulus's own embedding",
+    "nearest": "the nearest training image",
+    "caption": "the decoded caption alone",
+}
+CONTROL, OVER_CONTROL = "shuffled-label control", "as decoded, above the control"
 
 # ---------------------------------------------------------------- the metrics
 
@@ -87,6 +94,7 @@ class Pictures:
     true_class : list of PIL.Image. Drawn from the true class's prompt (draw_true_class.py); empty where that was not run.
     model : str. The image model, as a picture says.
     ceiling : str. What the pictures of `true_class` were drawn from, in words.
+    others : dict. What further pictures of the same trials were drawn from, in words → list of PIL.Image.
     """
 
     rows: list[Row]
@@ -95,6 +103,7 @@ class Pictures:
     true_class: list[Image.Image]
     model: str
     ceiling: str = TRUE_CLASS
+    others: dict[str, list[Image.Image]] = field(default_factory=dict)
 
 
 def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictures:
@@ -115,7 +124,25 @@ def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictur
     return Pictures(
         list(rows), [stimuli.of(row) for row in rows], drawn, true_class, str(recipes[0].get("model", "unknown")),
         CAPTION if true_class and (drawn_with(ceiling[0]) or {}).get("conditioning") == "caption" else TRUE_CLASS,
+        {words: _compared(folder, way, rows, recipes) for way, words in COMPARED.items()
+         if any(compared_picture(folder, way, row).is_file() for row in rows)},
     )  # fmt: skip
+
+
+def _compared(folder: Path, way: str, rows: Sequence[Row], recipes: Sequence[dict]) -> list[Image.Image]:
+    """Pictures of the same trials that were drawn from something else; UserError where they are of another run."""
+    for row, recipe in zip(rows, recipes, strict=True):
+        told = drawn_with(compared_picture(folder, way, row)) or {}
+        if any(told.get(name) != recipe.get(name) for name in ("model", "steps", "guidance", "size", "embedding")):
+            raise UserError(
+                f"{folder / 'compared'} is not of these pictures; run generate_eeg2img.py with --compare again"
+            )
+    return [_read(compared_picture(folder, way, row)) for row in rows]
+
+
+def compared_picture(folder: Path, way: str, row: Row) -> Path:
+    """File of a picture that was drawn for the same trial from something else; `way`: a key of `COMPARED`."""
+    return folder / "compared" / f"{way}_{row.index:04d}_true{row.true_label}.png"
 
 
 def true_class_picture(folder: Path, row: Row) -> Path:
@@ -143,15 +170,20 @@ NOTE = (
     "class draws, the most that decoding a class can reach. PixCorr and SSIM at 425 pixels; SSIM by column is what tables of this field "
     "print as SSIM. Two-way identification (AlexNet, Inception, CLIP): how often a picture is more like its own stimulus than like "
     "another one; guessing gives 50 %. '1 of K': how often its own stimulus is the likest of all K; guessing gives 1/K. Trials of one "
-    "stimulus are not asked against each other. SwAV is a distance: less is better. CLIP is the model that is named."
+    "stimulus are not asked against each other. The stimulus's own embedding: what the same image model draws when it is told what was seen, "
+    "the most that decoding an embedding can reach; the nearest training image: drawn from that one's embedding. Above the control: "
+    "the difference of the means, whose interval draws the trials of both anew. SwAV is a distance: less is better. CLIP is the model that is named."
 )
 
 
-def score_pictures(pictures: Pictures, networks: dict[str, Callable], seed: int = 0) -> list[dict]:
+def score_pictures(
+    pictures: Pictures, networks: dict[str, Callable], seed: int = 0, control: Pictures | None = None
+) -> list[dict]:
     """One line a way of drawing: what is drawn, n, people, and each metric's mean and 95 % interval.
 
     Lines: the pictures as decoded; the same pictures paired at random with the stimuli (values are means over
-    pairings); pictures from the true class's prompt, the most that decoding a class can reach with this image model.
+    pairings); pictures from the true class's prompt, the most that decoding a class can reach with this image model; what else the
+    same trials were drawn from. With a control: its pictures, and the difference of both means, whose interval draws both anew.
     """
     rng, n = np.random.default_rng(seed), len(pictures.rows)
     stimulus = [row.image or row.true_label for row in pictures.rows]
@@ -164,12 +196,31 @@ def score_pictures(pictures: Pictures, networks: dict[str, Callable], seed: int 
     if pictures.true_class:
         true_class = _Views(pictures.true_class, networks, "the true classes")
         found[pictures.ceiling] = _values(real, true_class, np.arange(n), stimulus)
+    for words, others in pictures.others.items():
+        found[words] = _values(real, _Views(others, networks, words), np.arange(n), stimulus)
+    if control:
+        seen = [row.image or row.true_label for row in control.rows]
+        of_control = _Views(control.stimuli, networks, "the control's stimuli")
+        drawn_by_it = _Views(control.drawn, networks, "the control's pictures")
+        found[CONTROL] = _values(of_control, drawn_by_it, np.arange(len(seen)), seen)
     lines = []
     for images, values in found.items():
         people = len({row.subject for row in pictures.rows})
-        line = {"images": images, "model": pictures.model, "n": n, "people": people}
+        line = {"images": images, "model": pictures.model, "n": len(next(iter(values.values()))), "people": people}
         for name, of_trials in values.items():
             line |= dict(zip((name, f"{name}, low", f"{name}, high"), mean_and_interval(of_trials), strict=True))
+        lines.append(line)
+    if control:
+        line = {
+            "images": OVER_CONTROL,
+            "model": pictures.model,
+            "n": n,
+            "people": len({row.subject for row in pictures.rows}),
+        }
+        for name, of_trials in found[DRAWN].items():
+            line |= dict(
+                zip((name, f"{name}, low", f"{name}, high"), difference(of_trials, found[CONTROL][name]), strict=True)
+            )
         lines.append(line)
     return lines
 

@@ -1,6 +1,7 @@
 """Pictures: what a person saw, the folder of what is drawn for each decoded trial, comparisons, the grid."""
 
 import json
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -232,4 +233,27 @@ def top_sheet(
                 colour = GREEN if image == row.image else "lightgrey"
                 draw.rectangle([x - 2, y + head - 4, x + edge + 1, y + head + edge - 1], outline=colour, width=2)
             sheet.paste(picture.resize((edge - 2, edge - 2)), (x, y + head - 2))
+    return sheet
+
+
+def steps_sheet(
+    rows: Sequence[Row], columns: Mapping[str, Callable[[Row], Image.Image | None]], edge: int = 128
+) -> Image.Image:
+    """A line a trial, a column a step between EEG and picture, headed by its name; below each line what was seen, and the decoded caption.
+
+    columns : mapping of a name to a function of the row; None leaves a place empty.
+    """
+    gap, head, below, font = 6, 34, 22, ImageFont.load_default(12)
+    sheet = Image.new("RGB", (gap + len(columns) * (edge + gap), head + len(rows) * (edge + below + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(columns):
+        for number, part in enumerate(textwrap.wrap(name.replace("_", " "), 20)[:2]):
+            draw.text((gap + column * (edge + gap), 3 + 14 * number), part, fill="black", font=font)
+    for line, row in enumerate(rows):
+        y = head + line * (edge + below + gap)
+        for column, picture_of in enumerate(columns.values()):
+            if picture := picture_of(row):
+                sheet.paste(ImageOps.fit(picture.convert("RGB"), (edge, edge)), (gap + column * (edge + gap), y))
+        said = f"{row.subject}: {row.true_name}" + (f'   decoded caption: "{row.prompt}"' if row.prompt else "")
+        draw.text((gap, y + edge + 3), said[: len(columns) * 20], fill="black", font=font)
     return sheet

@@ -140,3 +140,14 @@ def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, 
     draws = np.random.default_rng(seed).integers(0, len(values), (2000, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
+
+
+def difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of `a` less mean of `b`, and its 95 % bootstrap interval (2,000 draws of the trials of each)."""
+    a, b = a[np.isfinite(a)], b[np.isfinite(b)]
+    if not len(a) or not len(b):
+        return float("nan"), float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    draws = [x[rng.integers(0, len(x), (2000, len(x)))].mean(axis=1) for x in (a, b)]
+    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    return float(a.mean() - b.mean()), float(low), float(high)
