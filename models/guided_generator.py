@@ -39,9 +39,9 @@ class Guidance:
 
 
 def guidance_pairs(embeddings: torch.Tensor, guided: bool) -> torch.Tensor:
-    """(B, D) embeddings → what `ip_adapter_image_embeds` takes: (B, 1, D), with guidance (2B, 1, D), zeros first.
+    """(B, D) embeddings → what the denoiser takes: (B, 1, D), with guidance (2B, 1, D), zeros first.
 
-    diffusers cuts in two what it gets; half of B embeddings would be used in silence if the zeros were not there.
+    Guidance cuts in two what it gets; half of B embeddings would be used in silence if the zeros were not there.
     """
     x = embeddings[:, None]  # (B, 1, D)
     return torch.cat([torch.zeros_like(x), x]) if guided else x
@@ -187,6 +187,9 @@ class GuidedGenerator(EEGImageGenerator):
             if pairs.shape[:2] != expected:
                 raise ValueError(f"image embeddings are {tuple(pairs.shape)}; expected {expected} and a width")
             told["ip_adapter_image_embeds"] = [pairs]
+            # diffusers means one image for the whole batch: it would repeat the pairs B times, and each picture would be drawn from all
+            # of them, in silence. They have the shape that the denoiser takes, so they go there as they are.
+            self.pipeline.prepare_ip_adapter_image_embeds = lambda *_, **__: [pairs]
         size = {"height": self.drawn_size, "width": self.drawn_size}
         if first.structure is not None:
             told["control_image" if self.strength is not None else "image"] = [
