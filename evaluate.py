@@ -55,6 +55,9 @@ def parse_args() -> argparse.Namespace:
         default="openai/clip-vit-large-patch14",
         help="for --images: CLIP, a local folder or hub address",
     )
+    parser.add_argument(
+        "--convnet", help="for --images: a ResNet or ConvNeXt in the hub's layout, whose first and last stage judge too"
+    )
     parser.add_argument("--audit", metavar="STORE", help="look for leaks in this store, and in the runs on it")
     parser.add_argument(
         "--downstream_dataset", choices=list(DATASETS), help="for --audit: the store's (default: as the store says)"
@@ -188,7 +191,7 @@ def score_images(
 
     if not drawn:
         raise UserError("--images: none of these folders holds pictures; name folders of the generating scripts")
-    networks, missing = feature_networks(Path(args.metric_weights), args.clip_model)
+    networks, missing = feature_networks(Path(args.metric_weights), args.clip_model, args.convnet)
     lines = []
     for run in drawn:
         if not load_description(decoded_runs.description_of(run)).stimuli and not run.rows[0].image:

@@ -229,8 +229,13 @@ def train_epoch(args, model, loader, groups, tables, numbers, people, optimizer,
     return total / max(steps, 1)
 
 
-def evaluate(args, model, dataset, groups, tables, prototypes, people, device, vae=None) -> tuple[list, dict]:
-    """Rows of a split (retrieval among what nobody trained on, or classes), and measures of what is no answer."""
+def evaluate(
+    args, model, dataset, groups, tables, prototypes, people, device, vae=None, centre=None
+) -> tuple[list, dict]:
+    """Rows of a split (retrieval among what nobody trained on, or classes), and measures of what is no answer.
+
+    centre : the training images' mean latents. All images share it, and whoever draws it every time would seem to know something.
+    """
     if not groups:
         return [], {}
     outputs, measures = retrieval.embed(model, dataset, groups, people, device), {}
@@ -238,15 +243,12 @@ def evaluate(args, model, dataset, groups, tables, prototypes, people, device, v
         return retrieval.class_rows(dataset, groups, outputs.softmax(dim=1), "classifier"), {}
     if args.target == "vae_latent":
         own = torch.stack([tables["main"][group.image] for group in groups]).flatten(1)
-        return [], {"latents": measured("correlation", retrieval.correlation(outputs, own).tolist())}
+        return [], {"latents": measured("correlation", retrieval.correlation(outputs - centre, own - centre).tolist())}
     if args.target == "structure":
         width = len(tables["main"][groups[0].image])
         paths = retrieval.image_paths([group.image for group in groups], Path(args.images_dir))
         maps = structure.decoded_maps(vae, outputs[:, width:])
-        outputs, measures = (
-            outputs[:, :width],
-            {"map": measured("correlation", structure.map_correlations(maps, paths))},
-        )
+        outputs, measures = outputs[:, :width], structure.map_measures(maps, paths)
     if prototypes is not None:
         p = retrieval.prototype_probabilities(outputs, *prototypes)
         return retrieval.class_rows(dataset, groups, p, "prototype"), measures
@@ -296,6 +298,13 @@ def main(args: argparse.Namespace) -> None:
     ):  # classes that are trained on
         table = retrieval.class_prototypes(groups["train"], tables["main"], len(description.classes))
         prototypes = (table, table.mean(dim=0) if args.target == "text_states" else None)
+    centre = None
+    if args.target == "vae_latent":
+        centre = (
+            torch.stack([tables["main"][i].float() for i in sorted({g.image for g in groups["train"]})])
+            .mean(dim=0)
+            .flatten()
+        )
     numbers = {image: k for k, image in enumerate(sorted({g.image for g in groups["train"]}))}
 
     # ------------------------------------------------------------ encoder
@@ -376,7 +385,7 @@ def main(args: argparse.Namespace) -> None:
             loss = train_epoch(args, model, loader, groups["train"], tables, numbers, people, optimizer, device, bar)
         if not math.isfinite(loss):
             raise UserError(f"the loss of epoch {epoch} is {loss}; lower --lr")
-        rows, measures = evaluate(args, model, val, groups["val"], tables, prototypes, people, device, vae)
+        rows, measures = evaluate(args, model, val, groups["val"], tables, prototypes, people, device, vae, centre)
         scores = {name: score.as_dict() for name, score in (score_rows(rows) | measures).items()}
         history.append({"epoch": epoch, "phase": "joint", "train_loss": loss, "lr": args.lr, "val": scores})
         weights = {"model": model.state_dict()}
@@ -390,7 +399,7 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials, once
     best = best_epoch(history, readout)
     model.load_state_dict(read_checkpoint(output_dir / f"encoder_epoch{best['epoch']}.pth")["model"])
-    rows, measures = evaluate(args, model, test, groups["test"], tables, prototypes, people, device, vae)
+    rows, measures = evaluate(args, model, test, groups["test"], tables, prototypes, people, device, vae, centre)
     finish_run(output_dir, rows, best, readout, args.shuffle_labels, measures or None)
     if caution := description.caution_for(args.protocol):
         print(caution)

@@ -64,6 +64,8 @@ def parse_args() -> argparse.Namespace:
     train("--lr", type=float, help="learning rate, cosine to 0 (default: as published, 1e-3)")
     train("--warmup", type=int, help="steps before the full learning rate (default: as published, 500 and 0)")
     train("--drop", type=float, default=0.1, help="prior: share of trials that lose their condition, for guidance")
+    train("--standardise", choices=("dimensions", "components"), default="dimensions",
+        help="prior: each dimension of the targets; or their principal components, where few images or a small CLIP fill few dimensions")  # fmt: skip
     train("--average_train", type=int, default=1, help="repetitions that are averaged for a training trial")
     train("--validate_every", type=int, default=1, help="epochs from one validation and checkpoint to the next")
     train("--shuffle_labels", action="store_true", help="images change places: the control of this step alone")
@@ -98,7 +100,7 @@ from torch.nn import functional as F
 from datasets.repetitions import averages, repetitions, shuffled_images
 from models.captioner import Captioner
 from models.clip_targets import image_targets, vision_token_targets
-from models.prior import CaptionAdapter, DiffusionPrior
+from models.prior import CaptionAdapter, DiffusionPrior, components_of
 from stages import clip_runs, retrieval
 from stages.captions import caption_measures
 from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
@@ -173,9 +175,11 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ model
     seed_everything(args.seed)
     if args.what == "prior":
-        settings = {"dim": len(vectors[images[0]]), "condition_dim": width}
+        trained_on = torch.stack([target_of[i] for i in sorted({g.image for g in groups["train"]})])
+        settings = {"dim": trained_on.shape[1], "condition_dim": width,
+                    "components": components_of(trained_on) if args.standardise == "components" else None}  # fmt: skip
         model = DiffusionPrior(**settings)
-        model.standardise_by(torch.stack([target_of[i] for i in sorted({g.image for g in groups["train"]})]))
+        model.standardise_by(trained_on)
     else:
         n_tokens, token_width = target_of[images[0]].shape
         settings = {"dim": width, "n_tokens": n_tokens, "width": token_width}
@@ -205,7 +209,6 @@ def main(args: argparse.Namespace) -> None:
     facts = {
         "what": args.what, "settings": settings, "dataset": description.name, "encoder": encoder, "clip": depends_on["CLIP"],
         "captioner": depends_on.get("captioner", ""), "shuffled": control, "seed": args.seed,
-        "target_norm": float(torch.stack([vectors[g.image].float().norm() for g in groups["train"]]).mean()),
     }  # fmt: skip
     history, n = state.get("history", []), len(groups["train"])
     of_epoch = -(-n // args.batch_size)

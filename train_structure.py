@@ -96,7 +96,7 @@ from models.structure import StructuralVAE, as_pixels, structure_map, vae_loss
 from stages import retrieval
 from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
 from stages.scores import measured
-from stages.structure import decoded_maps, map_correlations
+from stages.structure import decoded_maps, map_measures
 from utils.checkpoints import save_checkpoint
 from utils.device import pick_device
 from utils.files import write_json
@@ -139,10 +139,7 @@ class VAE:
             mean = self.model.encode(x)[0]
             maps.append(decoded_maps(self.model, mean))
             pictures += retrieval.correlation(self.model.decoder(mean).flatten(1), x.flatten(1)).tolist()
-        return {
-            "map": measured("correlation", map_correlations(torch.cat(maps), paths)),
-            "picture": measured("correlation", pictures),
-        }
+        return map_measures(torch.cat(maps), paths) | {"picture": measured("correlation", pictures)}
 
     def save(self, facts: dict, path: Path) -> None:
         save_checkpoint(facts | {"settings": self.settings, "model": self.model.state_dict()}, path)

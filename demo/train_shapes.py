@@ -229,7 +229,7 @@ def train_captioner(settings: Settings, folder: Path) -> None:
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
     tower = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
     model = GitForCausalLM(GitConfig(
-        vision_config=tower | dict(image_size=IMAGE_SIZE, patch_size=16), vocab_size=len(words), max_position_embeddings=16, **tower,
+        vision_config=tower | dict(image_size=IMAGE_SIZE, patch_size=16), vocab_size=len(words), max_position_embeddings=32, **tower,
         bos_token_id=2, eos_token_id=3, pad_token_id=0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     ))  # fmt: skip
     processor = CLIPImageProcessorPil(

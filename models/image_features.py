@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import transformers
 from PIL import Image
 from torch import nn
 
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
+from models.loading import load_whole
 from utils.checkpoints import check_packed, check_tensors
 from utils.errors import UserError, loading
+from utils.hub import fetch_nothing
 
 MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
 BATCH = 32
@@ -40,11 +43,20 @@ TORCHVISION = {
 }
 
 
-def feature_networks(weights_dir: Path, clip_model: str) -> tuple[dict[str, Callable], list[str]]:
+# model_type of config.json → class of transformers: convolutional classifiers whose first and last stage are read
+CONVNETS = {"resnet": "ResNetForImageClassification", "convnext": "ConvNextForImageClassification"}
+CONV_HINT = "give a ResNet or ConvNeXt in the hub's layout, such as microsoft/resnet-50"
+
+
+def feature_networks(
+    weights_dir: Path, clip_model: str, convnet: str | None = None
+) -> tuple[dict[str, Callable], list[str]]:
     """Networks that are there, name → (pictures → (N, D) features), and in words those that are not.
 
     weights_dir : Path. Folder of torchvision's and SwAV's files.
     clip_model : str. A folder laid out like `openai/clip-vit-large-patch14`, or a hub address.
+    convnet : str, optional. A convolutional classifier (see `CONVNETS`), local folder or hub address: it needs no torchvision.
+    Raises UserError if `convnet` is named and cannot be loaded.
     """
     found, missing = {}, []
     for name, (file, make, layer, edge) in TORCHVISION.items():
@@ -52,6 +64,8 @@ def feature_networks(weights_dir: Path, clip_model: str) -> tuple[dict[str, Call
             found[name] = _reader(_network(weights_dir / file, make), layer, edge)
         except UserError as error:
             missing.append(f"{name}: {error}")
+    if convnet:
+        found |= _stages(convnet)
     try:
         found[f"CLIP ({'/'.join(Path(clip_model).parts[-2:])})"] = _in_batches(
             CLIPImageTargetBuilder(clip_model, weights_dir).load()
@@ -59,6 +73,30 @@ def feature_networks(weights_dir: Path, clip_model: str) -> tuple[dict[str, Call
     except UserError as error:
         missing.append(f"CLIP: {error}")
     return found, missing
+
+
+def _stages(name: str) -> dict[str, Callable]:
+    """What the first and the last stage of a convolutional classifier give, flat; both are had by one pass."""
+    safe = {"local_files_only": fetch_nothing(name, "config.json", "--convnet"), "trust_remote_code": False}
+    with loading(f"--convnet {name}", CONV_HINT):
+        kind = transformers.PretrainedConfig.get_config_dict(name, **safe)[0].get("model_type")
+    if kind not in CONVNETS:
+        raise UserError(f"--convnet {name} is a {kind}; expected one of {', '.join(CONVNETS)}")
+    model = load_whole(getattr(transformers, CONVNETS[kind]), name, "--convnet", CONV_HINT, **safe, dtype=torch.float32)
+    with loading(f"--convnet {name}", CONV_HINT):
+        processor = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **safe)
+
+    def reader(stage: int) -> Callable:
+        @torch.inference_mode()
+        def features(pictures: Sequence[Image.Image]) -> torch.Tensor:
+            with loading(f"--convnet {name}", CONV_HINT):
+                x = processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")["pixel_values"]
+                return model(x, output_hidden_states=True).hidden_states[stage].flatten(1).clone()
+
+        return _in_batches(features)
+
+    model.eval()
+    return {f"{Path(name).name}, first stage": reader(1), f"{Path(name).name}, last stage": reader(-1)}
 
 
 def _network(path: Path, make: Callable) -> nn.Module:

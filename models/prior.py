@@ -87,13 +87,45 @@ class DiffusionPrior(nn.Module):
     """The published network with its noise schedule, on standardised embeddings.
 
     Times go from 0 to 999, β from 1e-4 to 0.02, linear. `clip_sample` is off: diffusers' default cuts at ±1 what has unit variance.
+
+    dim, condition_dim : int. Widths of the image's and of the EEG's embedding.
+    components : int, optional. Principal components that the network works in (see `standardise_by`); default: the dimensions.
     """
 
-    def __init__(self, dim: int = 1024, condition_dim: int = 1024, widths: Sequence[int] = WIDTHS):
+    def __init__(
+        self, dim: int = 1024, condition_dim: int = 1024, widths: Sequence[int] = WIDTHS, components: int | None = None
+    ):
         super().__init__()
-        self.net = DiffusionPriorUNet(dim, condition_dim, widths)
+        inner = components or dim
+        self.net = DiffusionPriorUNet(inner, condition_dim, widths)
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("sd", torch.ones(dim))
+        self.register_buffer("sd", torch.ones(inner))
+        self.register_buffer("axes", torch.zeros(components, dim) if components else None)
+
+    def standardise_by(self, targets: torch.Tensor) -> None:
+        """Take mean and standard deviation of (N, D) training targets: of each dimension; or, of components, the axes and one scale for all.
+
+        Embeddings of a small CLIP, or of few images, fill few dimensions. Noise fills all of them, and most of what a network learns
+        then is the noise where no embedding is.
+        """
+        targets = targets.float()
+        self.mean.copy_(targets.mean(dim=0))
+        if self.axes is None:
+            self.sd.copy_(targets.std(dim=0).clamp(min=1e-6))
+        else:
+            _, _, axes = torch.linalg.svd(targets - self.mean, full_matrices=False)
+            self.axes.copy_(axes[: len(self.axes)])
+            self.sd.fill_(float(((targets - self.mean) @ self.axes.T).square().mean().sqrt().clamp(min=1e-6)))
+
+    def standardised(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, D) embeddings → what the network works in."""
+        x = x - self.mean
+        return (x if self.axes is None else x @ self.axes.T) / self.sd
+
+    def restored(self, z: torch.Tensor) -> torch.Tensor:
+        """The way back: (B, D) embeddings."""
+        z = z * self.sd
+        return (z if self.axes is None else z @ self.axes) + self.mean
 
     @staticmethod
     def schedule() -> DDPMScheduler:
@@ -102,14 +134,9 @@ class DiffusionPrior(nn.Module):
             num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False
         )
 
-    def standardise_by(self, targets: torch.Tensor) -> None:
-        """Take mean and standard deviation of (N, D) training targets, a dimension at a time."""
-        self.mean.copy_(targets.float().mean(dim=0))
-        self.sd.copy_(targets.float().std(dim=0).clamp(min=1e-6))
-
     def loss(self, target: torch.Tensor, condition: torch.Tensor, drop: float = 0.1) -> torch.Tensor:
         """MSE of the noise at random times, for (B, D) embeddings of images; each row loses its condition with probability `drop`."""
-        x = (target - self.mean) / self.sd
+        x = self.standardised(target)
         noise, t = torch.randn_like(x), torch.randint(0, 1000, (len(x),), device=x.device)
         told = torch.rand(len(x), device=x.device) >= drop
         noisy = self.schedule().add_noise(x, noise, t)
@@ -128,12 +155,18 @@ class DiffusionPrior(nn.Module):
         schedule, device = self.schedule(), condition.device
         schedule.set_timesteps(steps)
         noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        x = torch.stack([torch.randn(len(self.mean), generator=g) for g in noise]).to(device)
+        x = torch.stack([torch.randn(len(self.sd), generator=g) for g in noise]).to(device)
         for t in schedule.timesteps:
             times = t.to(device).expand(len(x))
             told, untold = self.net(x, times, condition), self.net(x, times)
             x = schedule.step(untold + guidance * (told - untold), t, x, generator=noise).prev_sample
-        return x * self.sd + self.mean
+        return self.restored(x)
+
+
+def components_of(targets: torch.Tensor, share: float = 0.999) -> int:
+    """How many principal components hold this share of the variance of (N, D) targets."""
+    variance = torch.linalg.svdvals(targets.float() - targets.float().mean(dim=0)).square()
+    return int((variance.cumsum(0) < share * variance.sum()).sum()) + 1
 
 
 class CaptionAdapter(nn.Module):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Seen images, embedded default: simulated THINGS-EEG2 and EEG-ImageNet in their raw layouts → stores → encoders with their controls →
-# zero-shot retrieval, classes, text states → pictures. Offline, on the CPU. `bash sh/demo_images.sh`; two trainings run at a time, one
+# zero-shot retrieval, classes, text states → prior, captions, low level, structure → pictures. Offline, on the CPU. `bash sh/demo_images.sh`; two trainings run at a time, one
 # thread each; their words go to a log beside their folders. A second run reuses the recordings and tiny models.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
@@ -32,7 +32,8 @@ baseline() { # model, store, folder of the run, protocol, further flags
 }
 
 step "images, recordings, tiny models"
-python prepare_demo.py --data_dir $data --pth_dir $pth --datasets THINGS EEGImageNet --models stable-diffusion clip
+python prepare_demo.py --data_dir $data --pth_dir $pth --datasets THINGS EEGImageNet \
+  --models stable-diffusion clip stable-diffusion-shapes ip-adapter controlnet captioner classifier
 step "recordings → stores; EEG-ImageNet also with drift alone"
 python prepare_data_things.py --skip_download --raw_dir $things/raw --lmdb_dir $things/processed_lmdb --subjects 1 2 --overwrite
 store() { # folder of the store, further flags
@@ -70,6 +71,44 @@ retrieve retrieval $runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2}
 retrieve ablations $runs/things_{window_100,window_200,window_300,window_500,window_1000,occipital,frontal,no_occipital,no_frontal} > $runs/ablations.log
 tail -n 1 $runs/ablations.log
 
+step "THINGS, from embedding to picture: priors, a caption adapter, low level, SGDM's VAE and encoder"
+store_flags=(--datasets_dir $things/processed_lmdb --images_dir $things/images --cuda -1)
+prior() { # which, encoder's run, folder of the run, further flags
+  python train_prior.py --what "$1" --model_dir "$runs/$2" "${store_flags[@]}" --average_train 4 --output_dir "$runs/$3" "${@:4}"
+}
+sgdm() {
+  python train_structure.py --what vae "${store_flags[@]}" --widths 16 32 64 --hidden 256 --epochs 20 --lr 1e-3 --map_share 1 --output_dir $runs/sgdm_vae
+  clip sgdm 12 --setting joint --encoder sgdm --target structure --structure_vae $runs/sgdm_vae --channels posterior --tmax 0.5 --lr 1e-3
+}
+prior_flags="--standardise components --epochs 60 --validate_every 20 --batch_size 64 --warmup 50 --prior_guidance 2"
+pair << END
+sgdm sgdm
+prior prior prior things_atm prior $prior_flags
+prior_shuffled prior prior things_atm_shuffled prior_shuffled $prior_flags
+caption prior caption things_atm caption --captioner $pth/captioner --epochs 30 --validate_every 10 --lr 3e-3
+low_level clip low_level 8 --setting joint --encoder low_level --target vae_latent --image_model $pth/stable-diffusion-shapes --channels posterior --batch_size 30
+END
+tail -n 8 $runs/prior.log
+step "THINGS: pictures of what was never seen in training, with and without each step"
+draw() { # folder of the pictures, what is told, encoder's run, further flags
+  python generate_eeg2img.py --conditioning $2 --model_dir "$runs/$3" "${store_flags[@]}" --image_model $pth/stable-diffusion-shapes \
+    --ip_adapter $pth/ip-adapter --controlnet $pth/controlnet --structure_vae $runs/sgdm_vae --captioner $pth/captioner --prior_guidance 2 \
+    --num_samples 60 --num_inference_steps 12 --guidance_scale 3 --image_size 64 --draw_batch 10 --output_dir "$out/pictures/$1" "${@:4}"
+}
+pair << END
+draw_embedding draw embedding ip_adapter things_atm
+draw_prior draw prior ip_adapter things_atm --prior_dir $runs/prior --compare ceiling nearest
+draw_prior_shuffled draw prior_shuffled ip_adapter things_atm_shuffled --prior_dir $runs/prior_shuffled
+draw_best_of_4 draw best_of_4 ip_adapter things_atm --prior_dir $runs/prior --samples 4
+draw_caption draw caption ip_adapter things_atm --prior_dir $runs/prior --caption_dir $runs/caption --compare caption
+draw_low_level draw low_level ip_adapter things_atm --prior_dir $runs/prior --low_level_dir $runs/low_level
+draw_structure draw structure 'ip_adapter controlnet' things_atm --prior_dir $runs/prior --structure_dir $runs/sgdm
+draw_sgdm draw sgdm 'controlnet ip_adapter' sgdm
+draw_sgdm_map draw sgdm_map controlnet sgdm
+END
+draw all 'ip_adapter controlnet' things_atm --prior_dir $runs/prior --caption_dir $runs/caption --low_level_dir $runs/low_level \
+  --structure_dir $runs/sgdm --beside $out/pictures/{embedding,prior,caption,low_level,structure} > $runs/draw_all.log
+
 step "EEG-ImageNet: classes; within a person, across people and days, and the same where drift alone tells the class"
 pair << END
 imagenet_mlp classes imagenet_mlp --setting joint --encoder mlp --optimizer adam --lr 3e-3 --epochs 30
@@ -91,16 +130,18 @@ step "EEG-ImageNet: text states of captions → pictures"
 python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
   --setting joint --target text_states --captions $imagenet/captions.jsonl --image_model $pth/stable-diffusion --encoder mlp \
   --optimizer adam --lr 1e-3 --batch_size 40 --passes 10 --epochs 8 --cuda -1 --output_dir $runs/imagenet_text_states
-python generate_eeg2img.py --model_dir $runs/imagenet_text_states --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
+python generate_eeg2img.py --conditioning text_states --model_dir $runs/imagenet_text_states --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
   --captions $imagenet/captions.jsonl --image_model $pth/stable-diffusion --num_samples 20 --num_inference_steps 25 --image_size 256 \
   --output_dir $out/text_states --cuda -1
 
 echo
 step "simulated recordings; real EEG is far harder"
-tested=($runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2} $runs/imagenet_{ridge,knn,forest,mlp,mlp_cross_S03,rgnn,eegnet,mlp_coarse,mlp_fine0,text_states}
+tested=($runs/prior $runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2} $runs/imagenet_{ridge,knn,forest,mlp,mlp_cross_S03,rgnn,eegnet,mlp_coarse,mlp_fine0,text_states}
   $runs/imagenet_svm_{within,cross,day}_S0? $runs/imagenet_drift_alone_{within,cross}_S0?)
-python evaluate.py "${tested[@]}" $out/text_states --images --clip_model $pth/clip --output_dir $out/tables
-for picture in retrieval/things_atm/top5.png retrieval/things_atm/repetitions.png ablations/windows_1.png ablations/regions_1.png text_states/summary_grid.png; do
+drawn=($out/pictures/{embedding,prior,best_of_4,caption,low_level,structure,all,sgdm,sgdm_map} $out/text_states)
+python evaluate.py "${tested[@]}" "${drawn[@]}" --images --clip_model $pth/clip --convnet $pth/classifier --output_dir $out/tables
+for picture in retrieval/things_atm/top5.png retrieval/things_atm/repetitions.png ablations/windows_1.png ablations/regions_1.png pictures/all/steps.png pictures/prior/summary_grid.png \
+  text_states/summary_grid.png; do
   echo "picture: $out/$picture"
 done
 echo "took $((SECONDS - started)) s"

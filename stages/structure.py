@@ -9,6 +9,7 @@ import torch
 
 from models.clip_targets import in_parts, read_image
 from models.structure import StructuralVAE, as_pixels, structure_map
+from stages.scores import Measure, measured
 from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
 from utils.errors import UserError, loading
 
@@ -53,6 +54,16 @@ def decoded_maps(vae: StructuralVAE, latents: torch.Tensor) -> torch.Tensor:
     """(N, latent) → (N, 1, 128, 128) maps from 0 to 1."""
     device = next(vae.parameters()).device
     return torch.cat([vae.map_logits(part.float().to(device)).sigmoid().cpu() for part in latents.split(64)])
+
+
+def map_measures(maps: torch.Tensor, paths: Sequence[Path]) -> dict[str, Measure]:
+    """Correlation of each (1, 128, 128) map with its image's; and with another image's, since all images have their edges in the middle."""
+    found = {"map": measured("correlation", map_correlations(maps, paths))}
+    others = [paths[(k + len(paths) // 2) % len(paths)] for k in range(len(paths))]
+    if apart := [k for k, (own, other) in enumerate(zip(paths, others, strict=True)) if own != other]:
+        chosen = map_correlations(maps[apart], [others[k] for k in apart])
+        found["map, another image"] = measured("correlation", chosen)
+    return found
 
 
 def map_correlations(maps: torch.Tensor, paths: Sequence[Path]) -> list[float]:

@@ -73,7 +73,7 @@ def test_atm_is_the_published_one_in_all_its_states(golden):
     assert agree(mixed[0], v["y"][0]) and agree(mixed[1], v["y_shared_token"][1])
 
 
-@pytest.mark.parametrize("name", ["nice", "nice_768", "ubp", "eegnet", "mlp", "de_mlp", "rgnn"])
+@pytest.mark.parametrize("name", ["nice", "nice_768", "ubp", "eegnet", "mlp", "de_mlp", "rgnn", "low_level"])
 @torch.no_grad()
 def test_the_others_are_the_published_ones(golden, name):
     state, v = golden(name)

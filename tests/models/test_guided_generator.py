@@ -55,7 +55,7 @@ def wake(net):
     """A new ControlNet adds nothing: its last layers are zero. Give them weights."""
     torch.manual_seed(0)
     for module in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
-        torch.nn.init.normal_(module.weight, 0, 1.0)
+        torch.nn.init.normal_(module.weight, 0, 4.0)
     return net
 
 
@@ -139,7 +139,7 @@ def test_a_map_draws_what_diffusers_draws_along_it(models, empty):
     ours = generator.draw([Guidance(prompt, structure=edges)], [5])[0]
     assert np.abs(as_array(ours) - as_array(theirs)).max() <= 1
     other = generator.draw([Guidance(prompt, structure=Image.new("RGB", (128, 128)))], [5])[0]
-    assert np.abs(as_array(other) - as_array(ours)).mean() > 1
+    assert np.abs(as_array(other) - as_array(ours)).max() > 10
 
 
 def test_latents_begin_what_diffusers_begins_from_them(models, empty):
