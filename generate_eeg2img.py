@@ -112,6 +112,7 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from datasets.repetitions import Group, repetitions
@@ -277,12 +278,14 @@ def decode(args, device: torch.device, output_dir: Path) -> None:
         "downstream_dataset": run.description.name,
         "protocol": checkpoint["protocol"],
         "clip_model": args.clip_model or checkpoint["clip_model"],
+        "shuffle_labels": checkpoint["shuffled"],
     }
+    candidates = sorted({trial.image for trial in run.dataset.trials}) if "retrieval" in rows[0].readouts else []
     record = {
         "arguments": vars(args) | of,
         "store": run.dataset.store.fingerprint,
         "model": str(args.model_dir),
-        "shuffled": checkpoint["shuffled"],
+        "candidates": candidates,
     }
     report_decoded(rows, output_dir, record)
     if checkpoint["shuffled"]:
@@ -432,10 +435,15 @@ def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, o
     # ------------------------------------------------------------ sheets
     stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.stimuli_dir))
     final.finish(stimuli.of, (lambda row: path("ceiling", row)) if "ceiling" in args.compare else None)
-    columns = {
-        "seen": stimuli.of,
-        "nearest training image": lambda row: read_photo(Path(args.stimuli_dir) / row.nearest),
-    }
+    candidates = read_json(output_dir / "run.json").get("candidates")
+
+    def photo(image: str) -> Image.Image:
+        return read_photo(retrieval.image_paths([image], Path(args.stimuli_dir))[0])
+
+    columns = {"seen": stimuli.of}
+    if candidates and all(0 <= row.predicted_label < len(candidates) for row in rows):
+        columns["retrieved"] = lambda row: photo(str(candidates[row.predicted_label]))
+    columns["nearest training image"] = lambda row: photo(row.nearest)
     for folder in map(Path, args.beside):
         other = PictureFolder(folder, read_rows(folder / "decoded.jsonl"), {}, 0)
         names = {(row.subject, row.image): other.path("generated", row) for row in other.rows}

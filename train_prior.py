@@ -191,6 +191,7 @@ def main(args: argparse.Namespace) -> None:
     record, state = open_run(
         output_dir, vars(args), {"images_dir", "output_dir", "model_dir"}, depends_on, files[0].format("*")
     )
+    record["arguments"]["shuffle_labels"] = control  # so that evaluate.py knows what stands beside a run
     print(
         f"{description.name}, {args.what}: {' / '.join(str(len(of)) for of in groups.values())} train / val / test items, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters; {device}"

@@ -78,7 +78,7 @@ prior() { # which, encoder's run, folder of the run, further flags
 }
 sgdm() {
   python train_structure.py --what vae "${store_flags[@]}" --widths 16 32 64 --hidden 256 --epochs 20 --lr 1e-3 --map_share 1 --output_dir $runs/sgdm_vae
-  clip sgdm 12 --setting joint --encoder sgdm --target structure --structure_vae $runs/sgdm_vae --channels posterior --tmax 0.5 --lr 1e-3
+  clip sgdm 12 --setting joint --encoder sgdm --target structure --structure_vae $runs/sgdm_vae --channels posterior --tmax 0.4 --batch_size 16 --lr 1e-3
 }
 prior_flags="--standardise components --epochs 60 --validate_every 20 --batch_size 64 --warmup 50 --prior_guidance 2"
 pair << END
@@ -136,7 +136,7 @@ python generate_eeg2img.py --conditioning text_states --model_dir $runs/imagenet
 
 echo
 step "simulated recordings; real EEG is far harder"
-tested=($runs/prior $runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2} $runs/imagenet_{ridge,knn,forest,mlp,mlp_cross_S03,rgnn,eegnet,mlp_coarse,mlp_fine0,text_states}
+tested=($runs/{prior,sgdm} $runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2} $runs/imagenet_{ridge,knn,forest,mlp,mlp_cross_S03,rgnn,eegnet,mlp_coarse,mlp_fine0,text_states}
   $runs/imagenet_svm_{within,cross,day}_S0? $runs/imagenet_drift_alone_{within,cross}_S0?)
 drawn=($out/pictures/{embedding,prior,best_of_4,caption,low_level,structure,all,sgdm,sgdm_map} $out/text_states)
 python evaluate.py "${tested[@]}" "${drawn[@]}" --images --clip_model $pth/clip --convnet $pth/classifier --output_dir $out/tables

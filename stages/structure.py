@@ -59,7 +59,7 @@ def decoded_maps(vae: StructuralVAE, latents: torch.Tensor) -> torch.Tensor:
 def map_measures(maps: torch.Tensor, paths: Sequence[Path]) -> dict[str, Measure]:
     """Correlation of each (1, 128, 128) map with its image's; and with another image's, since all images have their edges in the middle."""
     found = {"map": measured("correlation", map_correlations(maps, paths))}
-    others = [paths[(k + len(paths) // 2) % len(paths)] for k in range(len(paths))]
+    others = [*paths[1:], *paths[:1]]  # the next one: it is another image, but for the last of a person perhaps
     if apart := [k for k, (own, other) in enumerate(zip(paths, others, strict=True)) if own != other]:
         chosen = map_correlations(maps[apart], [others[k] for k in apart])
         found["map, another image"] = measured("correlation", chosen)

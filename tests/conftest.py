@@ -1,5 +1,7 @@
 """What several tests need: the real command lines, a small demo, and the real recordings where they are at hand."""
 
+import contextlib
+import io
 import json
 import os
 import runpy
@@ -81,6 +83,27 @@ def run_process(name: str, *args, cwd=None, **options) -> Finished:
     command = [sys.executable, str(ROOT / name), *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, **options)
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def run_inside(name: str, *args) -> None:
+    """Run a script's command line inside this process, for what several tests need; an AssertionError shows how it failed."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    before, said, code = sys.argv, io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    sys.argv = [name, *map(str, args)]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert code == 0, (name, said.getvalue()[-2000:])
 
 
 @pytest.fixture(scope="session")

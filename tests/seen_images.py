@@ -9,9 +9,10 @@ from datasets.eeg_imagenet_dataset import ELECTRODES as IMAGENET
 from datasets.store import Trial, write_store
 from datasets.things_dataset import ELECTRODES as THINGS
 from datasets.things_dataset import concept_of
-from tests.conftest import ROOT
+from tests.conftest import ROOT, flat, run_inside
 
 CLIP = ROOT / "demo/assets/clip"
+SCRIPT = "finetune_eeg_to_clip.py"
 COLOURS = [(k * 67 % 256, k * 131 % 256, k * 29 % 256) for k in range(40)]
 
 
@@ -92,3 +93,17 @@ def imagenet_store(folder, people=("S00", "S01", "S02"), days=1, seed=0):
     write_store(folder / "processed_lmdb", meta, [trials])
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in captions))
     return folder / "processed_lmdb"
+
+
+def training(folder, run, **more):
+    """finetune_eeg_to_clip.py's arguments for a short run on THINGS-like trials."""
+    return flat({
+        "datasets_dir": folder / "processed_lmdb", "images_dir": folder / "images", "clip_model": CLIP, "setting": "joint", "encoder": "ubp",
+        "batch_size": 64, "lr": 1e-3, "epochs": 6, "cuda": -1, "output_dir": run,
+    } | more)  # fmt: skip
+
+
+def train_with_control(things, folder):
+    """A short run and its control."""
+    for name, more in (("ubp", {}), ("ubp_shuffled", {"shuffle_labels": True})):
+        run_inside(SCRIPT, *training(things, folder / name, **more))

@@ -14,10 +14,8 @@ from datasets.trials import TrialDataset
 from models.contrastive import k_way
 from stages.rows import read_rows
 from tests.conftest import ROOT, flat, once, read_jsonl
-from tests.seen_images import CLIP, imagenet_store, things_store
+from tests.seen_images import CLIP, SCRIPT, imagenet_store, things_store, train_with_control, training
 from utils.files import read_json
-
-SCRIPT = "finetune_eeg_to_clip.py"
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +26,6 @@ def things(tmp_path_factory):
 @pytest.fixture(scope="session")
 def imagenet(tmp_path_factory):
     return once(tmp_path_factory, "seen_imagenet", lambda folder: (folder.mkdir(), imagenet_store(folder, days=2)))
-
-
-def training(folder, run, **more):
-    """finetune_eeg_to_clip.py's arguments for a short run on THINGS-like trials."""
-    return flat({
-        "datasets_dir": folder / "processed_lmdb", "images_dir": folder / "images", "clip_model": CLIP, "setting": "joint", "encoder": "ubp",
-        "batch_size": 64, "lr": 1e-3, "epochs": 6, "cuda": -1, "output_dir": run,
-    } | more)  # fmt: skip
 
 
 def on_imagenet(folder, run, **more):
@@ -50,14 +40,7 @@ def on_imagenet(folder, run, **more):
 @pytest.fixture(scope="session")
 def trained(things, tmp_path_factory):
     """A short run and its control."""
-    from tests.conftest import run_process
-
-    def make(folder):
-        for name, more in (("ubp", {}), ("ubp_shuffled", {"shuffle_labels": True})):
-            done = run_process(SCRIPT, *training(things, folder / name, **more))
-            assert done.code == 0, done.err
-
-    return once(tmp_path_factory, "seen_trained", make)
+    return once(tmp_path_factory, "seen_trained", lambda folder: train_with_control(things, folder))
 
 
 # ---------------------------------------------------------------- training
@@ -223,7 +206,7 @@ def test_text_states_become_pictures_beside_those_from_captions(imagenet, script
     assert done.code == 0, done.err
     assert read_json(tmp_path / "run/results.json")["test"]["prototype"]["n"] == 72
     draw = flat({
-        "model_dir": tmp_path / "run", "datasets_dir": imagenet / "processed_lmdb", "images_dir": imagenet / "images", "image_model": tmp_path / "sd",
+        "conditioning": "text_states", "model_dir": tmp_path / "run", "datasets_dir": imagenet / "processed_lmdb", "images_dir": imagenet / "images", "image_model": tmp_path / "sd",
         "captions": imagenet / "captions.jsonl", "num_samples": 4, "num_inference_steps": 3, "image_size": 64, "output_dir": tmp_path / "out", "cuda": -1,
     })  # fmt: skip
     done = script("generate_eeg2img.py", *draw)

@@ -1,0 +1,402 @@
+"""From embeddings of seen images to pictures, by the real command lines on small stores: prior, captions, low level, structure."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from demo.tiny_models import complete_image_model, complete_ip_adapter
+from models.captioner import Captioner
+from models.eeg_clip_mapper import CLIPImageTargetBuilder
+from stages.captions import caption_measures, word_overlap
+from stages.embeddings import read_guidance
+from stages.pictures import drawn_with
+from stages.rows import read_rows
+from tests.conftest import ROOT, flat, once, read_jsonl, run_inside
+from tests.seen_images import CLIP, SCRIPT, things_store, train_with_control, training
+from utils.files import read_json
+
+PRIOR, STRUCTURE, DRAW = "train_prior.py", "train_structure.py", "generate_eeg2img.py"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def things(tmp_path_factory):
+    return once(tmp_path_factory, "seen_things", lambda folder: (folder.mkdir(), things_store(folder)))
+
+
+@pytest.fixture(scope="session")
+def trained(things, tmp_path_factory):
+    return once(tmp_path_factory, "seen_trained", lambda folder: train_with_control(things, folder))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """The shipped models of coloured shapes, as prepare_demo.py puts them into a folder."""
+
+    def make(folder):
+        folder.mkdir()
+        complete_image_model(ROOT / "demo/assets/stable-diffusion-shapes", folder / "sd")
+        complete_ip_adapter(ROOT / "demo/assets/ip-adapter", folder / "ip-adapter")
+
+    return once(tmp_path_factory, "shape_models", make)
+
+
+def on(things, **more):
+    return flat({"datasets_dir": things / "processed_lmdb", "images_dir": things / "images", "cuda": -1} | more)
+
+
+def prior_flags(things, run, folder, **more):
+    return on(things, **{
+        "model_dir": run, "output_dir": folder, "standardise": "components", "epochs": 240, "validate_every": 120, "batch_size": 32, "warmup": 10,
+        "prior_guidance": 2, "average_train": 4,
+    } | more)  # fmt: skip
+
+
+def low_flags(things, models, folder, **more):
+    return training(things, folder, **{
+        "encoder": "low_level", "target": "vae_latent", "image_model": models / "sd", "channels": "occipital", "epochs": 2, "batch_size": 32,
+    } | more)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def steps(things, trained, models, tmp_path_factory):
+    """A prior and the control's, a caption adapter, a low level, SGDM's VAE and encoder: each trained for moments."""
+
+    def make(folder):
+        for script, flags in (
+            (PRIOR, prior_flags(things, trained / "ubp", folder / "prior")),
+            (PRIOR, prior_flags(things, trained / "ubp_shuffled", folder / "prior_shuffled", epochs=2, validate_every=2)),
+            (PRIOR, on(things, what="caption", model_dir=trained / "ubp", output_dir=folder / "caption", epochs=2, captioner=ROOT / "demo/assets/captioner")),
+            (SCRIPT, low_flags(things, models, folder / "low")),
+            (STRUCTURE, on(things, what="vae", widths=[4, 8, 16], hidden=32, epochs=3, lr=1e-3, output_dir=folder / "vae")),
+            (SCRIPT, training(things, folder / "sgdm", encoder="sgdm", target="structure", structure_vae=folder / "vae", epochs=2)),
+        ):  # fmt: skip
+            run_inside(script, *flags)
+
+    return once(tmp_path_factory, "seen_steps", make)
+
+
+def drawing(things, models, run, folder, **more):
+    return on(things, **{
+        "conditioning": "ip_adapter", "model_dir": run, "output_dir": folder, "image_model": models / "sd", "ip_adapter": models / "ip-adapter",
+        "controlnet": ROOT / "demo/assets/controlnet", "captioner": ROOT / "demo/assets/captioner", "num_samples": 4, "image_size": 64,
+        "num_inference_steps": 3, "guidance_scale": 3,
+    } | more)  # fmt: skip
+
+
+# ---------------------------------------------------------------- the prior
+
+
+def test_a_prior_brings_embeddings_nearer_to_the_images_and_says_what_it_adds(steps):
+    rows, results = read_rows(steps / "prior/decoded_test.jsonl"), read_json(steps / "prior/results.json")
+    assert len(rows) == 12 and list(rows[0].readouts) == ["retrieval", "prior"]
+    before, after = results["test"]["cosine before"], results["test"]["cosine after"]
+    assert before["n"] == after["n"] == 12 and after["value"] > before["value"]
+    assert -1 <= results["test"]["cosine of two samples"]["value"] <= 1
+    assert np.mean([row.readouts["prior"].rank for row in rows]) < 3  # of 6; 3.5 by chance
+    assert results["selected_by"] == "cosine" and results["val"]["cosine"]["n"] == 8  # held-out concepts
+    history = read_jsonl(steps / "prior/metrics.jsonl")
+    assert [epoch["passes"] for epoch in history] == [120, 240]
+    best = max(history, key=lambda epoch: epoch["val"]["cosine"]["value"])
+    assert results["best_epoch"] == best["epoch"]
+    control = read_json(steps / "prior_shuffled/results.json")["test"]
+    assert control["cosine after"]["value"] < after["value"]
+
+
+def test_an_interrupted_prior_goes_on_to_the_same_weights(things, trained, script, tmp_path, monkeypatch):
+    from stages import runs
+
+    flags = {"epochs": 6, "validate_every": 2}
+    assert script(PRIOR, *prior_flags(things, trained / "ubp", tmp_path / "whole", **flags)).code == 0
+    real = runs.save_history
+
+    def dies(history, *args):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+        return real(history, *args)
+
+    monkeypatch.setattr(runs, "save_history", dies)
+    assert script(PRIOR, *prior_flags(things, trained / "ubp", tmp_path / "cut", **flags)).code == 130
+    monkeypatch.setattr(runs, "save_history", real)
+    assert script(PRIOR, *prior_flags(things, trained / "ubp", tmp_path / "cut", **flags), "--resume").code == 0
+    for name in ("metrics.jsonl", "decoded_test.jsonl", "results.json", "last.pth"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+    done = script(PRIOR, *prior_flags(things, trained / "ubp_shuffled", tmp_path / "cut", **flags), "--resume")
+    assert done.code == 2 and "another encoder" in done.error_line
+
+
+# ---------------------------------------------------------------- captions
+
+
+def test_tokens_of_a_picture_give_its_caption_and_so_do_those_of_other_captioners(things, tmp_path):
+    """GIT as shipped, and a small random BLIP: what the vision part gives, handed in again, is what the whole model reads."""
+    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BlipConfig(
+        text_config=tower | {"vocab_size": 60, "encoder_hidden_size": 32, "bos_token_id": 57, "sep_token_id": 58, "pad_token_id": 0, "eos_token_id": 58},
+        vision_config=tower | {"image_size": 32, "patch_size": 16}, projection_dim=32,
+    )  # fmt: skip
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")
+    BlipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "blip")
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(55))])
+    )
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "blip")
+    pictures = [Image.open(path).convert("RGB") for path in sorted((things / "images").rglob("*.png"))[:3]]
+    for folder, shape in ((ROOT / "demo/assets/captioner", (3, 17, 64)), (tmp_path / "blip", (3, 5, 32))):
+        captioner = Captioner(str(folder), CPU, max_tokens=8)
+        tokens = captioner.vision_tokens(pictures)
+        assert tokens.shape == shape
+        assert captioner.from_tokens(tokens) == captioner(pictures)
+        assert captioner(pictures) == captioner.from_tokens(tokens)  # its own part is back in place
+
+
+def test_word_overlap_counts_words_and_the_pairing_is_with_other_images():
+    assert word_overlap("a red star", "a red star") == 1 and word_overlap("a red star", "A blue star") == pytest.approx(
+        2 / 3
+    )
+    assert word_overlap("", "") == 0 and word_overlap("red red", "red") == pytest.approx(2 / 3)
+    found = caption_measures(["x", "x", "y"], ["x", "x", "y"], ["i", "i", "j"])
+    assert found["words shared"].value == 1 and found["words shared, another image"].value < 1
+    assert "words shared, another image" not in caption_measures(["x", "x"], ["x", "x"], ["i", "i"])
+
+
+# ---------------------------------------------------------------- low level and structure
+
+
+def test_the_low_level_is_told_what_all_images_share(steps):
+    test = read_json(steps / "low/results.json")["test"]["latents"]
+    assert (
+        test["measure"] == "correlation" and test["n"] == 12 and -1 <= test["low"] <= test["value"] <= test["high"] <= 1
+    )
+    checkpoint = torch.load(next((steps / "low").glob("encoder_epoch*.pth")), weights_only=True)
+    assert checkpoint["settings"]["latents"] == [4, 16, 16] and checkpoint["target"] == "vae_latent"
+
+
+def test_structure_has_retrieval_and_a_map_beside_another_images(steps):
+    test = read_json(steps / "sgdm/results.json")["test"]
+    assert test["retrieval"]["n"] == 12 and {"map", "map, another image"} <= set(test)
+    vae = torch.load(next((steps / "vae").glob("vae_epoch*.pth")), weights_only=True)
+    assert not any(image.startswith("test") for image in vae["seen"])
+
+
+def test_a_controlnet_is_trained_for_a_base_and_goes_on(things, models, script, tmp_path):
+    flags = on(
+        things,
+        what="controlnet",
+        image_model=models / "sd",
+        epochs=2,
+        batch_size=8,
+        output_dir=tmp_path / "net",
+        lr=1e-3,
+    )
+    base = (models / "sd/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    done = script(STRUCTURE, *flags)
+    assert done.code == 0 and "share explained" in done.out, done.err
+    assert base == (models / "sd/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    best = read_json(tmp_path / "net/results.json")["best_epoch"]
+    assert (tmp_path / f"net/controlnet_epoch{best}/config.json").is_file()
+    again = script(STRUCTURE, *flags)
+    assert again.code == 2 and "--resume" in again.error_line
+    assert script(STRUCTURE, *flags, "--resume").code == 0
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_pictures_come_from_every_step_and_a_second_run_draws_nothing(things, trained, steps, models, script, tmp_path):
+    flags = drawing(things, models, trained / "ubp", tmp_path / "all", conditioning=["ip_adapter", "controlnet"], prior_dir=steps / "prior",
+                    low_level_dir=steps / "low", caption_dir=steps / "caption", structure_dir=steps / "sgdm", structure_vae=steps / "vae",
+                    compare=["ceiling", "nearest", "caption"], draw_batch=3)  # fmt: skip
+    done = script(DRAW, *flags)
+    assert done.code == 0, done.err
+    rows = read_rows(tmp_path / "all/decoded.jsonl")
+    assert len(rows) == 4 and all(
+        row.prompt and row.nearest.startswith("training_images/") and row.embedding for row in rows
+    )
+    kept = read_guidance(tmp_path / "all/embeddings.safetensors", rows)
+    shapes = {name: tuple(tensor.shape) for name, tensor in kept.items()}
+    assert shapes == {"decoded": (4, 768), "embedding": (4, 1, 768), "latents": (4, 4, 16, 16), "map": (4, 1, 128, 128), "ceiling": (4, 768),
+                      "nearest": (4, 768)}  # fmt: skip
+    embed = CLIPImageTargetBuilder(str(CLIP), tmp_path).load()
+    own = embed([Image.open(things / "images" / row.image).convert("RGB") for row in rows])
+    assert (kept["ceiling"] - own).abs().max() < 0.02 * own.abs().max()  # half precision on the way
+    drawn = sorted(path.name for path in (tmp_path / "all/compared").glob("*.png"))
+    assert len(drawn) == 12 and len(list((tmp_path / "all").glob("generated_*.png"))) == 4
+    sheet = Image.open(tmp_path / "all/steps.png")
+    assert sheet.width > 8 * 128  # seen, nearest, low level, structure, three compared, drawn
+    before = {path: path.read_bytes() for path in (tmp_path / "all").rglob("*.png")}
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "all/samples").glob("*.png")}
+    assert script(DRAW, *flags).code == 0
+    assert before == {path: path.read_bytes() for path in (tmp_path / "all").rglob("*.png")}
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "all/samples").glob("*.png")}
+    recipe = drawn_with(next((tmp_path / "all").glob("generated_*.png")))
+    assert (
+        recipe["strength"] == 0.85
+        and recipe["controlnet_scale"] == 0.5
+        and recipe["conditioning"] == "ip_adapter controlnet"
+    )
+    assert script(DRAW, *flags, "--controlnet_scale", 1).code == 0  # another recipe is drawn anew
+    assert stamps != {path: path.stat().st_mtime_ns for path in (tmp_path / "all/samples").glob("*.png")}
+
+
+def test_the_best_sample_is_chosen_by_what_was_decoded_and_not_by_what_was_seen(
+    things, trained, steps, models, script, tmp_path
+):
+    flags = {"prior_dir": steps / "prior", "samples": 3}
+    assert script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", **flags)).code == 0
+    rows = read_rows(tmp_path / "out/decoded.jsonl")
+    kept = read_guidance(tmp_path / "out/embeddings.safetensors", rows)
+    assert kept["embedding"].shape == (4, 3, 768)
+    embed, chosen = CLIPImageTargetBuilder(str(CLIP), tmp_path).load(), read_json(tmp_path / "out/samples/chosen.json")
+    for k, row in enumerate(rows):
+        pictures = [
+            Image.open(tmp_path / f"out/samples/sample_{row.index:04d}_{j}.png").convert("RGB") for j in range(3)
+        ]
+        like = torch.nn.functional.cosine_similarity(embed(pictures), kept["decoded"][k][None])
+        assert chosen[str(row.index)] == int(like.argmax())
+        final = np.asarray(Image.open(next((tmp_path / "out").glob(f"generated_{row.index:04d}_*.png"))).convert("RGB"))
+        assert np.array_equal(final, np.asarray(pictures[chosen[str(row.index)]]))
+    shutil.copytree(things / "images", tmp_path / "images")
+    for path in (tmp_path / "images/test_images").rglob("*.png"):
+        Image.new("RGB", (64, 64), "red").save(path)  # what was seen, were it something else
+    shutil.rmtree(tmp_path / "out/samples")
+    other = drawing(things, models, trained / "ubp", tmp_path / "out", **flags) + [
+        "--stage",
+        "images",
+        "--images_dir",
+        str(tmp_path / "images"),
+    ]
+    assert script(DRAW, *other).code == 0
+    assert chosen == read_json(tmp_path / "out/samples/chosen.json")
+
+
+def test_scores_stand_beside_the_control_and_the_ceiling(things, trained, steps, models, script, tmp_path):
+    more = {"num_samples": 12, "draw_batch": 6, "num_inference_steps": 2}
+    for run, prior, compare in (("ubp", "prior", ["ceiling", "nearest"]), ("ubp_shuffled", "prior_shuffled", [])):
+        flags = drawing(
+            things,
+            models,
+            trained / run,
+            tmp_path / run,
+            prior_dir=steps / prior,
+            **more,
+            **({"compare": compare} if compare else {}),
+        )
+        done = script(DRAW, *flags)
+        assert done.code == 0 and ("shuffled-label control" in done.out) == (run == "ubp_shuffled"), done.err
+    done = script("evaluate.py", tmp_path / "ubp", "--images", "--clip_model", CLIP, "--convnet", ROOT / "demo/assets/classifier",
+                  "--metric_weights", tmp_path, "--output_dir", tmp_path / "tables")  # fmt: skip
+    assert done.code == 0, done.err
+    lines = {
+        line.split("|")[2].strip(): line
+        for line in done.out.splitlines()
+        if line.startswith("| ubp |") and "(" in line.split("|")[-2]
+    }
+    assert {"as decoded", "paired at random", "the stimulus's own embedding", "the nearest training image", "shuffled-label control",
+            "as decoded, above the control"} <= set(lines)  # fmt: skip
+    assert "classifier, first stage" in done.out and "classifier, last stage" in done.out
+    pictures = sorted((tmp_path / "ubp/compared").glob("ceiling_*.png"))
+    pictures[0].unlink()
+    done = script("evaluate.py", tmp_path / "ubp", "--images", "--clip_model", CLIP, "--metric_weights", tmp_path)
+    assert done.code == 2 and "is not of these pictures" in done.error_line
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def damaged(steps, tmp_path, **change):
+    """A copy of the prior whose checkpoint says something else."""
+    folder = shutil.copytree(steps / "prior", tmp_path / "damaged")
+    path = next(folder.glob("prior_epoch*.pth"))
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    return folder
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"encoder": "another"}, "on the embeddings of another encoder"),
+    ({"clip": "another"}, "of another CLIP"),
+    ({"settings": {"dim": 1024, "condition_dim": 1024}}, "reads embeddings of width 1024; the encoder gives 768"),
+    ({"what": "caption"}, "is no checkpoint of train_prior.py --what prior"),
+    ({"model": {}}, "cannot be"),
+])  # fmt: skip
+def test_a_prior_of_something_else_is_one_line(things, trained, steps, models, script, tmp_path, change, words):
+    folder = damaged(steps, tmp_path, **change)
+    done = script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", prior_dir=folder))
+    assert done.code == 2 and words in done.error_line
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"low_level_dir": "nowhere"}, "no such checkpoint"),
+    ({"low_level_dir": "ubp"}, "was trained towards image; expected --target vae_latent"),
+    ({"model_dir": "low"}, "was trained towards vae_latent"),
+    ({"conditioning": "controlnet"}, "needs --structure_vae"),
+    ({"conditioning": "controlnet", "structure_vae": "vae"}, "was trained towards image"),
+    ({"conditioning": ["controlnet", "ip_adapter"], "structure_dir": "sgdm", "structure_vae": "ubp"}, "no such checkpoint"),
+    ({"conditioning": ["controlnet", "ip_adapter"], "structure_dir": "sgdm", "structure_vae": "a prior"}, "is no checkpoint of train_structure.py"),
+    ({"caption_dir": "prior"}, "no such checkpoint"),
+    ({"ip_adapter": "sd"}, "has no models/ip-adapter_sd15.safetensors"),
+    ({"conditioning": ["text_states", "ip_adapter"]}, "goes alone"),
+    ({"compare": ["caption"]}, "needs --caption_dir"),
+    ({"strength": 1.5}, "--strength"),
+    ({"num_inference_steps": 1, "low_level_dir": "low", "strength": 0.5}, "less than one step"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_one_line(things, trained, steps, models, script, tmp_path, more, words):
+    places = {"ubp": trained / "ubp", "low": steps / "low", "vae": steps / "vae", "sgdm": steps / "sgdm", "prior": steps / "prior", "sd": models / "sd",
+              "nowhere": tmp_path / "nowhere.pth", "a prior": next((steps / "prior").glob("prior_epoch*.pth"))}  # fmt: skip
+    more = {name: places.get(value, value) if isinstance(value, str) else value for name, value in more.items()}
+    done = script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", **more))
+    assert done.code == 2
+    assert words in (done.error_line if "error:" in done.err.splitlines()[-1][:6] else done.err)
+
+
+def test_a_vae_that_saw_a_test_image_is_refused(things, steps, script, tmp_path):
+    folder = shutil.copytree(steps / "vae", tmp_path / "vae")
+    path = next(folder.glob("vae_epoch*.pth"))
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"seen": [*content["seen"], "test_images/00000_u0/u0.png"]}, path)
+    done = script(
+        SCRIPT, *training(things, tmp_path / "run", encoder="sgdm", target="structure", structure_vae=folder, epochs=1)
+    )
+    assert done.code == 2 and "was trained on test_images/00000_u0/u0.png" in done.error_line
+
+
+@pytest.mark.parametrize("flags, words", [
+    ({"target": "vae_latent", "encoder": "ubp"}, "go together"),
+    ({"target": "structure", "encoder": "sgdm"}, "needs --structure_vae"),
+    ({"target": "vae_latent", "encoder": "low_level", "image_model": CLIP}, "has no model_index.json"),
+])  # fmt: skip
+def test_targets_that_lack_something_are_one_line(things, script, tmp_path, flags, words):
+    done = script(SCRIPT, *training(things, tmp_path / "run", **flags))
+    assert done.code == 2 and words in done.err
+
+
+def test_a_caption_adapter_for_another_captioner_is_refused(things, trained, steps, models, script, tmp_path):
+    other = shutil.copytree(ROOT / "demo/assets/captioner", tmp_path / "captioner")
+    (other / "generation_config.json").write_text((other / "generation_config.json").read_text() + "\n")
+    done = script(
+        DRAW,
+        *drawing(things, models, trained / "ubp", tmp_path / "out", caption_dir=steps / "caption", captioner=other),
+    )
+    assert done.code == 2 and "of another captioner" in done.error_line
+
+
+def test_pictures_of_other_decoded_trials_are_never_mixed(things, trained, steps, models, script, tmp_path):
+    flags = drawing(things, models, trained / "ubp", tmp_path / "out", stage="decode")
+    assert script(DRAW, *flags).code == 0
+    path = tmp_path / "out/embeddings.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8] + bytes(8))
+    done = script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", stage="images"))
+    assert done.code == 2 and "embeddings.safetensors" in done.error_line
+    path.write_bytes(whole)
+    done = script(
+        DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", stage="images", compare=["ceiling"])
+    )
+    assert done.code == 2 and "holds no ceiling" in done.error_line
