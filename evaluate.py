@@ -39,6 +39,9 @@ def parse_args() -> argparse.Namespace:
         "--images", action="store_true", help="compare the pictures of generating scripts with the stimuli"
     )
     parser.add_argument(
+        "--figures", action=argparse.BooleanOptionalAction, default=True, help="draw figures beside the tables"
+    )
+    parser.add_argument(
         "--report", action="store_true", help="write report.html, one page with tables, figures, pictures, EEG"
     )
     parser.add_argument("--keep_rows", metavar="FOLDER", help="copy each run's rows, packed, and its run.json there")
@@ -70,6 +73,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.runs and not args.audit:
         parser.error("name runs, or a store with --audit")
+    if args.report and not args.figures:
+        parser.error("--report shows the figures; leave out --no-figures")
     if args.report and not args.output_dir:
         parser.error("--report needs --output_dir")
     if args.audit and (args.report or args.images or args.keep_rows or args.output_dir):
@@ -298,7 +303,7 @@ def main(args: argparse.Namespace) -> None:
             from stages import report
 
             cards = [card for run in drawn for card in report.cards(run, stimuli_of(run, args))]
-        made = draw_figures(folder, lines, of_group, runs, groups)
+        made = draw_figures(folder, lines, of_group, runs, groups) if args.figures else []
         files = {"results.md": text, "results.csv": tables.results_csv(lines), "results.tex": tables.results_tex(lines),
                  "comparisons.csv": tables.as_csv(tables.COMPARED, compared)}  # fmt: skip
         if image_lines:

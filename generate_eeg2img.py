@@ -112,7 +112,6 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from datasets.repetitions import Group, repetitions
@@ -127,14 +126,14 @@ from stages import clip_runs, priors, retrieval, structure
 from stages.captions import read_captions
 from stages.clip_runs import ClipRun
 from stages.embeddings import read_embeddings, read_guidance, write_embeddings, write_guidance
-from stages.image_metrics import compared_picture, true_class_picture
+from stages.guided_pictures import DECODED, Wanted, choose_samples, columns_of_steps, file_of, is_drawn, wanted_pictures
+from stages.image_metrics import true_class_picture
 from stages.pictures import (
     PictureFolder,
     Stimuli,
     check_gpu_is_free,
     drawn_with,
     opened_whole,
-    read_photo,
     save_with_recipe,
     steps_sheet,
 )
@@ -336,6 +335,10 @@ def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, o
     """Pictures from decoded embeddings, latents and maps: all samples, then the choice, then what they are compared with."""
     kept = read_guidance(output_dir / "embeddings.safetensors", rows)
     place = {row.index: k for k, row in enumerate(rows)}
+
+    def low_level_file(row: Row) -> Path:
+        return output_dir / "low_level" / f"low_level_{row.index:04d}.png"
+
     for name, needed in (("embedding", "ip_adapter" in args.conditioning), ("map", "controlnet" in args.conditioning),
                          ("latents", bool(args.low_level_dir)), *((name, name in args.compare) for name in COMPARED[:2])):  # fmt: skip
         if needed and name not in kept:
@@ -355,107 +358,68 @@ def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, o
     recipe = {"model": image_model, "steps": args.num_inference_steps, "guidance": args.guidance_scale, "size": args.image_size,
               "conditioning": " ".join(args.conditioning), "scheduler": args.scheduler} | parts  # fmt: skip
 
-    # ------------------------------------------------------------ what is to be drawn: (file, recipe, guidance) a picture
-    def path(way: str, row: Row, sample: int = 0) -> Path:
-        if way != "decoded":
-            return compared_picture(output_dir, way, row)
-        return output_dir / "samples" / f"sample_{row.index:04d}_{sample}.png"
-
-    wanted, seeds = [], {}
-    for row in rows:
-        for way, sample in [("decoded", k) for k in range(args.samples)] + [(way, 0) for way in args.compare]:
-            seed = args.seed + row.index + 100_000 * sample
-            prompt = row.prompt if way in ("decoded", "caption") else ""
-            told = {"prompt": prompt, "seed": seed} | recipe | {"embedding": row.embedding, "drawn_from": way}
-            wanted.append((row, way, sample, told))
-            seeds[path(way, row, sample)] = seed
-    missing = [item for item in wanted if drawn_with(path(*item[1:2], item[0], item[2])) != item[3]]
+    # ------------------------------------------------------------ prompts, then the image model without its text encoders
+    wanted = wanted_pictures(output_dir, rows, recipe, args.seed, args.samples, args.compare)
+    missing = [
+        one for one in wanted if not is_drawn(one) or (args.low_level_dir and not low_level_file(one.row).is_file())
+    ]
     final = PictureFolder(
         output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding, "samples": args.samples}
     )
-    shown = output_dir / "low_level"
-    if args.low_level_dir and not all((shown / f"{row.index:04d}.png").is_file() for row in rows):
-        missing = missing or wanted[:1]  # the VAE is needed
-
-    # ------------------------------------------------------------ prompts, then the image model without its text encoders
     if missing:
-        prompts, empty = read_prompts(image_model, sorted({told["prompt"] for *_, told in wanted}), device)
+        prompts, empty = read_prompts(image_model, sorted({one.prompt for one in wanted}), device)
         check_gpu_is_free(device, args.max_held_mib)
 
-        def generator_for(way: str) -> GuidedGenerator:
-            alone = way in ("ceiling", "nearest", "caption")
-            return GuidedGenerator(
+    def guidance(one: Wanted) -> Guidance:
+        k, embedding, latents, structure_map = place[one.row.index], None, None, None
+        if "ip_adapter" in args.conditioning and one.way != "caption":
+            embedding = (
+                kept["embedding"][k][one.sample % kept["embedding"].shape[1]]
+                if one.way == DECODED
+                else kept[one.way][k]
+            )
+        if one.way == DECODED:
+            latents = kept["latents"][k] if args.low_level_dir else None
+            structure_map = map_picture(kept["map"][k]) if "controlnet" in args.conditioning else None
+        return Guidance(prompts[one.prompt], embedding, latents, structure_map)
+
+    with progress(total=len(missing), desc="drawing", unit="image") as bar:
+        for ways in ((DECODED,), ("ceiling", "nearest"), ("caption",)):
+            todo = [one for one in missing if one.way in ways]
+            if not todo:
+                continue
+            all_steps = ways == (DECODED,)
+            generator = GuidedGenerator(
                 image_model, device, empty, args.num_inference_steps, args.guidance_scale, args.image_size, args.scheduler,
-                ip_adapter=args.ip_adapter if "ip_adapter" in args.conditioning and way != "caption" else None,
+                ip_adapter=args.ip_adapter if "ip_adapter" in args.conditioning and ways != ("caption",) else None,
                 width=kept["decoded"].shape[1], ip_scale=args.ip_scale,
-                controlnet=args.controlnet if "controlnet" in args.conditioning and not alone else None,
-                controlnet_scale=args.controlnet_scale, strength=args.strength if args.low_level_dir and not alone else None,
+                controlnet=args.controlnet if "controlnet" in args.conditioning and all_steps else None,
+                controlnet_scale=args.controlnet_scale, strength=args.strength if args.low_level_dir and all_steps else None,
             )  # fmt: skip
+            for start in range(0, len(todo), args.draw_batch):
+                batch = todo[start : start + args.draw_batch]
+                drawn = generator.draw([guidance(one) for one in batch], [one.seed for one in batch])
+                for one, picture in zip(batch, drawn, strict=True):
+                    save_with_recipe(picture, one.recipe, one.file)
+                    if one.way == DECODED and one.sample == 0 and args.low_level_dir:
+                        alone = generator.picture_of(kept["latents"][place[one.row.index]])
+                        save_with_recipe(alone, one.recipe, low_level_file(one.row))
+                bar.update(len(batch))
+            del generator
+            free_gpu_memory(device)
 
-        def guidance(row: Row, way: str, sample: int, told: dict) -> Guidance:
-            k, alone = place[row.index], way in COMPARED
-            embedding = None
-            if "ip_adapter" in args.conditioning and way != "caption":
-                embedding = kept[way][k] if alone else kept["embedding"][k, min(sample, kept["embedding"].shape[1] - 1)]
-            latents = kept["latents"][k] if args.low_level_dir and not alone else None
-            drawn_map = map_picture(kept["map"][k]) if "controlnet" in args.conditioning and not alone else None
-            return Guidance(prompts[told["prompt"]], embedding, latents, drawn_map)
-
-        with progress(total=len(missing), desc="drawing", unit="image") as bar:
-            for group in (("decoded",), ("ceiling", "nearest"), ("caption",)):
-                todo = [item for item in missing if item[1] in group]
-                generator = generator_for(group[0]) if todo else None
-                for start in range(0, len(todo), args.draw_batch):
-                    batch = todo[start : start + args.draw_batch]
-                    files = [path(way, row, sample) for row, way, sample, _ in batch]
-                    drawn = generator.draw([guidance(*item) for item in batch], [seeds[file] for file in files])
-                    for file, picture, item in zip(files, drawn, batch, strict=True):
-                        save_with_recipe(picture, item[3], file)
-                    bar.update(len(batch))
-                if generator and args.low_level_dir and group == ("decoded",):
-                    for row in rows:
-                        with written_whole(shown / f"{row.index:04d}.png") as unfinished:
-                            generator.picture_of(kept["latents"][place[row.index]]).save(unfinished, format="PNG")
-                del generator
-                free_gpu_memory(device)
-
-    # ------------------------------------------------------------ of several samples, the one nearest to what was decoded
-    chosen = dict.fromkeys(place, 0)
-    if args.samples > 1:
-        embed = CLIPImageTargetBuilder(str(args.clip_model), output_dir).load()
-        for row in rows:
-            vectors = embed([opened_whole(path("decoded", row, k)) for k in range(args.samples)])
-            like = F.cosine_similarity(vectors.float(), kept["decoded"][place[row.index]][None])
-            chosen[row.index] = int(like.argmax())
+    # ------------------------------------------------------------ the sample that stays; comparisons, sheets
+    embed = CLIPImageTargetBuilder(str(args.clip_model), output_dir).load() if args.samples > 1 else None
+    chosen = choose_samples(output_dir, rows, args.samples, kept["decoded"], embed)
     for row in rows:
-        final.keep(row, opened_whole(path("decoded", row, chosen[row.index])))
-    if args.samples > 1:
-        write_json({str(index): sample for index, sample in chosen.items()}, output_dir / "samples/chosen.json")
-
-    # ------------------------------------------------------------ sheets
+        final.keep(row, opened_whole(file_of(output_dir, DECODED, row, chosen[row.index])))
     stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.stimuli_dir))
-    final.finish(stimuli.of, (lambda row: path("ceiling", row)) if "ceiling" in args.compare else None)
-    candidates = read_json(output_dir / "run.json").get("candidates")
-
-    def photo(image: str) -> Image.Image:
-        return read_photo(retrieval.image_paths([image], Path(args.stimuli_dir))[0])
-
-    columns = {"seen": stimuli.of}
-    if candidates and all(0 <= row.predicted_label < len(candidates) for row in rows):
-        columns["retrieved"] = lambda row: photo(str(candidates[row.predicted_label]))
-    columns["nearest training image"] = lambda row: photo(row.nearest)
-    for folder in map(Path, args.beside):
-        other = PictureFolder(folder, read_rows(folder / "decoded.jsonl"), {}, 0)
-        names = {(row.subject, row.image): other.path("generated", row) for row in other.rows}
-        columns[folder.name] = lambda row, names=names: (
-            opened_whole(names[row.subject, row.image]) if (row.subject, row.image) in names else None
-        )
-    if "latents" in kept:
-        columns["low level"] = lambda row: opened_whole(shown / f"{row.index:04d}.png")
-    if "map" in kept:
+    final.finish(stimuli.of, (lambda row: file_of(output_dir, "ceiling", row)) if "ceiling" in args.compare else None)
+    columns = columns_of_steps(output_dir, rows, stimuli.of, Path(args.stimuli_dir), args.beside, args.compare)
+    if args.low_level_dir:
+        columns["low level"] = lambda row: opened_whole(low_level_file(row))
+    if "controlnet" in args.conditioning:
         columns["structure"] = lambda row: map_picture(kept["map"][place[row.index]])
-    columns |= {{"nearest": "from the nearest", "caption": "from the caption", "ceiling": "from its own embedding"}[way]:
-                lambda row, way=way: opened_whole(path(way, row)) for way in args.compare}  # fmt: skip
     columns["drawn"] = lambda row: opened_whole(final.path("generated", row))
     with written_whole(output_dir / "steps.png") as unfinished:
         steps_sheet(rows[:: max(1, len(rows) // 10)][:10], columns).save(unfinished, format="PNG")

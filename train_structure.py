@@ -86,12 +86,12 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, DDPMScheduler
 from torch.nn import functional as F
 
 from datasets.trials import load_splits
 from models.clip_targets import read_image, vae_latent_targets
-from models.image_generator import load_image_model
+from models.image_generator import StableDiffusion, load_image_model
 from models.structure import StructuralVAE, as_pixels, structure_map, vae_loss
 from stages import retrieval
 from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
@@ -152,7 +152,7 @@ class Control:
         self.device, family = device, load_image_model(args.image_model)
         pipeline = family.pipeline
         with loading(f"--image_model {args.image_model}", "a ControlNet is trained for Stable Diffusion 1.x or 2.x"):
-            if family.inputs.__qualname__ != "StableDiffusion.inputs":
+            if type(family) is not StableDiffusion:
                 raise ValueError(f"it is of the family {type(family).__name__}")
             with torch.no_grad():
                 self.states = family.read_prompt("").states.to(device)  # (1, 77, D): maps alone are told
@@ -163,10 +163,11 @@ class Control:
             ).to(device)
         if device.type == "cuda":
             self.model.enable_gradient_checkpointing()
-        self.schedule, self.edge = pipeline.scheduler, pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        self.schedule, scale = DDPMScheduler.from_config(pipeline.scheduler.config), pipeline.vae_scale_factor
+        self.predicts = self.schedule.config.prediction_type
         del pipeline, family
         latents = vae_latent_targets(args.image_model, paths, cache_dir)
-        self.latent_of = dict(zip(paths, latents, strict=True))
+        self.latent_of, self.edge = dict(zip(paths, latents, strict=True)), latents.shape[-1] * scale
         self.map_of: dict[Path, torch.Tensor] = {}
 
     def maps(self, paths: list[Path]) -> torch.Tensor:
@@ -178,14 +179,15 @@ class Control:
         return F.interpolate(maps, (self.edge, self.edge), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
 
     def errors(self, paths: list[Path], noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """(B,) mean squared error of the noise."""
+        """(B,) mean squared error of the noise; of the velocity, where the image model predicts that."""
         latents = torch.stack([self.latent_of[path] for path in paths]).float().to(self.device)
         noisy, states = self.schedule.add_noise(latents, noise, t), self.states.expand(len(paths), -1, -1)
         down, middle = self.model(noisy, t, states, self.maps(paths), return_dict=False)
         predicted = self.unet(
             noisy, t, states, down_block_additional_residuals=down, mid_block_additional_residual=middle
         ).sample
-        return (predicted - noise).square().mean(dim=(1, 2, 3))
+        target = self.schedule.get_velocity(latents, noise, t) if self.predicts == "v_prediction" else noise
+        return (predicted - target).square().mean(dim=(1, 2, 3))
 
     def loss(self, paths: list[Path]) -> torch.Tensor:
         noise = torch.randn(len(paths), *self.latent_of[paths[0]].shape, device=self.device)

@@ -92,7 +92,7 @@ class _LowRank(nn.Module):
 
 def train_shapes(settings: Settings, folder: Path) -> None:
     """A VAE, then a UNet and an IP-Adapter together: half of the steps with the adapter and mostly no prompt, half without it."""
-    pictures, concept = drawn_shapes(settings.drawings // 4, settings.seed)
+    pictures, concept = drawn_shapes(max(1, settings.drawings // 4), settings.seed)
     x = as_tensor(pictures)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
@@ -192,7 +192,7 @@ def train_controlnet(settings: Settings, folder: Path) -> None:
     base = folder.parent / "stable-diffusion-shapes"
     vae = AutoencoderKL.from_pretrained(base / "vae").float().eval()
     unet = UNet2DConditionModel.from_pretrained(base / "unet").float().eval().requires_grad_(False)
-    pictures, concept = drawn_shapes(settings.drawings // 8, settings.seed + 1)
+    pictures, concept = drawn_shapes(max(1, settings.drawings // 8), settings.seed + 1)
     maps = torch.stack(
         [
             as_tensor([map_picture(torch.from_numpy(structure_map(p)[None])).resize((IMAGE_SIZE,) * 2)])[0]
@@ -235,7 +235,7 @@ def train_captioner(settings: Settings, folder: Path) -> None:
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     )
-    pictures, concept = drawn_shapes(settings.drawings // 8, settings.seed + 2)
+    pictures, concept = drawn_shapes(max(1, settings.drawings // 8), settings.seed + 2)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
     x = ((as_tensor(pictures) + 1) / 2 - mean) / std
     ids = tokenizer([prompt_of(concept) for concept in CONCEPTS], return_tensors="pt").input_ids  # (80, 5)
@@ -260,7 +260,7 @@ def train_classifier(settings: Settings, folder: Path) -> None:
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    pictures, concept = drawn_shapes(settings.drawings // 8, settings.seed + 3)
+    pictures, concept = drawn_shapes(max(1, settings.drawings // 8), settings.seed + 3)
     x = as_tensor(pictures)
     for batch in TrainingBatches(model, x, concept, settings.classifier_steps, settings.lr * 3, "classifier"):
         batch.step(F.cross_entropy(model(batch.x).logits, batch.label))

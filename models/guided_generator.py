@@ -221,8 +221,12 @@ class GuidedGenerator(EEGImageGenerator):
     @torch.inference_mode()
     def picture_of(self, latents: torch.Tensor) -> Image.Image:
         """What the VAE alone makes of scaled (4, h, w) latents."""
-        vae = self.pipeline.vae
-        decoded = vae.decode(latents[None].to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
+        vae, dtype = self.pipeline.vae, self.pipeline.vae.dtype
+        vae.to(
+            self.device, torch.float32
+        )  # Stable Diffusion XL's overflows in half precision; with offload it waits on the CPU
+        decoded = vae.decode(latents[None].to(self.device) / vae.config.scaling_factor).sample
+        vae.to(dtype=dtype)
         picture = self.pipeline.image_processor.postprocess(decoded, output_type="pil")[0]
         return picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
 

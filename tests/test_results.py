@@ -17,7 +17,7 @@ KEPT = ROOT / "docs/results"
 def lines(process, tmp_path_factory):
     """(run, read-out) → line, and the text, as `python evaluate.py docs/results/*` writes them."""
     folder = tmp_path_factory.mktemp("tables")
-    done = process("evaluate.py", *sorted(KEPT.iterdir()), "--output_dir", folder)
+    done = process("evaluate.py", *sorted(KEPT.iterdir()), "--output_dir", folder, "--no-figures")
     assert done.code == 0, done.err
     found = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
     return {(line["run"], line["readout"]): line for line in found}, (folder / "results.md").read_text()

@@ -1,0 +1,122 @@
+"""Pictures of seen images on their way from embeddings to sheets: what is to be drawn, which sample stays, what each step showed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from stages import retrieval
+from stages.image_metrics import compared_picture
+from stages.pictures import PictureFolder, drawn_with, opened_whole, read_photo
+from stages.rows import Row, read_rows
+from utils.errors import UserError
+from utils.files import read_json, write_json
+
+DECODED = "decoded"  # what is drawn from what was decoded; the other ways are `image_metrics.COMPARED`
+APART = 100_000  # from a sample's seed to the next one's
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture that is to be drawn: of which row, from what, the how-manieth sample; its recipe and its file."""
+
+    row: Row
+    way: str
+    sample: int
+    recipe: dict
+    file: Path
+
+    @property
+    def seed(self) -> int:
+        return self.recipe["seed"]
+
+    @property
+    def prompt(self) -> str:
+        return self.recipe["prompt"]
+
+
+def wanted_pictures(
+    folder: Path, rows: Sequence[Row], recipe: Mapping, seed: int, samples: int, compare: Sequence[str]
+) -> list[Wanted]:
+    """All samples of all rows, and what they are compared with. The truth has no part in a sample's recipe.
+
+    recipe : mapping. What all are drawn with. A picture is drawn anew when its recipe, its prompt or its row's digest changes.
+    """
+    found = []
+    for row in rows:
+        for way, sample in [(DECODED, k) for k in range(samples)] + [(way, 0) for way in compare]:
+            prompt = row.prompt if way in (DECODED, "caption") else ""
+            told = {"prompt": prompt, "seed": seed + row.index + APART * sample} | dict(recipe)
+            found.append(
+                Wanted(
+                    row,
+                    way,
+                    sample,
+                    told | {"embedding": row.embedding, "drawn_from": way},
+                    file_of(folder, way, row, sample),
+                )
+            )
+    return found
+
+
+def file_of(folder: Path, way: str, row: Row, sample: int = 0) -> Path:
+    """File of a sample, or of a picture that was drawn from something else."""
+    if way != DECODED:
+        return compared_picture(folder, way, row)
+    return folder / "samples" / f"sample_{row.index:04d}_{sample}.png"
+
+
+def is_drawn(wanted: Wanted) -> bool:
+    """Whether the picture is there, whole, and of this recipe."""
+    return drawn_with(wanted.file) == wanted.recipe
+
+
+def choose_samples(
+    folder: Path, rows: Sequence[Row], samples: int, decoded: torch.Tensor, embed: Callable | None
+) -> dict[int, int]:
+    """Row's index → the sample that stays: the one whose embedding is nearest to the decoded one. What was seen has no say.
+
+    decoded : (N, D). embed : callable. Pictures → (n, D); not needed for one sample.
+    """
+    if samples == 1:
+        return {row.index: 0 for row in rows}
+    chosen = {}
+    for row, vector in zip(rows, decoded, strict=True):
+        vectors = embed([opened_whole(file_of(folder, DECODED, row, k)) for k in range(samples)]).float()
+        if vectors.shape[1] != len(vector):
+            raise UserError(
+                f"--clip_model gives embeddings of width {vectors.shape[1]}; those that were decoded have {len(vector)}"
+            )
+        chosen[row.index] = int(F.cosine_similarity(vectors, vector[None]).argmax())
+    write_json({str(index): sample for index, sample in chosen.items()}, folder / "samples/chosen.json")
+    return chosen
+
+
+def columns_of_steps(
+    folder: Path, rows: Sequence[Row], stimulus: Callable[[Row], Image.Image], stimuli_dir: Path, beside: Sequence[str], compare: Sequence[str]
+) -> dict[str, Callable[[Row], Image.Image | None]]:  # fmt: skip
+    """What a sheet shows of each row before the step at hand: seen, retrieved, nearest, other runs' pictures, what it is compared with."""
+
+    def photo(image: str) -> Image.Image:
+        return read_photo(retrieval.image_paths([image], stimuli_dir)[0])
+
+    columns: dict[str, Callable] = {"seen": stimulus}
+    candidates = read_json(folder / "run.json").get("candidates")
+    if isinstance(candidates, list) and candidates and all(0 <= row.predicted_label < len(candidates) for row in rows):
+        columns["retrieved"] = lambda row: photo(str(candidates[row.predicted_label]))
+    if all(row.nearest for row in rows):
+        columns["nearest training image"] = lambda row: photo(row.nearest)
+    for place in map(Path, beside):
+        other = PictureFolder(place, read_rows(place / "decoded.jsonl"), {}, 0)
+        files = {(row.subject, row.image): other.path("generated", row) for row in other.rows}
+
+        def picture(row: Row, files=files) -> Image.Image | None:  # noqa: ANN001
+            file = files.get((row.subject, row.image))
+            return opened_whole(file) if file and file.is_file() else None
+
+        columns[place.name] = picture
+    words = {"nearest": "from the nearest", "caption": "from the caption", "ceiling": "from its own embedding"}
+    return columns | {words[way]: lambda row, way=way: opened_whole(file_of(folder, way, row)) for way in compare}
