@@ -133,6 +133,10 @@ def parse_args() -> argparse.Namespace:
         parser.error("--target structure needs --structure_vae, and nothing else does")
     if args.target in ("vae_latent", "structure") and args.lambda_text and given:
         parser.error(f"--lambda_text has no part in --target {args.target}")
+    if args.target == "structure" and args.setting == "day":
+        parser.error(
+            "--target structure does not go with --setting day: its VAE would be trained on the images of the other day, which are the same"
+        )
     if args.target != "image" and not given:
         args.lambda_text = 0.0
     if args.setting == "cross" and args.subject_embedding == "known":
@@ -282,7 +286,7 @@ def main(args: argparse.Namespace) -> None:
         structure.must_not_have_seen(told, Path(args.structure_vae), [t.image for t in test.trials])
     tables = build_targets(
         args.target, splits, Path(args.images_dir), cache_dir, clip_model=args.clip_model, image_model=args.image_model,
-        captions=args.captions, sentences=bool(args.lambda_text), vae=vae,
+        captions=args.captions, sentences=bool(args.lambda_text), vae=vae, device=device,
     )  # fmt: skip
     digest = hashlib.sha256()
     for table in tables.values():
@@ -357,6 +361,7 @@ def main(args: argparse.Namespace) -> None:
         "dataset": description.name, "classes": list(description.classes), "settings": settings, "people": people,
         "target": args.target, "objective": args.objective, "protocol": args.protocol, "granularity": args.granularity,
         "clip_model": args.clip_model, "clip": clip_identity, "clip_width": shape[0] if vae else None, "vae": fingerprint(vae) if vae else "",
+        "image_model_identity": model_identity(args.image_model) if args.target == "vae_latent" else "",
         "image_model": args.image_model, "token_pooling": args.token_pooling,
         "encoder_fingerprint": depends_on.get("encoder", ""), "shuffled": args.shuffle_labels, "seed": args.seed,
         "prototypes": None if prototypes is None else prototypes[0], "centre": None if prototypes is None else prototypes[1],

@@ -16,12 +16,15 @@ to the decoded one: what was seen has no say. --compare draws the same trials, w
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError, loading, run_script, start_script
 from utils.paths import default
 
+# flags of the first stage that the second one must be given alike
+OF_DECODING = ("conditioning", "prior_dir", "low_level_dir", "caption_dir", "structure_dir", "samples")
 CONDITIONINGS = ("ip_adapter", "controlnet", "text_states")
 COMPARED = ("ceiling", "nearest", "caption")
 
@@ -162,8 +165,8 @@ def open_like(args, place: str, target: str, device: torch.device, wanted: list[
     return run, [of[group.subject, group.first] for group in wanted]
 
 
-def decode_states(args, run: ClipRun, chosen: list[Group], device: torch.device, path: Path) -> list[Row]:
-    """Decoded text states and the class of the nearest mean state."""
+def decode_states(args, run: ClipRun, chosen: list[Group], device: torch.device, path: Path) -> tuple[list[Row], bool]:
+    """Decoded text states and the class of the nearest mean state; whether the run is a shuffled-label control."""
     checkpoint = run.checkpoint
     outputs = retrieval.embed(run.model, run.dataset, chosen, run.people, device, args.batch_size)  # (N, 77, D)
     p = retrieval.prototype_probabilities(outputs, checkpoint["prototypes"], checkpoint["centre"])
@@ -172,14 +175,23 @@ def decode_states(args, run: ClipRun, chosen: list[Group], device: torch.device,
         row.index: (states[None], torch.zeros(1, states.shape[-1])) for row, states in zip(rows, outputs, strict=True)
     }
     write_embeddings(path, rows, alone, checkpoint["image_model"])
-    return rows
+    return rows, checkpoint["shuffled"]
 
 
-def decode_guidance(args, run: ClipRun, chosen: list[Group], device: torch.device, path: Path) -> list[Row]:
-    """Decoded embeddings, latents, maps and captions, as far as they are asked for; retrieval among the test images."""
+def decode_guidance(
+    args, run: ClipRun, chosen: list[Group], device: torch.device, path: Path
+) -> tuple[list[Row], bool]:
+    """Decoded embeddings, latents, maps and captions, as far as they are asked for; retrieval among the test images.
+
+    Returns the rows, and whether any part is a shuffled-label control.
+    """
     checkpoint, images_dir = run.checkpoint, Path(args.stimuli_dir)
     cache_dir = Path(args.cache_dir or run.dataset.store.path.resolve().parent / "token_cache")
     told = set(args.conditioning)
+
+    if args.clip_model and checkpoint.get("clip") and model_identity(args.clip_model) != checkpoint["clip"]:
+        raise UserError(f"--clip_model {args.clip_model} is another one than {args.model_dir} was trained with")
+    controls = [checkpoint["shuffled"]]
 
     def targets(images: list[str]) -> torch.Tensor:
         return image_targets(
@@ -188,7 +200,12 @@ def decode_guidance(args, run: ClipRun, chosen: list[Group], device: torch.devic
 
     # ------------------------------------------------------------ the embedding; what it is nearest to
     decoded = clip_runs.clip_part(run, chosen, device, args.batch_size)  # (N, D)
-    candidates, trained_on = sorted({trial.image for trial in run.dataset.trials}), sorted(checkpoint["seen"])
+    candidates = sorted({trial.image for trial in run.dataset.trials})
+    trained_on = sorted(set(checkpoint["seen"]) - set(candidates))  # none of those that are asked for
+    if not trained_on:
+        raise UserError(
+            f"{args.model_dir} was trained on the very images of --split {args.split}; there is no other one to be nearest to"
+        )
     among, of_training = targets(candidates), targets(trained_on)
     if decoded.shape[1] != among.shape[1]:
         raise UserError(
@@ -207,9 +224,11 @@ def decode_guidance(args, run: ClipRun, chosen: list[Group], device: torch.devic
         # without a prior, the embedding at the length that embeddings of images have
         kept["embedding"] = (F.normalize(decoded, dim=-1) * of_training.norm(dim=-1).mean())[:, None]  # (N, 1, D)
         if args.prior_dir:
-            prior = priors.read_prior(
+            prior, shuffled = priors.read_prior(
                 Path(args.prior_dir), fingerprint(run.model), checkpoint.get("clip"), decoded.shape[1]
-            ).to(device)
+            )
+            prior.to(device)
+            controls.append(shuffled)
             seeds = [[args.seed + row.index + 100_000 * k for row in rows] for k in range(args.samples)]
             drawn = [prior.sample(decoded.to(device), of, args.prior_steps, args.prior_guidance).cpu() for of in seeds]
             kept["embedding"] = torch.stack(drawn, dim=1)  # (N, samples, D)
@@ -222,6 +241,11 @@ def decode_guidance(args, run: ClipRun, chosen: list[Group], device: torch.devic
     if args.low_level_dir:
         low, groups = open_like(args, args.low_level_dir, "vae_latent", device, chosen)
         flat = retrieval.embed(low.model, low.dataset, groups, low.people, device, args.batch_size)
+        if low.checkpoint.get("image_model_identity") != model_identity(image_model_address(args.image_model)):
+            raise UserError(
+                f"{args.low_level_dir} was trained towards the latents of another image model than {args.image_model}"
+            )
+        controls.append(low.checkpoint["shuffled"])
         kept["latents"] = flat.unflatten(1, low.checkpoint["settings"]["latents"])  # (N, 4, h, w)
         del low
     if "controlnet" in told:
@@ -232,14 +256,25 @@ def decode_guidance(args, run: ClipRun, chosen: list[Group], device: torch.devic
             raise UserError(
                 f"{args.structure_dir or args.model_dir} was trained towards another VAE than {args.structure_vae}"
             )
+        if (facts := Path(args.controlnet) / "facts.json").is_file():  # one of train_structure.py
+            trained = read_json(facts)
+            with loading(str(facts), "train the ControlNet again"):
+                structure.must_not_have_seen(trained, Path(args.controlnet), candidates)
+                if trained["image_model"] != model_identity(image_model_address(args.image_model)):
+                    raise UserError(
+                        f"--controlnet {args.controlnet} was trained for another image model than {args.image_model}"
+                    )
+        controls.append(other.checkpoint["shuffled"])
         outputs = retrieval.embed(other.model, other.dataset, groups, other.people, device, args.batch_size)
         kept["map"] = structure.decoded_maps(vae, outputs[:, other.checkpoint["clip_width"] :])  # (N, 1, 128, 128)
         del other, vae
     if args.caption_dir:
-        adapter = priors.read_adapter(
+        adapter, shuffled = priors.read_adapter(
             Path(args.caption_dir), fingerprint(run.model), args.captioner, decoded.shape[1]
-        ).to(device)
-        captioner = Captioner(args.captioner, device)
+        )
+        adapter.to(device)
+        controls.append(shuffled)
+        captioner = Captioner(args.captioner, device, flag="--captioner")
         with torch.no_grad():
             for k in range(0, len(rows), 16):
                 for row, caption in zip(
@@ -247,7 +282,7 @@ def decode_guidance(args, run: ClipRun, chosen: list[Group], device: torch.devic
                 ):
                     row.text = row.prompt = caption
     write_guidance(path, rows, kept)
-    return rows
+    return rows, any(controls)
 
 
 def decode(args, device: torch.device, output_dir: Path) -> None:
@@ -272,12 +307,12 @@ def decode(args, device: torch.device, output_dir: Path) -> None:
         raise UserError(f"{args.datasets_dir} has no {args.split} trials under {checkpoint['protocol']}")
     places = torch.linspace(0, len(groups) - 1, min(args.num_samples, len(groups))).round().int().tolist()
     path = output_dir / "embeddings.safetensors"
-    rows = (decode_states if states else decode_guidance)(args, run, [groups[k] for k in places], device, path)
+    rows, control = (decode_states if states else decode_guidance)(args, run, [groups[k] for k in places], device, path)
     of = {
         "downstream_dataset": run.description.name,
         "protocol": checkpoint["protocol"],
         "clip_model": args.clip_model or checkpoint["clip_model"],
-        "shuffle_labels": checkpoint["shuffled"],
+        "shuffle_labels": control,
     }
     candidates = sorted({trial.image for trial in run.dataset.trials}) if "retrieval" in rows[0].readouts else []
     record = {
@@ -287,7 +322,7 @@ def decode(args, device: torch.device, output_dir: Path) -> None:
         "candidates": candidates,
     }
     report_decoded(rows, output_dir, record)
-    if checkpoint["shuffled"]:
+    if control:
         print("this is a shuffled-label control: its pictures show what an untaught decoder draws")
     if caution := run.description.caution_for(checkpoint["protocol"]):
         print(caution)
@@ -331,6 +366,12 @@ def draw_states(args, rows: list[Row], image_model: str, device: torch.device, o
     pictures.finish(stimuli.of, (lambda row: true_class_picture(output_dir, row)) if captions else None)
 
 
+def identity_of(adapter: str) -> str:
+    """What tells an IP-Adapter from another: a file's bytes, a folder's files, an address."""
+    path = Path(adapter)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else model_identity(adapter)
+
+
 def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, output_dir: Path) -> None:
     """Pictures from decoded embeddings, latents and maps: all samples, then the choice, then what they are compared with."""
     kept = read_guidance(output_dir / "embeddings.safetensors", rows)
@@ -345,12 +386,9 @@ def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, o
             raise UserError(
                 f"{output_dir / 'embeddings.safetensors'} holds no {name}; run --stage decode with the same flags"
             )
-    parts = {}
+    parts = {"weights": model_identity(image_model)}
     if "ip_adapter" in args.conditioning:
-        parts |= {
-            "ip_adapter": model_identity(args.ip_adapter) if Path(args.ip_adapter).is_dir() else args.ip_adapter,
-            "ip_scale": args.ip_scale,
-        }
+        parts |= {"ip_adapter": identity_of(args.ip_adapter), "ip_scale": args.ip_scale, "prior": bool(args.prior_dir)}
     if "controlnet" in args.conditioning:
         parts |= {"controlnet": model_identity(args.controlnet), "controlnet_scale": args.controlnet_scale}
     if args.low_level_dir:
@@ -359,7 +397,7 @@ def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, o
               "conditioning": " ".join(args.conditioning), "scheduler": args.scheduler} | parts  # fmt: skip
 
     # ------------------------------------------------------------ prompts, then the image model without its text encoders
-    wanted = wanted_pictures(output_dir, rows, recipe, args.seed, args.samples, args.compare)
+    wanted = wanted_pictures(output_dir, rows, kept, recipe, args.seed, args.samples, args.compare)
     missing = [
         one for one in wanted if not is_drawn(one) or (args.low_level_dir and not low_level_file(one.row).is_file())
     ]
@@ -437,9 +475,15 @@ def main(args: argparse.Namespace) -> None:
         free_gpu_memory(device)
     if args.stage == "decode":
         return
-    rows = read_rows(output_dir / "decoded.jsonl")
-    if args.samples > 1 and not args.clip_model:
-        args.clip_model = read_json(output_dir / "run.json")["arguments"]["clip_model"]
+    rows, record = read_rows(output_dir / "decoded.jsonl"), read_json(output_dir / "run.json")
+    with loading(str(output_dir / "run.json"), "it is damaged; decode again"):
+        before = {name: record["arguments"][name] for name in (*OF_DECODING, "clip_model")}
+    for name in OF_DECODING:
+        if before[name] != getattr(args, name):
+            raise UserError(
+                f"{output_dir} was decoded with --{name} {before[name]}; draw with the same, or decode again"
+            )
+    args.clip_model = args.clip_model or str(before["clip_model"])
     draw = draw_states if args.conditioning == ["text_states"] else draw_guided
     draw(args, rows, image_model, device, output_dir)
 

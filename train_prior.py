@@ -13,6 +13,7 @@ Leaves in --output_dir: NAME_epochN.pth, metrics.jsonl, learning_curve.png, run.
 """
 
 import argparse
+import hashlib
 import math
 import time
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ from stages import clip_runs, retrieval
 from stages.captions import caption_measures
 from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
 from stages.scores import measured
-from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
+from utils.checkpoints import as_bytes, fingerprint, read_checkpoint, save_checkpoint
 from utils.device import pick_device
 from utils.files import write_json, write_jsonl
 from utils.hub import model_identity
@@ -168,7 +169,7 @@ def main(args: argparse.Namespace) -> None:
     if args.what == "prior":
         target_of = vectors
     else:
-        captioner = Captioner(args.captioner, device)
+        captioner = Captioner(args.captioner, device, flag="--captioner")
         target_of = vision_token_targets(captioner, images, paths, cache_dir)
     width = embeddings["train"].shape[1]
 
@@ -185,7 +186,15 @@ def main(args: argparse.Namespace) -> None:
         settings = {"dim": width, "n_tokens": n_tokens, "width": token_width}
         model = CaptionAdapter(**settings)
     model.to(device)
-    depends_on = {"encoder": encoder, "store": datasets["train"].store.fingerprint, "CLIP": model_identity(clip_model)}
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(as_bytes(vectors[image]))
+    depends_on = {
+        "set of images": digest.hexdigest(),
+        "encoder": encoder,
+        "store": datasets["train"].store.fingerprint,
+        "CLIP": model_identity(clip_model),
+    }
     if args.what == "caption":
         depends_on["captioner"] = model_identity(args.captioner)
     record, state = open_run(

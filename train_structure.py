@@ -12,6 +12,7 @@ Leaves in --output_dir: vae_epochN.pth or controlnet_epochN/ (the hub's layout),
 """
 
 import argparse
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -166,7 +167,7 @@ class Control:
         self.schedule, scale = DDPMScheduler.from_config(pipeline.scheduler.config), pipeline.vae_scale_factor
         self.predicts = self.schedule.config.prediction_type
         del pipeline, family
-        latents = vae_latent_targets(args.image_model, paths, cache_dir)
+        latents = vae_latent_targets(args.image_model, paths, cache_dir, device)
         self.latent_of, self.edge = dict(zip(paths, latents, strict=True)), latents.shape[-1] * scale
         self.map_of: dict[Path, torch.Tensor] = {}
 
@@ -225,7 +226,10 @@ def main(args: argparse.Namespace) -> None:
     seed_everything(args.seed)
     every = [path for of in paths.values() for path in of]
     trained = VAE(args, device) if args.what == "vae" else Control(args, device, every, cache_dir)
-    depends_on = {"store": splits["train"].store.fingerprint}
+    digest = hashlib.sha256()
+    for path in every:
+        digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
+    depends_on = {"store": splits["train"].store.fingerprint, "set of images": digest.hexdigest()}
     if args.what == "controlnet":
         depends_on["image model"] = model_identity(args.image_model)
     record, state = open_run(output_dir, vars(args), {"images_dir", "output_dir"}, depends_on, file.format("*"))

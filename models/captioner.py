@@ -36,20 +36,18 @@ class Captioner:
     Raises UserError if it cannot be loaded or is of another kind.
     """
 
-    def __init__(self, name: str, device: torch.device, beams: int = 5, max_tokens: int = 25):
-        self.name, self.device, self.beams, self.max_tokens = name, device, beams, max_tokens
-        safe = {"local_files_only": fetch_nothing(name, "config.json", "--model"), "trust_remote_code": False}
-        with loading(f"--model {name}", HINT):
+    def __init__(self, name: str, device: torch.device, beams: int = 5, max_tokens: int = 25, flag: str = "--model"):
+        self.name, self.device, self.beams, self.max_tokens, self.flag = name, device, beams, max_tokens, flag
+        safe = {"local_files_only": fetch_nothing(name, "config.json", flag), "trust_remote_code": False}
+        with loading(f"{flag} {name}", HINT):
             kind = transformers.PretrainedConfig.get_config_dict(name, **safe)[0].get("model_type")
         if kind not in CAPTIONERS:
-            raise UserError(f"--model {name} is a {kind}; expected one of {', '.join(CAPTIONERS)}")
+            raise UserError(f"{flag} {name} is a {kind}; expected one of {', '.join(CAPTIONERS)}")
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         self.model = (
-            load_whole(getattr(transformers, CAPTIONERS[kind]), name, "--model", HINT, **safe, dtype=dtype)
-            .eval()
-            .to(device)
+            load_whole(getattr(transformers, CAPTIONERS[kind]), name, flag, HINT, **safe, dtype=dtype).eval().to(device)
         )
-        with loading(f"--model {name}", HINT):
+        with loading(f"{flag} {name}", HINT):
             self.images = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **safe)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, **safe)
         self.kind = kind
@@ -61,7 +59,7 @@ class Captioner:
     @torch.inference_mode()
     def vision_tokens(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """(B, n, width) float32: what the captioner's own vision part makes of pictures, on the CPU."""
-        with loading(f"--captioner {self.name}", HINT):
+        with loading(f"{self.flag} {self.name}", HINT):
             part = self.model.get_submodule(self._vision())
             return part(self._pixels(pictures)).last_hidden_state.float().cpu()
 
@@ -79,18 +77,18 @@ class Captioner:
     def _vision(self) -> str:
         if self.kind not in VISION:
             raise UserError(
-                f"--captioner {self.name} is a {self.kind}; tokens can be given to {' and '.join(VISION)} only"
+                f"{self.flag} {self.name} is a {self.kind}; tokens can be given to {' and '.join(VISION)} only"
             )
         return VISION[self.kind]
 
     def _pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        with loading(f"--model {self.name}", HINT):
+        with loading(f"{self.flag} {self.name}", HINT):
             pixels = self.images(list(pictures), return_tensors="pt")["pixel_values"]
             return pixels.to(self.device, self.model.dtype)
 
     @torch.inference_mode()
     def _captions(self, pixels: torch.Tensor) -> list[str]:
-        with loading(f"--model {self.name}", HINT):
+        with loading(f"{self.flag} {self.name}", HINT):
             ids = self.model.generate(
                 pixel_values=pixels, num_beams=self.beams, max_new_tokens=self.max_tokens, do_sample=False
             )

@@ -76,7 +76,9 @@ def text_state_targets(image_model: str, captions: Sequence[str], cache_dir: Pat
     )
 
 
-def vae_latent_targets(image_model: str, paths: Sequence[Path], cache_dir: Path) -> torch.Tensor:
+def vae_latent_targets(
+    image_model: str, paths: Sequence[Path], cache_dir: Path, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """(N, 4, h, w) float16 latents of images, as the image model's VAE encodes them at the size that it draws, times its scaling factor.
 
     The mean of the encoder's Gaussian. For Stable Diffusion XL-Turbo and Stable Diffusion 1.5 images of 512², latents of 64².
@@ -86,12 +88,16 @@ def vae_latent_targets(image_model: str, paths: Sequence[Path], cache_dir: Path)
     @torch.inference_mode()
     def build(part: Sequence[Path]) -> torch.Tensor:
         if not loaded:
-            loaded.append(load_vae(image_model))
+            vae, edge = load_vae(image_model)
+            loaded.append((vae.to(device), edge))
         vae, edge = loaded[0]
         pictures = [read_image(path) for path in part]
         x = torch.stack([_square(picture, edge) for picture in pictures])
         with loading(f"--image_model {image_model}", HINT):
-            return vae.encode(x).latent_dist.mean * vae.config.scaling_factor
+            parts = [
+                vae.encode(some.to(device)).latent_dist.mean.cpu() for some in x.split(4)
+            ]  # 0.5 GB an image of 512²
+            return torch.cat(parts) * vae.config.scaling_factor
 
     digests = [hashlib.sha256(_bytes(path)).hexdigest() for path in paths]
     return in_parts("latent", image_model, paths, digests, cache_dir, build)

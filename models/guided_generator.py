@@ -158,11 +158,12 @@ class GuidedGenerator(EEGImageGenerator):
         if device.type != "cuda":
             self.pipeline.to(device)
             return
-        memory = torch.cuda.get_device_properties(device).total_memory / 1e9
-        if self.family.large and memory < OFFLOAD_BELOW:
-            print(f"the GPU has {memory:.1f} GB: the image model's parts take turns on it (offload)")
+        free = torch.cuda.mem_get_info(device)[0] / 1e9
+        if self.family.large and free < OFFLOAD_BELOW:
+            print(f"{free:.1f} GB of GPU memory are free: the image model's parts take turns there (offload)")
             self.pipeline.enable_model_cpu_offload(device=device)
         else:
+            print(f"{free:.1f} GB of GPU memory are free: the whole image model goes there")
             self.pipeline.to(device)
 
     @torch.inference_mode()
@@ -200,7 +201,7 @@ class GuidedGenerator(EEGImageGenerator):
             latents = torch.stack([one.latents for one in guidance])
             edge = self.drawn_size // self.pipeline.vae_scale_factor
             if latents.shape[1:] != (self.pipeline.unet.config.in_channels, edge, edge):
-                raise UserError(f"--low_level gives latents {tuple(latents.shape[1:])}; {self.name} draws from "
+                raise UserError(f"--low_level_dir gives latents {tuple(latents.shape[1:])}; {self.name} draws from "
                                 f"({self.pipeline.unet.config.in_channels}, {edge}, {edge}) at this size")  # fmt: skip
             told |= {"image": latents.to(self.device, self.dtype), "strength": self.strength}
         elif first.structure is None:

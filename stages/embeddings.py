@@ -74,8 +74,14 @@ def read_embeddings(path: Path, rows: Sequence[Row], image_model: str) -> dict[i
 # ---------------------------------------------------------------- what pictures of seen images are drawn from
 
 
+COMPARED_WITH = (
+    "ceiling",
+    "nearest",
+)  # what the same trials are drawn from for comparison: no part of what was decoded
+
+
 def write_guidance(path: Path, rows: Sequence[Row], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Keep tensors (N, …) of the rows, in their order, and mark each row with the digest of its own.
+    """Keep tensors (N, …) of the rows, in their order, and mark each row with the digest of what was decoded.
 
     What another run left is removed: it would not belong to these trials.
     """
@@ -84,7 +90,7 @@ def write_guidance(path: Path, rows: Sequence[Row], tensors: Mapping[str, torch.
     with written_whole(path) as unfinished:
         unfinished.write_bytes(save(kept | {"index": torch.tensor([row.index for row in rows])}))
     for k, row in enumerate(rows):
-        row.embedding = _digest_of(kept, k)
+        row.embedding = digest_of(_decoded(kept), k)
 
 
 def read_guidance(path: Path, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
@@ -101,16 +107,19 @@ def read_guidance(path: Path, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         or index.tolist() != [row.index for row in rows]
     ):
         raise UserError(f"{path} is damaged, or of other trials than decoded.jsonl; decode again")
-    kept = dict(sorted(kept.items()))
     for k, row in enumerate(rows):
-        if _digest_of(kept, k) != row.embedding:
+        if digest_of(_decoded(kept), k) != row.embedding:
             raise UserError(f"{path} belongs to other trials than decoded.jsonl (trial {row.index}); decode again")
     return kept
 
 
-def _digest_of(tensors: Mapping[str, torch.Tensor], k: int) -> str:
-    """Tells what trial k is drawn from; `tensors` are sorted by name."""
+def _decoded(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name not in COMPARED_WITH}
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor], k: int) -> str:
+    """Tells what trial k is drawn from."""
     found = hashlib.sha256()
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape[1:])} ".encode() + as_bytes(tensor[k]))
     return found.hexdigest()[:16]

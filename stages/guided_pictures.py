@@ -9,6 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from stages import retrieval
+from stages.embeddings import COMPARED_WITH, digest_of
 from stages.image_metrics import compared_picture
 from stages.pictures import PictureFolder, drawn_with, opened_whole, read_photo
 from stages.rows import Row, read_rows
@@ -39,23 +40,25 @@ class Wanted:
 
 
 def wanted_pictures(
-    folder: Path, rows: Sequence[Row], recipe: Mapping, seed: int, samples: int, compare: Sequence[str]
-) -> list[Wanted]:
+    folder: Path, rows: Sequence[Row], kept: Mapping[str, torch.Tensor], recipe: Mapping, seed: int, samples: int, compare: Sequence[str]
+) -> list[Wanted]:  # fmt: skip
     """All samples of all rows, and what they are compared with. The truth has no part in a sample's recipe.
 
-    recipe : mapping. What all are drawn with. A picture is drawn anew when its recipe, its prompt or its row's digest changes.
+    kept : mapping of names to (N, …) tensors. What is drawn from, in the order of the rows.
+    recipe : mapping. What all are drawn with. A picture is drawn anew when its recipe, its prompt or what it is drawn from changes.
     """
     found = []
-    for row in rows:
+    for place, row in enumerate(rows):
         for way, sample in [(DECODED, k) for k in range(samples)] + [(way, 0) for way in compare]:
             prompt = row.prompt if way in (DECODED, "caption") else ""
+            drawn_from = digest_of({way: kept[way]}, place) if way in COMPARED_WITH else row.embedding
             told = {"prompt": prompt, "seed": seed + row.index + APART * sample} | dict(recipe)
             found.append(
                 Wanted(
                     row,
                     way,
                     sample,
-                    told | {"embedding": row.embedding, "drawn_from": way},
+                    told | {"embedding": drawn_from, "drawn_from": way},
                     file_of(folder, way, row, sample),
                 )
             )

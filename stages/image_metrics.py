@@ -94,6 +94,7 @@ class Pictures:
     true_class : list of PIL.Image. Drawn from the true class's prompt (draw_true_class.py); empty where that was not run.
     model : str. The image model, as a picture says.
     ceiling : str. What the pictures of `true_class` were drawn from, in words.
+    recipe : dict. How all were drawn, see `way_of`.
     others : dict. What further pictures of the same trials were drawn from, in words → list of PIL.Image.
     """
 
@@ -104,6 +105,7 @@ class Pictures:
     model: str
     ceiling: str = TRUE_CLASS
     others: dict[str, list[Image.Image]] = field(default_factory=dict)
+    recipe: dict = field(default_factory=dict)
 
 
 def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictures:
@@ -112,6 +114,11 @@ def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictur
     drawn = [_read(names.path("generated", row)) for row in rows]
     ceiling = [true_class_picture(folder, row) for row in rows]
     recipes = [drawn_with(names.path("generated", row)) or {} for row in rows]
+    for row, recipe in zip(rows, recipes, strict=True):
+        if recipe.get("embedding", row.embedding) != row.embedding:
+            raise UserError(
+                f"{names.path('generated', row)} was drawn from something else than was decoded; draw again (--stage images)"
+            )
     true_class = []
     if any(path.is_file() for path in ceiling):
         ways = [drawn_with(path) or {} for path in ceiling]
@@ -126,6 +133,7 @@ def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictur
         CAPTION if true_class and (drawn_with(ceiling[0]) or {}).get("conditioning") == "caption" else TRUE_CLASS,
         {words: _compared(folder, way, rows, recipes) for way, words in COMPARED.items()
          if any(compared_picture(folder, way, row).is_file() for row in rows)},
+        way_of(recipes[0]),
     )  # fmt: skip
 
 
@@ -133,11 +141,17 @@ def _compared(folder: Path, way: str, rows: Sequence[Row], recipes: Sequence[dic
     """Pictures of the same trials that were drawn from something else; UserError where they are of another run."""
     for row, recipe in zip(rows, recipes, strict=True):
         told = drawn_with(compared_picture(folder, way, row)) or {}
-        if any(told.get(name) != recipe.get(name) for name in ("model", "steps", "guidance", "size", "embedding")):
+        if told.get("drawn_from") != way or way_of(told) != way_of(recipe):
             raise UserError(
                 f"{folder / 'compared'} is not of these pictures; run generate_eeg2img.py with --compare again"
             )
     return [_read(compared_picture(folder, way, row)) for row in rows]
+
+
+def way_of(recipe: dict) -> dict:
+    """How a picture was drawn: its recipe without what is a trial's own, or a sample's."""
+    own = {"prompt", "seed", "embedding", "drawn_from", "samples"}
+    return {name: value for name, value in recipe.items() if name not in own}
 
 
 def compared_picture(folder: Path, way: str, row: Row) -> Path:
@@ -172,7 +186,8 @@ NOTE = (
     "another one; guessing gives 50 %. '1 of K': how often its own stimulus is the likest of all K; guessing gives 1/K. Trials of one "
     "stimulus are not asked against each other. The stimulus's own embedding: what the same image model draws when it is told what was seen, "
     "the most that decoding an embedding can reach; the nearest training image: drawn from that one's embedding. Above the control: "
-    "the difference of the means, whose interval draws the trials of both anew. SwAV is a distance: less is better. CLIP is the model that is named."
+    "the difference of the means, whose interval draws the trials anew, the same ones of both. A CLIP that an encoder was trained towards, or that "
+    "chose the sample, judges its own: read the others beside it. SwAV is a distance: less is better. CLIP is the model that is named."
 )
 
 
@@ -199,6 +214,13 @@ def score_pictures(
     for words, others in pictures.others.items():
         found[words] = _values(real, _Views(others, networks, words), np.arange(n), stimulus)
     if control:
+        if control.recipe != pictures.recipe:
+            differs = sorted(
+                k for k in {*control.recipe, *pictures.recipe} if control.recipe.get(k) != pictures.recipe.get(k)
+            )
+            raise UserError(
+                f"the control's pictures were drawn in another way than the run's ({', '.join(differs)}); draw both alike"
+            )
         seen = [row.image or row.true_label for row in control.rows]
         of_control = _Views(control.stimuli, networks, "the control's stimuli")
         drawn_by_it = _Views(control.drawn, networks, "the control's pictures")

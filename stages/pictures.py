@@ -156,9 +156,8 @@ def save_with_recipe(picture: Image.Image, recipe: dict, path: Path) -> None:
 
 
 def opened_whole(path: Path) -> Image.Image:
-    """A picture of ours, in memory."""
-    with opened_picture(path) as picture:
-        return picture.convert("RGB")
+    """A picture of ours, in memory; UserError where it is missing or damaged."""
+    return whole_picture(path, "picture", "draw it first (--stage images)")
 
 
 def drawn_with(path: Path) -> dict | None:

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from models.prior import CaptionAdapter, DiffusionPrior
-from utils.checkpoints import best_checkpoint, read_checkpoint
+from utils.checkpoints import best_checkpoint, must_be_finite, read_checkpoint
 from utils.errors import UserError, loading
 from utils.hub import model_identity
 
-KINDS = {"what": str, "settings": dict, "model": dict, "encoder": str, "clip": str, "captioner": str}
+KINDS = {"what": str, "settings": dict, "model": dict, "encoder": str, "clip": str, "captioner": str, "shuffled": bool}
 
 
-def read_prior(place: Path, encoder: str, clip: str | None, width: int) -> DiffusionPrior:
-    """The prior of a run.
+def read_prior(place: Path, encoder: str, clip: str | None, width: int) -> tuple[DiffusionPrior, bool]:
+    """The prior of a run, and whether it is a shuffled-label control.
 
     encoder, clip : str. Fingerprint of the encoder whose embeddings go in, identity of the CLIP whose embeddings come out.
     width : int. Of both embeddings.
@@ -23,20 +23,22 @@ def read_prior(place: Path, encoder: str, clip: str | None, width: int) -> Diffu
     with loading(str(path), "name another checkpoint"):
         prior = DiffusionPrior(**checkpoint["settings"])
         prior.load_state_dict(checkpoint["model"])
+        must_be_finite(prior)
         if checkpoint["settings"]["dim"] != width:
             raise ValueError(f"it gives embeddings of width {checkpoint['settings']['dim']}; expected {width}")
-    return prior.eval()
+    return prior.eval(), checkpoint["shuffled"]
 
 
-def read_adapter(place: Path, encoder: str, captioner: str, width: int) -> CaptionAdapter:
-    """The caption adapter of a run; UserError as above, or where it is for another captioner."""
+def read_adapter(place: Path, encoder: str, captioner: str, width: int) -> tuple[CaptionAdapter, bool]:
+    """The caption adapter of a run, and whether it is a control; UserError as above, or where it is for another captioner."""
     path, checkpoint = _read(place, "caption", encoder, width)
     if checkpoint["captioner"] != model_identity(captioner):
         raise UserError(f"{path} was trained towards the tokens of another captioner than {captioner}")
     with loading(str(path), "name another checkpoint"):
         adapter = CaptionAdapter(**checkpoint["settings"])
         adapter.load_state_dict(checkpoint["model"])
-    return adapter.eval()
+        must_be_finite(adapter)
+    return adapter.eval(), checkpoint["shuffled"]
 
 
 def _read(place: Path, what: str, encoder: str, width: int) -> tuple[Path, dict]:

@@ -274,7 +274,7 @@ def _readout(value: dict) -> Readout:
     if not isinstance(value, dict) or not {"label", "chance"} <= set(value) <= {f.name for f in fields(Readout)}:
         raise ValueError("a read-out has label, chance, probabilities and rank")
     readout = Readout(**value)
-    if type(readout.chance) not in (int, float) or not 1e-4 <= readout.chance <= 1:
+    if type(readout.chance) not in (int, float) or not 1e-5 <= readout.chance <= 1:
         raise ValueError(f"chance is {readout.chance!r}; expected a number between 0 and 1")
     n_classes = readout.n_classes
     _whole(readout.label, "label", -1, n_classes - 1)

@@ -143,7 +143,9 @@ def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, 
 
 
 def difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of `a` less mean of `b`, and its 95 % bootstrap interval (2,000 draws of the trials of each)."""
+    """Mean of `a` less mean of `b`, and its 95 % bootstrap interval: 2,000 draws of trials, the same ones of both where they are as many."""
+    if len(a) == len(b):
+        return mean_and_interval(a - b, seed)
     a, b = a[np.isfinite(a)], b[np.isfinite(b)]
     if not len(a) or not len(b):
         return float("nan"), float("nan"), float("nan")

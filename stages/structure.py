@@ -10,7 +10,7 @@ import torch
 from models.clip_targets import in_parts, read_image
 from models.structure import StructuralVAE, as_pixels, structure_map
 from stages.scores import Measure, measured
-from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
+from utils.checkpoints import best_checkpoint, fingerprint, must_be_finite, read_checkpoint
 from utils.errors import UserError, loading
 
 KINDS = {"settings": dict, "model": dict, "seen": list, "dataset": str}
@@ -20,18 +20,22 @@ def read_vae(place: Path) -> tuple[StructuralVAE, dict]:
     """The VAE of a run of train_structure.py, in evaluation mode, and its checkpoint; UserError where it is none, or damaged."""
     path = best_checkpoint(place, "vae_epoch{}.pth")
     checkpoint = read_checkpoint(path)
-    if wrong := [name for name, kind in KINDS.items() if not isinstance(checkpoint.get(name), kind)]:
+    wrong = [name for name, kind in KINDS.items() if not isinstance(checkpoint.get(name), kind)]
+    if not wrong and not all(isinstance(image, str) for image in checkpoint["seen"]):
+        wrong = ["seen"]
+    if wrong:
         raise UserError(
             f"{path} is no checkpoint of train_structure.py --what vae (its {', '.join(wrong)}); name another one"
         )
     with loading(str(path), "name another checkpoint"):
         vae = StructuralVAE(**checkpoint["settings"])
         vae.load_state_dict(checkpoint["model"])
+        must_be_finite(vae)
     return vae.eval().requires_grad_(False), checkpoint
 
 
 def must_not_have_seen(checkpoint: dict, place: Path, images: Iterable[str]) -> None:
-    """Raise UserError where the VAE was trained on an image that is to be tested on."""
+    """Raise UserError where a VAE or ControlNet was trained on an image that is to be tested on."""
     if seen := sorted(set(checkpoint["seen"]) & set(images)):
         raise UserError(
             f"{place} was trained on {seen[0]} and {len(seen) - 1} more of the test images; train it under this protocol"

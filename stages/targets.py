@@ -14,12 +14,13 @@ from stages.structure import structure_targets
 
 def build_targets(
     target: str, splits: dict[str, TrialDataset], images_dir: Path, cache_dir: Path, clip_model: str, image_model: str,
-    captions: str | None = None, sentences: bool = False, vae: StructuralVAE | None = None,
+    captions: str | None = None, sentences: bool = False, vae: StructuralVAE | None = None, device: torch.device | str = "cpu",
 ) -> dict[str, dict[str, torch.Tensor]]:  # fmt: skip
     """{"main", …} → {image: target}, for all images of all splits; {} for classes.
 
     target : {"image", "text", "text_states", "classes", "vae_latent", "structure"}
     sentences : bool. Put the sentences' embeddings beside the images', as "text".
+    device : torch.device. Where the image model's VAE works.
     vae : StructuralVAE, optional. For "structure": the latents of the images stand beside their CLIP embeddings, as "structure".
     """
     images = sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
@@ -30,7 +31,7 @@ def build_targets(
     if target == "structure":
         found["structure"] = dict(zip(images, structure_targets(vae, paths, cache_dir), strict=True))
     if target == "vae_latent":
-        found["main"] = dict(zip(images, vae_latent_targets(image_model, paths, cache_dir), strict=True))
+        found["main"] = dict(zip(images, vae_latent_targets(image_model, paths, cache_dir, device), strict=True))
     if target == "text_states":
         told = read_captions(Path(captions), images)
         distinct = sorted(set(told.values()))

@@ -79,6 +79,12 @@ def check_packed(path: Path) -> None:
         raise ValueError(f"the checksum of its part {damaged} is wrong")
 
 
+def must_be_finite(module: nn.Module) -> None:
+    """Raise ValueError where a weight is NaN or infinite."""
+    if not all(torch.isfinite(value).all() for value in module.state_dict().values() if value.is_floating_point()):
+        raise ValueError("its weights hold NaN or infinity")
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file; UserError where it is missing or damaged."""
     if not path.is_file():

@@ -29,6 +29,8 @@ from stages.image_metrics import (
 )  # fmt: skip
 from stages.pictures import PictureFolder
 from stages.rows import Readout, Row
+from stages.statistics import difference
+from tests.conftest import ROOT
 from utils.errors import UserError
 
 
@@ -270,3 +272,46 @@ def test_a_table_of_folders_with_other_metrics_leaves_cells_empty():
     assert (
         heads[4:] == ["PixCorr", "SwAV"] and cells[0][4:] == ["0.500 (0.400 to 0.600)", ""] and cells[1][4:] == ["", ""]
     )
+
+
+# ---------------------------------------------------------------- the control, other networks
+
+
+def test_the_difference_to_a_control_holds_the_true_one_nineteen_times_of_twenty():
+    rng = np.random.default_rng(0)
+    held = 0
+    for k in range(200):
+        a, b = rng.normal(0.5, 0.2, 60), rng.normal(0.4, 0.3, 40)
+        mean, low, high = difference(a, b, seed=k)
+        assert mean == pytest.approx(a.mean() - b.mean()) and low < mean < high
+        held += low <= 0.1 <= high
+    assert 0.9 <= held / 200 <= 0.99
+    assert np.isnan(difference(np.array([np.nan]), np.ones(3))).all()
+    assert difference(np.r_[np.ones(3), np.nan], np.zeros(3))[0] == 1
+    easy = rng.normal(0, 1, 50)  # the same trials on both sides: how hard a trial is counts for nothing
+    mean, low, high = difference(easy + 0.1, easy)
+    assert mean == pytest.approx(0.1) and high - low < 1e-6
+
+
+def test_a_control_of_the_same_pictures_is_no_better_and_noise_is_worse():
+    rng = np.random.default_rng(0)
+    stimuli = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(8)]
+    noise = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(8)]
+    rows = [Row(k, "S", "1", 1, k, k, f"c{k}", {"r": Readout(k, 1 / 8)}, image=f"{k}.png") for k in range(8)]
+    good, bad = Pictures(rows, stimuli, stimuli, [], "m"), Pictures(rows, stimuli, noise, [], "m")
+    of = {line["images"]: line for line in score_pictures(good, {}, control=bad)}
+    over = of["as decoded, above the control"]
+    assert over["PixCorr"] > 0.9 and over["PixCorr, low"] > 0.8 and of["shuffled-label control"]["PixCorr"] < 0.1
+    assert over["PixCorr"] == pytest.approx(of["as decoded"]["PixCorr"] - of["shuffled-label control"]["PixCorr"])
+    same = {line["images"]: line for line in score_pictures(good, {}, control=good)}["as decoded, above the control"]
+    assert max(abs(same[f"PixCorr{end}"]) for end in ("", ", low", ", high")) < 1e-12
+
+
+def test_any_resnet_in_the_hubs_layout_judges_and_another_kind_is_refused(tmp_path):
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "red")]
+    found, _ = feature_networks(tmp_path, str(ROOT / "demo/assets/clip"), str(ROOT / "demo/assets/classifier"))
+    first, last = found["classifier, first stage"](pictures), found["classifier, last stage"](pictures)
+    assert first.shape[0] == last.shape[0] == 3 and first.shape[1] > last.shape[1]
+    assert torch.equal(last[0], last[2]) and not torch.equal(last[0], last[1])
+    with pytest.raises(UserError, match="is a clip; expected one of resnet, convnext"):
+        feature_networks(tmp_path, str(ROOT / "demo/assets/clip"), str(ROOT / "demo/assets/clip"))
