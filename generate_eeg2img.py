@@ -455,9 +455,9 @@ def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, o
     final.finish(stimuli.of, (lambda row: file_of(output_dir, "ceiling", row)) if "ceiling" in args.compare else None)
     columns = columns_of_steps(output_dir, rows, stimuli.of, Path(args.stimuli_dir), args.beside, args.compare)
     if args.low_level_dir:
-        columns["low level"] = lambda row: opened_whole(low_level_file(row))
+        columns["decoded low level"] = lambda row: opened_whole(low_level_file(row))
     if "controlnet" in args.conditioning:
-        columns["structure"] = lambda row: map_picture(kept["map"][place[row.index]])
+        columns["decoded map"] = lambda row: map_picture(kept["map"][place[row.index]])
     columns["drawn"] = lambda row: opened_whole(final.path("generated", row))
     with written_whole(output_dir / "steps.png") as unfinished:
         steps_sheet(rows[:: max(1, len(rows) // 10)][:10], columns).save(unfinished, format="PNG")

@@ -139,7 +139,11 @@ step "simulated recordings; real EEG is far harder"
 tested=($runs/{prior,sgdm} $runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2} $runs/imagenet_{ridge,knn,forest,mlp,mlp_cross_S03,rgnn,eegnet,mlp_coarse,mlp_fine0,text_states}
   $runs/imagenet_svm_{within,cross,day}_S0? $runs/imagenet_drift_alone_{within,cross}_S0?)
 drawn=($out/pictures/{embedding,prior,best_of_4,caption,low_level,structure,all,sgdm,sgdm_map} $out/text_states)
-python evaluate.py "${tested[@]}" "${drawn[@]}" --images --clip_model $pth/clip --convnet $pth/classifier --output_dir $out/tables
+pair << END
+tables python evaluate.py ${tested[@]} --output_dir $out/tables
+tables_of_pictures python evaluate.py ${drawn[@]} --images --clip_model $pth/clip --convnet $pth/classifier --output_dir $out/tables_of_pictures
+END
+cat $runs/tables.log $runs/tables_of_pictures.log
 for picture in retrieval/things_atm/top5.png retrieval/things_atm/repetitions.png ablations/windows_1.png ablations/regions_1.png pictures/all/steps.png pictures/prior/summary_grid.png \
   text_states/summary_grid.png; do
   echo "picture: $out/$picture"

@@ -220,13 +220,13 @@ def runs_and_controls(places: Sequence[Path], suffix: str) -> tuple[list[Run], d
 
 
 def whole_of(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The run whose test trials hold all of this one's with the same answers: this one was drawn from some of them."""
+    """Another run whose test trials hold all of this one's with the same answers: this one was drawn from them, or as often as it."""
     own = {
         trial: {name: read.label for name, read in row.readouts.items()}
         for trial, row in zip(run.trials, run.rows, strict=True)
     }
     for other in runs:
-        if len(other.rows) > len(own) and set(own) <= set(other.trials):
+        if other is not run and len(other.rows) >= len(own) and set(own) <= set(other.trials):
             theirs = zip(other.trials, other.rows, strict=True)
             if own == {
                 trial: {name: read.label for name, read in row.readouts.items()}

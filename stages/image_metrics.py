@@ -186,7 +186,7 @@ NOTE = (
     "another one; guessing gives 50 %. '1 of K': how often its own stimulus is the likest of all K; guessing gives 1/K. Trials of one "
     "stimulus are not asked against each other. The stimulus's own embedding: what the same image model draws when it is told what was seen, "
     "the most that decoding an embedding can reach; the nearest training image: drawn from that one's embedding. Above the control: "
-    "the difference of the means, whose interval draws the trials anew, the same ones of both. A CLIP that an encoder was trained towards, or that "
+    "the difference of the means, whose interval draws anew, the same people and stimuli of both. A CLIP that an encoder was trained towards, or that "
     "chose the sample, judges its own: read the others beside it. SwAV is a distance: less is better. CLIP is the model that is named."
 )
 
@@ -239,9 +239,14 @@ def score_pictures(
             "n": n,
             "people": len({row.subject for row in pictures.rows}),
         }
+        same = _same_stimuli(pictures.rows, control.rows)
         for name, of_trials in found[DRAWN].items():
             line |= dict(
-                zip((name, f"{name}, low", f"{name}, high"), difference(of_trials, found[CONTROL][name]), strict=True)
+                zip(
+                    (name, f"{name}, low", f"{name}, high"),
+                    difference(of_trials, found[CONTROL][name][same]),
+                    strict=True,
+                )
             )
         lines.append(line)
     return lines
@@ -285,6 +290,15 @@ def _values(real: _Views, drawn: _Views, order: np.ndarray, stimulus: Sequence) 
             likest = values[name] == 1  # more like its own than like any other
             values[f"{name}, 1 of {n_stimuli}"] = np.where(np.isfinite(values[name]), likest, np.nan)
     return values
+
+
+def _same_stimuli(rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
+    """Places in `others` of each row's person and stimulus, where both hold the same ones once; else the places as they are."""
+    keys = [(row.subject, row.image or row.true_label) for row in rows]
+    place = {(row.subject, row.image or row.true_label): k for k, row in enumerate(others)}
+    if len(set(keys)) == len(keys) == len(others) and set(keys) == set(place):
+        return [place[key] for key in keys]
+    return list(range(len(others)))
 
 
 def _pixel_metrics(real: Image.Image, drawn: Image.Image) -> tuple[float, float, float]:
