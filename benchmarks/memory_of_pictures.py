@@ -174,17 +174,6 @@ def training(line) -> None:  # noqa: ANN001
     line(
         "train SGDM's VAE, batch 32", [vae], trains(vae, lambda: vae_loss(pictures, maps, vae(pictures))[0]), grad=True
     )
-    unet = build(UNet2DConditionModel, FULL, **SD15).requires_grad_(False)
-    net = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-    net.enable_gradient_checkpointing()
-    noisy, states, t = torch.randn(4, 4, 64, 64), torch.randn(4, 77, 768), torch.tensor(5)
-
-    def loss() -> torch.Tensor:
-        down, middle = net(noisy, t, states, torch.randn(4, 3, 512, 512), return_dict=False)
-        told = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return unet(noisy, t, states, **told).sample.square().mean()
-
-    line("train a ControlNet for SD 1.5, batch 4, AdamW, fp32", [unet, net], trains(net, loss), grad=True)
 
 
 def main() -> None:
