@@ -83,7 +83,7 @@ from datasets.trials import TextCollator, load_splits
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, lora_facts
 from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
-from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
+from stages.runs import LAST, best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
 from stages.scores import score_rows
 from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
@@ -94,7 +94,6 @@ from utils.progress import progress
 from utils.seeds import seed_everything
 
 FILES = ("projection_epoch{}.pth", "lora_epoch{}")  # an epoch's
-LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
 
 # ---------------------------------------------------------------- one epoch, one evaluation
 

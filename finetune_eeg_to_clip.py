@@ -27,7 +27,7 @@ from models import EMBEDDERS
 from models.recipes import recipe_of
 from utils import flags
 from utils.errors import UserError, loading, run_script, start_script
-from utils.paths import default
+from utils.paths import cache_folder, default
 
 OBJECTIVES = {
     "image": ("nce", "generation", "mse"),
@@ -121,10 +121,7 @@ def parse_args() -> argparse.Namespace:
         args.lambda_text = 0.0
     if args.objective not in OBJECTIVES[args.target]:
         parser.error(f"--target {args.target} goes with --objective {' or '.join(OBJECTIVES[args.target])}")
-    if (args.setting == "joint") == bool(args.subject):
-        parser.error(
-            "--setting joint takes no --subject" if args.subject else f"--setting {args.setting} needs --subject"
-        )
+    flags.check_setting(parser, args)
     if args.target == "text_states" and (not args.captions or args.encoder not in SINGLE_LAYER):
         parser.error(f"--target text_states needs --captions and one of the encoders {', '.join(SINGLE_LAYER)}")
     if (args.target == "vae_latent") != (args.encoder == "low_level"):
@@ -144,7 +141,6 @@ def parse_args() -> argparse.Namespace:
     if args.encoder != "atm" and (args.positions != "none" or len(args.atm_parts) < 3):
         parser.error("--positions and --atm_parts are atm's")
     args.subject_embedding = args.subject_embedding or ("shared" if args.setting == "cross" else "known")
-    args.protocol = args.setting + (f":{args.subject}" if args.subject else "")
     flags.check_at_least(parser, args, epochs=1, passes=1, batch_size=2, average_train=1, test_repetitions=1, seed=0)
     flags.check_numbers(parser, args, "lr", "weight_decay", "clip", "lambda_text")
     flags.check_share(parser, args, "lambda_text", "mse_share")
@@ -164,7 +160,7 @@ from datasets.trials import load_splits
 from models.contrastive import info_nce
 from models.eeg_embedding import EEGEmbedding
 from stages import retrieval, structure
-from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
+from stages.runs import LAST, best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
 from stages.scores import measured, score_rows
 from stages.targets import build_targets
 from stages.tokens import encoder_for, give_tokens
@@ -176,7 +172,6 @@ from utils.progress import progress
 from utils.seeds import seed_everything
 
 FILES = ("encoder_epoch{}.pth",)  # an epoch's
-LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
 
 # ---------------------------------------------------------------- loss, one epoch, rows
 
@@ -280,7 +275,7 @@ def main(args: argparse.Namespace) -> None:
     people = sorted({trial.subject for trial in train.trials}) if args.subject_embedding == "known" else []
 
     # ------------------------------------------------------------ targets, image by image
-    cache_dir = Path(args.cache_dir or train.store.path.resolve().parent / "token_cache")
+    cache_dir = cache_folder(args.cache_dir, train.store.path)
     vae, told = structure.read_vae(Path(args.structure_vae)) if args.structure_vae else (None, {})
     if vae:
         structure.must_not_have_seen(told, Path(args.structure_vae), [t.image for t in test.trials])

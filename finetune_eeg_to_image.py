@@ -26,7 +26,7 @@ from models import FEATURE_ENCODERS, MAPPERS, POOLINGS
 from stages.rows import MAPPER_READOUTS
 from utils import flags
 from utils.errors import UserError, loading, run_script, start_script
-from utils.paths import default
+from utils.paths import cache_folder, default
 
 # name of a loss term → (default weight, what it is); the terms themselves: LOSS_TERMS in models/eeg_clip_mapper.py
 LAMBDAS = {
@@ -110,7 +110,7 @@ from models.image_generator import image_model_address
 from stages.decoding import FOR_TEXT, check_unseen, checkpoint_encoder, read_run_checkpoint
 from stages.pictures import Stimuli
 from stages.rows import mapper_readouts, new_row
-from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
+from stages.runs import LAST, best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
 from stages.scores import score_rows
 from stages.tokens import encoder_for, give_tokens
 from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
@@ -120,7 +120,6 @@ from utils.progress import progress
 from utils.seeds import seed_everything
 
 FILES = ("mapper_epoch{}.pth",)  # an epoch's
-LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
 
 # ---------------------------------------------------------------- targets, one epoch, one evaluation
 
@@ -218,7 +217,7 @@ def main(args: argparse.Namespace) -> None:
             + (" and the trained encoder" if warm.get("encoder") is not None else "; the pooling has no weights, the encoder was frozen"))  # fmt: skip
 
     # ------------------------------------------------------------ targets: photos and prompts in CLIP space
-    cache_dir = Path(args.cache_dir or splits["train"].store.path.resolve().parent / "token_cache")
+    cache_dir = cache_folder(args.cache_dir, splits["train"].store.path)
     image_model = image_model_address(args.image_model)
     with accelerator.main_process_first():
         prototypes, text_states, alike = build_targets(args, description, image_model, cache_dir)

@@ -16,12 +16,11 @@ to the decoded one: what was seen has no say. --compare draws the same trials, w
 """
 
 import argparse
-import hashlib
 from pathlib import Path
 
 from utils import flags
 from utils.errors import UserError, loading, run_script, start_script
-from utils.paths import default
+from utils.paths import cache_folder, default
 
 # flags of the first stage that the second one must be given alike
 OF_DECODING = ("conditioning", "prior_dir", "low_level_dir", "caption_dir", "structure_dir", "samples")
@@ -148,6 +147,7 @@ from utils.files import read_json, write_json
 from utils.hub import fetch_nothing, model_identity
 from utils.paths import written_whole
 from utils.progress import progress
+from utils.seeds import sample_seed
 
 # ---------------------------------------------------------------- stage 1: EEG → decoded.jsonl, embeddings.safetensors
 
@@ -186,7 +186,7 @@ def decode_guidance(
     Returns the rows, and whether any part is a shuffled-label control.
     """
     checkpoint, images_dir = run.checkpoint, Path(args.stimuli_dir)
-    cache_dir = Path(args.cache_dir or run.dataset.store.path.resolve().parent / "token_cache")
+    cache_dir = cache_folder(args.cache_dir, run.dataset.store.path)
     told = set(args.conditioning)
 
     if args.clip_model and checkpoint.get("clip") and model_identity(args.clip_model) != checkpoint["clip"]:
@@ -229,7 +229,7 @@ def decode_guidance(
             )
             prior.to(device)
             controls.append(shuffled)
-            seeds = [[args.seed + row.index + 100_000 * k for row in rows] for k in range(args.samples)]
+            seeds = [[sample_seed(args.seed, row.index, k) for row in rows] for k in range(args.samples)]
             drawn = [prior.sample(decoded.to(device), of, args.prior_steps, args.prior_guidance).cpu() for of in seeds]
             kept["embedding"] = torch.stack(drawn, dim=1)  # (N, samples, D)
         if "ceiling" in args.compare:
@@ -366,12 +366,6 @@ def draw_states(args, rows: list[Row], image_model: str, device: torch.device, o
     pictures.finish(stimuli.of, (lambda row: true_class_picture(output_dir, row)) if captions else None)
 
 
-def identity_of(adapter: str) -> str:
-    """What tells an IP-Adapter from another: a file's bytes, a folder's files, an address."""
-    path = Path(adapter)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else model_identity(adapter)
-
-
 def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, output_dir: Path) -> None:
     """Pictures from decoded embeddings, latents and maps: all samples, then the choice, then what they are compared with."""
     kept = read_guidance(output_dir / "embeddings.safetensors", rows)
@@ -379,6 +373,9 @@ def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, o
 
     def low_level_file(row: Row) -> Path:
         return output_dir / "low_level" / f"low_level_{row.index:04d}.png"
+
+    def shows_low_level(one: Wanted) -> bool:
+        return one.way == DECODED and one.sample == 0
 
     for name, needed in (("embedding", "ip_adapter" in args.conditioning), ("map", "controlnet" in args.conditioning),
                          ("latents", bool(args.low_level_dir)), *((name, name in args.compare) for name in COMPARED[:2])):  # fmt: skip
@@ -388,7 +385,11 @@ def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, o
             )
     parts = {"weights": model_identity(image_model)}
     if "ip_adapter" in args.conditioning:
-        parts |= {"ip_adapter": identity_of(args.ip_adapter), "ip_scale": args.ip_scale, "prior": bool(args.prior_dir)}
+        parts |= {
+            "ip_adapter": model_identity(args.ip_adapter),
+            "ip_scale": args.ip_scale,
+            "prior": bool(args.prior_dir),
+        }
     if "controlnet" in args.conditioning:
         parts |= {"controlnet": model_identity(args.controlnet), "controlnet_scale": args.controlnet_scale}
     if args.low_level_dir:
@@ -399,7 +400,9 @@ def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, o
     # ------------------------------------------------------------ prompts, then the image model without its text encoders
     wanted = wanted_pictures(output_dir, rows, kept, recipe, args.seed, args.samples, args.compare)
     missing = [
-        one for one in wanted if not is_drawn(one) or (args.low_level_dir and not low_level_file(one.row).is_file())
+        one
+        for one in wanted
+        if not is_drawn(one) or (args.low_level_dir and shows_low_level(one) and not low_level_file(one.row).is_file())
     ]
     final = PictureFolder(
         output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding, "samples": args.samples}
@@ -439,7 +442,7 @@ def draw_guided(args, rows: list[Row], image_model: str, device: torch.device, o
                 drawn = generator.draw([guidance(one) for one in batch], [one.seed for one in batch])
                 for one, picture in zip(batch, drawn, strict=True):
                     save_with_recipe(picture, one.recipe, one.file)
-                    if one.way == DECODED and one.sample == 0 and args.low_level_dir:
+                    if args.low_level_dir and shows_low_level(one):
                         alone = generator.picture_of(kept["latents"][place[one.row.index]])
                         save_with_recipe(alone, one.recipe, low_level_file(one.row))
                 bar.update(len(batch))

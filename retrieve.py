@@ -18,7 +18,7 @@ from datasets.description import load_description, of_images
 from models.recipes import ATM_KINDS
 from utils import flags
 from utils.errors import UserError, run_script, start_script
-from utils.paths import default
+from utils.paths import cache_folder, default
 
 PUBLISHED = ("atm", "nice", "ubp")
 
@@ -156,7 +156,7 @@ def main(args: argparse.Namespace) -> None:
         images = sorted({trial.image for trial in run.dataset.trials})
         if len(images) < 2:
             raise UserError(f"{run.dataset.store.path} has {len(images)} test images; retrieval needs two or more")
-        cache_dir = Path(args.cache_dir or run.dataset.store.path.resolve().parent / "token_cache")
+        cache_dir = cache_folder(args.cache_dir, run.dataset.store.path)
         targets = targets_of(args, run, images, cache_dir)
         place = output_dir / run.name if len(runs) > 1 else output_dir
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from utils import flags
 from utils.errors import UserError, loading, run_script, start_script
-from utils.paths import default
+from utils.paths import cache_folder, default
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,14 @@ from models.clip_targets import image_targets, vision_token_targets
 from models.prior import CaptionAdapter, DiffusionPrior, components_of
 from stages import clip_runs, retrieval
 from stages.captions import caption_measures
-from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
+from stages.runs import LAST, best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
 from stages.scores import measured
 from utils.checkpoints import as_bytes, fingerprint, read_checkpoint, save_checkpoint
 from utils.device import pick_device
 from utils.files import write_json, write_jsonl
 from utils.hub import model_identity
 from utils.progress import progress
-from utils.seeds import seed_everything
-
-LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
+from utils.seeds import sample_seed, seed_everything
 
 
 def learning_rate(args: argparse.Namespace, step: int, n_steps: int) -> float:
@@ -127,7 +125,7 @@ def sampled(args, model: DiffusionPrior, embeddings: torch.Tensor, groups, devic
     """(N, D) of the prior, trial by trial from seeds of its own."""
     found = []
     for start in range(0, len(groups), 256):
-        seeds = [args.seed + group.first + 100_000 * sample for group in groups[start : start + 256]]
+        seeds = [sample_seed(args.seed, group.first, sample) for group in groups[start : start + 256]]
         part = embeddings[start : start + 256].to(device)
         found.append(model.sample(part, seeds, args.prior_steps, args.prior_guidance).cpu())
     return torch.cat(found)
@@ -162,7 +160,7 @@ def main(args: argparse.Namespace) -> None:
     del run
 
     # ------------------------------------------------------------ targets, image by image
-    cache_dir = Path(args.cache_dir or datasets["train"].store.path.resolve().parent / "token_cache")
+    cache_dir = cache_folder(args.cache_dir, datasets["train"].store.path)
     images = sorted({group.image for of in groups.values() for group in of})
     paths = retrieval.image_paths(images, Path(args.images_dir))
     vectors = dict(zip(images, image_targets(clip_model, paths, cache_dir), strict=True))

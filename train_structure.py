@@ -20,7 +20,7 @@ from pathlib import Path
 from datasets.description import load_description, of_images
 from utils import flags
 from utils.errors import UserError, loading, run_script, start_script
-from utils.paths import default
+from utils.paths import cache_folder, default
 
 # what is trained → epochs, batch size, learning rate: the description's for the VAE, settled for the ControlNet
 RECIPES = {"vae": (100, 32, 1e-4), "controlnet": (10, 4, 1e-5)}
@@ -70,15 +70,11 @@ def parse_args() -> argparse.Namespace:
     for name, value in zip(("epochs", "batch_size", "lr"), RECIPES[args.what], strict=True):
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if (args.setting == "joint") == bool(args.subject):
-        parser.error(
-            "--setting joint takes no --subject" if args.subject else f"--setting {args.setting} needs --subject"
-        )
+    flags.check_setting(parser, args)
     if min(args.widths) < 1:
         parser.error("--widths must be 1 or more")
     flags.check_at_least(parser, args, epochs=1, batch_size=1, hidden=1, seed=0)
     flags.check_numbers(parser, args, "lr", "map_share")
-    args.protocol = args.setting + (f":{args.subject}" if args.subject else "")
     args.defaults = flags.defaults(parser, args)
     return args
 
@@ -91,13 +87,13 @@ from diffusers import ControlNetModel, DDPMScheduler
 from torch.nn import functional as F
 
 from datasets.trials import load_splits
-from models.clip_targets import read_image, vae_latent_targets
+from models.clip_targets import digests_of, read_image, vae_latent_targets
 from models.image_generator import StableDiffusion, load_image_model
 from models.structure import StructuralVAE, as_pixels, structure_map, vae_loss
 from stages import retrieval
-from stages.runs import best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
+from stages.runs import LAST, best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
 from stages.scores import measured
-from stages.structure import decoded_maps, map_measures
+from stages.structure import decoded_maps, map_measures, read_vae
 from utils.checkpoints import save_checkpoint
 from utils.device import pick_device
 from utils.files import write_json
@@ -105,8 +101,6 @@ from utils.hub import model_identity
 from utils.paths import written_whole
 from utils.progress import progress
 from utils.seeds import seed_everything
-
-LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
 
 
 class VAE:
@@ -144,6 +138,9 @@ class VAE:
 
     def save(self, facts: dict, path: Path) -> None:
         save_checkpoint(facts | {"settings": self.settings, "model": self.model.state_dict()}, path)
+
+    def load(self, path: Path) -> None:
+        self.model = read_vae(path)[0].to(self.device)
 
 
 class Control:
@@ -209,6 +206,10 @@ class Control:
             self.model.save_pretrained(unfinished)
             write_json(facts, unfinished / "facts.json")
 
+    def load(self, path: Path) -> None:
+        with loading(str(path), "train again"):
+            self.model = ControlNetModel.from_pretrained(path).to(self.device).eval()
+
 
 def main(args: argparse.Namespace) -> None:
     output_dir, device = Path(args.output_dir), pick_device(args.cuda)
@@ -220,16 +221,14 @@ def main(args: argparse.Namespace) -> None:
     paths = {mode: retrieval.image_paths(of, Path(args.images_dir)) for mode, of in images.items()}
     if shared := set(images["train"]) & set(images["test"]):
         raise UserError(f"under {args.protocol}, {sorted(shared)[0]} is in training and in test")
-    cache_dir = Path(args.cache_dir or splits["train"].store.path.resolve().parent / "token_cache")
+    cache_dir = cache_folder(args.cache_dir, splits["train"].store.path)
 
     # ------------------------------------------------------------ model
     seed_everything(args.seed)
     every = [path for of in paths.values() for path in of]
     trained = VAE(args, device) if args.what == "vae" else Control(args, device, every, cache_dir)
-    digest = hashlib.sha256()
-    for path in every:
-        digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
-    depends_on = {"store": splits["train"].store.fingerprint, "set of images": digest.hexdigest()}
+    of_images = hashlib.sha256("".join(digests_of(every)).encode()).hexdigest()
+    depends_on = {"store": splits["train"].store.fingerprint, "set of images": of_images}
     if args.what == "controlnet":
         depends_on["image model"] = model_identity(args.image_model)
     record, state = open_run(output_dir, vars(args), {"images_dir", "output_dir"}, depends_on, file.format("*"))
@@ -286,25 +285,8 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ the best epoch
     best = best_epoch(history, choice)
-    if best["epoch"] == history[-1]["epoch"] and paths["test"]:
-        test = trained.look(paths["test"])
-    else:
-        test = (
-            reload(trained, args, output_dir / file.format(best["epoch"])).look(paths["test"]) if paths["test"] else {}
-        )
-    finish_run(output_dir, [], best, choice, False, test)
-
-
-def reload(trained: VAE | Control, args: argparse.Namespace, path: Path) -> VAE | Control:
-    """The same, with the weights of a finished epoch."""
-    from stages.structure import read_vae
-
-    if args.what == "vae":
-        trained.model = read_vae(path)[0].to(trained.device)
-    else:
-        with loading(str(path), "train again"):
-            trained.model = ControlNetModel.from_pretrained(path).to(trained.device).eval()
-    return trained
+    trained.load(output_dir / file.format(best["epoch"]))
+    finish_run(output_dir, [], best, choice, False, trained.look(paths["test"]) if paths["test"] else {})
 
 
 if __name__ == "__main__":

@@ -75,16 +75,8 @@ def left_out(label: torch.Tensor, n_classes: int) -> torch.Tensor:
 # ---------------------------------------------------------------- Stable Diffusion
 
 
-def train_stable_diffusion(settings: Settings, folder: Path) -> None:
-    prompts = class_prompts(["BCICIV2a", "VI"])
-    x, label = drawn(list(prompts), settings)
-    x = 2 * x - 1
-    tokenizer = byte_tokenizer()
-    text_encoder = random_text_encoder(CLIPTextModel, tokenizer)
-    ids = tokenizer([*prompts.values(), ""], padding="max_length", return_tensors="pt").input_ids
-    with torch.no_grad():
-        text = text_encoder(ids)[0]  # (classes + 1, 77, 768)
-
+def trained_vae(x: torch.Tensor, label: torch.Tensor, settings: Settings) -> tuple[AutoencoderKL, torch.Tensor]:
+    """A VAE of pictures (N, 3, 64, 64) from −1 to 1, and their latents (N, 4, 16, 16), scaled."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 32), layers_per_block=1, latent_channels=4, norm_num_groups=8,
@@ -95,20 +87,46 @@ def train_stable_diffusion(settings: Settings, folder: Path) -> None:
         restored = vae.decode(posterior.sample()).sample
         batch.step(F.l1_loss(restored, batch.x) + F.mse_loss(restored, batch.x) + 1e-5 * posterior.kl().mean())
     vae.eval()
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(100)])  # (N, 4, 16, 16)
+    latents = latents_of(vae, x)
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     latents *= vae.config.scaling_factor
+    return vae, latents
 
-    unet = UNet2DConditionModel(
-        sample_size=latents.shape[-1], in_channels=4, out_channels=4, block_out_channels=(32, 56), layers_per_block=1,
+
+@torch.no_grad()
+def latents_of(vae: AutoencoderKL, x: torch.Tensor) -> torch.Tensor:
+    """(N, 4, 16, 16), unscaled."""
+    return torch.cat([vae.encode(part).latent_dist.mean for part in x.split(100)])
+
+
+def new_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 56), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=text.shape[-1], attention_head_dim=4, norm_num_groups=8,
+        cross_attention_dim=768, attention_head_dim=4, norm_num_groups=8,
     )  # fmt: skip
-    scheduler = DDIMScheduler(
+
+
+def new_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     )  # fmt: skip
+
+
+def train_stable_diffusion(settings: Settings, folder: Path) -> None:
+    prompts = class_prompts(["BCICIV2a", "VI"])
+    x, label = drawn(list(prompts), settings)
+    x = 2 * x - 1
+    tokenizer = byte_tokenizer()
+    text_encoder = random_text_encoder(CLIPTextModel, tokenizer)
+    ids = tokenizer([*prompts.values(), ""], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        text = text_encoder(ids)[0]  # (classes + 1, 77, 768)
+
+    vae, latents = trained_vae(x, label, settings)
+    unet = new_unet()
+    scheduler = new_scheduler()
     for batch in TrainingBatches(unet, latents, label, settings.unet_steps, settings.lr, "UNet", average=True):
         noise = torch.randn_like(batch.x)
         t = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -23,7 +23,16 @@ from transformers import (
 
 from demo.drawings import COLOURS, SHAPES, coloured_shape
 from demo.tiny_models import byte_tokenizer, random_text_encoder
-from demo.train_images import BATCH, IMAGE_SIZE, Settings, TrainingBatches
+from demo.train_images import (
+    BATCH,
+    IMAGE_SIZE,
+    Settings,
+    TrainingBatches,
+    latents_of,
+    new_scheduler,
+    new_unet,
+    trained_vae,
+)
 from models.structure import map_picture, structure_map
 
 CONCEPTS = [(shape, colour) for shape in SHAPES for colour in COLOURS]
@@ -45,12 +54,6 @@ def drawn_shapes(n: int, seed: int) -> tuple[list[Image.Image], torch.Tensor]:
 def as_tensor(pictures: list[Image.Image]) -> torch.Tensor:
     """(N, 3, 64, 64) from −1 to 1."""
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@torch.no_grad()
-def latents_of(vae: AutoencoderKL, x: torch.Tensor) -> torch.Tensor:
-    """(N, 4, 16, 16), unscaled."""
-    return torch.cat([vae.encode(part).latent_dist.mean for part in x.split(100)])
 
 
 @torch.no_grad()
@@ -94,19 +97,7 @@ def train_shapes(settings: Settings, folder: Path) -> None:
     """A VAE, then a UNet and an IP-Adapter together: half of the steps with the adapter and mostly no prompt, half without it."""
     pictures, concept = drawn_shapes(max(1, settings.drawings // 4), settings.seed)
     x = as_tensor(pictures)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 32), layers_per_block=1, latent_channels=4, norm_num_groups=8,
-        sample_size=IMAGE_SIZE,
-    )  # fmt: skip
-    for batch in TrainingBatches(vae, x, concept, settings.autoencoder_steps, settings.lr, "VAE"):
-        posterior = vae.encode(batch.x).latent_dist
-        restored = vae.decode(posterior.sample()).sample
-        batch.step(F.l1_loss(restored, batch.x) + F.mse_loss(restored, batch.x) + 1e-5 * posterior.kl().mean())
-    vae.eval()
-    latents = latents_of(vae, x)
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
-    latents *= vae.config.scaling_factor
+    vae, latents = trained_vae(x, concept, settings)
 
     text, clip = text_states(), embedded(folder.parent / "clip", pictures)
     unet = new_unet()
@@ -157,21 +148,6 @@ def train_shapes(settings: Settings, folder: Path) -> None:
     kept = {name: value.detach().half().contiguous() for name, value in kept.items()}
     save_file(kept, folder.parent / "ip-adapter/factors.safetensors", metadata={"format": "pt"})
     print(f"wrote {folder} and {folder.parent / 'ip-adapter'}")
-
-
-def new_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 56), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=768, attention_head_dim=4, norm_num_groups=8,
-    )  # fmt: skip
-
-
-def new_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
 
 
 def _width(unet: UNet2DConditionModel, name: str) -> int:

@@ -44,8 +44,7 @@ def image_targets(name: str, paths: Sequence[Path], cache_dir: Path) -> torch.Te
             embed.append(builder.load())
         return embed[0]([read_image(path) for path in part])
 
-    digests = [hashlib.sha256(_bytes(path)).hexdigest() for path in paths]
-    return in_parts("image", name, paths, digests, cache_dir, build)
+    return in_parts("image", name, paths, digests_of(paths), cache_dir, build)
 
 
 def sentence_targets(name: str, sentences: Sequence[str], cache_dir: Path) -> torch.Tensor:
@@ -99,8 +98,7 @@ def vae_latent_targets(
             ]  # 0.5 GB an image of 512²
             return torch.cat(parts) * vae.config.scaling_factor
 
-    digests = [hashlib.sha256(_bytes(path)).hexdigest() for path in paths]
-    return in_parts("latent", image_model, paths, digests, cache_dir, build)
+    return in_parts("latent", image_model, paths, digests_of(paths), cache_dir, build)
 
 
 def load_vae(image_model: str) -> tuple[AutoencoderKL, int]:
@@ -127,9 +125,8 @@ def vision_token_targets(captioner, images: Sequence[str], paths: Sequence[Path]
 
     captioner : models.captioner.Captioner
     """
-    digests = [hashlib.sha256(_bytes(path)).hexdigest() for path in paths]
     files = in_parts(
-        "vision token", captioner.name, paths, digests, cache_dir,
+        "vision token", captioner.name, paths, digests_of(paths), cache_dir,
         lambda part: captioner.vision_tokens([read_image(path) for path in part]), on_disk=True,
     )  # fmt: skip
     return OnDisk(images, files)
@@ -156,10 +153,11 @@ def read_image(path: Path) -> Image.Image:
     return whole_picture(path, "image", FETCH)
 
 
-def _bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise UserError(f"the image {path} is missing; {FETCH}")
-    return path.read_bytes()
+def digests_of(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each image file; UserError where one is missing."""
+    if missing := next((path for path in paths if not path.is_file()), None):
+        raise UserError(f"the image {missing} is missing; {FETCH}")
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
 
 def in_parts(

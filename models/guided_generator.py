@@ -121,12 +121,7 @@ class GuidedGenerator(EEGImageGenerator):
         image_size: int = 512, scheduler: str = "dpm", ip_adapter: str | None = None, width: int = 0, ip_scale: float = 1.0,
         controlnet: str | None = None, controlnet_scale: float = 0.5, strength: float | None = None,
     ):  # fmt: skip
-        self.ip_scale, self.controlnet_scale, self.strength, self.has_adapter = (
-            ip_scale,
-            controlnet_scale,
-            strength,
-            bool(ip_adapter),
-        )
+        self.controlnet_scale, self.strength, self.has_adapter = controlnet_scale, strength, bool(ip_adapter)
         super().__init__(name, torch.device("cpu"), steps, guidance_scale, image_size, scheduler, for_drawing=device)
         self.__dict__["empty"] = empty
         dtype = next(self.pipeline.unet.parameters()).dtype

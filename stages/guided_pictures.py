@@ -15,9 +15,9 @@ from stages.pictures import PictureFolder, drawn_with, opened_whole, read_photo
 from stages.rows import Row, read_rows
 from utils.errors import UserError
 from utils.files import read_json, write_json
+from utils.seeds import sample_seed
 
 DECODED = "decoded"  # what is drawn from what was decoded; the other ways are `image_metrics.COMPARED`
-APART = 100_000  # from a sample's seed to the next one's
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def wanted_pictures(
         for way, sample in [(DECODED, k) for k in range(samples)] + [(way, 0) for way in compare]:
             prompt = row.prompt if way in (DECODED, "caption") else ""
             drawn_from = digest_of({way: kept[way]}, place) if way in COMPARED_WITH else row.embedding
-            told = {"prompt": prompt, "seed": seed + row.index + APART * sample} | dict(recipe)
+            told = {"prompt": prompt, "seed": sample_seed(seed, row.index, sample)} | dict(recipe)
             found.append(
                 Wanted(
                     row,

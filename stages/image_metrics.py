@@ -230,7 +230,7 @@ def score_pictures(
         people = len({row.subject for row in pictures.rows})
         line = {"images": images, "model": pictures.model, "n": len(next(iter(values.values()))), "people": people}
         for name, of_trials in values.items():
-            line |= dict(zip((name, f"{name}, low", f"{name}, high"), mean_and_interval(of_trials), strict=True))
+            line |= _named(name, mean_and_interval(of_trials))
         lines.append(line)
     if control:
         line = {
@@ -241,13 +241,7 @@ def score_pictures(
         }
         same = _same_stimuli(pictures.rows, control.rows)
         for name, of_trials in found[DRAWN].items():
-            line |= dict(
-                zip(
-                    (name, f"{name}, low", f"{name}, high"),
-                    difference(of_trials, found[CONTROL][name][same]),
-                    strict=True,
-                )
-            )
+            line |= _named(name, difference(of_trials, found[CONTROL][name][same]))
         lines.append(line)
     return lines
 
@@ -290,6 +284,11 @@ def _values(real: _Views, drawn: _Views, order: np.ndarray, stimulus: Sequence) 
             likest = values[name] == 1  # more like its own than like any other
             values[f"{name}, 1 of {n_stimuli}"] = np.where(np.isfinite(values[name]), likest, np.nan)
     return values
+
+
+def _named(metric: str, interval: tuple[float, float, float]) -> dict[str, float]:
+    """Mean, low and high under the names that a line has for them."""
+    return dict(zip((metric, f"{metric}, low", f"{metric}, high"), interval, strict=True))
 
 
 def _same_stimuli(rows: Sequence[Row], others: Sequence[Row]) -> list[int]:

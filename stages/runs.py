@@ -17,6 +17,8 @@ from utils.errors import UserError  # noqa: E402
 from utils.files import environment, read_json, write_json, write_jsonl  # noqa: E402
 from utils.paths import append, written_whole  # noqa: E402
 
+# what `loading` says of a last.pth that cannot be read
+LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
 ALWAYS_FREE = {"resume", "keep", "cuda", "cache_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
 
 

@@ -1,14 +1,13 @@
 """SGDM's VAE between the scripts: its checkpoint, its latents and maps of images, and whether it saw what it must not."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from models.clip_targets import in_parts, read_image
+from models.clip_targets import digests_of, in_parts, read_image
 from models.structure import StructuralVAE, as_pixels, structure_map
+from stages.retrieval import correlation
 from stages.scores import Measure, measured
 from utils.checkpoints import best_checkpoint, fingerprint, must_be_finite, read_checkpoint
 from utils.errors import UserError, loading
@@ -44,13 +43,12 @@ def must_not_have_seen(checkpoint: dict, place: Path, images: Iterable[str]) -> 
 
 def structure_targets(vae: StructuralVAE, paths: Sequence[Path], cache_dir: Path) -> torch.Tensor:
     """(N, latent) float16 means of the VAE's latents of images, as they are."""
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
     @torch.inference_mode()
     def build(part: Sequence[Path]) -> torch.Tensor:
         return vae.encode(as_pixels([read_image(path) for path in part]))[0]
 
-    return in_parts("structure", "the VAE", paths, digests, cache_dir, build, identity=fingerprint(vae))
+    return in_parts("structure", "the VAE", paths, digests_of(paths), cache_dir, build, identity=fingerprint(vae))
 
 
 @torch.no_grad()
@@ -62,20 +60,11 @@ def decoded_maps(vae: StructuralVAE, latents: torch.Tensor) -> torch.Tensor:
 
 def map_measures(maps: torch.Tensor, paths: Sequence[Path]) -> dict[str, Measure]:
     """Correlation of each (1, 128, 128) map with its image's; and with another image's, since all images have their edges in the middle."""
-    found = {"map": measured("correlation", map_correlations(maps, paths))}
-    others = [*paths[1:], *paths[:1]]  # the next one: it is another image, but for the last of a person perhaps
-    if apart := [k for k, (own, other) in enumerate(zip(paths, others, strict=True)) if own != other]:
-        chosen = map_correlations(maps[apart], [others[k] for k in apart])
-        found["map, another image"] = measured("correlation", chosen)
-    return found
-
-
-def map_correlations(maps: torch.Tensor, paths: Sequence[Path]) -> list[float]:
-    """Pearson's correlation of each (1, 128, 128) map with that of an image."""
-    found = []
-    for drawn, path in zip(maps, paths, strict=True):
-        a, b = drawn.double().flatten().numpy(), structure_map(read_image(path)).astype(np.float64).ravel()
-        a, b = a - a.mean(), b - b.mean()
-        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-        found.append(float(a @ b) / norm if norm else 0.0)
+    own = torch.stack([torch.from_numpy(structure_map(read_image(path))) for path in paths]).flatten(1)
+    drawn = maps.flatten(1)
+    found = {"map": measured("correlation", correlation(drawn, own).tolist())}
+    # the next one: it is another image, but for the last of a person perhaps
+    if apart := [k for k in range(len(paths)) if paths[k] != paths[k + 1 - len(paths)]]:
+        others = own.roll(-1, dims=0)
+        found["map, another image"] = measured("correlation", correlation(drawn[apart], others[apart]).tolist())
     return found

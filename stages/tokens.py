@@ -19,7 +19,7 @@ from models.encoders import load_encoder
 from utils.checkpoints import fingerprint, keep, read_kept
 from utils.errors import UserError
 from utils.locks import only_one, remove_stale
-from utils.paths import remove_leftovers
+from utils.paths import cache_folder, remove_leftovers
 from utils.progress import progress
 
 BATCH, FILE = 32, 256  # trials encoded at once; trials a file of the cache
@@ -202,7 +202,7 @@ class TokenCache:
             "samples": [dataset.window, dataset.n_times],
         }
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        folder = Path(self.folder or dataset.store.path.resolve().parent / "token_cache")
+        folder = cache_folder(self.folder, dataset.store.path)
         return folder / f"tokens-{digest[:24]}.safetensors"
 
 

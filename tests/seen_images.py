@@ -1,6 +1,7 @@
 """Small stores of seen images with a simulated effect, for the tests of training, retrieval and pictures."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
@@ -9,6 +10,7 @@ from datasets.eeg_imagenet_dataset import ELECTRODES as IMAGENET
 from datasets.store import Trial, write_store
 from datasets.things_dataset import ELECTRODES as THINGS
 from datasets.things_dataset import concept_of
+from stages import runs
 from tests.conftest import ROOT, flat, run_inside
 
 CLIP = ROOT / "demo/assets/clip"
@@ -107,3 +109,18 @@ def train_with_control(things, folder):
     """A short run and its control."""
     for name, more in (("ubp", {}), ("ubp_shuffled", {"shuffle_labels": True})):
         run_inside(SCRIPT, *training(things, folder / name, **more))
+
+
+@contextmanager
+def interrupted_after(epochs, monkeypatch):
+    """A training that is interrupted when it writes down its history of so many epochs."""
+    real = runs.save_history
+
+    def dies(history, *args):
+        if len(history) == epochs:
+            raise KeyboardInterrupt
+        return real(history, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_history", dies)
+        yield

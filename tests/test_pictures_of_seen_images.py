@@ -15,7 +15,7 @@ from stages.embeddings import read_guidance
 from stages.pictures import drawn_with
 from stages.rows import read_rows
 from tests.conftest import ROOT, flat, once, read_jsonl, run_inside
-from tests.seen_images import CLIP, SCRIPT, things_store, train_with_control, training
+from tests.seen_images import CLIP, SCRIPT, interrupted_after, things_store, train_with_control, training
 from utils.files import read_json
 
 PRIOR, STRUCTURE, DRAW = "train_prior.py", "train_structure.py", "generate_eeg2img.py"
@@ -107,20 +107,10 @@ def test_a_prior_brings_embeddings_nearer_to_the_images_and_says_what_it_adds(st
 
 
 def test_an_interrupted_prior_goes_on_to_the_same_weights(things, trained, script, tmp_path, monkeypatch):
-    from stages import runs
-
     flags = {"epochs": 6, "validate_every": 2}
     assert script(PRIOR, *prior_flags(things, trained / "ubp", tmp_path / "whole", **flags)).code == 0
-    real = runs.save_history
-
-    def dies(history, *args):
-        if len(history) == 2:
-            raise KeyboardInterrupt
-        return real(history, *args)
-
-    monkeypatch.setattr(runs, "save_history", dies)
-    assert script(PRIOR, *prior_flags(things, trained / "ubp", tmp_path / "cut", **flags)).code == 130
-    monkeypatch.setattr(runs, "save_history", real)
+    with interrupted_after(2, monkeypatch):
+        assert script(PRIOR, *prior_flags(things, trained / "ubp", tmp_path / "cut", **flags)).code == 130
     assert script(PRIOR, *prior_flags(things, trained / "ubp", tmp_path / "cut", **flags), "--resume").code == 0
     for name in ("metrics.jsonl", "decoded_test.jsonl", "results.json", "last.pth"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name

@@ -14,7 +14,15 @@ from datasets.trials import TrialDataset
 from models.contrastive import k_way
 from stages.rows import read_rows
 from tests.conftest import ROOT, flat, once, read_jsonl
-from tests.seen_images import CLIP, SCRIPT, imagenet_store, things_store, train_with_control, training
+from tests.seen_images import (
+    CLIP,
+    SCRIPT,
+    imagenet_store,
+    interrupted_after,
+    things_store,
+    train_with_control,
+    training,
+)
 from utils.files import read_json
 
 
@@ -77,20 +85,10 @@ def test_evaluate_reads_the_rows_with_top_5_and_the_control(trained, script, tmp
 
 
 def test_a_run_that_was_interrupted_resumes_to_the_same_weights(things, script, tmp_path, monkeypatch):
-    from stages import runs
-
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert script(SCRIPT, *training(things, whole, epochs=3)).code == 0
-    real = runs.save_history
-
-    def dies(history, *args):
-        if len(history) == 2:
-            raise KeyboardInterrupt
-        return real(history, *args)
-
-    monkeypatch.setattr(runs, "save_history", dies)
-    assert script(SCRIPT, *training(things, cut, epochs=3)).code == 130
-    monkeypatch.setattr(runs, "save_history", real)
+    with interrupted_after(2, monkeypatch):
+        assert script(SCRIPT, *training(things, cut, epochs=3)).code == 130
     assert script(SCRIPT, *training(things, cut, epochs=3, resume=True)).code == 0
     assert read_jsonl(cut / "decoded_test.jsonl") == read_jsonl(whole / "decoded_test.jsonl")
     assert read_jsonl(cut / "metrics.jsonl") == read_jsonl(whole / "metrics.jsonl")

@@ -215,6 +215,15 @@ def check_generation(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         parser.error("--max_new_tokens must be 1 or more")
 
 
+def check_setting(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Bring --setting and --subject to a protocol, `args.protocol`; end the script where one lacks the other."""
+    if (args.setting == "joint") == bool(args.subject):
+        parser.error(
+            "--setting joint takes no --subject" if args.subject else f"--setting {args.setting} needs --subject"
+        )
+    args.protocol = args.setting + (f":{args.subject}" if args.subject else "")
+
+
 def check_subjects(
     parser: argparse.ArgumentParser, args: argparse.Namespace, pattern: str, form: str, known: Sequence[str]
 ) -> None:

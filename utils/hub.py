@@ -59,20 +59,28 @@ def hub_answers() -> bool:
 
 @functools.cache
 def model_identity(name: str) -> str:
-    """What tells a model from another: SHA-256 of a local folder's files; a hub address with the commit that is on this machine.
+    """What tells a model from another: SHA-256 of a file, or a local folder's files; a hub address with the commit that is on this machine.
 
     Read anew in each process: a folder whose files were exchanged is another model.
     """
+    digest = hashlib.sha256()
+    if Path(name).is_file():
+        _feed(digest, Path(name))
+        return digest.hexdigest()
     if not Path(name).is_dir():
         from huggingface_hub import try_to_load_from_cache
 
         cached = next((p for file in ("config.json", "model_index.json")
                        if isinstance(p := try_to_load_from_cache(name, file), str)), "")  # fmt: skip
         return f"{name} {Path(cached).parent.name}"
-    digest = hashlib.sha256()
     for path in sorted(p for p in Path(name).rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model")):
         digest.update(f"{path.relative_to(name)} {path.stat().st_size} ".encode())
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
+        _feed(digest, path)
     return digest.hexdigest()
+
+
+def _feed(digest, path: Path) -> None:  # noqa: ANN001 - hashlib's
+    """Add a file's bytes to a digest, some MB at a time."""
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)

@@ -24,6 +24,11 @@ def default(path: str) -> str:
     return path if Path.cwd() == ROOT else str(ROOT / path)
 
 
+def cache_folder(asked: str | Path | None, store: Path) -> Path:
+    """Where tokens and targets are kept: the folder that --cache_dir names, else token_cache beside the store."""
+    return Path(asked or store.resolve().parent / "token_cache")
+
+
 # ---------------------------------------------------------------- writing
 
 

@@ -15,3 +15,8 @@ def seed_everything(*parts: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def sample_seed(seed: int, number: int, sample: int) -> int:
+    """Of one sample of trial `number`: sample 0 has the trial's own, and no two of up to 100,000 trials share one."""
+    return seed + number + 100_000 * sample
