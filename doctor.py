@@ -49,6 +49,7 @@ from stages.machine import (
     may_be_address,
     store_gb,
 )
+from stages.machine_images import ASK, IMAGE_FACTS, check_image_store, check_ip_adapter, check_photos, check_recordings
 from utils import flags
 from utils.errors import run_script, start_script
 from utils.paths import ROOT, default
@@ -57,6 +58,7 @@ STEPS = ("prepare", "train", "generate")
 # name → what it is, its commands by step; dataset, what is trained, the run's folder, image model
 PIPELINES = {
     "demo": ("simulated EEG, tiny models, on the CPU", ["bash sh/demo.sh"]),
+    "demo_images": ("simulated EEG of seen images, tiny models, on the CPU", ["bash sh/demo_images.sh"]),
     "real": ("real EEG, BCIC-IV-2b, tiny models, on the CPU", ["bash sh/real.sh"]),
     "bcic": ("pipeline 1, BCIC-IV-2a: EEG → text → Stable Diffusion 2.1",
         ["python prepare_data.py", "bash sh/finetune_eeg_llm_bcic.sh", "bash sh/generate_images.sh bcic"],
@@ -67,7 +69,23 @@ PIPELINES = {
     "vi_direct": ("pipeline 3, Visual Imagery: EEG → CLIP space → Stable Diffusion 1.5",
         ["python prepare_data_vi.py", "bash sh/finetune_eeg_to_image.sh", "bash sh/generate_images.sh vi_direct"],
         "VI", "mapper", "pth_downtasks/eeg_direct", "runwayml/stable-diffusion-v1-5"),
+    "things": ("pipeline 4, THINGS-EEG2: EEG → CLIP space → SDXL-Turbo (ATM, NICE, UBP)",
+        ["python prepare_data_things.py", "bash sh/things.sh"], "THINGS", "things", "pth_downtasks/things", "stabilityai/sdxl-turbo"),
+    "imagenet": ("pipeline 5, EEG-ImageNet: EEG → classes; → text states → Stable Diffusion 1.4",
+        ["python prepare_data_imagenet.py", "bash sh/imagenet.sh"], "EEGImageNet", "imagenet", "pth_downtasks/imagenet",
+        "CompVis/stable-diffusion-v1-4"),
+    "sgdm": ("pipeline 6, THINGS-EEG2: EEG → structure → ControlNet → Stable Diffusion 1.5 (SGDM)",
+        ["python prepare_data_things.py --subjects 8", "bash sh/sgdm.sh sub-08"], "THINGS", "sgdm", "pth_downtasks/sgdm",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5"),
 }  # fmt: skip
+VIT_H, VIT_L = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "openai/clip-vit-large-patch14"
+OF_IMAGES = {  # pipeline of seen images → its models beside the image model, its IP-Adapter
+    "things": ([("clip", VIT_H), ("clip", VIT_L), ("captioner", "microsoft/git-large-coco")],
+        "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"),
+    "imagenet": ([("captioner", "Salesforce/blip-image-captioning-base")], None),
+    "sgdm": ([("clip", VIT_H)], "models/ip-adapter_sd15.safetensors"),
+}  # fmt: skip
+TINY = ("demo", "demo_images", "real")  # one command each, with places of their own
 PLACES = ("raw_dir", "datasets_dir", "stimuli_dir", "model_dir", "output_dir", "image_model")  # each pipeline's own
 
 
@@ -89,16 +107,20 @@ def parse_args() -> argparse.Namespace:
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     add("--llm", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", help="chat model: local folder or hub address")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
-    add("--clip_model", default="openai/clip-vit-large-patch14", help="CLIP: local folder or hub address")
+    add("--clip_model", default=VIT_L, help="CLIP: local folder or hub address")
     add("--data_dir", default=default("data/demo"), help="demo: its recordings")
     add("--pth_dir", default=default("pth/demo"), help="demo and real: tiny models")
     for name in PLACES:
         add(f"--{name}", help="as in the scripts of the pipeline that --for names (default: the pipeline's)")
     args = parser.parse_args()
-    single = args.pipeline in ("demo", "real")  # one command, with places of its own
+    single = args.pipeline in TINY
     for name in ("step", *PLACES):
         if getattr(args, name) and (not args.pipeline or (single and (args.pipeline, name) != ("real", "raw_dir"))):
-            parser.error(f"--{name} goes with --for bcic, vi or vi_direct (demo has --data_dir and --pth_dir)")
+            parser.error(
+                f"--{name} goes with --for {', '.join(n for n in PIPELINES if n not in TINY)} (demo has --data_dir and --pth_dir)"
+            )
+    if args.step == "generate" and len(PIPELINES[args.pipeline][1]) == 2:
+        parser.error(f"--step generate: {PIPELINES[args.pipeline][1][1]} trains and draws; --step train looks at both")
     return args
 
 
@@ -108,10 +130,13 @@ if __name__ == "__main__":
 # ---------------------------------------------------------------- what each step needs
 
 # GB of memory, on the GPU where there is one: docs/training.md. demo and real: two processes of 1.3 GB, measured
-MEMORY = {"text": 8, "mapper": 6, "pictures": 4, "tiny": 2.6}
+# things: SDXL-Turbo, or less with offload; sgdm: a ControlNet in full precision, 16 bytes a parameter, and its base (docs/methods.md)
+MEMORY = {"text": 8, "mapper": 6, "pictures": 4, "tiny": 2.6, "things": 7, "imagenet": 4, "sgdm": 9.5}
 # GB that is written. Training, with --keep all: parameters × 4 bytes × 20 epochs. Pictures: 20, with comparisons.
 # demo: docs/results.md. real: recordings, store, checkpoints
-WRITES = {"text": 0.5, "mapper": 1.0, "pictures": 0.1, "demo": 1.8, "real": 0.8}
+# seen images, computed: parameters × 16 bytes (the best, and the last with its optimiser) × runs, and pictures
+WRITES = {"text": 0.5, "mapper": 1.0, "pictures": 0.1, "demo": 1.8, "real": 0.8, "demo_images": 4,
+          "things": 12, "imagenet": 40, "sgdm": 10}  # fmt: skip
 # docs/weights.md: where CSBrain.pth is, its GB
 SHARED_DRIVE, CSBRAIN_GB = "the shared drive that its authors' repository links (docs/weights.md)", 0.036
 
@@ -142,17 +167,19 @@ def need_data(dataset: str, own: dict, deep: bool) -> tuple[Need, Need, Need]:
 
 
 def steps_of_tiny(name: str, args: argparse.Namespace) -> dict[str, tuple[str, list[Need]]]:
-    """The one step of demo or real: command, needs. What the command leaves alone may be missing, but not damaged."""
+    """The one step of a demo or of real: command, needs. What the command leaves alone may be missing, but not damaged."""
     command, pth, deep = PIPELINES[name][1][0], args.pth_dir, args.checksums
     how = {"get": f"delete it, then {command}", "made": True}
     needs = [
         need("device", check_device, "cpu"), need("4bit", check_4bit, "cpu"),
         need("assets", check_assets, ROOT / "demo/assets", get="git checkout demo/assets"),
-        need("csbrain", check_csbrain, f"{pth}/CSBrain.pth", **how), need_model("clip", f"{pth}/clip", **how),
-        need_model("llm", f"{pth}/TinyLlama-1.1B-Chat-v1.0", **how), need_model("image", f"{pth}/amused", **how),
-        need_model("image", f"{pth}/stable-diffusion", **how), need("memory", check_memory, "cpu", name, MEMORY["tiny"]),
-        need("disk", check_disk, args.data_dir if name == "demo" else default("data"), name, WRITES[name]),
+        need_model("clip", f"{pth}/clip", **how), need_model("image", f"{pth}/stable-diffusion", **how), need("memory", check_memory, "cpu", name, MEMORY["tiny"]),
+        need("disk", check_disk, default("data") if name == "real" else args.data_dir, name, WRITES[name]),
     ]  # fmt: skip
+    if name == "demo_images":
+        return {"prepare": (command, [*needs, need_model("captioner", f"{pth}/captioner", **how)])}
+    needs += [need("csbrain", check_csbrain, f"{pth}/CSBrain.pth", **how), need_model("image", f"{pth}/amused", **how),
+              need_model("llm", f"{pth}/TinyLlama-1.1B-Chat-v1.0", **how)]  # fmt: skip
     if name == "demo":
         for dataset in ("BCICIV2a", "VI"):
             folder = f"{args.data_dir}/{FACTS[dataset].folder}"
@@ -202,12 +229,47 @@ def steps_of(name: str, args: argparse.Namespace, device: str) -> dict[str, tupl
     }  # fmt: skip
 
 
+def steps_of_images(name: str, args: argparse.Namespace, device: str) -> dict[str, tuple[str, list[Need]]]:
+    """The two steps of a pipeline of seen images: command, needs."""
+    _, commands, dataset, _, run, picture = PIPELINES[name]
+    own = {place: getattr(args, place) for place in PLACES if name == args.pipeline and getattr(args, place)}
+    facts, deep = IMAGE_FACTS[dataset], args.checksums
+    folder = default(f"data/{facts.folder}")
+    raw, store = own.get("raw_dir", f"{folder}/raw"), own.get("datasets_dir", f"{folder}/processed_lmdb")
+    named = {"raw_dir": "--raw_dir", "datasets_dir": "--lmdb_dir", "stimuli_dir": "--images_dir"}
+    named = named if dataset == "THINGS" else {name: named[name] for name in named if name != "raw_dir"}
+    get = " ".join([commands[0], *(f"{flag} {shlex.quote(own[name])}" for name, flag in named.items() if name in own)])
+    recordings = need(
+        "raw", check_recordings, raw, dataset, deep, get=f"{ASK}, then {get}" if dataset == "EEGImageNet" else get
+    )
+    get += " --skip_download" if dataset == "THINGS" and look(recordings)[0] in FINE else ""
+    trials = need("store", check_image_store, store, dataset, deep, get=get)
+    photos = need("stimuli", check_photos, own.get("stimuli_dir", f"{folder}/images"), dataset, store,
+                  get=get if dataset == "THINGS" else "your ImageNet, as WNID/WNID_N.JPEG")  # fmt: skip
+    others, adapter = OF_IMAGES[name]
+    models = [need_model("image", own.get("image_model", picture)), *(need_model(*other) for other in others)]
+    if adapter:
+        fetch = f"hf download h94/IP-Adapter {adapter}"
+        models.append(need("image", check_ip_adapter, "h94/IP-Adapter", adapter, get=fetch))
+    stored, fetched = (look(n)[0] in FINE for n in (trials, recordings))
+    n_people = 1 if "--subjects" in commands[0] else facts.n_people
+    new = 0 if stored else (facts.store_gb + (0 if fetched else facts.raw_gb)) * n_people / facts.n_people
+    to_fetch = sum(dict(HUB.values()).get(n.told[0], 0) for n in models if look(n)[0] not in FINE)
+    return {
+        "prepare": (get, [recordings, need("disk", check_disk, Path(store).parent, f"preparing {dataset} ({n_people} people)", new)]),
+        "train": (commands[1], [need("device", check_device, device), trials, photos, *models,
+            need("disk", check_disk, hub_cache(), f"fetching the models of {name}", to_fetch),
+            need("disk", check_disk, own.get("model_dir", default(run)), f"training and drawing ({name})", WRITES[name]),
+            need("memory", check_memory, device, f"training and drawing ({name})", MEMORY[name], False)]),
+    }  # fmt: skip
+
+
 # ---------------------------------------------------------------- what was found
 
 look = functools.cache(look_at)  # once at each thing
 SECTIONS = {
     "Device": ("device", "4bit"), "Disk and memory": ("disk", "memory"), "Data": ("raw", "store", "stimuli"),
-    "Weights": ("csbrain", "llm", "clip", "image", "assets"), "Checkpoints of runs": ("run",),
+    "Weights": ("csbrain", "llm", "clip", "image", "captioner", "assets"), "Checkpoints of runs": ("run",),
 }  # fmt: skip
 RESULTS = {"prepare": "store", "train": "run"}  # step → the kind of need that it makes
 
@@ -257,8 +319,11 @@ def main(args: argparse.Namespace) -> None:
         show(*found)
     try:
         device = find_device(args.cuda)
-        steps = {name: steps_of_tiny(name, args) if name in ("demo", "real") else steps_of(name, args, device)
-                 for name in ([args.pipeline] if args.pipeline else PIPELINES)}  # fmt: skip
+        steps = {}
+        for name in [args.pipeline] if args.pipeline else PIPELINES:
+            of_images = name not in TINY and PIPELINES[name][2] in IMAGE_FACTS
+            steps[name] = (steps_of_tiny(name, args) if name in TINY else
+                           steps_of_images(name, args, device) if of_images else steps_of(name, args, device))  # fmt: skip
         data = [] if args.pipeline else [need_data(name, {}, args.checksums) for name in with_words()]
     except ImportError as error:  # without NumPy and LMDB not even the descriptions of the datasets can be read
         show("missing", f"nothing else was looked at ({error}): pip install -r requirements.txt")

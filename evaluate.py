@@ -18,6 +18,7 @@ breach ends with exit code 2.
 """
 
 import argparse
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -197,20 +198,26 @@ def score_images(
     if not drawn:
         raise UserError("--images: none of these folders holds pictures; name folders of the generating scripts")
     networks, missing = feature_networks(Path(args.metric_weights), args.clip_model, args.convnet)
-    lines = []
+    read, values, lines = {}, {}, []
     for run in drawn:
         if not load_description(decoded_runs.description_of(run)).stimuli and not run.rows[0].image:
             missing.append(f"{run.name}: nobody knows what was seen: the dataset has no stimuli")
             continue
-        pictures = image_metrics.read_pictures(run.place, run.rows, stimuli_of(run, args))
+        pictures = read[run.place] = image_metrics.read_pictures(run.place, run.rows, stimuli_of(run, args))
         control = controls.get(run.place)
         if control and any(control.place.glob("generated_*.png")):
             control = image_metrics.read_pictures(control.place, control.rows, stimuli_of(control, args))
         else:
             control = None
-        lines += [
-            {"run": run.name} | line for line in image_metrics.score_pictures(pictures, networks, control=control)
-        ]
+        values[run.place] = image_metrics.values_of(pictures, networks, control=control)
+        of_run = image_metrics.lines_of(pictures, values[run.place], control)
+        lines += [{"run": run.name} | line for line in of_run]
+    for run, other in itertools.permutations([run for run in drawn if run.place in read], 2):
+        a, b = read[run.place], read[other.place]
+        if step := image_metrics.step_between(run.argument, other.argument, a.recipe, b.recipe):
+            mine, its = (values[of.place][image_metrics.DRAWN] for of in (run, other))
+            words = f"what {step} adds to {other.name}"
+            lines.append({"run": run.name} | image_metrics.difference_line(words, a, mine, b.rows, its))
     return lines, missing
 
 

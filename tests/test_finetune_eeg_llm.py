@@ -176,14 +176,15 @@ def test_a_launch_that_starts_one_process_instead_of_two_is_said(demo, tmp_path)
     assert "notice: accelerate started one process" in done.stdout
 
 
-def test_a_full_disk_is_one_line(demo, few, tmp_path):
-    def small_files_only():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    command = [sys.executable, str(ROOT / SCRIPT), *demo.training(tmp_path / "run", epochs=1, datasets_dir=few)]
-    for more in ([], ["--cache_dir", str(tmp_path / "cache")]):  # a checkpoint, and the token cache
-        done = subprocess.run([*command, *more], capture_output=True, text=True, preexec_fn=small_files_only)
-        assert done.returncode == 2 and "free some disk space" in done.stderr and "Traceback" not in done.stderr
+def test_a_full_disk_is_one_line(demo, few, script, tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for more in ([], ["--cache_dir", tmp_path / "cache"]):  # a checkpoint, and the token cache
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+        try:
+            done = script(SCRIPT, *demo.training(tmp_path / "run", epochs=1, datasets_dir=few), *more)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert done.code == 2 and "free some disk space" in done.error_line
         assert not list((tmp_path / "run").glob("*.pth")) and not list(tmp_path.glob("**/*.part-*"))
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from datasets.bciciv2a_llm_dataset import DESCRIPTION
 from datasets.store import open_store, write_store
 from stages.rows import signed
-from tests.conftest import read_jsonl
+from tests.conftest import read_jsonl, run_inside
 
 
 def pictures(folder, kind="generated"):
@@ -21,12 +21,10 @@ def pictures(folder, kind="generated"):
 
 
 @pytest.fixture(scope="module")
-def drawn(demo, trained, tmp_path_factory, process):
+def drawn(demo, trained, tmp_path_factory):
     """One whole generate.py run."""
     folder = tmp_path_factory.mktemp("images")
-    done = process("generate.py", *demo.generation(trained, folder))
-    assert done.code == 0, done.err
-    return folder, done
+    return folder, run_inside("generate.py", *demo.generation(trained, folder))
 
 
 def test_a_run_leaves_text_pictures_comparisons_and_a_grid(drawn):
@@ -196,11 +194,12 @@ def test_a_run_that_fails_or_draws_fewer_leaves_earlier_pictures(demo, trained, 
     assert fewer.code == 0 and set(pictures(folder)) == before
 
 
-def test_the_language_model_is_found_from_another_folder(demo, process, trained, tmp_path):
+def test_the_language_model_is_found_from_another_folder(demo, script, few, monkeypatch, tmp_path):
     run = tmp_path / "run"
-    flags = demo.training(run, epochs=1, llm=demo.llm.name)
-    assert process("finetune_eeg_llm.py", *flags, cwd=demo.llm.parent).code == 0
-    done = process("generate.py", *demo.generation(run, tmp_path / "out", stage="decode"), cwd=tmp_path)
+    monkeypatch.chdir(demo.llm.parent)
+    assert script("finetune_eeg_llm.py", *demo.training(run, epochs=1, llm=demo.llm.name, datasets_dir=few)).code == 0
+    monkeypatch.chdir(tmp_path)
+    done = script("generate.py", *demo.generation(run, tmp_path / "out", stage="decode"))
     assert done.code == 0, done.err
 
 

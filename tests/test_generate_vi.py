@@ -12,28 +12,24 @@ from transformers import PreTrainedModel
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION
 from stages.rows import signed
-from tests.conftest import read_jsonl
+from tests.conftest import read_jsonl, run_inside
 from tests.test_generate import pictures
 from utils.files import write_jsonl
 
 
 @pytest.fixture(scope="module")
-def drawn_text(vi_demo, vi_trained, tmp_path_factory, process):
+def drawn_text(vi_demo, vi_trained, tmp_path_factory):
     """One whole generate_vi.py run, with aMUSEd."""
     folder = tmp_path_factory.mktemp("vi_images")
     flags = vi_demo.vi_generation(folder, projection_path=vi_trained, image_model=vi_demo.pth / "amused")
-    done = process("generate_vi.py", *flags)
-    assert done.code == 0, done.err
-    return folder, done
+    return folder, run_inside("generate_vi.py", *flags)
 
 
 @pytest.fixture(scope="module")
-def drawn_mapper(vi_demo, mapped, tmp_path_factory, process):
+def drawn_mapper(vi_demo, mapped, tmp_path_factory):
     """One whole generate_vi_eeg2img.py run, with Stable Diffusion."""
     folder = tmp_path_factory.mktemp("vi_eeg2img")
-    done = process("generate_vi_eeg2img.py", *vi_demo.vi_generation(folder, mapper_path=mapped))
-    assert done.code == 0, done.err
-    return folder, done
+    return folder, run_inside("generate_vi_eeg2img.py", *vi_demo.vi_generation(folder, mapper_path=mapped))
 
 
 @pytest.mark.parametrize("which", ["drawn_text", "drawn_mapper"])

@@ -12,7 +12,7 @@ from models.image_generator import EEGImageGenerator, read_prompts
 from tests.conftest import ROOT
 
 
-def test_a_short_training_gives_models_in_the_hubs_layout(process, tmp_path):
+def test_a_short_training_gives_models_in_the_hubs_layout(script, tmp_path):
     flags = ["--assets_dir", tmp_path / "assets", "--sheet_dir", tmp_path / "sheets", "--drawings", 4]
     steps = [
         "--autoencoder_steps",
@@ -23,7 +23,7 @@ def test_a_short_training_gives_models_in_the_hubs_layout(process, tmp_path):
             for f in (f"--{name}_steps", 2)
         ),
     ]
-    done = process("train_demo_images.py", *flags, *steps)
+    done = script("train_demo_images.py", *flags, *steps)
     assert done.code == 0, done.err
     for name, classes in (("stable-diffusion", 14), ("amused", 10)):
         assert Image.open(tmp_path / f"sheets/{name}.png").size == (4 * 64, classes * 64)

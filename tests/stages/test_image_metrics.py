@@ -17,15 +17,18 @@ from stages.image_metrics import (
     TRUE_CLASS,
     Pictures,
     correlations,
+    difference_line,
     grey,
     identification,
+    lines_of,
     mean_and_interval,
     pixel_correlation,
     read_pictures,
-    score_pictures,
     ssim,
     ssim_by_column,
+    step_between,
     true_class_picture,
+    values_of,
 )  # fmt: skip
 from stages.pictures import PictureFolder
 from stages.rows import Readout, Row
@@ -38,6 +41,10 @@ def row(k, label=None, **more):
     label = k % 3 if label is None else label
     read = {"head": Readout(label, 1 / 3)}
     return Row(k, f"S{k % 2}", "01", 1, k, label, "abc"[label], read, **{"predicted_label": label} | more)
+
+
+def score_pictures(pictures, networks, control=None):
+    return lines_of(pictures, values_of(pictures, networks, control=control), control)
 
 
 def noise(rng, edge=64):
@@ -305,6 +312,40 @@ def test_a_control_of_the_same_pictures_is_no_better_and_noise_is_worse():
     assert over["PixCorr"] == pytest.approx(of["as decoded"]["PixCorr"] - of["shuffled-label control"]["PixCorr"])
     same = {line["images"]: line for line in score_pictures(good, {}, control=good)}["as decoded, above the control"]
     assert max(abs(same[f"PixCorr{end}"]) for end in ("", ", low", ", high")) < 1e-12
+
+
+def test_what_a_step_adds_is_the_difference_of_two_runs_that_differ_in_it_alone():
+    run = {"model_dir": "a", "conditioning": ["ip_adapter"], "samples": 1, "seed": 0, "prior_dir": None}
+    drew = {"steps": 25, "conditioning": "ip_adapter", "prior": False}
+
+    def between(more, less, recipe=drew):
+        return step_between(more, less, recipe, drew)
+
+    assert between(run | {"prior_dir": "p"}, run, drew | {"prior": True}) == "the prior"
+    assert between(run, run | {"prior_dir": "p"}) is None and between(run, run) is None
+    assert between(run | {"samples": 4}, run) == "the choice among 4"
+    both = {"conditioning": ["ip_adapter", "controlnet"], "structure_dir": "s"}
+    assert between(run | both, run, drew | {"conditioning": "ip_adapter controlnet", "controlnet": "c"}) == "the map"
+    assert between(run | {"prior_dir": "p"}, run, drew | {"steps": 50}) is None  # two things differ, as in these:
+    assert between(run | {"prior_dir": "p", "seed": 1}, run) is None
+    assert between(run | {"prior_dir": "p", "caption_dir": "c"}, run) is None
+    assert between(run | {"prior_dir": "p", "caption_dir": "c"}, run | {"prior_dir": "q"}) is None
+    assert between({"conditioning": 3}, {}) is None  # a stranger's record
+
+    rng = np.random.default_rng(0)
+    stimuli, drawn = [noise(rng, 32) for _ in range(6)], [noise(rng, 32) for _ in range(6)]
+    rows = [row(k, image=f"{k}.png") for k in range(6)]
+    order = [3, 1, 0, 5, 4, 2]  # of the other run's trials
+    better, worse = (
+        Pictures(rows, stimuli, stimuli, [], "m"),
+        Pictures([rows[k] for k in order], [stimuli[k] for k in order], [drawn[k] for k in order], [], "m"),
+    )
+    of = [values_of(pictures, {})[DRAWN] for pictures in (better, worse)]
+    line = difference_line("what it adds", better, of[0], worse.rows, of[1])
+    expected = of[0]["PixCorr"].mean() - of[1]["PixCorr"].mean()
+    assert line["PixCorr"] == pytest.approx(expected) and line["n"] == 6 and line["PixCorr, low"] > 0.5
+    same = difference_line("itself", worse, of[1], worse.rows, of[1])
+    assert max(abs(same[f"SSIM{end}"]) for end in ("", ", low", ", high")) < 1e-12
 
 
 def test_any_resnet_in_the_hubs_layout_judges_and_another_kind_is_refused(tmp_path):
