@@ -122,8 +122,7 @@ class GuidedGenerator(EEGImageGenerator):
         controlnet: str | None = None, controlnet_scale: float = 0.5, strength: float | None = None,
     ):  # fmt: skip
         self.controlnet_scale, self.strength, self.has_adapter = controlnet_scale, strength, bool(ip_adapter)
-        super().__init__(name, torch.device("cpu"), steps, guidance_scale, image_size, scheduler, for_drawing=device)
-        self.__dict__["empty"] = empty
+        super().__init__(name, device, steps, guidance_scale, image_size, scheduler, empty)
         dtype = next(self.pipeline.unet.parameters()).dtype
         if ip_adapter:
             state = read_ip_adapter(ip_adapter, self.family, width)

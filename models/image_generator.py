@@ -220,7 +220,7 @@ class EEGImageGenerator:
     steps : int, optional. Default: the family's.
     guidance_scale : float, optional. Classifier-free guidance; default: the family's.
     scheduler : {"dpm", "pndm"}. dpm: the family's own choice; pndm: what Stable Diffusion 1.4 was published with.
-    for_drawing : torch.device, optional. Leave text encoders out; where the rest will work, which decides its precision.
+    empty : Conditioning, optional. The empty prompt, read before (`read_prompts`): text encoders are left out, and nothing is put on `device` yet.
     image_size : int. Edge in pixels. A model whose own size is smaller draws at that size, and the picture is
         enlarged.
     Raises UserError if the model cannot be loaded.
@@ -228,16 +228,18 @@ class EEGImageGenerator:
 
     def __init__(
         self, name: str, device: torch.device, steps: int | None = None, guidance_scale: float | None = None,
-        image_size: int = 512, scheduler: str = "dpm", for_drawing: torch.device | None = None,
+        image_size: int = 512, scheduler: str = "dpm", empty: Conditioning | None = None,
     ):  # fmt: skip
         self.name = name
-        dtype = torch.float16 if (for_drawing or device).type == "cuda" else torch.float32
-        self.family = load_image_model(name, dtype, for_drawing=for_drawing is not None)
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self.family = load_image_model(name, dtype, for_drawing=empty is not None)
         if scheduler == "pndm":
             self.family.pipeline.scheduler = PNDMScheduler.from_config(
                 self.family.pipeline.scheduler.config, skip_prk_steps=True
             )
-        self.pipeline = self.family.pipeline.to(device)
+        self.pipeline = self.family.pipeline if empty else self.family.pipeline.to(device)
+        if empty:
+            self.empty = empty
         self.pipeline.set_progress_bar_config(disable=True)
         self.steps = steps or self.family.steps
         self.guidance_scale = self.family.guidance_scale if guidance_scale is None else guidance_scale
