@@ -85,6 +85,7 @@ OF_IMAGES = {  # pipeline of seen images → its models beside the image model, 
     "imagenet": ([("captioner", "Salesforce/blip-image-captioning-base")], None),
     "sgdm": ([("clip", VIT_H)], "models/ip-adapter_sd15.safetensors"),
 }  # fmt: skip
+HALF = ("stabilityai/sdxl-turbo",)  # fetched in half precision: half of 14 GB
 TINY = ("demo", "demo_images", "real")  # one command each, with places of their own
 PLACES = ("raw_dir", "datasets_dir", "stimuli_dir", "model_dir", "output_dir", "image_model")  # each pipeline's own
 
@@ -150,6 +151,7 @@ def need_model(kind: str, name: str, **how) -> Need:
     """A model in a local folder or the hub's cache, under the address that it has now."""
     address = name if os.path.isdir(name) else HUB.get(name, (name, 0))[0]
     get = MODELS[kind][1] if may_be_address(name) else "name a folder that is there, or a hub address"
+    get = get.replace("=True)", "=True, variant='fp16')") if address in HALF else get
     return need(kind, check_model, address, kind, **({"get": get.format(address)} | how))
 
 

@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+from pathlib import Path
 
 from utils.errors import loading
 
@@ -20,7 +21,16 @@ def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa
     quiet()
     refuse_code()
     with loading(f"{flag} {name}", hint):
-        model, info = kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **settings)
+        settings |= {"use_safetensors": True, "output_loading_info": True}
+        failed = {}
+        for variant in _variants(Path(name), settings.get("subfolder"), settings.get("dtype")):
+            try:
+                model, info = kind.from_pretrained(name, variant=variant, **settings)
+                break
+            except OSError as error:  # what both libraries raise where there is no such file
+                failed[variant] = error
+        else:
+            raise failed[None] if None in failed else failed["fp16"]
         for fault in ("missing_keys", "mismatched_keys"):
             if info[fault]:
                 keys = sorted(map(str, info[fault]))
@@ -70,6 +80,20 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
             **dict.fromkeys(left_out),
         )
     return loaded, family
+
+
+def _variants(place: Path, subfolder: str | None, dtype) -> list[str | None]:  # noqa: ANN001 - torch.dtype
+    """Which files to look for, in this order: "fp16", those of half precision, before the plain ones where that is wanted.
+
+    Image models lie on the hub in both precisions, part by part, and half is half the download.
+    """
+    order = ["fp16", None] if "float16" in str(dtype) else [None, "fp16"]
+    if not place.is_dir():
+        return order if subfolder else [None]
+    folder = place / (subfolder or "")
+    halves = set(folder.glob("*.fp16*.safetensors"))
+    there = {"fp16": halves, None: set(folder.glob("*.safetensors")) - halves}
+    return [variant for variant in order if there[variant]][:1] or [None]
 
 
 def refuse_code() -> None:

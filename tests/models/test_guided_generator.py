@@ -15,7 +15,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from demo.tiny_models import byte_tokenizer, complete_image_model
+from models.clip_targets import load_vae
 from models.guided_generator import Guidance, GuidedGenerator, guidance_pairs, load_controlnet, read_ip_adapter
 from models.image_generator import load_image_model, read_prompts
 from tests.conftest import ROOT
@@ -198,6 +199,29 @@ def turbo(tmp_path_factory):
     pipeline.save_pretrained(folder / "sdxl")
     write_adapter(unet, folder / "ip/sdxl_models/ip-adapter_sdxl_vit-h.safetensors", width=96)
     return folder
+
+
+def test_files_of_half_precision_are_enough_and_stand_before_the_others_where_half_is_wanted(turbo, tmp_path):
+    """As stabilityai/sdxl-turbo lies on the hub: each part in both precisions."""
+    shutil.copytree(turbo / "sdxl", tmp_path / "both")
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        (plain,) = (tmp_path / "both" / name).glob("*.safetensors")
+        half = {key: value.half() + (1 if value.dim() == 1 else 0) for key, value in load_file(plain).items()}
+        save_file(
+            half, plain.with_name(f"{plain.stem}.fp16.safetensors"), metadata={"format": "pt"}
+        )  # to be told apart
+
+    def bias(folder, dtype):
+        return float(load_image_model(str(folder), dtype).pipeline.unet.conv_in.bias.float().mean())
+
+    shutil.copytree(tmp_path / "both", tmp_path / "halves")
+    for path in (tmp_path / "halves").rglob("*model.safetensors"):
+        path.unlink()
+    plain = bias(turbo / "sdxl", torch.float32)
+    assert bias(tmp_path / "both", torch.float32) == plain
+    for folder, dtype in (("both", torch.float16), ("halves", torch.float16), ("halves", torch.float32)):
+        assert bias(tmp_path / folder, dtype) == pytest.approx(plain + 1, abs=0.01)
+    assert load_vae(str(tmp_path / "halves"))[0].dtype == torch.float32
 
 
 def test_sdxl_turbo_keeps_its_own_sampler_and_draws_in_four_steps_without_guidance(turbo):
