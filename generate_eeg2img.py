@@ -114,8 +114,9 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
+from torch.nn import functional as F
 
-from datasets.repetitions import repetitions
+from datasets.repetitions import Group, repetitions
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.eeg_encoders import STATES
 from models.guided_generator import Guidance, GuidedGenerator
@@ -123,8 +124,17 @@ from models.image_generator import EEGImageGenerator, image_model_address, read_
 from models.structure import map_picture
 from stages import clip_runs
 from stages.captions import read_captions
-from stages.embeddings import read_embeddings, read_guidance
-from stages.guided_decoding import decode_guidance, decode_states
+from stages.clip_runs import ClipRun
+from stages.embeddings import read_embeddings, read_guidance, write_guidance
+from stages.guided_decoding import (
+    decode_captions,
+    decode_latents,
+    decode_maps,
+    decode_states,
+    nearest_images,
+    open_like,
+    through_prior,
+)
 from stages.guided_pictures import DECODED, Wanted, choose_samples, columns_of_steps, file_of, is_drawn, wanted_pictures
 from stages.image_metrics import true_class_picture
 from stages.pictures import (
@@ -141,10 +151,52 @@ from stages.runs import check_output, report_decoded
 from utils.device import free_gpu_memory, pick_device
 from utils.files import read_json, write_json
 from utils.hub import fetch_nothing, model_identity
-from utils.paths import written_whole
+from utils.paths import cache_folder, written_whole
 from utils.progress import progress
 
 # ---------------------------------------------------------------- stage 1: EEG → decoded.jsonl, embeddings.safetensors
+
+
+def decode_guidance(
+    args, run: ClipRun, chosen: list[Group], device: torch.device, path: Path
+) -> tuple[list[Row], bool]:
+    """Rows, and what pictures are drawn from, as far as it is asked for, in `path`; whether a shuffled-label control had a part."""
+    decoded = clip_runs.clip_part(run, chosen, device, args.batch_size)  # (N, D)
+    cache_dir = cache_folder(args.cache_dir, run.dataset.store.path)
+    rows, others, length = nearest_images(run, chosen, decoded, Path(args.stimuli_dir), args.clip_model, cache_dir)
+    kept, controls = {"decoded": decoded}, [run.checkpoint["shuffled"]]
+
+    def further(place: str, target: str) -> tuple[ClipRun, list[Group]]:
+        return open_like(Path(place), run, chosen, target, args.foundation_dir, args.cache_dir, device)
+
+    if "ip_adapter" in args.conditioning and args.prior_dir:
+        kept["embedding"], control = through_prior(
+            Path(args.prior_dir), run, decoded, rows, args.samples, args.seed, args.prior_steps, args.prior_guidance, device
+        )  # fmt: skip
+        controls.append(control)
+    elif "ip_adapter" in args.conditioning:  # at the length that embeddings of images have
+        kept["embedding"] = (F.normalize(decoded, dim=-1) * length)[:, None]  # (N, 1, D)
+    kept |= {way: others[way] for way in others if way in args.compare}
+    if args.low_level_dir:
+        low, groups = further(args.low_level_dir, "vae_latent")
+        kept["latents"], control = decode_latents(low, groups, args.image_model, device, args.batch_size)
+        controls.append(control)
+        del low
+    if "controlnet" in args.conditioning:
+        other, groups = further(args.structure_dir or args.model_dir, "structure")
+        candidates = sorted({trial.image for trial in run.dataset.trials})
+        kept["map"], control = decode_maps(
+            other, groups, Path(args.structure_vae), args.controlnet, args.image_model, candidates, device, args.batch_size
+        )  # fmt: skip
+        controls.append(control)
+        del other
+    if args.caption_dir:
+        captions, control = decode_captions(Path(args.caption_dir), args.captioner, run, decoded, device)
+        controls.append(control)
+        for row, caption in zip(rows, captions, strict=True):
+            row.text = row.prompt = caption
+    write_guidance(path, rows, kept)
+    return rows, any(controls)
 
 
 def decode(args, device: torch.device, output_dir: Path) -> None:
@@ -169,7 +221,11 @@ def decode(args, device: torch.device, output_dir: Path) -> None:
         raise UserError(f"{args.datasets_dir} has no {args.split} trials under {checkpoint['protocol']}")
     places = torch.linspace(0, len(groups) - 1, min(args.num_samples, len(groups))).round().int().tolist()
     path = output_dir / "embeddings.safetensors"
-    rows, control = (decode_states if states else decode_guidance)(args, run, [groups[k] for k in places], device, path)
+    chosen = [groups[k] for k in places]
+    if states:
+        rows, control = decode_states(run, chosen, device, args.batch_size, path), checkpoint["shuffled"]
+    else:
+        rows, control = decode_guidance(args, run, chosen, device, path)
     of = {
         "downstream_dataset": run.description.name,
         "protocol": checkpoint["protocol"],

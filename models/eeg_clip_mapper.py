@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-from models.eeg_llm import FEATURES
 from models.image_generator import HINT, load_image_model
 from models.loading import load_whole
+from models.poolings import FEATURES
 from utils.checkpoints import keep, read_kept
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing

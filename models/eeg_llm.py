@@ -12,37 +12,15 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, GenerationConfig
 
 from models.loading import load_whole, refuse_code
+from models.poolings import FEATURES, EEGTokenReducer
 from utils.checkpoints import as_bytes
 from utils.errors import UserError, loading
 from utils.files import read_json
 from utils.hub import fetch_nothing
 from utils.limits import MAX_TEMPLATE, TEMPLATE_BYTES, TEMPLATE_SECONDS, bounded
 
-FEATURES = 200  # CSBrain's width
 EEG_PLACE = "{eeg}"  # where the EEG tokens stand in the user's turn
 LORA_R, LORA_ALPHA, LORA_TARGETS, LORA_DROPOUT = 8, 16, ("q_proj", "v_proj"), 0.05
-
-
-class EEGTokenReducer(nn.Module):
-    """Mean over each group's electrodes: features (B, C, P, D) → tokens (B, groups·P, D), group-major.
-
-    groups : mapping of str to sequence of int. Name → positions along C, from a function of `POOLINGS`.
-    n_positions : int. C: electrodes, or 1 for an encoder that mixes them.
-
-    It has no parameters.
-    """
-
-    def __init__(self, groups: Mapping[str, Sequence[int]], n_positions: int):
-        super().__init__()
-        self.groups = {name: list(positions) for name, positions in groups.items()}
-        weights = torch.zeros(len(self.groups), n_positions)  # (G, C)
-        for row, positions in zip(weights, self.groups.values(), strict=True):
-            row[positions] = 1 / len(positions)
-        self.register_buffer("weights", weights, persistent=False)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        pooled = torch.einsum("gc,bcpd->bgpd", self.weights.to(features.dtype), features)
-        return pooled.flatten(1, 2)  # (B, G·P, D)
 
 
 class EEGProjection(nn.Module):

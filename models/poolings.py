@@ -1,6 +1,11 @@
-"""Token poolings: which electrodes become one token a patch. Plain functions of names; `POOLINGS` lists them."""
+"""Token poolings: which electrodes become one token a patch. Plain functions of names; `POOLINGS` lists them. And the mean itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+FEATURES = 200  # CSBrain's width
 
 Groups = dict[str, list[int]]  # name → positions in the encoder's order
 
@@ -34,3 +39,25 @@ def side_of(name: str) -> str:
     if name[-1] in "zZ":
         return "midline"
     return "left" if int(name[-1]) % 2 else "right"
+
+
+class EEGTokenReducer(nn.Module):
+    """Mean over each group's electrodes: features (B, C, P, D) → tokens (B, groups·P, D), group-major.
+
+    groups : mapping of str to sequence of int. Name → positions along C, from a function of `POOLINGS`.
+    n_positions : int. C: electrodes, or 1 for an encoder that mixes them.
+
+    It has no parameters.
+    """
+
+    def __init__(self, groups: Mapping[str, Sequence[int]], n_positions: int):
+        super().__init__()
+        self.groups = {name: list(positions) for name, positions in groups.items()}
+        weights = torch.zeros(len(self.groups), n_positions)  # (G, C)
+        for row, positions in zip(weights, self.groups.values(), strict=True):
+            row[positions] = 1 / len(positions)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        pooled = torch.einsum("gc,bcpd->bgpd", self.weights.to(features.dtype), features)
+        return pooled.flatten(1, 2)  # (B, G·P, D)

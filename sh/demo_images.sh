@@ -78,7 +78,9 @@ prior() { # which, encoder's run, folder of the run, further flags
 }
 sgdm() {
   python train_structure.py --what vae "${store_flags[@]}" --widths 16 32 64 --hidden 256 --epochs 20 --lr 1e-3 --map_share 1 --output_dir $runs/sgdm_vae
-  clip sgdm 12 --setting joint --encoder sgdm --target structure --structure_vae $runs/sgdm_vae --channels posterior --tmax 0.4 --batch_size 16 --lr 1e-3
+  local flags=(--setting joint --encoder sgdm --target structure --structure_vae $runs/sgdm_vae --channels posterior --tmax 0.4 --batch_size 16 --lr 1e-3)
+  clip sgdm 12 "${flags[@]}"
+  clip sgdm_shuffled 12 "${flags[@]}" --shuffle_labels
 }
 prior_flags="--standardise components --epochs 60 --validate_every 20 --batch_size 64 --warmup 50 --prior_guidance 2"
 pair << END
@@ -104,6 +106,7 @@ draw_caption draw caption ip_adapter things_atm --prior_dir $runs/prior --captio
 draw_low_level draw low_level ip_adapter things_atm --prior_dir $runs/prior --low_level_dir $runs/low_level
 draw_structure draw structure 'ip_adapter controlnet' things_atm --prior_dir $runs/prior --structure_dir $runs/sgdm
 draw_sgdm draw sgdm 'controlnet ip_adapter' sgdm
+draw_sgdm_shuffled draw sgdm_shuffled 'controlnet ip_adapter' sgdm_shuffled
 draw_sgdm_map draw sgdm_map controlnet sgdm
 END
 draw all 'ip_adapter controlnet' things_atm --prior_dir $runs/prior --caption_dir $runs/caption --low_level_dir $runs/low_level \

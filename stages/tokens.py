@@ -14,8 +14,8 @@ from datasets.montage import Montage
 from datasets.store import Trial
 from datasets.trials import TrialDataset
 from models import POOLINGS, choose
-from models.eeg_llm import EEGTokenReducer
 from models.encoders import load_encoder
+from models.poolings import EEGTokenReducer
 from utils.checkpoints import fingerprint, keep, read_kept
 from utils.errors import UserError
 from utils.locks import only_one, remove_stale

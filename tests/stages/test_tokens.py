@@ -12,8 +12,7 @@ from datasets.splits import split_trials
 from datasets.store import open_store, write_store
 from datasets.trials import TrialDataset
 from models.CSBrain import CSBrain
-from models.eeg_llm import EEGTokenReducer
-from models.poolings import hemisphere
+from models.poolings import EEGTokenReducer, hemisphere
 from stages import tokens
 from stages.tokens import TokenCache, reducer_for
 from tests.conftest import small_store
