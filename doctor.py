@@ -238,14 +238,21 @@ def steps_of_images(name: str, args: argparse.Namespace, device: str) -> dict[st
     facts, deep = IMAGE_FACTS[dataset], args.checksums
     folder = default(f"data/{facts.folder}")
     raw, store = own.get("raw_dir", f"{folder}/raw"), own.get("datasets_dir", f"{folder}/processed_lmdb")
+    people = ("sub-08",) if "--subjects 8" in commands[0] else facts.people  # whom the command reads
     named = {"raw_dir": "--raw_dir", "datasets_dir": "--lmdb_dir", "stimuli_dir": "--images_dir"}
     named = named if dataset == "THINGS" else {name: named[name] for name in named if name != "raw_dir"}
     get = " ".join([commands[0], *(f"{flag} {shlex.quote(own[name])}" for name, flag in named.items() if name in own)])
     recordings = need(
-        "raw", check_recordings, raw, dataset, deep, get=f"{ASK}, then {get}" if dataset == "EEGImageNet" else get
+        "raw",
+        check_recordings,
+        raw,
+        dataset,
+        deep,
+        people,
+        get=f"{ASK}, then {get}" if dataset == "EEGImageNet" else get,
     )
     get += " --skip_download" if dataset == "THINGS" and look(recordings)[0] in FINE else ""
-    trials = need("store", check_image_store, store, dataset, deep, get=get)
+    trials = need("store", check_image_store, store, dataset, deep, people, get=get)
     photos = need("stimuli", check_photos, own.get("stimuli_dir", f"{folder}/images"), dataset, store,
                   get=get if dataset == "THINGS" else "your ImageNet, as WNID/WNID_N.JPEG")  # fmt: skip
     others, adapter = OF_IMAGES[name]
@@ -254,11 +261,11 @@ def steps_of_images(name: str, args: argparse.Namespace, device: str) -> dict[st
         fetch = f"hf download h94/IP-Adapter {adapter}"
         models.append(need("image", check_ip_adapter, "h94/IP-Adapter", adapter, get=fetch))
     stored, fetched = (look(n)[0] in FINE for n in (trials, recordings))
-    n_people = 1 if "--subjects" in commands[0] else facts.n_people
-    new = 0 if stored else (facts.store_gb + (0 if fetched else facts.raw_gb)) * n_people / facts.n_people
+    share = len(people) / len(facts.people)
+    new = 0 if stored else (facts.store_gb + (0 if fetched else facts.raw_gb)) * share
     to_fetch = sum(dict(HUB.values()).get(n.told[0], 0) for n in models if look(n)[0] not in FINE)
     return {
-        "prepare": (get, [recordings, need("disk", check_disk, Path(store).parent, f"preparing {dataset} ({n_people} people)", new)]),
+        "prepare": (get, [recordings, need("disk", check_disk, Path(store).parent, f"preparing {dataset} ({len(people)} people)", new)]),
         "train": (commands[1], [need("device", check_device, device), trials, photos, *models,
             need("disk", check_disk, hub_cache(), f"fetching the models of {name}", to_fetch),
             need("disk", check_disk, own.get("model_dir", default(run)), f"training and drawing ({name})", WRITES[name]),

@@ -206,6 +206,7 @@ def score_images(
         pictures = read[run.place] = image_metrics.read_pictures(run.place, run.rows, stimuli_of(run, args))
         control = controls.get(run.place)
         if control and any(control.place.glob("generated_*.png")):
+            image_metrics.check_steps_of_control(run.argument, control.argument)
             control = image_metrics.read_pictures(control.place, control.rows, stimuli_of(control, args))
         else:
             control = None

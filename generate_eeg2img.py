@@ -84,7 +84,8 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     flags.check_generation(parser, args)
-    flags.check_at_least(parser, args, samples=1, draw_batch=1, prior_steps=1)
+    flags.check_at_least(parser, args, samples=1, draw_batch=1)
+    flags.check_prior_steps(parser, args)
     flags.check_numbers(parser, args, "prior_guidance", "ip_scale", "controlnet_scale")
     flags.check_share(parser, args, "strength")
     told = set(args.conditioning)
@@ -103,6 +104,8 @@ def parse_args() -> argparse.Namespace:
     args.image_model = args.image_model or "stable-diffusion-v1-5/stable-diffusion-v1-5"
     if "controlnet" in told and not args.structure_vae:
         parser.error("--conditioning controlnet needs --structure_vae, which makes maps of decoded latents")
+    if "controlnet" not in told and args.structure_dir:
+        parser.error("--structure_dir goes with --conditioning controlnet")
     if "ip_adapter" not in told and (args.prior_dir or {"ceiling", "nearest"} & set(args.compare)):
         parser.error("--prior_dir and --compare ceiling, nearest need --conditioning ip_adapter")
     if "caption" in args.compare and not args.caption_dir:
@@ -122,7 +125,7 @@ from models.eeg_encoders import STATES
 from models.guided_generator import Guidance, GuidedGenerator
 from models.image_generator import EEGImageGenerator, image_model_address, read_prompts
 from models.structure import map_picture
-from stages import clip_runs
+from stages import clip_runs, structure
 from stages.captions import read_captions
 from stages.clip_runs import ClipRun
 from stages.embeddings import read_embeddings, read_guidance, write_guidance
@@ -159,44 +162,45 @@ from utils.progress import progress
 
 def decode_guidance(
     args, run: ClipRun, chosen: list[Group], device: torch.device, path: Path
-) -> tuple[list[Row], bool]:
-    """Rows, and what pictures are drawn from, as far as it is asked for, in `path`; whether a shuffled-label control had a part."""
+) -> tuple[list[Row], dict[str, bool]]:
+    """Rows, and what pictures are drawn from, as far as it is asked for, in `path`; of each step, whether it is a shuffled-label control."""
     decoded = clip_runs.clip_part(run, chosen, device, args.batch_size)  # (N, D)
     cache_dir = cache_folder(args.cache_dir, run.dataset.store.path)
     rows, others, length = nearest_images(run, chosen, decoded, Path(args.stimuli_dir), args.clip_model, cache_dir)
-    kept, controls = {"decoded": decoded}, [run.checkpoint["shuffled"]]
+    kept, controls = {"decoded": decoded}, {"encoder": run.checkpoint["shuffled"]}
 
     def further(place: str, target: str) -> tuple[ClipRun, list[Group]]:
         return open_like(Path(place), run, chosen, target, args.foundation_dir, args.cache_dir, device)
 
     if "ip_adapter" in args.conditioning and args.prior_dir:
-        kept["embedding"], control = through_prior(
+        kept["embedding"], controls["prior"] = through_prior(
             Path(args.prior_dir), run, decoded, rows, args.samples, args.seed, args.prior_steps, args.prior_guidance, device
         )  # fmt: skip
-        controls.append(control)
     elif "ip_adapter" in args.conditioning:  # at the length that embeddings of images have
         kept["embedding"] = (F.normalize(decoded, dim=-1) * length)[:, None]  # (N, 1, D)
     kept |= {way: others[way] for way in others if way in args.compare}
     if args.low_level_dir:
         low, groups = further(args.low_level_dir, "vae_latent")
-        kept["latents"], control = decode_latents(low, groups, args.image_model, device, args.batch_size)
-        controls.append(control)
+        kept["latents"], controls["low level"] = decode_latents(low, groups, args.image_model, device, args.batch_size)
         del low
     if "controlnet" in args.conditioning:
         other, groups = further(args.structure_dir or args.model_dir, "structure")
         candidates = sorted({trial.image for trial in run.dataset.trials})
-        kept["map"], control = decode_maps(
+        kept["map"], controls["map"] = decode_maps(
             other, groups, Path(args.structure_vae), args.controlnet, args.image_model, candidates, device, args.batch_size
         )  # fmt: skip
-        controls.append(control)
         del other
     if args.caption_dir:
-        captions, control = decode_captions(Path(args.caption_dir), args.captioner, run, decoded, device)
-        controls.append(control)
+        captions, controls["caption"] = decode_captions(Path(args.caption_dir), args.captioner, run, decoded, device)
         for row, caption in zip(rows, captions, strict=True):
             row.text = row.prompt = caption
+    if controls["encoder"] and not all(controls.values()):
+        real = ", ".join(step for step, shuffled in controls.items() if not shuffled)
+        raise UserError(
+            f"{args.model_dir} is a shuffled-label control, but not its {real}: train these on shuffled labels too"
+        )
     write_guidance(path, rows, kept)
-    return rows, any(controls)
+    return rows, controls
 
 
 def decode(args, device: torch.device, output_dir: Path) -> None:
@@ -223,25 +227,31 @@ def decode(args, device: torch.device, output_dir: Path) -> None:
     path = output_dir / "embeddings.safetensors"
     chosen = [groups[k] for k in places]
     if states:
-        rows, control = decode_states(run, chosen, device, args.batch_size, path), checkpoint["shuffled"]
+        rows, controls = decode_states(run, chosen, device, args.batch_size, path), {"encoder": checkpoint["shuffled"]}
     else:
-        rows, control = decode_guidance(args, run, chosen, device, path)
+        rows, controls = decode_guidance(args, run, chosen, device, path)
+    shuffled = [step for step, of_labels in controls.items() if of_labels]
     of = {
         "downstream_dataset": run.description.name,
         "protocol": checkpoint["protocol"],
         "clip_model": args.clip_model or checkpoint["clip_model"],
-        "shuffle_labels": control,
+        "shuffle_labels": bool(shuffled),
     }
-    candidates = sorted({trial.image for trial in run.dataset.trials}) if "retrieval" in rows[0].readouts else []
+    images = sorted({trial.image for trial in run.dataset.trials})
+    image_model = model_identity(image_model_address(args.image_model)) if args.low_level_dir else None
     record = {
         "arguments": vars(args) | of,
         "store": run.dataset.store.fingerprint,
         "model": str(args.model_dir),
-        "candidates": candidates,
+        "candidates": images if "retrieval" in rows[0].readouts else [],
+        "shuffled": shuffled,  # which steps are controls
+        "drawn_for": {"clip": checkpoint.get("clip"), "image_model": image_model, "test_images": images},
     }
     report_decoded(rows, output_dir, record)
-    if control:
-        print("this is a shuffled-label control: its pictures show what an untaught decoder draws")
+    if shuffled:
+        print(
+            f"this is a shuffled-label control ({', '.join(shuffled)}): its pictures show what is drawn without what that could learn"
+        )
     if caution := run.description.caution_for(checkpoint["protocol"]):
         print(caution)
 
@@ -391,6 +401,10 @@ def main(args: argparse.Namespace) -> None:
     if args.stage != "decode":  # asked before anything is decoded
         image_model = image_model_address(args.image_model)
         fetch_nothing(image_model, "model_index.json", "--image_model")
+        if "controlnet" in args.conditioning:
+            fetch_nothing(args.controlnet, "config.json", "--controlnet")
+        for place in args.beside:
+            read_rows(Path(place) / "decoded.jsonl")
     if args.stage != "images":
         decode(args, device, output_dir)
         free_gpu_memory(device)
@@ -399,11 +413,20 @@ def main(args: argparse.Namespace) -> None:
     rows, record = read_rows(output_dir / "decoded.jsonl"), read_json(output_dir / "run.json")
     with loading(str(output_dir / "run.json"), "it is damaged; decode again"):
         before = {name: record["arguments"][name] for name in (*OF_DECODING, "clip_model")}
-    for name in OF_DECODING:
-        if before[name] != getattr(args, name):
+        for name in OF_DECODING:
+            if before[name] != getattr(args, name):
+                raise UserError(
+                    f"{output_dir} was decoded with --{name} {before[name]}; draw with the same, or decode again"
+                )
+        asked = record["drawn_for"]
+        if args.low_level_dir and asked["image_model"] != model_identity(image_model):
             raise UserError(
-                f"{output_dir} was decoded with --{name} {before[name]}; draw with the same, or decode again"
+                f"{output_dir} holds latents of another image model than {args.image_model}; decode again for this one"
             )
+        if "controlnet" in args.conditioning:
+            structure.check_controlnet(args.controlnet, args.image_model, map(str, asked["test_images"]))
+        if args.clip_model and asked["clip"] and asked["clip"] != model_identity(args.clip_model):
+            raise UserError(f"--clip_model {args.clip_model} is another one than {output_dir} was decoded with")
     args.clip_model = args.clip_model or str(before["clip_model"])
     draw = draw_states if args.conditioning == ["text_states"] else draw_guided
     draw(args, rows, image_model, device, output_dir)

@@ -82,10 +82,9 @@ def parse_args() -> argparse.Namespace:
     for name in ("epochs", "batch_size", "lr", "warmup"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(RECIPES[args.what], name))
-    flags.check_at_least(parser, args, epochs=1, batch_size=1, average_train=1, validate_every=1, prior_steps=1, samples=1,
+    flags.check_at_least(parser, args, epochs=1, batch_size=1, average_train=1, validate_every=1, samples=1,
                          seed=0, warmup=0)  # fmt: skip
-    if args.prior_steps > 1000:
-        parser.error("--prior_steps must be 1000 or less")
+    flags.check_prior_steps(parser, args)
     flags.check_numbers(parser, args, "lr", "prior_guidance")
     flags.check_share(parser, args, "drop")
     args.defaults = flags.defaults(parser, args)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every table of the README and of docs/results.md from raw data, one step after the other:
+# The tables of the README and of docs/results.md from raw data, one step after the other (those of seen images: sh/demo_images.sh):
 #   bash sh/reproduce_tables.sh demo   simulated EEG, tiny models, CPU
 #   bash sh/reproduce_tables.sh 2b     real EEG (BCIC-IV-2b), tiny language model, CPU; EEG2IMAGE_2B_RAW=FOLDER: where the .mat files are
 #   bash sh/reproduce_tables.sh full   the published commands: BCIC-IV-2a and Visual Imagery, published weights, a GPU

@@ -202,7 +202,17 @@ def read_control(run: Run, suffix: str) -> Run | None:
     if [t[:-1] for t in control.trials] != [t[:-1] for t in run.trials]:
         raise UserError(f"{place} is not the control of this run: it was tested on other trials; move it away")
     labels = [[t[-1] for t in one.trials] for one in (control, run)]
-    if place != run.place and len(set(labels[1])) > 1 and len(run.rows) >= LEAST_TRIALS and labels[0] == labels[1]:
+    steps = control.record.get("shuffled")  # of generate_eeg2img.py: which steps are controls
+    of_steps = isinstance(steps, list) and bool(steps) and "encoder" not in steps
+    if of_steps:
+        print(f"notice: {place} is a control of {', '.join(map(str, steps))} alone: its encoder read true labels")
+    if (
+        not of_steps
+        and place != run.place
+        and len(set(labels[1])) > 1
+        and len(run.rows) >= LEAST_TRIALS
+        and labels[0] == labels[1]
+    ):
         raise UserError(f"{place} is not a shuffled-label control: its labels are the run's own; move it away")
     if not control.record:
         print(f"notice: {place} has no run.json: nobody can tell whether it was trained on shuffled labels")

@@ -18,8 +18,7 @@ from stages.clip_runs import ClipRun
 from stages.embeddings import write_embeddings
 from stages.rows import Row
 from utils.checkpoints import fingerprint
-from utils.errors import UserError, loading
-from utils.files import read_json
+from utils.errors import UserError
 from utils.hub import model_identity
 from utils.seeds import sample_seed
 
@@ -116,12 +115,7 @@ def decode_maps(
     structure.must_not_have_seen(about, vae_dir, candidates)
     if fingerprint(vae) != run.checkpoint.get("vae"):
         raise UserError(f"{run.name} was trained towards another VAE than {vae_dir}")
-    if (facts := Path(controlnet) / "facts.json").is_file():  # one of train_structure.py
-        trained = read_json(facts)
-        with loading(str(facts), "train the ControlNet again"):
-            structure.must_not_have_seen(trained, Path(controlnet), candidates)
-            if trained["image_model"] != model_identity(image_model_address(image_model)):
-                raise UserError(f"--controlnet {controlnet} was trained for another image model than {image_model}")
+    structure.check_controlnet(controlnet, image_model, candidates)
     outputs = retrieval.embed(run.model, run.dataset, groups, run.people, device, batch_size)
     return structure.decoded_maps(vae, outputs[:, run.checkpoint["clip_width"] :]), run.checkpoint["shuffled"]
 
@@ -146,9 +140,18 @@ def open_like(
     run = clip_runs.open_run(place, str(first.dataset.store.path), split, foundation, cache_dir, device)
     if run.checkpoint["target"] != target:
         raise UserError(f"{place} was trained towards {run.checkpoint['target']}; expected --target {target}")
-    of = {(group.subject, group.first): group for group in repetitions(run.dataset)}
-    if lacking := [group for group in wanted if (group.subject, group.first) not in of]:
+    for what in ("protocol", "granularity"):  # else one may have been trained on whom the other never saw
+        if run.checkpoint[what] != first.checkpoint[what]:
+            raise UserError(
+                f"{place} was trained under {what} {run.checkpoint[what]}, {first.name} under {first.checkpoint[what]}; train both alike"
+            )
+
+    def keys(of: ClipRun, group: Group) -> frozenset[str]:  # a control gives trials other images, but no other keys
+        return frozenset(of.dataset.trials[k].key for k in group.trials)
+
+    of = {keys(run, group): group for group in repetitions(run.dataset)}
+    if lacking := [group for group in wanted if keys(first, group) not in of]:
         raise UserError(
-            f"{place} keeps other trials for its {split} than {first.name} ({lacking[0].subject}, {lacking[0].image}); train both under one protocol"
+            f"{place} keeps other trials for its {split} than {first.name} ({lacking[0].subject}, {lacking[0].image}); train both alike"
         )
-    return run, [of[group.subject, group.first] for group in wanted]
+    return run, [of[keys(first, group)] for group in wanted]

@@ -189,7 +189,7 @@ NOTE = (
     "another one; guessing gives 50 %. '1 of K': how often its own stimulus is the likest of all K; guessing gives 1/K. Trials of one "
     "stimulus are not asked against each other. The stimulus's own embedding: what the same image model draws when it is told what was seen, "
     "the most that decoding an embedding can reach; the nearest training image: drawn from that one's embedding. Above the control, and what a "
-    "step adds: the difference of the means, whose interval draws anew, the same people and stimuli of both; 0 within it: the step did not help. A CLIP that an encoder was trained towards, or that "
+    "step adds: the difference of the means, whose interval draws trials anew (the same people and stimuli of both, where both have the same); 0 within it: the step did not help. A CLIP that an encoder was trained towards, or that "
     "chose the sample, judges its own: read the others beside it. SwAV is a distance: less is better. CLIP is the model that is named."
 )
 
@@ -252,7 +252,8 @@ def difference_line(
     same = _same_stimuli(pictures.rows, other_rows)
     line = _line(pictures, words, len(pictures.rows))
     for name in [name for name in values if name in others]:
-        line |= _named(name, difference(values[name], others[name][same]))
+        theirs = others[name] if same is None else others[name][same]
+        line |= _named(name, difference(values[name], theirs, paired=same is not None))
     return line
 
 
@@ -270,6 +271,18 @@ def steps_of(argument: Mapping) -> dict[str, object]:
         f"the choice among {samples}": samples not in (None, 1),
     }
     return {step: place for step, place in found.items() if place}
+
+
+def check_steps_of_control(argument: Mapping, its: Mapping) -> None:
+    """UserError where other steps stood between EEG and picture in a control than in its run."""
+    mine, other = (set(steps_of(of)) for of in (argument, its))
+    differs = sorted(mine ^ other) + [
+        name for name in ALIKE[-2:] if "the prior" in mine & other and argument.get(name) != its.get(name)
+    ]
+    if differs:
+        raise UserError(
+            f"the control's pictures were made by other steps than the run's ({', '.join(differs)}); make both alike"
+        )
 
 
 def step_between(argument: Mapping, other: Mapping, recipe: Mapping, its_recipe: Mapping) -> str | None:
@@ -333,13 +346,13 @@ def _named(metric: str, interval: tuple[float, float, float]) -> dict[str, float
     return dict(zip((metric, f"{metric}, low", f"{metric}, high"), interval, strict=True))
 
 
-def _same_stimuli(rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
-    """Places in `others` of each row's person and stimulus, where both hold the same ones once; else the places as they are."""
+def _same_stimuli(rows: Sequence[Row], others: Sequence[Row]) -> list[int] | None:
+    """Places in `others` of each row's person and stimulus; None where both do not hold the same ones, once each."""
     keys = [(row.subject, row.image or row.true_label) for row in rows]
     place = {(row.subject, row.image or row.true_label): k for k, row in enumerate(others)}
     if len(set(keys)) == len(keys) == len(others) and set(keys) == set(place):
         return [place[key] for key in keys]
-    return list(range(len(others)))
+    return None
 
 
 def _pixel_metrics(real: Image.Image, drawn: Image.Image) -> tuple[float, float, float]:

@@ -1,5 +1,6 @@
 """What pipelines of seen images need of a machine: recordings, stores whose trials have an image each, photos, adapters. For doctor.py."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,20 +12,20 @@ class ImageFacts(NamedTuple):
     """A complete dataset of seen images: folder under data/, people, GB of its raw files and of its store."""
 
     folder: str
-    n_people: int
+    people: tuple[str, ...]
     raw_gb: float
     store_gb: float
 
 
 IMAGE_FACTS = {  # docs/datasets.md
-    "THINGS": ImageFacts("THINGS", 10, 130, 52),
-    "EEGImageNet": ImageFacts("EEGImageNet", 16, 16, 7.9),
+    "THINGS": ImageFacts("THINGS", tuple(f"sub-{k:02d}" for k in range(1, 11)), 130, 52),
+    "EEGImageNet": ImageFacts("EEGImageNet", tuple(f"S{k:02d}" for k in range(16)), 16, 7.9),
 }
 ASK = "ask the authors of arXiv 2406.07151 (docs/datasets.md)"
 
 
-def check_recordings(folder: str, dataset: str, deep: bool) -> tuple[str, str]:
-    """People whose files are there; deep, and always of EEG-ImageNet: the files are opened, and their trials found."""
+def check_recordings(folder: str, dataset: str, deep: bool, wanted: Sequence[str]) -> tuple[str, str]:
+    """People whose files are there, against those that are wanted; deep, and always of EEG-ImageNet: the files are opened."""
     root = Path(folder)
     if not root.exists():
         return "missing", f"{folder}: no recordings of {dataset}"
@@ -44,11 +45,11 @@ def check_recordings(folder: str, dataset: str, deep: bool) -> tuple[str, str]:
         pieces(root, list(kinds), SESSIONS, None)
     text = f"{folder}: {len(kinds)} of {len(SUBJECTS)} people of {dataset}"
     text += f" ({', '.join(f'{subject} {kind}' for subject, kind in kinds.items())})" if kinds else ""
-    return "ok" if len(kinds) == len(SUBJECTS) else "notice" if kinds else "missing", text
+    return _against(wanted, kinds, text)
 
 
-def check_image_store(path: str, dataset: str, deep: bool) -> tuple[str, str]:
-    """A store's trials, people and images; deep: all samples against their checksums."""
+def check_image_store(path: str, dataset: str, deep: bool, wanted: Sequence[str]) -> tuple[str, str]:
+    """A store's trials, people (against those that are wanted) and images; deep: all samples against their checksums."""
     if not Path(path).exists():
         return "missing", f"{path}: no store of {dataset}"
     store = _opened(path, dataset)
@@ -56,9 +57,18 @@ def check_image_store(path: str, dataset: str, deep: bool) -> tuple[str, str]:
         store.verify(trial)
     people = {trial.subject for trial in store.trials}
     images = {trial.image for trial in store.trials}
-    of = IMAGE_FACTS[dataset].n_people
+    of = len(IMAGE_FACTS[dataset].people)
     text = f"{path}: {len(store.trials)} trials of {dataset}, {len(people)} of {of} people, {len(images)} images"
-    return "ok" if len(people) >= of else "notice", f"{text}{'; all samples as written' if deep else ''}"
+    return _against(wanted, people, f"{text}{'; all samples as written' if deep else ''}")
+
+
+def _against(wanted: Sequence[str], there: Iterable[str], text: str) -> tuple[str, str]:
+    lacking = sorted(set(wanted) - set(there))
+    return (
+        ("missing", f"{text}, not there: {', '.join(lacking[:4])}{' …' if lacking[4:] else ''}")
+        if lacking
+        else ("ok", text)
+    )
 
 
 def check_photos(folder: str, dataset: str, store: str) -> tuple[str, str]:

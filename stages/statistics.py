@@ -142,9 +142,9 @@ def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, 
     return float(values.mean()), float(low), float(high)
 
 
-def difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of `a` less mean of `b`, and its 95 % bootstrap interval: 2,000 draws of trials, the same ones of both where they are as many."""
-    if len(a) == len(b):
+def difference(a: np.ndarray, b: np.ndarray, seed: int = 0, paired: bool = True) -> tuple[float, float, float]:
+    """Mean of `a` less mean of `b`, and its 95 % bootstrap interval: 2,000 draws of trials; paired: the same ones of both, if as many."""
+    if paired and len(a) == len(b):
         return mean_and_interval(a - b, seed)
     a, b = a[np.isfinite(a)], b[np.isfinite(b)]
     if not len(a) or not len(b):

@@ -6,11 +6,14 @@ from pathlib import Path
 import torch
 
 from models.clip_targets import digests_of, in_parts, read_image
+from models.image_generator import image_model_address
 from models.structure import StructuralVAE, as_pixels, structure_map
 from stages.retrieval import correlation
 from stages.scores import Measure, measured
 from utils.checkpoints import best_checkpoint, fingerprint, must_be_finite, read_checkpoint
 from utils.errors import UserError, loading
+from utils.files import read_json
+from utils.hub import model_identity
 
 KINDS = {"settings": dict, "model": dict, "seen": list, "dataset": str}
 
@@ -39,6 +42,16 @@ def must_not_have_seen(checkpoint: dict, place: Path, images: Iterable[str]) -> 
         raise UserError(
             f"{place} was trained on {seen[0]} and {len(seen) - 1} more of the test images; train it under this protocol"
         )
+
+
+def check_controlnet(controlnet: str, image_model: str, candidates: Iterable[str]) -> None:
+    """UserError where a ControlNet of train_structure.py has seen one of `candidates`, or was trained for another image model."""
+    if (facts := Path(controlnet) / "facts.json").is_file():
+        trained = read_json(facts)
+        with loading(str(facts), "train the ControlNet again"):
+            must_not_have_seen(trained, Path(controlnet), candidates)
+            if trained["image_model"] != model_identity(image_model_address(image_model)):
+                raise UserError(f"--controlnet {controlnet} was trained for another image model than {image_model}")
 
 
 def structure_targets(vae: StructuralVAE, paths: Sequence[Path], cache_dir: Path) -> torch.Tensor:

@@ -169,16 +169,20 @@ def test_seen_images_are_looked_at_trial_by_trial(script, tmp_path):
                   "image_model": ROOT / "demo/assets/stable-diffusion"})  # fmt: skip
     done = script("doctor.py", *flags)
     n = len(open_store(store).trials)
-    assert done.code == 1 and f"{n} trials of THINGS, 2 of 10 people" in line_of(done.out, f"{store}:")
-    assert "1 of 10 people of THINGS (sub-08 raw)" in line_of(done.out, f"{tmp_path}/raw:")
+    of_store = line_of(done.out, f"{store}:")
+    assert done.code == 1 and f"{n} trials of THINGS, 2 of 10 people, " in of_store
+    assert of_store.startswith("missing") and of_store.endswith("not there: sub-08")  # whom the command reads
+    recorded = line_of(done.out, f"{tmp_path}/raw:")
+    assert recorded.startswith("ok") and "1 of 10 people of THINGS (sub-08 raw)" in recorded
     assert line_of(done.out, f"{images}:", "photos of THINGS").startswith("ok")
-    assert "prepare_data_things" not in done.out  # nothing hinders but models
+    assert "-> python prepare_data_things.py --subjects 8 --raw_dir" in done.out and "--skip_download" in done.out
+    of_all = script("doctor.py", "--for", "things", "--raw_dir", tmp_path / "raw", "--datasets_dir", store)
+    assert line_of(of_all.out, f"{tmp_path}/raw:").endswith("not there: sub-01, sub-02, sub-03, sub-04 …")
     assert "h94/IP-Adapter" in line_of(done.out, "ip-adapter_sd15") and "needs 9.5 GB" in done.out
     gone = sorted((images / "training_images").rglob("*.png"))[0]
     gone.unlink()
     again = script("doctor.py", *flags)
     assert gone.name in line_of(again.out, "photos of THINGS").split("not there: ")[1]
-    assert "-> python prepare_data_things.py --subjects 8 --raw_dir" in again.out and "--skip_download" in again.out
     damaged = script("doctor.py", *flags, "--checksums")
     assert line_of(damaged.out, f"{tmp_path}/raw").startswith("wrong")  # an empty recording
     for name, word in (("ip-adapter", "ok"), ("clip", "wrong")):  # an adapter's file, and one of another kind

@@ -1,21 +1,27 @@
 """From embeddings of seen images to pictures, by the real command lines on small stores: prior, captions, low level, structure."""
 
+import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from datasets.repetitions import repetitions
 from demo.tiny_models import complete_image_model, complete_ip_adapter
 from models.captioner import Captioner
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from stages.captions import caption_measures, word_overlap
 from stages.embeddings import read_guidance
+from stages.guided_decoding import open_like
 from stages.pictures import drawn_with
 from stages.rows import read_rows
 from tests.conftest import ROOT, flat, once, read_jsonl, run_inside
 from tests.seen_images import CLIP, SCRIPT, interrupted_after, things_store, train_with_control, training
+from utils.errors import UserError
 from utils.files import read_json
 
 PRIOR, STRUCTURE, DRAW = "train_prior.py", "train_structure.py", "generate_eeg2img.py"
@@ -370,6 +376,9 @@ def test_a_prior_of_something_else_is_one_line(things, trained, steps, models, s
     ({"conditioning": ["text_states", "ip_adapter"]}, "goes alone"),
     ({"compare": ["caption"]}, "needs --caption_dir"),
     ({"strength": 1.5}, "--strength"),
+    ({"prior_steps": 1500}, "--prior_steps must be from 1 to 1000"),
+    ({"structure_dir": "sgdm"}, "goes with --conditioning controlnet"),
+    ({"beside": ["no such folder"]}, "decoded.jsonl is not there"),
     ({"num_inference_steps": 1, "low_level_dir": "low", "strength": 0.5}, "less than one step"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_one_line(things, trained, steps, models, script, tmp_path, more, words):
@@ -458,11 +467,67 @@ def test_another_clip_or_latents_of_another_image_model_are_refused(things, trai
     flags = {"image_model": tmp_path / "other", "low_level_dir": steps / "low"}
     done = script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", **flags))
     assert done.code == 2 and "latents of another image model" in done.error_line
+    decoded = {"low_level_dir": steps / "low", "conditioning": ["ip_adapter", "controlnet"], "structure_dir": steps / "sgdm",
+               "structure_vae": steps / "vae", "stage": "decode"}  # fmt: skip
+    assert script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", **decoded)).code == 0
+    net = shutil.copytree(ROOT / "demo/assets/controlnet", tmp_path / "net")
+    seen = [row.image for row in read_rows(tmp_path / "out/decoded.jsonl")]
+    (net / "facts.json").write_text(json.dumps({"seen": seen, "image_model": "another"}))
+    for more, words in (
+        ({"image_model": tmp_path / "other"}, "latents of another image model"),
+        ({"clip_model": clip}, "--clip_model"),
+        ({"controlnet": net}, seen[0]),
+    ):  # the second stage asks what the first one asked
+        done = script(
+            DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", **decoded | {"stage": "images"} | more)
+        )
+        assert done.code == 2 and words in done.error_line, more
+    assert not list((tmp_path / "out").rglob("*.png"))
 
 
-def test_pictures_through_a_shuffled_prior_are_a_control(things, trained, models, script, tmp_path):
+def test_a_further_run_gives_the_same_trials_and_was_trained_under_the_same_protocol(
+    things, trained, steps, models, script, monkeypatch, tmp_path
+):
+    low = shutil.copytree(steps / "low", tmp_path / "low")
+    (path,) = low.glob("encoder_epoch*.pth")
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save(checkpoint | {"protocol": "cross:sub-01"}, path)
+    done = script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", low_level_dir=low))
+    assert done.code == 2 and "was trained under protocol cross:sub-01" in done.error_line
+
+    def run_of(keys, images):  # a trial's key, and the image that a run gives it
+        rows = [SimpleNamespace(key=key, subject="S", image=image) for key, image in zip(keys, images, strict=True)]
+        checkpoint = {"protocol": "joint", "granularity": "all", "target": "image"}
+        dataset = SimpleNamespace(
+            trials=rows, labels=[0] * len(rows), mode="test", store=SimpleNamespace(path=Path("store"))
+        )
+        return SimpleNamespace(name="run", checkpoint=checkpoint, dataset=dataset)
+
+    first, other = run_of("abcd", "1122"), run_of("dbcax", "21319")  # the other one reads them in another order
+    monkeypatch.setattr("stages.clip_runs.open_run", lambda *_: other)
+    wanted = repetitions(first.dataset)
+    with pytest.raises(UserError, match="keeps other trials"):  # "c" and "d" are no group of the other one's
+        open_like(Path("other"), first, wanted, "image", "", None, CPU)
+    _, (group,) = open_like(Path("other"), first, wanted[:1], "image", "", None, CPU)
+    assert {other.dataset.trials[k].key for k in group.trials} == {"a", "b"}
+
+
+def test_pictures_through_a_shuffled_prior_are_a_control_of_the_prior(things, trained, steps, models, script, tmp_path):
     flags = prior_flags(things, trained / "ubp", tmp_path / "prior", epochs=2, validate_every=2)
     assert script(PRIOR, *flags, "--shuffle_labels").code == 0
     done = script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", prior_dir=tmp_path / "prior"))
     assert done.code == 0 and "shuffled-label control" in done.out
-    assert read_json(tmp_path / "out/run.json")["arguments"]["shuffle_labels"] is True
+    record = read_json(tmp_path / "out/run.json")
+    assert record["arguments"]["shuffle_labels"] is True and record["shuffled"] == ["prior"]
+    more = {"num_samples": 12, "draw_batch": 6, "num_inference_steps": 1}
+    for name, prior in (("one", steps / "prior"), ("one_shuffled", tmp_path / "prior")):
+        assert (
+            script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / name, prior_dir=prior, **more)).code == 0
+        )
+    done = script("evaluate.py", tmp_path / "one", "--images", "--clip_model", CLIP, "--metric_weights", tmp_path)
+    assert done.code == 0 and "a control of prior alone" in done.out and "as decoded, above the control" in done.out, (
+        done.err
+    )
+    flags = {"low_level_dir": steps / "low"}  # a control that reads true latents would be none
+    done = script(DRAW, *drawing(things, models, trained / "ubp_shuffled", tmp_path / "mixed", **flags))
+    assert done.code == 2 and "is a shuffled-label control, but not its low level" in done.error_line

@@ -221,7 +221,17 @@ def test_text_states_become_pictures_beside_those_from_captions(imagenet, script
     again = script("generate_eeg2img.py", *draw)
     assert again.code == 0 and "0 images drawn, 4 were there" in again.out
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*.png")}
-    scored = script("evaluate.py", tmp_path / "out", "--images", "--metric_weights", tmp_path)
+    scored = script(
+        "evaluate.py",
+        tmp_path / "out",
+        "--images",
+        "--metric_weights",
+        tmp_path,
+        "--report",
+        "--output_dir",
+        tmp_path / "tables",
+    )
+    assert "c3" in (tmp_path / "tables/report.html").read_text()
     assert scored.code == 0 and "the stimulus's caption" in scored.out and "paired at random" in scored.out, scored.err
     (tmp_path / "some.jsonl").write_text((imagenet / "captions.jsonl").read_text().splitlines()[0] + "\n")
     done = script("generate_eeg2img.py", *draw[:-2], "--captions", tmp_path / "some.jsonl", "--cuda", -1)

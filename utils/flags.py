@@ -245,3 +245,9 @@ def check_prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     check_at_least(parser, args, workers=1)
     if args.scale is not None and not (math.isfinite(args.scale) and args.scale > 0):
         parser.error("--scale must be a positive number")
+
+
+def check_prior_steps(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """A prior is sampled in at most as many steps as it was trained on."""
+    if not 1 <= args.prior_steps <= 1000:
+        parser.error("--prior_steps must be from 1 to 1000")

@@ -1,5 +1,6 @@
 """Models from a local folder or the hub: whether one can be had at all, found out within seconds."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -57,22 +58,38 @@ def hub_answers() -> bool:
         return False
 
 
-@functools.cache
 def model_identity(name: str) -> str:
     """What tells a model from another: SHA-256 of a file, or a local folder's files; a hub address with the commit that is on this machine.
 
-    Read anew in each process: a folder whose files were exchanged is another model.
+    Read anew in each process: a folder whose files were exchanged is another model. Of an address that is not on this machine yet
+    the small file with its settings is fetched, where the hub answers: the commit must be the same before and after the weights come.
     """
+    return _of_files(name) if Path(name).exists() else f"{name} {_commit(name)}"
+
+
+def _commit(address: str) -> str:
+    """The commit of a hub address in this machine's cache, "" where there is none and the hub does not answer."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    files = ("config.json", "model_index.json")
+    for fetch in (False, True):
+        for file in files:
+            with contextlib.suppress(HFValidationError, HfHubHTTPError, OSError):
+                found = try_to_load_from_cache(address, file)
+                if fetch and not isinstance(found, str) and hub_answers():
+                    found = hf_hub_download(address, file)
+                if isinstance(found, str):
+                    return Path(found).parent.name
+    return ""
+
+
+@functools.cache
+def _of_files(name: str) -> str:
     digest = hashlib.sha256()
     if Path(name).is_file():
         _feed(digest, Path(name))
         return digest.hexdigest()
-    if not Path(name).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = next((p for file in ("config.json", "model_index.json")
-                       if isinstance(p := try_to_load_from_cache(name, file), str)), "")  # fmt: skip
-        return f"{name} {Path(cached).parent.name}"
     for path in sorted(p for p in Path(name).rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model")):
         digest.update(f"{path.relative_to(name)} {path.stat().st_size} ".encode())
         _feed(digest, path)

@@ -16,6 +16,7 @@ from stages.image_metrics import (
     RANDOM,
     TRUE_CLASS,
     Pictures,
+    check_steps_of_control,
     correlations,
     difference_line,
     grey,
@@ -332,6 +333,13 @@ def test_what_a_step_adds_is_the_difference_of_two_runs_that_differ_in_it_alone(
     assert between(run | {"prior_dir": "p", "caption_dir": "c"}, run | {"prior_dir": "q"}) is None
     assert between({"conditioning": 3}, {}) is None  # a stranger's record
 
+    check_steps_of_control(run | {"prior_dir": "p"}, run | {"prior_dir": "that of the control"})
+    for more in ({"samples": 4}, {"caption_dir": "c"}, {"prior_dir": "p", "prior_steps": 9}):
+        with pytest.raises(UserError, match="made by other steps"):
+            check_steps_of_control(
+                run | {"prior_dir": "p"} | more, run | ({"prior_dir": "q"} if "prior_steps" in more else {})
+            )
+
     rng = np.random.default_rng(0)
     stimuli, drawn = [noise(rng, 32) for _ in range(6)], [noise(rng, 32) for _ in range(6)]
     rows = [row(k, image=f"{k}.png") for k in range(6)]
@@ -344,6 +352,12 @@ def test_what_a_step_adds_is_the_difference_of_two_runs_that_differ_in_it_alone(
     line = difference_line("what it adds", better, of[0], worse.rows, of[1])
     expected = of[0]["PixCorr"].mean() - of[1]["PixCorr"].mean()
     assert line["PixCorr"] == pytest.approx(expected) and line["n"] == 6 and line["PixCorr, low"] > 0.5
+    fewer = difference_line("what it adds", better, of[0], worse.rows[:5], {k: v[:5] for k, v in of[1].items()})
+    other = [row(k, image=f"other {k}.png") for k in range(6)]  # as many, and of other images: nothing to pair
+    apart = difference_line("what it adds", better, of[0], other, of[1])
+    own = difference(of[0]["PixCorr"], of[1]["PixCorr"], paired=False)
+    assert (apart["PixCorr"], apart["PixCorr, low"], apart["PixCorr, high"]) == pytest.approx(own)
+    assert fewer["PixCorr"] == pytest.approx(of[0]["PixCorr"].mean() - of[1]["PixCorr"][:5].mean())
     same = difference_line("itself", worse, of[1], worse.rows, of[1])
     assert max(abs(same[f"SSIM{end}"]) for end in ("", ", low", ", high")) < 1e-12
 
