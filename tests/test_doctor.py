@@ -175,7 +175,10 @@ def test_seen_images_are_looked_at_trial_by_trial(script, tmp_path):
     recorded = line_of(done.out, f"{tmp_path}/raw:")
     assert recorded.startswith("ok") and "1 of 10 people of THINGS (sub-08 raw)" in recorded
     assert line_of(done.out, f"{images}:", "photos of THINGS").startswith("ok")
-    assert "-> python prepare_data_things.py --subjects 8 --raw_dir" in done.out and "--skip_download" in done.out
+    to_train = script("doctor.py", *flags, "--step", "train")
+    assert (
+        "-> python prepare_data_things.py --subjects 8 --raw_dir" in to_train.out and "--skip_download" in to_train.out
+    )
     of_all = script("doctor.py", "--for", "things", "--raw_dir", tmp_path / "raw", "--datasets_dir", store)
     assert line_of(of_all.out, f"{tmp_path}/raw:").endswith("not there: sub-01, sub-02, sub-03, sub-04 …")
     assert "h94/IP-Adapter" in line_of(done.out, "ip-adapter_sd15") and "needs 9.5 GB" in done.out

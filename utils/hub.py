@@ -70,12 +70,12 @@ def model_identity(name: str) -> str:
 def _commit(address: str) -> str:
     """The commit of a hub address in this machine's cache, "" where there is none and the hub does not answer."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     files = ("config.json", "model_index.json")
     for fetch in (False, True):
         for file in files:
-            with contextlib.suppress(HFValidationError, HfHubHTTPError, OSError):
+            with contextlib.suppress(EntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
                 found = try_to_load_from_cache(address, file)
                 if fetch and not isinstance(found, str) and hub_answers():
                     found = hf_hub_download(address, file)
