@@ -1,6 +1,7 @@
 """What several tests need: the real command lines, a small demo, and the real recordings where they are at hand."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -25,6 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def read_jsonl(path) -> list[dict]:
     """A JSON object a line."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_loaded_stays():
+    """Libraries and what earlier modules hold are left out of garbage collection, which looks through all of it each time (0.5 s)."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
