@@ -249,8 +249,9 @@ def decode(args, device: torch.device, output_dir: Path) -> None:
     }
     report_decoded(rows, output_dir, record)
     if shuffled:
+        steps = ", ".join(shuffled)
         print(
-            f"this is a shuffled-label control ({', '.join(shuffled)}): its pictures show what is drawn without what that could learn"
+            f"this is a shuffled-label control ({steps}): its pictures show what is drawn where that has learned nothing"
         )
     if caution := run.description.caution_for(checkpoint["protocol"]):
         print(caution)
