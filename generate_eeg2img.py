@@ -185,9 +185,8 @@ def decode_guidance(
         del low
     if "controlnet" in args.conditioning:
         other, groups = further(args.structure_dir or args.model_dir, "structure")
-        candidates = sorted({trial.image for trial in run.dataset.trials})
         kept["map"], controls["map"] = decode_maps(
-            other, groups, Path(args.structure_vae), args.controlnet, args.image_model, candidates, device, args.batch_size
+            other, groups, Path(args.structure_vae), args.controlnet, args.image_model, run.images, device, args.batch_size
         )  # fmt: skip
         del other
     if args.caption_dir:
@@ -237,15 +236,14 @@ def decode(args, device: torch.device, output_dir: Path) -> None:
         "clip_model": args.clip_model or checkpoint["clip_model"],
         "shuffle_labels": bool(shuffled),
     }
-    images = sorted({trial.image for trial in run.dataset.trials})
     image_model = model_identity(image_model_address(args.image_model)) if args.low_level_dir else None
     record = {
         "arguments": vars(args) | of,
         "store": run.dataset.store.fingerprint,
         "model": str(args.model_dir),
-        "candidates": images if "retrieval" in rows[0].readouts else [],
+        "candidates": run.images if "retrieval" in rows[0].readouts else [],
         "shuffled": shuffled,  # which steps are controls
-        "drawn_for": {"clip": checkpoint.get("clip"), "image_model": image_model, "test_images": images},
+        "drawn_for": {"clip": checkpoint.get("clip"), "image_model": image_model, "test_images": run.images},
     }
     report_decoded(rows, output_dir, record)
     if shuffled:

@@ -153,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
             f"two runs are called {twice}; they would write to one folder: ask for them one after the other, or rename a folder"
         )
     for run, folder in runs:
-        images = sorted({trial.image for trial in run.dataset.trials})
+        images = run.images
         if len(images) < 2:
             raise UserError(f"{run.dataset.store.path} has {len(images)} test images; retrieval needs two or more")
         cache_dir = cache_folder(args.cache_dir, run.dataset.store.path)

@@ -46,6 +46,11 @@ class ClipRun:
     def description(self) -> DatasetDescription:
         return self.dataset.description
 
+    @property
+    def images(self) -> list[str]:
+        """Of its trials, each once, in alphabetical order."""
+        return sorted({trial.image for trial in self.dataset.trials})
+
 
 def open_run(
     place: Path, datasets_dir: str, split: str, foundation: str, cache_dir: str | None, device: torch.device

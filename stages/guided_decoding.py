@@ -58,7 +58,7 @@ def nearest_images(
         paths = retrieval.image_paths(images, images_dir)
         return image_targets(clip_model or checkpoint["clip_model"], paths, cache_dir).float()
 
-    candidates = sorted({trial.image for trial in run.dataset.trials})
+    candidates = run.images
     trained_on = sorted(set(checkpoint["seen"]) - set(candidates))  # none of those that are asked for
     if not trained_on:
         raise UserError(

@@ -276,15 +276,21 @@ def recording_fault(path: Path, description: DatasetDescription, sha256: str | N
     return "" if path.stat().st_size else f"{path} is empty"
 
 
+def opened_store(path: str, dataset: str):  # noqa: ANN201 - whatever `open_store` makes
+    """A store; UserError where it is of another dataset."""
+    from datasets.store import open_store
+
+    store = open_store(path)
+    if store.meta.get("dataset", dataset) != dataset:
+        raise UserError(f"{path} is a store of {store.meta['dataset']}; expected {dataset}")
+    return store
+
+
 def check_store(path: str, dataset: str, deep: bool) -> tuple[str, str]:
     """A store's trials by published split, against the complete dataset's; deep: all samples against their checksums."""
     if not Path(path).exists():
         return "missing", f"{path}: no store of {dataset}"
-    from datasets.store import open_store
-
-    store, description = open_store(path), load_description(dataset)
-    if store.meta.get("dataset", dataset) != dataset:
-        raise UserError(f"{path} is a store of {store.meta['dataset']}; expected {dataset}")
+    store, description = opened_store(path, dataset), load_description(dataset)
     for trial in store.trials if deep else ():
         store.verify(trial)
     own_splits = getattr(store, "own_splits", {}).values()  # CBraMod's layout says them without reading the trials

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.machine import amount
+from stages.machine import amount, opened_store
 from utils.errors import UserError, loading
 
 
@@ -35,9 +35,8 @@ def check_recordings(folder: str, dataset: str, deep: bool, wanted: Sequence[str
         paths = sorted(root.glob("*.pth"))
         pieces(paths)
         size = amount(sum(path.stat().st_size for path in paths) / 1e9)
-        return "ok" if len(
-            paths
-        ) > 1 else "notice" if paths else "missing", f"{folder}: {len(paths)} .pth of {dataset}, {size}"
+        mark = "ok" if len(paths) > 1 else "notice" if paths else "missing"
+        return mark, f"{folder}: {len(paths)} .pth of {dataset}, {size}"
     from datasets.things_dataset import SESSIONS, SUBJECTS, layout_of, pieces
 
     kinds = {subject: kind for subject in SUBJECTS if (kind := layout_of(root / subject))}
@@ -52,7 +51,7 @@ def check_image_store(path: str, dataset: str, deep: bool, wanted: Sequence[str]
     """A store's trials, people (against those that are wanted) and images; deep: all samples against their checksums."""
     if not Path(path).exists():
         return "missing", f"{path}: no store of {dataset}"
-    store = _opened(path, dataset)
+    store = opened_store(path, dataset)
     for trial in store.trials if deep else ():
         store.verify(trial)
     people = {trial.subject for trial in store.trials}
@@ -79,7 +78,7 @@ def check_photos(folder: str, dataset: str, store: str) -> tuple[str, str]:
         return "notice", f"{folder}: which photos are needed there, the store will say"
     from stages.retrieval import image_paths
 
-    images = sorted({trial.image for trial in _opened(store, dataset).trials})
+    images = sorted({trial.image for trial in opened_store(store, dataset).trials})
     absent = [
         image for image, path in zip(images, image_paths(images, Path(folder)), strict=True) if not path.is_file()
     ]
@@ -106,12 +105,3 @@ def check_ip_adapter(name: str, file: str) -> tuple[str, str]:
         if not any(key.startswith("ip_adapter.") for key in tensors.keys()):  # noqa: SIM118 - no mapping
             raise UserError(f"{path} is no IP-Adapter")
     return "ok", f"{name}: {file}, {amount(path.stat().st_size / 1e9)}"
-
-
-def _opened(path: str, dataset: str):  # noqa: ANN202 - datasets.store.TrialStore
-    from datasets.store import open_store
-
-    store = open_store(path)
-    if store.meta.get("dataset", dataset) != dataset:
-        raise UserError(f"{path} is a store of {store.meta['dataset']}; expected {dataset}")
-    return store

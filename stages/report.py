@@ -36,18 +36,15 @@ def cards(run: Run, stimuli: Stimuli) -> Iterator[dict]:
         for k in sorted({*np.linspace(0, len(run.rows) - 1, min(MOST_CARDS, len(run.rows))).round().astype(int)})
     ]
     pictures, description = read_pictures(run.place, rows, stimuli), load_description(description_of(run))
-    names_of = list(description.classes)  # empty where the store says them: then as the rows name them
-    if not names_of:
-        known = {row.true_label: row.true_name for row in run.rows}
-        names_of = [known.get(k, f"class {k}") for k in range(run.n_classes)]
+    # where the store says the classes, as the rows name them
+    known = dict(enumerate(description.classes)) or {row.true_label: row.true_name for row in run.rows}
     signals = _Signals(run)
     for row, seen, drawn in zip(rows, pictures.stimuli, pictures.drawn, strict=True):
         name = next((name for name, read in row.readouts.items() if read.probabilities is not None), None)
         chances = []
         if name:
             p = row.readouts[name].probabilities
-            names = names_of if len(names_of) == len(p) else [f"class {k}" for k in range(len(p))]
-            chances = list(zip(names, p, strict=True))
+            chances = [(known.get(k, f"class {k}"), chance) for k, chance in enumerate(p)]
             chances.sort(key=lambda chance: -chance[1])
         yield {
             "run": run.name, "person": row.subject, "session": row.session, "recording": row.run, "trial": row.trial,

@@ -15,7 +15,7 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks.memory_of_pictures import SD15, SDXL, TEXT_G, TEXT_L, VAE
+from benchmarks.memory_of_pictures import SD15, SDXL, TEXT_G, TEXT_L, VAE, build
 from demo.tiny_models import byte_tokenizer, complete_image_model, complete_ip_adapter
 from models import guided_generator
 from models.guided_generator import Guidance, GuidedGenerator
@@ -37,12 +37,7 @@ def fresh_peak():
 
 
 def half(kind, *args, **settings):
-    """A module in half precision, made in it."""
-    torch.set_default_dtype(torch.float16)
-    try:
-        return kind(*args, **settings)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    return build(kind, torch.float16, *args, **settings)
 
 
 @pytest.fixture(scope="module")
