@@ -13,10 +13,11 @@ import json
 from pathlib import Path
 
 from datasets.description import DATASETS, load_description
-from datasets.splits import check_protocol
+from datasets.splits import PROTOCOLS, check_protocol, print_caution
 from models import BASELINES, ENCODERS, POOLINGS, choose
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
+from utils.script import run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     add("--model", choices=list(BASELINES), required=True, help="which baseline")
     add("--downstream_dataset", choices=list(DATASETS), default="BCICIV2a", help="which dataset's classes and montage")
     add("--output_dir", required=True, help="folder of the run")
-    add("--epochs", type=int, default=60, help="what trains by epochs: passes over the training trials")
+    add("--epochs", type=flags.at_least(1), default=60, help="what trains by epochs: passes over the training trials")
     add("--seed", type=int, default=0, help="of weights and order")
     add(
         "--shuffle_labels",
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
         help="the shuffled-label control: permuted within each recording, in all splits",
     )
     add("--cuda", type=int, default=0, help="GPU; -1: CPU")
-    flags.add_store_flags(parser, "data/BCICIV2a/processed_lmdb", check_protocol)
+    flags.add_store_flags(parser, "data/BCICIV2a/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_part_flags(parser)
     add("--granularity", help="EEGImageNet: all, coarse, fine0 … fine4 (default: all)")
     add(
@@ -50,7 +51,7 @@ def parse_args() -> argparse.Namespace:
         help="linear_probe, mlp: how features become tokens",
     )
     args = parser.parse_args()
-    flags.check_at_least(parser, args, epochs=1)
+    flags.choose_protocol(parser, args, PROTOCOLS, "published")
     return args
 
 
@@ -65,7 +66,7 @@ from models.differential_entropy import BANDS, differential_entropy
 from stages.rows import Readout, most_likely, new_row, write_rows
 from stages.runs import print_scores
 from stages.scores import score_rows
-from stages.tokens import encoder_for, give_tokens
+from stages.tokens import encoder_for, with_features
 from utils.checkpoints import fingerprint
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json, write_jsonl
@@ -105,13 +106,11 @@ def main(args: argparse.Namespace) -> None:
             f"{description.name} tests on concepts that are never trained on; classifiers know those of training only: retrieve.py ranks them"
         )
     if not args.window and description.looks_at:
-        for dataset in splits.values():
-            dataset.look_at(description.looks_at, args.regions)
+        splits = {mode: dataset.part(description.looks_at, args.regions) for mode, dataset in splits.items()}
     if not len(splits["test"]):
         raise UserError(f"{args.datasets_dir} has no test trials under --protocol {args.protocol}")
     if args.shuffle_labels:
-        for dataset in splits.values():
-            dataset.shuffle_labels(args.seed)
+        splits = {mode: dataset.shuffled(args.seed) for mode, dataset in splits.items()}
     store = splits["train"].store
     depends_on = {"store": store.fingerprint, "list of trials": store.listed}
 
@@ -122,7 +121,7 @@ def main(args: argparse.Namespace) -> None:
         foundation = args.foundation_dir if args.use_pretrained_weights else None
         encoder = encoder_for(splits["train"], args.encoder, foundation, args.allow_partial, args.seed)
         depends_on["encoder"] = fingerprint(encoder)
-        give_tokens(splits.values(), encoder, True, args.token_pooling, args.cache_dir, device)
+        splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device)
     arguments = json.loads(json.dumps(vars(args), default=str))
     fixed = {
         k: v
@@ -161,8 +160,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.model} on {description.name}, {args.protocol}: {len(train)} / {len(val)} / {len(test)} train / val / test trials"
           + (f"; epoch {best} of {len(history)} by validation" if history else ""))  # fmt: skip
     print_scores(score_rows(rows))
-    if caution := description.caution_for(args.protocol):
-        print(caution)
+    print_caution(description, args.protocol)
 
 
 if __name__ == "__main__":

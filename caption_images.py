@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
 from utils.paths import default
+from utils.script import run_script, start_script
 
 IMAGES = (".jpg", ".jpeg", ".png")
 
@@ -24,13 +25,11 @@ def parse_args() -> argparse.Namespace:
     add("--output", default=default("data/EEGImageNet/captions.jsonl"), help="the file of captions")
     add("--model", default="Salesforce/blip-image-captioning-base",
         help="captioning model: local folder or hub address")  # fmt: skip
-    add("--beams", type=int, default=5, help="of beam search")
-    add("--max_tokens", type=int, default=25, help="longest caption, in tokens")
-    add("--batch_size", type=int, default=16, help="images captioned at once")
+    add("--beams", type=flags.at_least(1), default=5, help="of beam search")
+    add("--max_tokens", type=flags.at_least(1), default=25, help="longest caption, in tokens")
+    add("--batch_size", type=flags.at_least(1), default=16, help="images captioned at once")
     flags.add_run_flags(parser)
-    args = parser.parse_args()
-    flags.check_at_least(parser, args, beams=1, max_tokens=1, batch_size=1)
-    return args
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ from stages.machine import (
 )
 from stages.machine_images import ASK, IMAGE_FACTS, check_image_store, check_ip_adapter, check_photos, check_recordings
 from utils import flags
-from utils.errors import run_script, start_script
 from utils.paths import ROOT, default
+from utils.script import run_script, start_script
 
 STEPS = ("prepare", "train", "generate")
 # name → what it is, its commands by step; dataset, what is trained, the run's folder, image model

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from datasets.description import load_description
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
+from utils.script import run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,10 +27,9 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
+from evaluation.decoded_runs import description_of, read_run
 from models.image_generator import EEGImageGenerator
-from stages.decoded_runs import description_of, read_run
-from stages.image_metrics import true_class_picture
-from stages.pictures import PictureFolder, drawn_with, save_with_recipe
+from stages.pictures import PictureFolder, drawn_with, save_with_recipe, true_class_picture
 from stages.rows import read_rows
 from utils.device import pick_device
 from utils.files import write_json

@@ -23,10 +23,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datasets.description import DATASETS, SPLITS, load_description
-from datasets.splits import check_protocol, promises
+from datasets.splits import caution, check_protocol, promises
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
 from utils.paths import default
+from utils.script import run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,8 +91,8 @@ if __name__ == "__main__":
 
 from datasets.store import open_store
 from datasets.trials import TrialDataset
-from stages import decoded_runs, figures, tables
-from stages.decoded_runs import Run
+from evaluation import decoded_runs, figures, tables
+from evaluation.decoded_runs import Run
 from stages.scores import percent
 from utils.files import read_csv
 from utils.paths import ROOT, written_whole
@@ -115,7 +116,7 @@ BY_RECORDING = ("Where each recording holds some of the classes only, knowing th
 
 def look_for_leaks(args: argparse.Namespace) -> None:
     """Print the audit's findings; UserError on a breach."""
-    from stages import audit  # reads models; tables need none
+    from evaluation import audit  # reads models; tables need none
     from utils.device import pick_device
 
     store = open_store(args.audit)
@@ -156,8 +157,7 @@ def look_for_leaks(args: argparse.Namespace) -> None:
                 for mode in SPLITS
                 if splits[protocol][mode]
             ]
-            for dataset in datasets:
-                dataset.look_at(run.argument.get("window"), run.argument.get("regions"))
+            datasets = [dataset.part(run.argument.get("window"), run.argument.get("regions")) for dataset in datasets]
         except UserError as error:  # trials that are not kept apart cannot be opened
             say([audit.Finding("cannot", run.name, f"its cached tokens were not looked at: {error}")])
             continue
@@ -185,15 +185,15 @@ def stimuli_of(run: Run, args: argparse.Namespace):  # noqa: ANN201 - stages.pic
 def caution_of(run: Run) -> str:
     """What must stand beside a run's scores, as its dataset says."""
     asked = run.argument.get("downstream_dataset")
-    return load_description(asked).caution_for(run.protocol) if asked in DATASETS else ""
+    return caution(load_description(asked), run.protocol) if asked in DATASETS else ""
 
 
 def score_images(
     drawn: Sequence[Run], controls: dict[Path, Run | None], args: argparse.Namespace
 ) -> tuple[list[dict], list[str]]:
     """A line a run and way of drawing; and in words which networks are not there."""
-    from models.image_features import feature_networks  # PyTorch: slow to import, and tables need none
-    from stages import image_metrics
+    from evaluation import image_metrics
+    from evaluation.image_networks import feature_networks  # PyTorch: slow to import, and tables need none
 
     if not drawn:
         raise UserError("--images: none of these folders holds pictures; name folders of the generating scripts")
@@ -282,7 +282,7 @@ def main(args: argparse.Namespace) -> None:
     notes = NOTES + ([BY_RECORDING] if any("recording_alone" in line for line in lines) else [])
     notes += sorted({caution_of(run) for run in runs} - {""})
     if image_lines:
-        from stages import image_metrics
+        from evaluation import image_metrics
 
         notes.append(image_metrics.NOTE)
         sections["Pictures against stimuli"] = image_metrics.images_table(image_lines)
@@ -308,7 +308,7 @@ def main(args: argparse.Namespace) -> None:
     if args.output_dir:
         folder = Path(args.output_dir)
         if args.report:
-            from stages import report
+            from evaluation import report
 
             cards = [card for run in drawn for card in report.cards(run, stimuli_of(run, args))]
         made = draw_figures(folder, lines, of_group, runs, groups) if args.figures else []

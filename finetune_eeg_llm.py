@@ -15,58 +15,54 @@ Leaves in --model_dir: projection_epochN.pth, lora_epochN/, metrics.jsonl, learn
 
 import argparse
 import math
-import time
 from pathlib import Path
 
 from datasets.description import load_description, with_words
-from datasets.splits import check_protocol
-from models import FEATURE_ENCODERS, POOLINGS
+from datasets.splits import PROTOCOLS, check_protocol
+from models import AUGMENTATIONS, FEATURE_ENCODERS, POOLINGS, choose
 from stages.rows import TEXT_READOUTS
 from utils import flags
-from utils.errors import UserError, loading, run_script, start_script
+from utils.errors import loading
+from utils.script import run_script, start_script
 
 MIN_LR = 1e-6  # where the cosine ends
 
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
-    add = parser.add_argument
     epochs = ", ".join(f"{name} {load_description(name).epochs}" for name in with_words())
     warmup = ", ".join(f"{name} {load_description(name).warmup_epochs}" for name in with_words())
+    # fmt: off
+    add = parser.add_argument
     add("--downstream_dataset", choices=with_words(), required=True, help="which dataset's words and montage")
-    flags.add_store_flags(parser, None, check_protocol)
+    flags.add_store_flags(parser, None, PROTOCOLS, check_protocol)
     flags.add_part_flags(parser)
     add("--model_dir", required=True, help="folder for checkpoints, metrics and results")
     flags.add_encoder_flags(parser, FEATURE_ENCODERS)
     add("--llm", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", help="chat model: local folder or hub address")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
-    add("--lora_r", type=int, default=8, help="LoRA's rank")
-    add("--lora_alpha", type=float, default=16, help="LoRA's scale")
+    add("--lora_r", type=flags.at_least(1), default=8, help="LoRA's rank")
+    add("--lora_alpha", type=flags.number, default=16, help="LoRA's scale")
     add("--lora_targets", nargs="+", default=["q_proj", "v_proj"], help="linear layers that get LoRA")
-    add("--epochs", type=int, help=f"epochs in all, warm-up included (default: {epochs})")
+    add("--epochs", type=flags.at_least(1), help=f"epochs in all, warm-up included (default: {epochs})")
     add("--warmup_epochs", type=int, help=f"epochs without LoRA (default: {warmup})")
-    add("--batch_size", type=int, default=4, help="trials a micro-batch and process")
-    add("--gradient_accumulation_steps", type=int, default=8, help="micro-batches an optimiser step")
-    add("--eval_batch_size", type=int, default=32, help="trials decoded at once")
-    add("--warmup_lr", type=float, default=5e-4, help="peak learning rate of the warm-up phase")
-    add("--lr", type=float, default=2e-4, help="peak learning rate of the joint phase")
-    add("--max_new_tokens", type=int, default=64, help="longest decoded text, in tokens")
+    add("--batch_size", type=flags.at_least(1), default=4, help="trials a micro-batch and process")
+    add("--gradient_accumulation_steps", type=flags.at_least(1), default=8, help="micro-batches an optimiser step")
+    add("--eval_batch_size", type=flags.at_least(1), default=32, help="trials decoded at once")
+    add("--warmup_lr", type=flags.number, default=5e-4, help="peak learning rate of the warm-up phase")
+    add("--lr", type=flags.number, default=2e-4, help="peak learning rate of the joint phase")
+    add("--max_new_tokens", type=flags.at_least(1), default=64, help="longest decoded text, in tokens")
     add("--select_by", choices=list(TEXT_READOUTS), default="keyword",
-        help="read-out whose validation accuracy picks the best epoch")  # fmt: skip
-    flags.add_training_flags(parser, POOLINGS)
+        help="read-out whose validation accuracy picks the best epoch")
+    flags.add_training_flags(parser, POOLINGS, AUGMENTATIONS)
+    # fmt: on
     args = parser.parse_args()
+    flags.choose_protocol(parser, args, PROTOCOLS, "published")
     description = load_description(args.downstream_dataset)
-    args.epochs = description.epochs if args.epochs is None else args.epochs
-    args.warmup_epochs = (
-        min(description.warmup_epochs, args.epochs) if args.warmup_epochs is None else args.warmup_epochs
-    )
+    args.epochs = args.epochs or description.epochs
+    usual = min(description.warmup_epochs, args.epochs)
+    args.warmup_epochs = usual if args.warmup_epochs is None else args.warmup_epochs
     args.token_pooling = args.token_pooling or "region"
-    flags.check_at_least(
-        parser, args, epochs=1, batch_size=1, gradient_accumulation_steps=1, eval_batch_size=1, seed=0, lora_r=1,
-        max_new_tokens=1,
-    )  # fmt: skip
-    flags.check_numbers(parser, args, "warmup_lr", "lr", "encoder_lr", "weight_decay", "clip", "lora_alpha")
-    flags.check_share(parser, args, "label_smoothing")
     flags.check_phases(parser, args)
     args.defaults = flags.defaults(parser, args)
     return args
@@ -83,22 +79,18 @@ from datasets.trials import TextCollator, load_splits
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, lora_facts
 from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
-from stages.runs import LAST, best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
+from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import encoder_for, give_tokens
-from utils.checkpoints import fingerprint, read_checkpoint, save_checkpoint
-from utils.device import PRECISIONS, start_accelerator
-from utils.files import write_json
-from utils.paths import written_whole
+from stages.tokens import check_augmentable, encoder_for, with_features
+from utils.checkpoints import fingerprint, read_checkpoint
+from utils.device import PRECISIONS, resume_optimizer, scaler_state, start_accelerator
 from utils.progress import progress
 from utils.seeds import seed_everything
-
-FILES = ("projection_epoch{}.pth", "lora_epoch{}")  # an epoch's
 
 # ---------------------------------------------------------------- one epoch, one evaluation
 
 
-def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> float:
+def train_epoch(accelerator, model, loader, optimizer, schedule, augment, args, bar) -> float:
     """One pass over the training trials; the last, partial accumulation group counts in full. Returns the mean loss."""
     model.train()
     with accelerator.autocast():
@@ -106,6 +98,8 @@ def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> f
     group, n_batches, total = args.gradient_accumulation_steps, len(loader), 0.0
     for step, batch in enumerate(loader):
         in_group = min(group, n_batches - step // group * group)
+        for change in augment:
+            batch["x"], _ = change(batch["x"], batch["label"])
         with accelerator.accumulate(model):
             loss = model(batch["x"], batch["target_ids"], batch["target_mask"], args.label_smoothing)
             accelerator.backward(loss * group / in_group)  # accelerate divides by `group`, which the last may not fill
@@ -136,13 +130,12 @@ def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None 
         model.read_prefix()
     batches = DataLoader(Subset(dataset, mine), args.eval_batch_size)
     bar = progress(batches, desc=name, unit="batch", leave=False, disable=not accelerator.is_main_process)
+    sentences = dataset.description.canonical
     for number, batch in enumerate(bar):
         decoded = pieces.get(number) if pieces else None  # what an interrupted run has decoded already
         if decoded is None:
             with accelerator.autocast():
-                texts, scores = model.decode(
-                    batch["x"].to(accelerator.device), dataset.description.canonical, args.max_new_tokens
-                )
+                texts, scores = model.decode(batch["x"].to(accelerator.device), sentences, args.max_new_tokens)
             decoded = [(text, score.softmax(0).tolist()) for text, score in zip(texts, scores.cpu(), strict=True)]
             if pieces:
                 pieces.add(decoded)
@@ -152,24 +145,20 @@ def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None 
 
 
 def main(args: argparse.Namespace) -> None:
-    model_dir = Path(args.model_dir)
     description = load_description(args.downstream_dataset)
 
     # ------------------------------------------------------------ set-up
     accelerator, precision = start_accelerator(args.cuda, args.precision, args.gradient_accumulation_steps, args.seed)
-    say = accelerator.print
     splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions)
     if args.shuffle_labels:
-        for dataset in splits.values():
-            dataset.shuffle_labels(args.seed)
-    encoder = encoder_for(
-        splits["train"], args.encoder, args.foundation_dir if args.use_pretrained_weights else None,
-        args.allow_partial, args.seed,
-    )  # fmt: skip
-    encoder_fingerprint = fingerprint(encoder)
-    store = splits["train"].store
+        splits = {mode: dataset.shuffled(args.seed) for mode, dataset in splits.items()}
+    foundation = args.foundation_dir if args.use_pretrained_weights else None
+    encoder = encoder_for(splits["train"], args.encoder, foundation, args.allow_partial, args.seed)
+    encoder_fingerprint, store = fingerprint(encoder), splits["train"].store
+    files = ["projection_epoch{}.pth", "lora_epoch{}"]
+    run = Run(Path(args.model_dir), files, args.select_by, args.keep, accelerator.is_main_process)
     depends_on = {"store": store.fingerprint, "list of trials": store.listed, "encoder": encoder_fingerprint}
-    record, state = open_run(model_dir, vars(args), {"model_dir"}, depends_on, "projection_epoch*.pth")
+    run.open(vars(args), {"model_dir"}, depends_on)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
 
     # ------------------------------------------------------------ language model, LoRA, projection
@@ -181,121 +170,98 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)
+    check_augmentable(args.augment, cached)
     with accelerator.main_process_first():
-        reducer = give_tokens(splits.values(), encoder, cached, args.token_pooling, args.cache_dir, accelerator.device)
-    train_encoder = "joint" if args.train_encoder else "never"
+        splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, accelerator.device)
+    train_encoder = ("joint" if args.train_encoder else "never") if encoder.pretrained else "always"
     model = EEGLanguageModel(
         language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
-        None if cached else encoder, None if cached else reducer, train_encoder if encoder.pretrained else "always",
+        None if cached else encoder, None if cached else reducer, train_encoder,
     ).to(accelerator.device)  # fmt: skip
-    say(
+    accelerator.print(
         f"{description.name}, {args.protocol}: {' / '.join(str(len(d)) for d in splits.values())} train / val / test "
         f"trials, tokens: {len(reducer.groups)} groups × {encoder.width} features; projection "
         f"{sum(p.numel() for p in projection.parameters()):,} and LoRA {sum(p.numel() for p in model.lora_parameters()):,} "
-        f"parameters; {'4-bit NF4' if not args.no_quantize else 'full'} language model, {precision}, "
+        f"parameters; {'full' if args.no_quantize else '4-bit NF4'} language model, {precision}, "
         f"{accelerator.num_processes} process(es) on {accelerator.device}"
     )
 
     # ------------------------------------------------------------ training
-    if accelerator.is_main_process and not state:
-        model_dir.mkdir(parents=True, exist_ok=True)
-        write_json(record | {"num_processes": accelerator.num_processes}, model_dir / "run.json")
+    run.begin(num_processes=accelerator.num_processes)
     collator = TextCollator(description, tokenizer, args.seed)
-    history, phase, optimizer = state.get("history", []), None, None
-    if accelerator.is_main_process and history:  # it may have been killed before this
-        keep_epochs(model_dir, history, args.keep, args.select_by, FILES)
-    for epoch in range(len(history) + 1, args.epochs + 1):
+    augment = [choose(AUGMENTATIONS, name) for name in args.augment]
+    facts = {
+        "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
+        "token_pooling": args.token_pooling, "encoder_fingerprint": encoder_fingerprint, **splits["train"].facts,
+        "protocol": args.protocol, "seen": [*splits["train"].sessions, *splits["val"].sessions],
+        "llm": str(Path(args.llm).resolve()) if Path(args.llm).is_dir() else args.llm,
+    }  # fmt: skip
+    phase = None
+    for epoch in run.epochs(args.epochs):
         joint = epoch > args.warmup_epochs
         if phase != ("joint" if joint else "warmup"):  # a new phase: what is trained, its optimiser, its schedule
-            phase = "joint" if joint else "warmup"
-            if optimizer is not None:
+            if phase:
                 model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
                 accelerator.free_memory()
-            elif history:
-                with loading(*LAST):
-                    load_trained(model, state)
-            trained, of_encoder = model.set_phase(joint)
-            groups = [{"params": trained, "lr": args.lr if joint else args.warmup_lr}]
-            if of_encoder:
-                groups.append({"params": of_encoder, "lr": encoder.lr if args.encoder_lr is None else args.encoder_lr})
-            optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
-            loader = DataLoader(splits["train"], args.batch_size, shuffle=True, collate_fn=collator)
-            model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-            epochs = args.epochs - args.warmup_epochs if joint else args.warmup_epochs
-            steps = epochs * math.ceil(len(loader) / args.gradient_accumulation_steps)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, max(steps, 1), MIN_LR)
-            if history and history[-1]["phase"] == phase:  # resumed within this phase
-                with loading(*LAST):
-                    optimizer.load_state_dict(state["optimizer"])
-                    schedule.load_state_dict(state["schedule"])
-                    if accelerator.scaler is not None and state["scaler"]:
-                        accelerator.scaler.load_state_dict(state["scaler"])
+            phase = "joint" if joint else "warmup"
+            model, optimizer, loader, schedule = start_phase(accelerator, model, splits["train"], collator, run, joint, args)
 
         # each epoch seeds everything anew, so a resumed run repeats what the interrupted one would have done
         seed_everything(args.seed, epoch, accelerator.process_index)
         loader.set_epoch(epoch)
         collator.epoch = epoch
-        started = time.perf_counter()
         bar = progress(total=len(splits["train"]), desc=f"epoch {epoch}/{args.epochs} ({phase})", unit="trial",
                        disable=not accelerator.is_main_process)  # fmt: skip
         with bar:
-            train_loss = train_epoch(accelerator, model, loader, optimizer, schedule, args, bar)
-        if not math.isfinite(train_loss):
-            raise UserError(f"the loss of epoch {epoch} is {train_loss}; lower --lr, or use --precision bf16 or fp32")
-        seconds = {"train_seconds": time.perf_counter() - started}
+            loss = train_epoch(accelerator, model, loader, optimizer, schedule, augment, args, bar)
+        run.trained(loss, "lower --lr, or use --precision bf16 or fp32")
         rows = evaluate(accelerator, model, splits["val"], args, "validation")
-        seconds["seconds"] = time.perf_counter() - started
-        val = {readout: result.as_dict() for readout, result in score_rows(rows).items()}
-        history.append({
-            "epoch": epoch, "phase": phase, "train_loss": train_loss, "lr": schedule.get_last_lr()[0], "val": val,
-        })  # fmt: skip
-        if accelerator.is_main_process:
-            facts = {
-                "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
-                "token_pooling": args.token_pooling, "encoder_fingerprint": encoder_fingerprint,
-                **splits["train"].facts,
-                "protocol": args.protocol, "seen": [*splits["train"].sessions, *splits["val"].sessions],
-                "llm": str(Path(args.llm).resolve()) if Path(args.llm).is_dir() else args.llm,
-            }  # fmt: skip
-            save_history(history, seconds, description.chance, model_dir)
-            save_epoch(model_dir, accelerator, model, optimizer, schedule, history, facts)
-            keep_epochs(model_dir, history, args.keep, args.select_by, FILES)
+        plain = accelerator.unwrap_model(model)
+        weights = {"projection": plain.projection.state_dict(),
+                   "encoder": None if plain.train_encoder == "never" else plain.encoder.state_dict()}  # fmt: skip
+        state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "scaler": scaler_state(accelerator),
+                 "lora": [p.detach() for p in plain.lora_parameters()], **weights}  # fmt: skip
+        written = [facts | {"lora": lora_facts(plain.language_model)} | weights, plain.language_model.save_pretrained]
+        said = run.save_epoch(loss, score_rows(rows), written, state, phase, lr=schedule.get_last_lr()[0])
         accelerator.wait_for_everyone()
-        say(f"epoch {epoch} ({phase}): loss {train_loss:.4f}, validation {validation_line(val)}")
+        accelerator.print(said)
 
     # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    best = best_epoch(history, args.select_by)
-    best_file, lora_dir = model_dir / f"projection_epoch{best['epoch']}.pth", model_dir / f"lora_epoch{best['epoch']}"
-    checkpoint = read_checkpoint(best_file)
+    checkpoint = read_checkpoint(run.best_file())
     model.projection.load_state_dict(checkpoint["projection"])
     if checkpoint["encoder"] is not None:
         model.encoder.load_state_dict(checkpoint["encoder"])
-    load_lora(model.language_model, lora_dir, checkpoint["lora"])
-    rows = evaluate(accelerator, model, splits["test"], args, "test", model_dir)
-    if accelerator.is_main_process:
-        finish_run(model_dir, rows, best, args.select_by, args.shuffle_labels)
+    load_lora(model.language_model, run.best_file(1), checkpoint["lora"])
+    run.finish(evaluate(accelerator, model, splits["test"], args, "test", run.folder), args.shuffle_labels)
     accelerator.end_training()
 
 
-# ---------------------------------------------------------------- what a run keeps
+# ---------------------------------------------------------------- a phase
 
 
-def save_epoch(model_dir, accelerator, model, optimizer, schedule, history, facts: dict) -> None:
-    """This epoch's checkpoint under the seed's names, and last of all the state to resume from."""
-    model = accelerator.unwrap_model(model)
-    epoch = history[-1]["epoch"]
-    encoder = None if model.train_encoder == "never" else model.encoder.state_dict()
-    weights = {"projection": model.projection.state_dict(), "encoder": encoder}
-    facts |= {"lora": lora_facts(model.language_model)}
-    save_checkpoint(facts | {"epoch": epoch} | weights, model_dir / f"projection_epoch{epoch}.pth")
-    with written_whole(model_dir / f"lora_epoch{epoch}") as unfinished:
-        model.language_model.save_pretrained(unfinished)
-    save_checkpoint({
-        "history": history, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-        "lora": [p.detach() for p in model.lora_parameters()], **weights,
-    }, model_dir / "last.pth")  # fmt: skip
+def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -> tuple:
+    """Model, optimiser, loader and schedule of warm-up or joint training; of a run that goes on, as they were."""
+    state, history = run.state, run.state.get("history", [])
+    if history:
+        with loading(*LAST):
+            load_trained(model, state)
+    trained, of_encoder = model.set_phase(joint)
+    groups = [{"params": trained, "lr": args.lr if joint else args.warmup_lr}]
+    if of_encoder:
+        groups.append({"params": of_encoder, "lr": model.encoder.lr if args.encoder_lr is None else args.encoder_lr})
+    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
+    loader = DataLoader(dataset, args.batch_size, shuffle=True, collate_fn=collator)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    epochs = args.epochs - args.warmup_epochs if joint else args.warmup_epochs
+    steps = epochs * math.ceil(len(loader) / args.gradient_accumulation_steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, max(steps, 1), MIN_LR)
+    if history and history[-1]["phase"] == ("joint" if joint else "warmup"):  # resumed within this phase
+        with loading(*LAST):
+            resume_optimizer(accelerator, optimizer, state)
+            schedule.load_state_dict(state["schedule"])
+    run.state = {}  # taken over once
+    return model, optimizer, loader, schedule
 
 
 def load_trained(model: EEGLanguageModel, state: dict) -> None:
@@ -308,6 +274,4 @@ def load_trained(model: EEGLanguageModel, state: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args), [Path(args.model_dir) / ".lock"], "finished epochs are kept; go on with --resume"
-    )  # fmt: skip
+    run_script(lambda: main(args), [Path(args.model_dir) / ".lock"], "finished epochs are kept; go on with --resume")

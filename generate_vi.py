@@ -14,11 +14,12 @@ import argparse
 from pathlib import Path
 
 from datasets.description import load_description
-from datasets.splits import check_protocol
+from datasets.splits import PROTOCOLS, check_protocol
+from models import SCHEDULERS
 from stages.rows import TEXT_READOUTS
 from utils import flags
-from utils.errors import run_script, start_script
 from utils.paths import default
+from utils.script import run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,13 +27,13 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--projection_path", default=default("pth_downtasks/eeg_llm_vi"),
         help="projection_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
-    flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", check_protocol)
+    flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_generation_flags(parser, "outputs/vi_images")
     flags.add_trained_encoder_flags(parser)
     flags.add_text_flags(parser, TEXT_READOUTS)
-    flags.add_image_flags(parser, load_description("VI").image_model, "data/VisualImagery/stimuli")
+    flags.add_image_flags(parser, load_description("VI").image_model, "data/VisualImagery/stimuli", schedulers=SCHEDULERS)
     args = parser.parse_args()
-    flags.check_generation(parser, args)
+    flags.choose_protocol(parser, args, PROTOCOLS, "published")
     return args
 
 
@@ -42,10 +43,10 @@ if __name__ == "__main__":
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from datasets.trials import TrialDataset, look_as_trained
+from datasets.trials import TrialDataset, part_as_trained
 from models.image_generator import EEGImageGenerator, image_model_address
-from stages import decoding
-from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free
+from stages import checkpoints
+from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawing_recipe
 from stages.pieces import DecodedPieces
 from stages.rows import draw_what, new_row, read_rows, text_readouts
 from stages.runs import check_output, remove_pieces, report_decoded
@@ -68,20 +69,21 @@ def main(args: argparse.Namespace) -> None:
     if args.stage != "images":
         dataset = TrialDataset(args.datasets_dir, args.split, args.protocol, description)
         chosen = dataset.spread(args.num_samples)
-        projection, lora_dir = decoding.find_text_checkpoint(args.projection_path, args.lora_dir)
-        checkpoint = decoding.read_run_checkpoint(projection, decoding.FOR_TEXT, "finetune_eeg_llm.py", description)
-        look_as_trained(dataset, checkpoint, projection)
-        decoding.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(projection))
+        path, lora_dir = checkpoints.find_text_checkpoint(args.projection_path, args.lora_dir)
+        path, checkpoint = checkpoints.read_run_checkpoint(path, "text")
+        checkpoints.check_dataset(path, checkpoint, description)
+        dataset = part_as_trained(dataset, checkpoint, path)
+        checkpoints.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(path))
         foundation = args.foundation_dir if args.use_pretrained_weights else None
-        encoder = decoding.checkpoint_encoder(
-            checkpoint, projection, dataset, foundation, args.allow_partial, args.encoder_seed
+        encoder = checkpoints.checkpoint_encoder(
+            checkpoint, path, dataset, foundation, args.allow_partial, args.encoder_seed
         )
         precision = pick_precision(args.precision, device)
-        model = decoding.load_text_model(
-            checkpoint, projection, lora_dir, args.llm, not args.no_quantize, PRECISIONS[precision], device,
+        model = checkpoints.load_text_model(
+            checkpoint, path, lora_dir, args.llm, not args.no_quantize, PRECISIONS[precision], device,
             description, encoder.width,
         )  # fmt: skip
-        decoding.connect(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
+        dataset = checkpoints.connect(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
         settings = {"precision": precision, "device": device.type, "batch_size": args.batch_size,
                     "max_new_tokens": args.max_new_tokens}  # fmt: skip
         pieces = DecodedPieces(output_dir, model, dataset, chosen, **settings)
@@ -99,21 +101,19 @@ def main(args: argparse.Namespace) -> None:
                 for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
                     readouts = text_readouts(description, text, probabilities)
                     rows.append(draw_what(new_row(dataset, index, readouts, text), description, args.readout))
-        record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(projection)}
+        record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(path)}
         report_decoded(rows, output_dir, record)
         del dataset, checkpoint, encoder, model, batch  # the image stage has the GPU for itself
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if draws:
         rows = read_rows(output_dir / "decoded.jsonl", description.classes)
-        recipe = {"model": image_model, "steps": args.num_inference_steps, "guidance": args.guidance_scale,
-                  "size": args.image_size}  # fmt: skip
+        how = args.num_inference_steps, args.guidance_scale, args.image_size, args.scheduler
+        recipe = drawing_recipe(image_model, *how)
         pictures = PictureFolder(output_dir, rows, recipe, args.seed)
         if pictures.missing:
             check_gpu_is_free(device, args.max_held_mib)
-            generator = EEGImageGenerator(
-                image_model, device, args.num_inference_steps, args.guidance_scale, args.image_size
-            )
+            generator = EEGImageGenerator(image_model, device, *how)
             for row, seed in pictures.to_draw():
                 pictures.keep(row, generator.generate(row.prompt, seed))
         pictures.finish(stimuli.of)
@@ -121,7 +121,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args), [Path(args.output_dir) / ".lock"],
-        "what is decoded and drawn is kept; the same command goes on behind it",
-    )  # fmt: skip
+    go_on = "what is decoded and drawn is kept; the same command goes on behind it"
+    run_script(lambda: main(args), [Path(args.output_dir) / ".lock"], go_on)

@@ -14,11 +14,12 @@ import argparse
 from pathlib import Path
 
 from datasets.description import load_description, with_words
-from datasets.splits import check_protocol
+from datasets.splits import PROTOCOLS, check_protocol
+from models import SCHEDULERS
 from stages.rows import MAPPER_READOUTS
 from utils import flags
-from utils.errors import run_script, start_script
 from utils.paths import default
+from utils.script import run_script, start_script
 
 CONDITIONINGS = ("class", "embedding", "blend")
 
@@ -33,12 +34,12 @@ def parse_args() -> argparse.Namespace:
     add("--conditioning", choices=CONDITIONINGS, default="class",
         help="class: the predicted class's prompt; embedding: the mapper's states; blend: between the two")  # fmt: skip
     add("--blend", type=float, default=0.5, help="share of the mapper's states in --conditioning blend, 0 to 1")
-    flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", check_protocol)
+    flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_generation_flags(parser, "outputs/vi_eeg2img")
     flags.add_trained_encoder_flags(parser)
-    flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", "data/VisualImagery/stimuli")
+    flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", "data/VisualImagery/stimuli", schedulers=SCHEDULERS)
     args = parser.parse_args()
-    flags.check_generation(parser, args)
+    flags.choose_protocol(parser, args, PROTOCOLS, "published")
     if not 0 <= args.blend <= 1:
         parser.error(f"--blend {args.blend:g} must lie between 0 and 1")
     return args
@@ -50,14 +51,13 @@ if __name__ == "__main__":
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from datasets.trials import TrialDataset, look_as_trained
+from datasets.trials import TrialDataset, part_as_trained
 from models.image_generator import EEGImageGenerator, image_model_address
-from stages import decoding
+from stages import checkpoints
 from stages.embeddings import read_embeddings, write_embeddings
-from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free
+from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawing_recipe
 from stages.rows import draw_what, mapper_readouts, new_row, read_rows
 from stages.runs import check_output, report_decoded
-from utils.checkpoints import best_checkpoint
 from utils.device import pick_device
 from utils.hub import fetch_nothing
 from utils.progress import progress
@@ -78,18 +78,16 @@ def main(args: argparse.Namespace) -> None:
     if args.stage != "images":
         dataset = TrialDataset(args.datasets_dir, args.split, args.protocol, description)
         chosen = dataset.spread(args.num_samples)
-        mapper_file = best_checkpoint(Path(args.mapper_path), "mapper_epoch{}.pth")
-        checkpoint = decoding.read_run_checkpoint(
-            mapper_file, decoding.FOR_MAPPER, "finetune_eeg_to_image.py", description
-        )
-        look_as_trained(dataset, checkpoint, mapper_file)
-        decoding.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(mapper_file))
+        path, checkpoint = checkpoints.read_run_checkpoint(Path(args.mapper_path), "mapper")
+        checkpoints.check_dataset(path, checkpoint, description)
+        dataset = part_as_trained(dataset, checkpoint, path)
+        checkpoints.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(path))
         foundation = args.foundation_dir if args.use_pretrained_weights else None
-        encoder = decoding.checkpoint_encoder(
-            checkpoint, mapper_file, dataset, foundation, args.allow_partial, args.encoder_seed
+        encoder = checkpoints.checkpoint_encoder(
+            checkpoint, path, dataset, foundation, args.allow_partial, args.encoder_seed
         )
-        model = decoding.load_mapper_model(checkpoint, mapper_file, device)
-        decoding.connect(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
+        model = checkpoints.load_mapper_model(checkpoint, path, device)
+        dataset = checkpoints.connect(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
         prototypes = checkpoint["prototypes"].to(device)
         rows, alone = [], {}
         with torch.no_grad():
@@ -101,15 +99,15 @@ def main(args: argparse.Namespace) -> None:
             if args.conditioning != "class":  # one trial at a time: rounding differs with the batch, and no picture may
                 alone = {index: model(dataset[index]["x"][None].to(device))[:2] for index in chosen}
         write_embeddings(embeddings, rows, alone, checkpoint["image_model"])
-        record = {"arguments": vars(args), "store": dataset.store.fingerprint, "mapper": str(mapper_file)}
+        record = {"arguments": vars(args), "store": dataset.store.fingerprint, "mapper": str(path)}
         report_decoded(rows, output_dir, record)
         del dataset, checkpoint, encoder, model, batch, outputs, alone  # the image stage has the GPU for itself
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if draws:
         rows = read_rows(output_dir / "decoded.jsonl", description.classes)
-        recipe = {"model": image_model, "steps": args.num_inference_steps, "guidance": args.guidance_scale,
-                  "size": args.image_size}  # fmt: skip
+        how = args.num_inference_steps, args.guidance_scale, args.image_size, args.scheduler
+        recipe = drawing_recipe(image_model, *how)
         states = {}
         if args.conditioning != "class":
             states = read_embeddings(embeddings, rows, image_model)
@@ -119,19 +117,15 @@ def main(args: argparse.Namespace) -> None:
         )
         if pictures.missing:
             check_gpu_is_free(device, args.max_held_mib)
-            generator = EEGImageGenerator(
-                image_model, device, args.num_inference_steps, args.guidance_scale, args.image_size
-            )
+            generator = EEGImageGenerator(image_model, device, *how)
             for row, seed in pictures.to_draw():
-                told = states.get(row.index, row.prompt)
+                conditioning = states.get(row.index, row.prompt)
                 if args.conditioning == "blend":
-                    told = generator.embed(row.prompt).blend(told, args.blend)
-                pictures.keep(row, generator.generate(told, seed))
+                    conditioning = generator.embed(row.prompt).blend(conditioning, args.blend)
+                pictures.keep(row, generator.generate(conditioning, seed))
         pictures.finish(stimuli.of)
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args), [Path(args.output_dir) / ".lock"],
-        "what is decoded and drawn is kept; the same command goes on behind it",
-    )  # fmt: skip
+    go_on = "what is decoded and drawn is kept; the same command goes on behind it"
+    run_script(lambda: main(args), [Path(args.output_dir) / ".lock"], go_on)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from datasets.description import DATASETS, load_description
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
 from utils.paths import default, make_room
+from utils.script import run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     for name in {name for d in known.values() for name in d.options} - set(description.options):
         if getattr(args, name) is not None:
             parser.error(f"--{name} does not belong to {description.name}")
-    flags.check_prepare(parser, args)
+    flags.check_window(parser, args)
     return args
 
 
@@ -81,7 +82,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args), [args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")],
-        "files that are prepared are kept; the same command goes on behind them",
-    )  # fmt: skip
+    lock, go_on = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock"), "files that are prepared are kept; the same command goes on behind them"
+    run_script(lambda: main(args), [lock], go_on)

@@ -12,8 +12,9 @@ import re
 from pathlib import Path
 
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
 from utils.paths import default, make_room
+from utils.script import run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,7 +39,6 @@ def parse_args() -> argparse.Namespace:
         parser.error("--same_person: expected CODE=PERSON, as in 16=3")
     args.same_person = {str(int(pair[1])): [f"S{int(pair[2]):02d}", "2"] for pair in pairs}
     args.tmin, args.tmax = 0.0, 0.501
-    flags.check_prepare(parser, args)
     args.lmdb_dir, args.images_dir = Path(args.lmdb_dir).resolve(), Path(args.images_dir)
     return args
 
@@ -87,7 +87,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args), [args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")],
-        "pieces that are prepared are kept; the same command goes on behind them",
-    )  # fmt: skip
+    lock, go_on = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock"), "pieces that are prepared are kept; the same command goes on behind them"
+    run_script(lambda: main(args), [lock], go_on)

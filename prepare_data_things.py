@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from datasets.things_dataset import DESCRIPTION, ELECTRODES, EPOCH, SESSIONS, SUBJECTS
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
 from utils.paths import default, make_room
+from utils.script import run_script, start_script
 
 EEG, IMAGES = "anp5v", "jum2f"  # on osf.io, parts of project 3jk45
 
@@ -41,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     add("--tmax", type=float, default=DESCRIPTION.window[1], help="window end, seconds, likewise")
     flags.add_prepare_flags(parser, workers=1)  # each takes about 1 GB of memory
     args = parser.parse_args()
-    flags.check_prepare(parser, args)
+    flags.check_window(parser, args)
     if not EPOCH[0] <= args.tmin < args.tmax <= EPOCH[1]:
         parser.error(f"--tmin {args.tmin:g} --tmax {args.tmax:g} must lie between {EPOCH[0]:g} and {EPOCH[1]:g}")
     flags.check_subjects(parser, args, r"(?:sub-)?(\d+)", "sub-{:02d}", SUBJECTS)
@@ -131,7 +132,5 @@ def kept_electrodes(files: list) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args), [args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")],
-        "pieces that are prepared are kept; the same command goes on behind them",
-    )  # fmt: skip
+    lock, go_on = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock"), "pieces that are prepared are kept; the same command goes on behind them"
+    run_script(lambda: main(args), [lock], go_on)

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION, FIGSHARE, SUBJECTS
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
 from utils.paths import default, make_room
+from utils.script import run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     add("--subjects", nargs="+", default=list(SUBJECTS), help="only these people, e.g. 1 17 or S01 S17 (default: all)")
     flags.add_prepare_flags(parser, workers=2)  # each takes about 1.6 GB of memory
     args = parser.parse_args()
-    flags.check_prepare(parser, args)
+    flags.check_window(parser, args)
     flags.check_subjects(parser, args, r"(?i:S|sub-)?(\d+)", "S{:02d}", SUBJECTS)
     args.raw_dir, args.lmdb_dir = Path(args.raw_dir), Path(args.lmdb_dir).resolve()
     args.stimuli_dir = Path(args.stimuli_dir or args.raw_dir.parent / "stimuli")
@@ -158,7 +159,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args), [args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")],
-        "files that are prepared are kept; the same command goes on behind them",
-    )  # fmt: skip
+    lock, go_on = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock"), "files that are prepared are kept; the same command goes on behind them"
+    run_script(lambda: main(args), [lock], go_on)

@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
 from utils.files import read_json
 from utils.paths import ROOT, default, written_whole
+from utils.script import run_script, start_script
 
 LLM = "TinyLlama-1.1B-Chat-v1.0"
 # what each folder of a model has at least
@@ -51,18 +52,17 @@ def parse_args() -> argparse.Namespace:
         default=["CSBrain.pth", *(name for name in MODELS if name not in OF_SHAPES)],
         help="which tiny models to put into --pth_dir (default: those that drawing seen images does not need alone)",
     )
-    add("--runs", type=int, default=6, help="BCIC-like: task runs a recording (the real ones have 6)")
-    add("--trials_per_run", type=int, default=12, help="BCIC-like: trials a run (the real ones have 48)")
-    add("--trials_per_class", type=int, default=3, help="VI-like: trials a class and session (the real ones have 40)")
+    add("--runs", type=flags.at_least(1), default=6, help="BCIC-like: task runs a recording (the real ones have 6)")
+    add("--trials_per_run", type=flags.at_least(1), default=12, help="BCIC-like: trials a run (the real ones have 48)")
+    add("--trials_per_class", type=flags.at_least(1), default=3, help="VI-like: trials a class and session (the real ones have 40)")
     add("--effect", type=float, help="share of the strongest simulated effect; 1: decoders reach the ceiling "
         "(default: a dataset's own, which leaves them room: 0.7 for motor imagery, 0.45 for visual imagery; not of seen images)")  # fmt: skip
     add("--spread", type=float, default=0.3, help="how much people differ in it: 0.5 from half to one and a half of it")
-    add("--llm_steps", type=int, default=600, help="steps of text training of the chat model")
+    add("--llm_steps", type=flags.at_least(1), default=600, help="steps of text training of the chat model")
     add("--seed", type=int, default=0, help="of people, signals and models")
     args = parser.parse_args()
     if not 0 <= (args.effect or 0) <= 2 or not 0 <= args.spread <= 1:
         parser.error("--effect goes from 0 to 2, --spread from 0 to 1")
-    flags.check_at_least(parser, args, runs=1, trials_per_run=1, trials_per_class=1, llm_steps=1)
     return args
 
 

@@ -15,10 +15,13 @@ import argparse
 from pathlib import Path
 
 from datasets.description import load_description, of_images
+from datasets.splits import caution
+from models import choose
 from models.recipes import ATM_KINDS
 from utils import flags
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
 from utils.paths import cache_folder, default
+from utils.script import run_script, start_script
 
 PUBLISHED = ("atm", "nice", "ubp")
 
@@ -33,9 +36,9 @@ def parse_args() -> argparse.Namespace:
     add("--clip_model", help="CLIP: local folder or hub address (default: the one trained with)")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
-    add("--test_repetitions", type=int, nargs="+",
+    add("--test_repetitions", type=flags.at_least(1), nargs="+",
         help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")  # fmt: skip
-    add("--num_samples", type=int, default=12, help="trials on the sheet of top 5")
+    add("--num_samples", type=flags.at_least(1), default=12, help="trials on the sheet of top 5")
     published = parser.add_argument_group("a checkpoint of a published repository").add_argument
     published("--published_checkpoint", nargs="+",
         help="its file, a state dict of weights only; of nice both, Enc_eeg and Proj_eeg")  # fmt: skip
@@ -52,9 +55,6 @@ def parse_args() -> argparse.Namespace:
         parser.error("name runs, or --published_checkpoint")
     if args.published_checkpoint and not (args.subject and args.clip_model):
         parser.error("--published_checkpoint needs --subject and --clip_model")
-    flags.check_at_least(parser, args, num_samples=1)
-    if args.test_repetitions and min(args.test_repetitions) < 1:
-        parser.error("--test_repetitions must be 1 or more")
     return args
 
 
@@ -66,11 +66,12 @@ from torch.nn import functional as F
 
 from datasets.repetitions import repetitions, some_repetitions
 from datasets.trials import TrialDataset
-from models.clip_targets import image_targets, sentence_targets
-from stages import clip_runs, decoded_runs, figures, retrieval, tables
+from evaluation import decoded_runs, figures, tables
+from stages import TARGETS, clip_runs, retrieval
 from stages.clip_runs import ClipRun
 from stages.pictures import top_sheet
 from stages.rows import Row, write_rows
+from stages.targets import TargetSettings
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json
 from utils.paths import written_whole
@@ -81,44 +82,34 @@ def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRu
     if args.published_checkpoint:
         description = load_description(args.downstream_dataset)
         dataset = TrialDataset(args.datasets_dir, "test", f"within:{args.subject}", description)
-        dataset.look_at(None, description.named_channels(args.channels))
+        dataset = dataset.part(None, description.named_channels(args.channels))
         # the published table of people is numbered as they are: sub-08 is 8
         people = [""] + [f"sub-{k:02d}" for k in range(1, 100)] if args.encoder == "atm" else []
         paths = [Path(path) for path in args.published_checkpoint]
-        model = clip_runs.open_published(paths, args.encoder, args.checkpoint_kind, dataset, people, device)
-        return [
-            (
-                ClipRun(
-                    paths[0].stem,
-                    {"target": "image", "clip_model": args.clip_model, "protocol": f"within:{args.subject}"},
-                    model,
-                    dataset,
-                    people,
-                ),
-                None,
-            )
-        ]
+        model, dataset = clip_runs.open_published(paths, args.encoder, args.checkpoint_kind, dataset, people, device)
+        about = {"target": "image", "objective": "nce", "clip_model": args.clip_model, "image_model": ""}
+        about["protocol"] = f"within:{args.subject}"
+        return [(ClipRun(paths[0].stem, about, model, dataset, people), None)]
     found = []
     for place in map(Path, args.runs):
         control = place.with_name(f"{place.name}_shuffled")
         for folder in (place, *([control] if control.is_dir() and str(control) not in args.runs else [])):
-            run = clip_runs.open_run(folder, args.datasets_dir, "test", args.foundation_dir, args.cache_dir, device)
-            if run.checkpoint["target"] not in ("image", "text"):
-                raise UserError(
-                    f"{folder} was trained towards {run.checkpoint['target']}; retrieve.py ranks images and sentences"
-                )
+            run = clip_runs.open_clip_run(folder, args.datasets_dir, "test", args.foundation_dir, args.cache_dir, device)
+            if not choose(TARGETS, run.checkpoint["target"]).ranks:
+                was = run.checkpoint["target"]
+                raise UserError(f"{folder} was trained towards {was}; retrieve.py ranks images and sentences")
             found.append((run, folder if folder.is_dir() else folder.parent))
     return found
 
 
 def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[str, torch.Tensor]:
-    """{"retrieval": CLIP embeddings of the images, "classification": of their sentences}."""
-    clip_model = args.clip_model or run.checkpoint["clip_model"]
-    found = {"retrieval": image_targets(clip_model, retrieval.image_paths(images, Path(args.images_dir)), cache_dir)}
-    if run.description.apart == "concept":  # else several images have one sentence
-        sentences = retrieval.sentences_of([run.dataset])
-        found["classification"] = sentence_targets(clip_model, [sentences[image] for image in images], cache_dir)
-    return found
+    """What test images are ranked by, as the run's target says: embeddings of the images, and of their sentences."""
+    about = {name: run.checkpoint[name] for name in ("objective", "clip_model", "image_model")}
+    about |= {"clip_model": args.clip_model} if args.clip_model else {}
+    settings = TargetSettings(images_dir=Path(args.images_dir), cache_dir=cache_dir, **about)
+    target = choose(TARGETS, run.checkpoint["target"])(settings)
+    return {name: torch.as_tensor(of) if isinstance(of, torch.Tensor) else torch.stack(of)
+            for name, of in target.candidates(run.dataset, images).items()}  # fmt: skip
 
 
 def rows_of(
@@ -188,8 +179,8 @@ def main(args: argparse.Namespace) -> None:
     heads, cells = retrieval.table(lines)
     text = tables.markdown(heads, cells)
     print(f"\n{text}\n\n{retrieval.NOTE}")
-    for caution in {run.description.caution_for(str(run.checkpoint.get("protocol"))) for run, _ in runs} - {""}:
-        print(caution)
+    for words in {caution(run.description, run.checkpoint["protocol"]) for run, _ in runs} - {""}:
+        print(words)
     for name, content in {
         "scores.csv": tables.as_csv(list(dict.fromkeys(k for line in lines for k in line)), lines),
         "scores.md": text + "\n",

@@ -19,8 +19,8 @@ import argparse
 from pathlib import Path
 
 from utils import flags
-from utils.errors import run_script, start_script
 from utils.paths import default
+from utils.script import run_script, start_script
 
 NAMES = ("stable-diffusion", "amused", "clip", "stable-diffusion-shapes", "controlnet", "captioner", "classifier")
 

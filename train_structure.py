@@ -14,13 +14,15 @@ Leaves in --output_dir: vae_epochN.pth or controlnet_epochN/ (the hub's layout),
 import argparse
 import hashlib
 import math
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets.description import load_description, of_images
+from datasets.splits import PROTOCOLS, check_protocol
 from utils import flags
-from utils.errors import UserError, loading, run_script, start_script
+from utils.errors import UserError, loading
 from utils.paths import cache_folder, default
+from utils.script import run_script, start_script
 
 # what is trained → epochs, batch size, learning rate: the description's for the VAE, settled for the ControlNet
 RECIPES = {"vae": (100, 32, 1e-4), "controlnet": (10, 4, 1e-5)}
@@ -29,52 +31,35 @@ FILES = {"vae": "vae_epoch{}.pth", "controlnet": "controlnet_epoch{}"}
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
+    # fmt: off
     add = parser.add_argument
     add("--what", choices=list(RECIPES), default="vae", help="which model")
     add("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset of seen images")
-    add(
-        "--datasets_dir",
-        default=default("data/THINGS/processed_lmdb"),
-        help="trial store: it says which images are trained on",
-    )
+    add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store: it says which images are trained on")
     add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
     add("--output_dir", default=default("pth_downtasks/structure"), help="folder for checkpoints, metrics and results")
     add("--cache_dir", help="folder of cached latents (default: token_cache beside --datasets_dir)")
-    add("--setting", choices=("within", "cross", "joint"), default="joint", help="as in finetune_eeg_to_clip.py")
-    add("--subject", help="the person of within and cross, e.g. sub-08")
+    flags.add_protocol_flags(parser, PROTOCOLS, check_protocol, "joint")
     vae = parser.add_argument_group("vae").add_argument
-    vae("--widths", nargs=3, type=int, default=[64, 128, 256], help="channels of its three convolutions")
-    vae("--hidden", type=int, default=1024, help="width between convolutions and latent")
-    vae("--map_share", type=float, default=0.1, help="of the map's cross-entropy in the loss")
+    vae("--widths", nargs=3, type=flags.at_least(1), default=[64, 128, 256], help="channels of its three convolutions")
+    vae("--hidden", type=flags.at_least(1), default=1024, help="width between convolutions and latent")
+    vae("--map_share", type=flags.number, default=0.1, help="of the map's cross-entropy in the loss")
     net = parser.add_argument_group("controlnet").add_argument
-    net(
-        "--image_model",
-        default="stable-diffusion-v1-5/stable-diffusion-v1-5",
-        help="which model it is for: local folder or hub address",
-    )
-    net(
-        "--optimizer",
-        choices=("adamw", "adamw8bit"),
-        default="adamw",
-        help="adamw8bit: bitsandbytes', a GPU; a quarter of the memory",
-    )
+    net("--image_model", default="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        help="which model it is for: local folder or hub address")
+    net("--optimizer", choices=("adamw", "adamw8bit"), default="adamw",
+        help="adamw8bit: bitsandbytes', a GPU; a quarter of the memory")
     train = parser.add_argument_group("training").add_argument
-    train("--epochs", type=int, help="passes over the training images (default: 100, of controlnet 10)")
-    train("--batch_size", type=int, help="images an optimiser step (default: 32, of controlnet 4)")
-    train("--lr", type=float, help="learning rate of AdamW (default: 1e-4, of controlnet 1e-5)")
-    train("--resume", action="store_true", help="go on with the run that is in --output_dir")
-    train("--keep", nargs="+", choices=("best", "last", "all"), default=["best"],
-        help="which epochs' checkpoints stay; the best one always does")  # fmt: skip
-    flags.add_run_flags(parser)
+    train("--epochs", type=flags.at_least(1), help="passes over the training images (default: 100, of controlnet 10)")
+    train("--batch_size", type=flags.at_least(1), help="images an optimiser step (default: 32, of controlnet 4)")
+    train("--lr", type=flags.number, help="learning rate of AdamW (default: 1e-4, of controlnet 1e-5)")
+    flags.add_resume_flags(parser)
+    # fmt: on
     args = parser.parse_args()
     for name, value in zip(("epochs", "batch_size", "lr"), RECIPES[args.what], strict=True):
         if getattr(args, name) is None:
             setattr(args, name, value)
-    flags.check_setting(parser, args)
-    if min(args.widths) < 1:
-        parser.error("--widths must be 1 or more")
-    flags.check_at_least(parser, args, epochs=1, batch_size=1, hidden=1, seed=0)
-    flags.check_numbers(parser, args, "lr", "map_share")
+    flags.choose_protocol(parser, args, PROTOCOLS, "joint")
     args.defaults = flags.defaults(parser, args)
     return args
 
@@ -87,18 +72,17 @@ from diffusers import ControlNetModel, DDPMScheduler
 from torch.nn import functional as F
 
 from datasets.trials import load_splits
-from models.clip_targets import digests_of, read_image, vae_latent_targets
-from models.image_generator import StableDiffusion, load_image_model
+from models.clip_targets import digests_of, image_paths, read_image, vae_latent_targets
+from models.image_generator import load_image_model
 from models.structure import StructuralVAE, as_pixels, structure_map, vae_loss
 from stages import retrieval
-from stages.runs import LAST, best_epoch, finish_run, keep_epochs, open_run, save_history, validation_line
+from stages.checkpoints import read_vae
+from stages.runs import LAST, Run
 from stages.scores import measured
-from stages.structure import decoded_maps, map_measures, read_vae
-from utils.checkpoints import save_checkpoint
+from stages.targets import decoded_maps, map_measures
 from utils.device import pick_device
 from utils.files import write_json
 from utils.hub import model_identity
-from utils.paths import written_whole
 from utils.progress import progress
 from utils.seeds import seed_everything
 
@@ -106,8 +90,10 @@ from utils.seeds import seed_everything
 class VAE:
     """What is trained by --what vae: loss of a batch of images, validation, file."""
 
-    def __init__(self, args: argparse.Namespace, device: torch.device):
-        self.args, self.device = args, device
+    choose_by = "map"
+
+    def __init__(self, args: argparse.Namespace, device: torch.device, paths: list[Path], cache_dir: Path):
+        self.args, self.device, self.depends_on = args, device, {}
         self.settings = {"widths": args.widths, "hidden": args.hidden}
         self.model = StructuralVAE(**self.settings).to(device)
         self.pictures: dict[Path, tuple[torch.Tensor, torch.Tensor]] = {}  # as bytes: 64 kB an image
@@ -126,8 +112,8 @@ class VAE:
         return vae_loss(x, maps, self.model(x), self.args.map_share)[0]
 
     @torch.no_grad()
-    def look(self, paths: list[Path]) -> dict:
-        """Correlation of the maps that the latents' means give with the maps of edges; of the restored pictures with the pictures."""
+    def validate(self, paths: list[Path]) -> dict:
+        """Correlation of the maps that the latents' means give with the maps of edges; of restored pictures with the pictures."""
         maps, pictures = [], []
         for start in range(0, len(paths), 64):
             x, _ = self.read(paths[start : start + 64])
@@ -136,8 +122,9 @@ class VAE:
             pictures += retrieval.correlation(self.model.decoder(mean).flatten(1), x.flatten(1)).tolist()
         return map_measures(torch.cat(maps), paths) | {"picture": measured("correlation", pictures)}
 
-    def save(self, facts: dict, path: Path) -> None:
-        save_checkpoint(facts | {"settings": self.settings, "model": self.model.state_dict()}, path)
+    def file(self, facts: dict) -> dict:
+        """What an epoch's checkpoint holds."""
+        return facts | {"settings": self.settings, "model": self.model.state_dict()}
 
     def load(self, path: Path) -> None:
         self.model = read_vae(path)[0].to(self.device)
@@ -146,11 +133,14 @@ class VAE:
 class Control:
     """What is trained by --what controlnet: a copy of the image model's encoder that reads maps; the model itself stays as it is."""
 
+    choose_by = "noise"
+
     def __init__(self, args: argparse.Namespace, device: torch.device, paths: list[Path], cache_dir: Path):
         self.device, family = device, load_image_model(args.image_model)
+        self.depends_on = {"image model": model_identity(args.image_model)}
         pipeline = family.pipeline
         with loading(f"--image_model {args.image_model}", "a ControlNet is trained for Stable Diffusion 1.x or 2.x"):
-            if type(family) is not StableDiffusion:
+            if not family.controllable:
                 raise ValueError(f"it is of the family {type(family).__name__}")
             with torch.no_grad():
                 self.states = family.read_prompt("").states.to(device)  # (1, 77, D): maps alone are told
@@ -192,7 +182,7 @@ class Control:
         return self.errors(paths, noise, torch.randint(0, 1000, (len(paths),), device=self.device)).mean()
 
     @torch.no_grad()
-    def look(self, paths: list[Path]) -> dict:
+    def validate(self, paths: list[Path]) -> dict:
         """Share of the noise that is explained, at noise and times that are the same in each epoch."""
         generator, found = torch.Generator("cpu").manual_seed(0), []
         for path in paths:
@@ -201,10 +191,14 @@ class Control:
             found.append(1 - float(self.errors([path], noise, t)))
         return {"noise": measured("share explained", found)}
 
-    def save(self, facts: dict, path: Path) -> None:
-        with written_whole(path) as unfinished:
-            self.model.save_pretrained(unfinished)
-            write_json(facts, unfinished / "facts.json")
+    def file(self, facts: dict) -> Callable[[Path], None]:
+        """What writes an epoch's folder, in the hub's layout."""
+
+        def write(folder: Path) -> None:
+            self.model.save_pretrained(folder)
+            write_json(facts, folder / "facts.json")
+
+        return write
 
     def load(self, path: Path) -> None:
         with loading(str(path), "train again"):
@@ -213,12 +207,11 @@ class Control:
 
 def main(args: argparse.Namespace) -> None:
     output_dir, device = Path(args.output_dir), pick_device(args.cuda)
-    file, choice = FILES[args.what], {"vae": "map", "controlnet": "noise"}[args.what]
 
     # ------------------------------------------------------------ images: which are trained on, validate, are tested on
     splits = load_splits(args.datasets_dir, load_description(args.downstream_dataset), args.protocol)
     images = {mode: sorted({trial.image for trial in dataset.trials}) for mode, dataset in splits.items()}
-    paths = {mode: retrieval.image_paths(of, Path(args.images_dir)) for mode, of in images.items()}
+    paths = {mode: image_paths(of, Path(args.images_dir)) for mode, of in images.items()}
     if shared := set(images["train"]) & set(images["test"]):
         raise UserError(f"under {args.protocol}, {sorted(shared)[0]} is in training and in test")
     cache_dir = cache_folder(args.cache_dir, splits["train"].store.path)
@@ -226,24 +219,21 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ model
     seed_everything(args.seed)
     every = [path for of in paths.values() for path in of]
-    trained = VAE(args, device) if args.what == "vae" else Control(args, device, every, cache_dir)
+    trained = {"vae": VAE, "controlnet": Control}[args.what](args, device, every, cache_dir)
     of_images = hashlib.sha256("".join(digests_of(every)).encode()).hexdigest()
-    depends_on = {"store": splits["train"].store.fingerprint, "set of images": of_images}
-    if args.what == "controlnet":
-        depends_on["image model"] = model_identity(args.image_model)
-    record, state = open_run(output_dir, vars(args), {"images_dir", "output_dir"}, depends_on, file.format("*"))
+    depends_on = {"store": splits["train"].store.fingerprint, "set of images": of_images} | trained.depends_on
+    run = Run(output_dir, [FILES[args.what]], trained.choose_by, args.keep)
+    run.open(vars(args), {"images_dir", "output_dir"}, depends_on)
     if args.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit as kind  # noqa: N813
     else:
         kind = torch.optim.AdamW
     optimizer = kind(trained.model.parameters(), lr=args.lr)
-    if state:
+    if run.state:
         with loading(*LAST):
-            trained.model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-    else:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(record, output_dir / "run.json")
+            trained.model.load_state_dict(run.state["model"])
+            optimizer.load_state_dict(run.state["optimizer"])
+    run.begin()
     n = len(paths["train"])
     print(
         f"{args.what}: {' / '.join(str(len(of)) for of in images.values())} train / val / test images, "
@@ -251,15 +241,11 @@ def main(args: argparse.Namespace) -> None:
     )
 
     # ------------------------------------------------------------ training
-    facts = {"dataset": args.downstream_dataset, "protocol": args.protocol, "seed": args.seed, "seen": images["train"] + images["val"],
-             "image_model": depends_on.get("image model", "")}  # fmt: skip
-    history = state.get("history", [])
-    if history:
-        keep_epochs(output_dir, history, args.keep, choice, (file,))
-    for epoch in range(len(history) + 1, args.epochs + 1):
+    facts = {"dataset": args.downstream_dataset, "protocol": args.protocol, "seed": args.seed,
+             "seen": images["train"] + images["val"], "image_model": depends_on.get("image model", "")}  # fmt: skip
+    for epoch in run.epochs(args.epochs):
         seed_everything(args.seed, epoch)  # a resumed run repeats what the interrupted one would have done
-        started, losses = time.perf_counter(), []
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(args.seed * 100_003 + epoch))
+        losses, order = [], torch.randperm(n, generator=torch.Generator().manual_seed(args.seed * 100_003 + epoch))
         trained.model.train()
         with progress(total=n, desc=f"epoch {epoch}/{args.epochs}", unit="image", leave=False) as bar:
             for chosen in order.split(args.batch_size):
@@ -269,27 +255,17 @@ def main(args: argparse.Namespace) -> None:
                 optimizer.step()
                 losses.append(float(loss.detach()))
                 bar.update(len(chosen))
-        if not all(map(math.isfinite, losses)):
-            raise UserError(f"the loss of epoch {epoch} is not finite; lower --lr")
+        loss = sum(losses) / len(losses)
+        run.trained(loss)
         trained.model.eval()
-        val = {name: score.as_dict() for name, score in trained.look(paths["val"]).items()} if paths["val"] else {}
-        history.append(
-            {"epoch": epoch, "phase": "joint", "train_loss": sum(losses) / len(losses), "lr": args.lr, "val": val}
-        )
-        trained.save(facts | {"epoch": epoch}, output_dir / file.format(epoch))
-        save_history(history, {"seconds": time.perf_counter() - started}, None, output_dir)
-        last = {"history": history, "optimizer": optimizer.state_dict(), "model": trained.model.state_dict()}
-        save_checkpoint(last, output_dir / "last.pth")
-        keep_epochs(output_dir, history, args.keep, choice, (file,))
-        print(f"epoch {epoch}: loss {history[-1]['train_loss']:.4f}, validation {validation_line(val)}")
+        scores = trained.validate(paths["val"]) if paths["val"] else {}
+        state = {"optimizer": optimizer.state_dict(), "model": trained.model.state_dict()}
+        print(run.save_epoch(loss, scores, [trained.file(facts | {"epoch": epoch})], state, lr=args.lr))
 
     # ------------------------------------------------------------ the best epoch
-    best = best_epoch(history, choice)
-    trained.load(output_dir / file.format(best["epoch"]))
-    finish_run(output_dir, [], best, choice, False, trained.look(paths["test"]) if paths["test"] else {})
+    trained.load(run.best_file())
+    run.finish([], False, trained.validate(paths["test"]) if paths["test"] else {})
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args), [Path(args.output_dir) / ".lock"], "finished epochs are kept; go on with --resume"
-    )  # fmt: skip
+    run_script(lambda: main(args), [Path(args.output_dir) / ".lock"], "finished epochs are kept; go on with --resume")

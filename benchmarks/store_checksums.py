@@ -17,7 +17,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.description import load_description
-from datasets.store import Trial, write_store
+from datasets.recording import Trial
+from datasets.store import write_store
 from datasets.trials import TrialDataset
 from models import ENCODERS, choose
 
@@ -33,15 +34,15 @@ def main() -> None:
         rows = ((Trial(f"A01-T-r1-t{k}", k % 4, "A01", "T", 1, k + 1), (20 * rng.standard_normal((22, 1000))).astype("<f4"))
                 for k in range(args.trials))  # fmt: skip
         write_store(Path(folder) / "store", {"sfreq": 250.0}, ([row] for row in rows))
-        dataset = TrialDataset(Path(folder) / "store", "train", "published", description)
+        bare = TrialDataset(Path(folder) / "store", "train", "published", description)
         for name in ("csbrain", "eegnet", "no encoder"):
-            dataset.prepare = None
+            dataset = bare
             if name != "no encoder":
                 encoder = choose(ENCODERS, name).build(
                     electrodes=montage.electrodes, brain_regions=montage.brain_regions,
                     sorted_indices=montage.sorted_indices, n_times=1000, sfreq=250.0,
                 )  # fmt: skip
-                dataset.prepare = encoder.prepare
+                dataset = bare.prepared(encoder.prepare)
             epoch(dataset, checks=True)
             pairs = [(epoch(dataset, checks=True), epoch(dataset, checks=False)) for _ in range(args.rounds)]
             ratios = np.sort([a / b for a, b in pairs])
@@ -51,7 +52,7 @@ def main() -> None:
 
 def epoch(dataset: TrialDataset, checks: bool) -> float:
     """Microseconds a trial of a first epoch."""
-    dataset._prepared = {}
+    dataset._kept.clear()
     dataset.store._verified = set() if checks else {trial.key for trial in dataset.trials}
     started = time.perf_counter()
     for index in range(len(dataset)):

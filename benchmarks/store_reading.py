@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.bciciv2a_llm_dataset import BCICIV2aLLMDataset  # noqa: E402
-from datasets.store import Trial, write_store  # noqa: E402
+from datasets.recording import Trial
+from datasets.store import write_store  # noqa: E402
 
 SHAPE = (22, 4, 200)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.mat_file import check_mat
 from datasets.recording import Recording
+from readers.matlab import check_mat
 from utils.errors import UserError
 from utils.limits import reading
 

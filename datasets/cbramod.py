@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.description import SPLITS
-from datasets.lmdb_file import LMDBFile
-from datasets.store import DTYPE, Trial
+from datasets.recording import DTYPE, Trial
+from readers.lmdb_file import LMDBFile
 from utils.errors import UserError
 
 SFREQ = 200.0  # Hz

@@ -70,7 +70,7 @@ class DatasetDescription:
     channels : mapping of name to tuple of str. Sets of electrodes with a name of their own.
     granularities : callable, optional. Store's metadata → {name: labels}: parts of the classes.
     some_electrodes : bool. Whether a store may hold some of the electrodes only.
-    caution : str. What must stand beside every score of a protocol that trains on the tested person.
+    caution : str. What must stand beside every score of a protocol that trains on the tested person (`splits.caution`).
     """
 
     name: str
@@ -107,10 +107,6 @@ class DatasetDescription:
     granularities: Callable[[Mapping], dict[str, list[int]]] | None = None
     some_electrodes: bool = False
     caution: str = ""
-
-    def caution_for(self, protocol: str) -> str:
-        """What must stand beside a score under this protocol; empty where nothing must."""
-        return self.caution if protocol.partition(":")[0] in ("within", "joint") else ""
 
     @property
     def canonical(self) -> list[str]:

@@ -16,8 +16,7 @@ from datasets.description import DatasetDescription
 from datasets.montage import Montage
 from datasets.prepare import AMPLITUDES
 from datasets.preprocessing import Preprocessing
-from datasets.recording import Piece
-from datasets.store import DTYPE, Trial
+from datasets.recording import DTYPE, Piece, Trial
 from utils.errors import UserError, loading
 
 ELECTRODES = tuple(

@@ -9,8 +9,8 @@ import numpy as np
 
 from datasets.description import SPLITS, DatasetDescription
 from datasets.preprocessing import Preprocessing, filter_run, window
-from datasets.recording import Piece, Recording, source_of
-from datasets.store import DTYPE, StoreWriter, Trial
+from datasets.recording import DTYPE, Piece, Recording, Trial, source_of
+from datasets.store import StoreWriter
 from utils.errors import UserError
 from utils.files import code_digest, environment
 from utils.workers import WorkerLost, in_order

@@ -1,4 +1,4 @@
-"""What a dataset's file yields: one uninterrupted run of a recording with its trials, or a piece of a large file."""
+"""What a dataset's file yields: an uninterrupted run of a recording, or a piece of a large file; and one trial of it."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.files import source_record
+
+DTYPE = np.dtype("<f4")  # of stored samples
 
 
 @dataclass
@@ -42,6 +44,32 @@ class Recording:
     left_out: Counter = field(default_factory=Counter)
     kind: str = "task runs"
     notes: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Where a trial comes from and what was imagined or seen.
+
+    key : str. Unique in its store.
+    label : int. 0-based class.
+    run, trial : int. `trial` counts within its run; both from 1.
+    image : str. What was shown, where it differs within a class; else empty.
+    checksum : int. CRC-32 of the stored samples.
+    """
+
+    key: str
+    label: int
+    subject: str
+    session: str
+    run: int
+    trial: int
+    image: str = ""
+    checksum: int = 0
+
+    @property
+    def whose_session(self) -> str:
+        """Person and session, "A01/T": what a checkpoint keeps of the trials that it has seen."""
+        return f"{self.subject}/{self.session}"
 
 
 @dataclass(frozen=True)

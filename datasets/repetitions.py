@@ -1,12 +1,12 @@
 """Trials of the same person and image, put together: what is averaged, and in which order."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datasets.store import Trial
+from datasets.recording import Trial
 from datasets.trials import TrialDataset, permuted_within_recordings
 
 
@@ -52,17 +52,37 @@ def some_repetitions(groups: Sequence[Group], n: int | None, seed: int) -> list[
 
 
 class Averages:
-    """Groups of trials as a map-style dataset: items are dicts of `x`, the mean over a group's trials, and `index`."""
+    """Groups of trials as a map-style dataset of complete items: all that a loss may ask for.
 
-    def __init__(self, dataset: TrialDataset, groups: Sequence[Group]):
-        self.dataset, self.groups = dataset, list(groups)
+    people : sequence of str. Of the encoder's table; others are strangers to it.
+    targets : mapping of name to {image: tensor}, optional. What is trained towards.
+
+    Items are dicts: `x`, the mean over a group's trials; `label`; `image`, its number among the groups' images;
+    `subject`, the person's place among `people`, −1 for strangers; `index`; and each target of the image, float32.
+    """
+
+    def __init__(
+        self, dataset: TrialDataset, groups: Sequence[Group], people: Sequence[str] = (), targets: Mapping | None = None
+    ):
+        self.dataset, self.groups, self.targets = dataset, list(groups), targets or {}
+        self.number = {image: k for k, image in enumerate(sorted({group.image for group in groups}))}
+        self.place = {person: k for k, person in enumerate(people)}
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> dict:
-        of = [self.dataset[place]["x"] for place in self.groups[index].trials]
-        return {"x": of[0] if len(of) == 1 else sum(of[1:], of[0].clone()) / len(of), "index": index}
+        group = self.groups[index]
+        of = [self.dataset[place]["x"] for place in group.trials]
+        x = of[0] if len(of) == 1 else sum(of[1:], of[0].clone()) / len(of)
+        told = {name: table[group.image].float() for name, table in self.targets.items()}
+        subject = self.place.get(group.subject, -1)
+        return {"x": x, "label": group.label, "image": self.number[group.image], "subject": subject, "index": index} | told
+
+
+def with_shuffled_images(dataset: TrialDataset, seed: int) -> TrialDataset:
+    """The control of seen images: see `shuffled_images`; in the test an image's trials stay together."""
+    return dataset.relabelled(*shuffled_images(dataset.trials, dataset.labels, seed, dataset.mode == "test"))
 
 
 def shuffled_images(

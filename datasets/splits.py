@@ -15,13 +15,14 @@ joint          all people as in within
 day:PERSON     one person across days: another day tests, of the first day the held-out trials validate and the others train
 
 Nothing that tests is ever used to choose: `check_no_leak` asks what the protocol promises (no person, or no session and
-no trial, in two splits).
+no trial, in two splits). `--setting NAME --subject PERSON` is another spelling of `--protocol NAME:PERSON`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from datasets.description import SPLITS, DatasetDescription
-from datasets.store import Trial
+from datasets.recording import Trial
 from utils.errors import UserError
 
 Split = dict[str, list[Trial]]
@@ -29,14 +30,7 @@ Split = dict[str, list[Trial]]
 
 def published(store, description: DatasetDescription, person: str) -> Split:
     """The published people; a file in CBraMod's layout says itself who is where."""
-    if person:
-        raise UserError(f"--protocol published:{person}: published takes no person")
     where = store.own_splits or {t.key: description.split_of(t.subject) for t in store.trials}
-    unknown = sorted({t.subject for t in store.trials if where[t.key] is None})
-    if unknown:
-        raise UserError(
-            f"{store.path}: {', '.join(unknown)} is in no published split of {description.name}; choose another --protocol"
-        )
     return {split: [t for t in store.trials if where[t.key] == split] for split in SPLITS}
 
 
@@ -98,8 +92,6 @@ def other_people(store, description: DatasetDescription, person: str) -> Split:
 
 def joint(store, description: DatasetDescription, person: str) -> Split:
     """All people, split by what they saw."""
-    if person:
-        raise UserError(f"--protocol joint:{person}: joint takes no person")
     return _unseen(_by_part(store.trials, description, store), description)
 
 
@@ -146,19 +138,64 @@ def _by_part(trials: Sequence[Trial], description: DatasetDescription, store) ->
     return {split: [t for t, part in zip(trials, parts, strict=True) if part == split] for split in SPLITS}
 
 
-# name on the command line → (how it splits, what may not be in two splits); "seen": what the dataset keeps apart
-PROTOCOLS: dict[str, tuple[Callable[..., Split], str]] = {
-    "published": (published, "person"),
-    "loso": (leave_one_subject_out, "person"),
-    "within": (within_person, "session"),
-    "people": (named_people, "person"),
-    "cross": (other_people, "tested person, seen"),
-    "joint": (joint, "seen"),
-    "day": (across_days, "tested session"),
+@dataclass(frozen=True)
+class Protocol:
+    """How trials are dealt out, and what a score under it means.
+
+    split : callable. (store, description, person) → trials by split.
+    apart : tuple of str. What may not be in two splits: "person", "session"; "tested person", "tested session" (neither
+        trained nor validated on); "seen": what the dataset of seen images keeps apart, concepts or images.
+    apart_of_images : tuple of str, optional. The same for datasets of seen images, where it differs.
+    takes_person : bool. Whether a name stands behind it, as in loso:A03.
+    complete : bool. Whether each trial of the store has to be in a split.
+    fold : bool. Whether it is one of several that test on one person each: their rows make one line of a table.
+    may_lack_val : bool. Whether nothing may be left to validate on; the last epoch is tested then.
+    trains_on_tested : bool. Whether the tested person's other trials are trained on.
+    repeats_images : bool. Whether the test shows the images that were trained on.
+    """
+
+    split: Callable[..., Split]
+    apart: tuple[str, ...]
+    apart_of_images: tuple[str, ...] | None = None
+    takes_person: bool = True
+    complete: bool = False
+    fold: bool = False
+    may_lack_val: bool = False
+    trains_on_tested: bool = False
+    repeats_images: bool = False
+
+    @property
+    def tests_strangers(self) -> bool:
+        """Whether nobody who is trained on tests."""
+        return bool({"person", "tested person"} & set(self.apart))
+
+
+# name on the command line, for all pipelines
+PROTOCOLS = {
+    "published": Protocol(published, ("person",), takes_person=False, complete=True),
+    "loso": Protocol(leave_one_subject_out, ("person",), fold=True),
+    "within": Protocol(within_person, ("session",), ("seen",), fold=True, may_lack_val=True, trains_on_tested=True),
+    "people": Protocol(named_people, ("person",)),
+    "cross": Protocol(other_people, ("tested person", "seen"), fold=True),
+    "joint": Protocol(joint, ("seen",), takes_person=False, trains_on_tested=True),
+    "day": Protocol(across_days, ("tested session",), fold=True, may_lack_val=True, repeats_images=True),
 }
 
 
-NEEDS_PERSON = ("loso", "within", "people", "cross", "day")
+def protocol_named(protocol: str) -> tuple[Protocol, str]:
+    """The record of "loso:A03", and its person; UserError where there is none of that name, or its person is missing."""
+    name, _, person = protocol.partition(":")
+    if name not in PROTOCOLS or (PROTOCOLS[name].takes_person and not person):
+        raise UserError(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}, as in loso:A03")
+    if person and not PROTOCOLS[name].takes_person:
+        raise UserError(f"--protocol {protocol}: {name} takes no person")
+    return PROTOCOLS[name], person
+
+
+def check_protocol(protocol: str) -> str:
+    """The protocol itself; UserError where it is none."""
+    protocol_named(protocol)
+    return protocol
 
 
 def split_trials(store, description: DatasetDescription, protocol: str = "published") -> Split:
@@ -168,27 +205,40 @@ def split_trials(store, description: DatasetDescription, protocol: str = "publis
     protocol : str. "published", "loso:A03", "within:A03", …
     Raises UserError if the protocol or the person is unknown, or what it promises does not hold.
     """
-    check_protocol(protocol)
-    name, _, person = protocol.partition(":")
-    splits = PROTOCOLS[name][0](store, description, person)
+    named, person = protocol_named(protocol)
+    splits = named.split(store, description, person)
+    if named.complete and (left := without_split(store, splits)):
+        unknown = ", ".join(sorted({t.subject for t in left}))
+        raise UserError(
+            f"{store.path}: {unknown} is in no {protocol} split of {description.name}; choose another --protocol"
+        )
     for promise in promises(description, protocol):
         check_no_leak(splits, promise, store.path)
     return splits
 
 
+def without_split(store, splits: Split) -> list[Trial]:
+    """The trials of a store that are in none of the splits."""
+    inside = {t.key for of in splits.values() for t in of}
+    return [t for t in store.trials if t.key not in inside]
+
+
 def promises(description: DatasetDescription, protocol: str) -> tuple[str, ...]:
     """What a protocol keeps apart: person, tested person (from all others), session, concept, image."""
-    name = protocol.partition(":")[0]
-    kinds = "seen" if name == "within" and description.parts else PROTOCOLS[name][1]
-    return tuple(description.apart if kind == "seen" else kind for kind in kinds.split(", "))
+    named, _ = protocol_named(protocol)
+    kinds = (description.parts and named.apart_of_images) or named.apart
+    return tuple(description.apart if kind == "seen" else kind for kind in kinds)
 
 
-def check_protocol(protocol: str) -> str:
-    """The protocol itself; UserError where its name is none."""
-    name, _, person = protocol.partition(":")
-    if name not in PROTOCOLS or (name in NEEDS_PERSON and not person):
-        raise UserError(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}, as in loso:A03")
-    return protocol
+def caution(description: DatasetDescription, protocol: str) -> str:
+    """What must stand beside a score under this protocol; empty where nothing must."""
+    return description.caution if protocol_named(protocol)[0].trains_on_tested else ""
+
+
+def print_caution(description: DatasetDescription, protocol: str) -> None:
+    """Print it, where there is one."""
+    if words := caution(description, protocol):
+        print(words)
 
 
 def check_no_leak(splits: Split, promise: str, path) -> None:

@@ -11,46 +11,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import lmdb
 import numpy as np
 from zlib_ng.zlib_ng import crc32  # CRC-32 as zlib's, at a tenth of its time
 
-from datasets.lmdb_file import LMDBFile
+from datasets.cbramod import CBraModStore, is_cbramod
+from datasets.recording import DTYPE, Trial
+from readers.lmdb_file import LMDBFile
 from utils.errors import UserError
 from utils.paths import sync_folder
 
 FORMAT, VERSION = "eeg2image-trials", 2
-DTYPE = np.dtype("<f4")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Where a trial comes from and what was imagined or seen.
-
-    key : str. Unique in its store.
-    label : int. 0-based class.
-    run, trial : int. `trial` counts within its run; both from 1.
-    image : str. What was shown, where it differs within a class; else empty.
-    checksum : int. CRC-32 of the stored samples.
-    """
-
-    key: str
-    label: int
-    subject: str
-    session: str
-    run: int
-    trial: int
-    image: str = ""
-    checksum: int = 0
-
-    @property
-    def whose_session(self) -> str:
-        """Person and session, "A01/T": what a checkpoint keeps of the trials that it has seen."""
-        return f"{self.subject}/{self.session}"
-
 
 # ---------------------------------------------------------------- writing
 
@@ -284,10 +258,8 @@ def check_kinds(meta: dict, sfreq: float, shape: tuple, trials: Sequence[Trial])
         raise ValueError("a shape or a rate that cannot be")
 
 
-def open_store(path: str | Path) -> "TrialStore | CBraModStore":  # noqa: F821 - imported below
+def open_store(path: str | Path) -> TrialStore | CBraModStore:
     """Open a store of either layout."""
-    from datasets.cbramod import CBraModStore, is_cbramod
-
     file = LMDBFile(Path(path))
     return CBraModStore(path, file) if is_cbramod(file) else TrialStore(path, file)
 

@@ -18,11 +18,10 @@ import numpy as np
 
 from datasets.description import DatasetDescription
 from datasets.montage import Montage
-from datasets.pickled_arrays import StoredArray, read_pickled
 from datasets.prepare import AMPLITUDES
 from datasets.preprocessing import Preprocessing
-from datasets.recording import Piece
-from datasets.store import DTYPE, Trial
+from datasets.recording import DTYPE, Piece, Trial
+from readers.pickles import StoredArray, read_pickled
 from utils.errors import UserError
 
 ELECTRODES = tuple(

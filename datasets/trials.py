@@ -1,8 +1,9 @@
-"""Trials of one split as a map-style dataset, batches with text targets, and the labels of the shuffled-label control.
+"""Trials of one split as a map-style dataset, batches with text targets, and the shuffled-label control.
 
 PyTorch is imported where it is used: a script's -h reads the datasets' files, and must not wait for it.
 """
 
+import copy
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from datasets.description import SPLITS, DatasetDescription
-from datasets.splits import split_trials
-from datasets.store import Trial, open_store
+from datasets.recording import Trial
+from datasets.splits import protocol_named, split_trials
+from datasets.store import open_store
 from utils.errors import UserError, loading
 
 KEPT_BYTES = 2 << 30  # of prepared trials that are kept in memory; a split that takes more is prepared each time
@@ -28,10 +30,9 @@ class TrialDataset:
     store : TrialStore or CBraModStore, optional. Where it is open already.
     granularity : str, optional. Which part of the classes, for datasets that have `granularities`.
 
-    Items are dicts: `x`, `label` and `index`. `x` is the (n_chans, n_times) float32 signal in microvolts at `sfreq` Hz;
-    with `prepare` set, what it makes of that, kept in memory after the first time where there is room; with `tokens` set, an (N, n, width)
-    tensor, its row. `trials[i]` tells item i's subject, session, run and number. `labels` may be replaced (see
-    `shuffled_labels`).
+    Items are dicts: `x`, `label`, `image` and `subject` (texts), `index`. `x` is the (n_chans, n_times) float32 signal in
+    microvolts at `sfreq` Hz; of a `prepared` dataset what an encoder reads, of one `with_tokens` its tokens.
+    `trials[i]` tells item i's subject, session, run and number. What changes a dataset returns another one.
 
     Raises UserError if the store has other electrodes or labels than the dataset.
     """
@@ -51,10 +52,10 @@ class TrialDataset:
             self.trials = [trial for trial in self.trials if trial.label in of]
             self.labels = [of.index(trial.label) for trial in self.trials]
         self.mode, self.sfreq = mode, self.store.sfreq
-        self.look_at()
-        self.prepare: Callable | None = None
-        self.tokens = None
-        self._prepared: dict[int, object] = {}
+        self._prepare: Callable | None = None
+        self.tokens = None  # (N, n, width) tensor
+        self._kept: dict[int, object] = {}  # prepared trials
+        self._look_at(None, None)
         n_classes = len(self.description.classes)
         wrong = {label for label in self.labels if not 0 <= label < n_classes}
         if wrong:
@@ -87,21 +88,65 @@ class TrialDataset:
         if tuple(self.store.meta.get("electrodes", electrodes)) != electrodes:
             raise UserError(f"{path} has other electrodes than {name}")
 
-    def look_at(self, window: Sequence[float] | None = None, regions: Sequence[str] | None = None) -> None:
-        """Read a part of each trial: what an ablation leaves.
+    # ------------------------------------------------------------ other datasets of the same trials
+
+    def part(self, window: Sequence[float] | None = None, regions: Sequence[str] | None = None) -> "TrialDataset":
+        """The same trials, of each of which a part is read: what an ablation leaves.
 
         window : (float, float), optional. From and to, in seconds of the stored trial.
         regions : sequence of str, optional. The brain regions, as in `REGION_NAMES`, and electrodes that are read.
         Raises UserError if the trials have no such part.
         """
+        made = self._another()
+        made._look_at(window, regions)
+        return made
+
+    def prepared(self, prepare: Callable) -> "TrialDataset":
+        """The same trials as an encoder reads them: prepare(x, sfreq) of each, kept in memory where there is room.
+
+        Raises UserError if `prepare` gives something else each time: what is random would stay as it was drawn first,
+            in validation and test as well. It belongs into the training loop (`AUGMENTATIONS` in models/__init__.py).
+        """
+        made = self._another()
+        made._prepare = prepare
+        if len(self):
+            once, again = (np.asarray(prepare(self.samples(self.trials[0]), self.sfreq)) for _ in range(2))
+            if once.shape != again.shape or not np.array_equal(once, again, equal_nan=once.dtype.kind == "f"):
+                raise UserError(
+                    "prepare() of this encoder is random, and what it gives is kept: augment in the training loop "
+                    "(AUGMENTATIONS in models/__init__.py, --augment)"
+                )
+        return made
+
+    def with_tokens(self, tokens: "torch.Tensor") -> "TrialDataset":  # noqa: F821
+        """The same trials as tokens (N, n, width) that a frozen encoder gave."""
+        made = self._another()
+        made.tokens = tokens
+        return made
+
+    def shuffled(self, seed: int) -> "TrialDataset":
+        """The shuffled-label control: see `shuffled_labels`."""
+        return self.relabelled(self.trials, shuffled_labels(self.trials, seed))
+
+    def relabelled(self, trials: Sequence[Trial], labels: Sequence[int]) -> "TrialDataset":
+        """The same samples under other labels, or images, trial by trial."""
+        made = self._another()
+        made.trials, made.labels = list(trials), list(labels)
+        return made
+
+    def _another(self) -> "TrialDataset":
+        made = copy.copy(self)
+        made._kept = {}
+        return made
+
+    def _look_at(self, window: Sequence[float] | None, regions: Sequence[str] | None) -> None:
         montage, n_times = self.description.montage, self.store.shape[1]
         start, stop = 0, n_times
         if window is not None and n_times:
             start, stop = (round(min(max(-1.0, second), 1e6) * self.sfreq) for second in window)
             if not 0 <= start < stop <= n_times:
-                raise UserError(
-                    f"--window {window[0]:g} {window[1]:g}: the trials of {self.store.path} last {n_times / self.sfreq:g} s"
-                )
+                asked, lasts = f"{window[0]:g} {window[1]:g}", n_times / self.sfreq
+                raise UserError(f"--window {asked}: the trials of {self.store.path} last {lasts:g} s")
         try:
             self.montage = montage if regions is None else montage.part(regions)
         except ValueError as error:
@@ -112,27 +157,29 @@ class TrialDataset:
         if regions is not None:
             self._picks = [montage.electrodes.index(name) for name in self.montage.electrodes]
 
+    # ------------------------------------------------------------ items
+
     def __len__(self) -> int:
         return len(self.trials)
 
     def __getitem__(self, index: int) -> dict:
-        x = self._x(index) if self.tokens is None else self.tokens[index]
-        return {"x": x, "label": self.labels[index], "index": index}
+        x, trial = self._x(index) if self.tokens is None else self.tokens[index], self.trials[index]
+        return {"x": x, "label": self.labels[index], "image": trial.image, "subject": trial.subject, "index": index}
 
     def _x(self, index: int) -> "torch.Tensor":  # noqa: F821
         import torch
 
-        if self.prepare is None:
+        if self._prepare is None:
             return self.signal(index)
-        if index not in self._prepared:
-            x = self.prepare(self.samples(self.trials[index]), self.sfreq)
+        if index not in self._kept:
+            x = self._prepare(self.samples(self.trials[index]), self.sfreq)
             if not np.isfinite(x).all():
                 raise UserError(f"{self.store.path}: trial {self.trials[index].key} holds NaN or infinity")
             x = torch.from_numpy(np.array(x, np.float32))  # a copy: the store's own samples are read-only
             if x.nbytes * len(self) > KEPT_BYTES:
                 return x
-            self._prepared[index] = x
-        return self._prepared[index]
+            self._kept[index] = x
+        return self._kept[index]
 
     def samples(self, trial: Trial) -> np.ndarray:
         """(n_chans, n_times) float32 microvolts of the part that is looked at."""
@@ -148,10 +195,6 @@ class TrialDataset:
     def sessions(self) -> list[str]:
         """Whose sessions the trials are from, "A01/T", …"""
         return sorted({trial.whose_session for trial in self.trials})
-
-    def shuffle_labels(self, seed: int) -> None:
-        """Make this the shuffled-label control: see `shuffled_labels`."""
-        self.labels = shuffled_labels(self.trials, seed)
 
     @property
     def facts(self) -> dict:
@@ -191,17 +234,16 @@ def load_splits(
     data_dir: str | Path, description: DatasetDescription, protocol: str, window: Sequence[float] | None = None,
     regions: Sequence[str] | None = None, granularity: str | None = None,
 ) -> dict[str, TrialDataset]:  # fmt: skip
-    """All three splits of a store, opened once. A split may be empty. `window` and `regions` as in `look_at`.
+    """All three splits of a store, opened once. A split may be empty. `window` and `regions` as in `TrialDataset.part`.
 
     Raises UserError if nothing is there to train on, or nothing validates under a protocol that chooses by
         validation.
     """
     store = open_store(data_dir)
     splits = {mode: TrialDataset(data_dir, mode, protocol, description, store, granularity) for mode in SPLITS}
-    for dataset in splits.values():
-        dataset.look_at(window, regions)
-    for mode in ("train", "val"):
-        if not len(splits[mode]) and not (mode == "val" and protocol.partition(":")[0] in ("within", "day")):
+    splits = {mode: dataset.part(window, regions) for mode, dataset in splits.items()}
+    for mode in ("train",) if protocol_named(protocol)[0].may_lack_val else ("train", "val"):
+        if not len(splits[mode]):
             raise UserError(
                 f"{data_dir} has no {mode} trials under --protocol {protocol}; training needs train and val"
             )
@@ -276,8 +318,8 @@ def permuted_within_recordings(trials: Sequence[Trial], seed: int) -> list[int]:
     return sources
 
 
-def look_as_trained(dataset: TrialDataset, checkpoint: Mapping, path: Path) -> None:
-    """Read the part of each trial that a checkpoint was trained on."""
+def part_as_trained(dataset: TrialDataset, checkpoint: Mapping, path: Path) -> TrialDataset:
+    """The same trials, of which the part is read that a checkpoint was trained on."""
     window, regions = checkpoint.get("window"), checkpoint.get("regions")
     with loading(f"{path} is damaged: its window or regions", "name another checkpoint"):
         numbers = window is None or all(type(second) in (int, float) and np.isfinite(second) for second in window)
@@ -285,4 +327,4 @@ def look_as_trained(dataset: TrialDataset, checkpoint: Mapping, path: Path) -> N
             raise ValueError(f"{window} is no window")
         if regions is not None and not all(isinstance(name, str) for name in regions):
             raise ValueError(f"{regions} are no regions")
-    dataset.look_at(window, regions)
+    return dataset.part(window, regions)

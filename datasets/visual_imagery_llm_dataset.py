@@ -71,7 +71,7 @@ def files(raw_dir: Path, subjects: Sequence[str] = SUBJECTS) -> list[Path]:
 
 def recordings(path: Path, subjects: Sequence[str] = SUBJECTS) -> Iterator[Recording]:
     """One task of one session; labels from the task's own event codes, codes that it does not know are left out."""
-    from datasets.mne_recordings import read_recording  # MNE is slow to import
+    from readers.recordings import read_recording  # MNE is slow to import
 
     subject, session, task = origin(path)
     read = read_recording(path, MONTAGE.electrodes)

@@ -97,9 +97,10 @@ class CSBrain(nn.Module):
         self.proj_out = nn.Sequential(nn.Linear(d_model, out_dim))
         self.apply(_init_weights)
 
-    # ------------------------------------------------------------ what this project asks of an encoder (models/encoders.py)
+    # ------------------------------------------------------------ what this project asks of an encoder (models/token_encoders.py)
 
     pretrained, lr = True, 1e-4  # the authors' learning rate when they train it on BCIC-IV-2a
+    gives, takes_people = ("tokens",), False
 
     @classmethod
     def build(cls, brain_regions: Sequence[int], sorted_indices: Sequence[int], **_) -> "CSBrain":

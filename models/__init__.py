@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-# --encoder of text and mapper training, whose features are pooled into tokens: see models/encoders.py for what they have
+# --encoder of all training scripts, whose features are pooled into tokens: models/token_encoders.py says what they have
 FEATURE_ENCODERS = {
     "csbrain": "models.CSBrain:CSBrain",
-    "eegnet": "models.encoders:EEGNet",
-    "shallow": "models.encoders:ShallowFBCSPNet",
+    "eegnet": "models.token_encoders:EEGNet",
+    "eegnet_8_2": "models.token_encoders:EEGNet",  # its name where eegnet is EEG-ImageNet's
+    "shallow": "models.token_encoders:ShallowFBCSPNet",
 }
-# --encoder of finetune_eeg_to_clip.py, which give one embedding, or logits: see models/eeg_encoders.py. Its eegnet is EEG-ImageNet's
+# --encoder of finetune_eeg_to_clip.py, which give one embedding: models/eeg_encoders.py. Its eegnet is EEG-ImageNet's
 EMBEDDERS = {
     "atm": "models.eeg_encoders:ATM",
     "nice": "models.eeg_encoders:NICE",
@@ -37,6 +38,11 @@ POOLINGS = {
     "region": "models.poolings:region",
     "hemisphere": "models.poolings:hemisphere",
     "electrode": "models.poolings:electrode",
+}
+# --augment: functions of a training batch; what is random stands here and never in an encoder's prepare
+AUGMENTATIONS = {
+    "amplitude": "models.augmentations:amplitude",
+    "shift": "models.augmentations:shift",
 }
 # --mapper: see models/eeg_clip_mapper.py
 MAPPERS = {
@@ -66,6 +72,12 @@ IMAGE_FAMILIES = {
     "StableDiffusionPipeline": "models.image_generator:StableDiffusion",
     "StableDiffusionXLPipeline": "models.image_generator:StableDiffusionXL",
     "AmusedPipeline": "models.image_generator:Amused",
+}
+
+# --scheduler: functions that give an image model its sampler
+SCHEDULERS = {
+    "dpm": "models.image_generator:published_sampler",
+    "pndm": "models.image_generator:pndm",
 }
 
 

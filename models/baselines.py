@@ -266,7 +266,7 @@ def mlp(n_classes: int, seed: int, epochs: int, device: torch.device, **_) -> Tr
 
 
 class _Classifier(nn.Module):
-    """One of `models/encoders.py`, trained from scratch, and a linear layer on all that it gives."""
+    """One of `models/token_encoders.py`, trained from scratch, and a linear layer on all that it gives."""
 
     def __init__(self, encoder: nn.Module, shape: tuple, n_classes: int):
         super().__init__()
@@ -280,9 +280,9 @@ class _Classifier(nn.Module):
 
 
 def _from_scratch(kind: str, n_classes: int, seed: int, epochs: int, device: torch.device) -> Trained:
-    from models import encoders
+    from models import token_encoders
 
-    cls = getattr(encoders, kind)
+    cls = getattr(token_encoders, kind)
     return Trained(
         n_classes,
         lambda shape, k, _: _Classifier(cls(*shape), shape, k),

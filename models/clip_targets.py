@@ -148,6 +148,15 @@ class OnDisk:
 FETCH = "--images_dir names the folder of the images that were seen"
 
 
+def image_paths(images: Sequence[str], folder: Path) -> list[Path]:
+    """Where images lie; UserError for a name that leaves the folder."""
+    root, paths = folder.resolve(), [folder / image for image in images]
+    for image, path in zip(images, paths, strict=True):
+        if not path.resolve().is_relative_to(root):
+            raise UserError(f"the image {image!r} is outside {folder}")
+    return paths
+
+
 def read_image(path: Path) -> Image.Image:
     """An image in RGB; UserError where it is missing or no picture."""
     return whole_picture(path, "image", FETCH)

@@ -7,6 +7,9 @@ Each has, beside the constructor of the published network,
     build(electrodes, n_times, sfreq, out, **settings)   class method: made for trials of this kind; `out`: width or number of classes
     prepare(x, sfreq, units)     static: (C, n_times) at `sfreq` Hz → what `forward` reads, as a NumPy array
     reads                        "signal", or "features" that are to be standardised by the training trials
+    gives                        what its output can be: "vector" (an embedding, or logits), "states" (77 · 768), "latents"
+    takes_people                 whether it is called with people as well: net(x, subject_ids)
+    options                      flag → parameter of the constructor that it sets
 """
 
 import math
@@ -37,6 +40,7 @@ class ReadsSignal:
     """What an encoder has that reads the signal at 250 Hz, in units of 10 µV; a whitened one as it is."""
 
     reads, sfreq = "signal", 250.0
+    gives, takes_people, options = ("vector",), False, {}
 
     @classmethod
     def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **settings) -> nn.Module:
@@ -58,6 +62,7 @@ class ReadsEntropy:
     """What an encoder has that reads differential entropy, (C · 5,) features of a trial, band by band."""
 
     reads = "features"
+    gives, takes_people, options = ("vector", "states"), False, {}
 
     @classmethod
     def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **_) -> nn.Module:
@@ -135,6 +140,7 @@ class ATM(ReadsSignal, nn.Module):
     """
 
     n_heads, all_parts = 4, ("attention", "tsconv", "mlp")
+    takes_people, options = True, {"positions": "positions", "atm_parts": "parts"}
 
     def __init__(
         self, n_chans: int = 63, n_times: int = 250, dim: int = 1024, n_subjects: int = 10, positions: str = "none",
@@ -158,20 +164,7 @@ class ATM(ReadsSignal, nn.Module):
         width = n_chans * n_times if self.tsconv is None else self.tsconv.width
         self.project = ResidualProjection(width, dim) if "mlp" in self.parts else nn.Linear(width, dim)
         if "attention" not in self.parts:  # nothing is kept that nobody trains
-            for name in (
-                "embed",
-                "subjects",
-                "stranger",
-                "query",
-                "key",
-                "value",
-                "out",
-                "norm1",
-                "norm2",
-                "norm",
-                "ff1",
-                "ff2",
-            ):
+            for name in "embed subjects stranger query key value out norm1 norm2 norm ff1 ff2".split():
                 delattr(self, name)
 
     def forward(self, x: torch.Tensor, subject_ids: torch.Tensor | None = None) -> torch.Tensor:
@@ -272,6 +265,7 @@ class LowLevel(ReadsSignal, nn.Module):
     """
 
     widths = (1024, 512, 256, 128, 64, 32)
+    gives = ("latents",)
 
     @classmethod
     def build(
@@ -305,7 +299,7 @@ class LowLevel(ReadsSignal, nn.Module):
 class ImageNetEEGNet(ReadsSignal, nn.Module):
     """The EEGNet of EEG-ImageNet: (B, C, T) at 1000 Hz → (B, K) logits; for 62 × 400 and 80 classes 16,064 parameters."""
 
-    sfreq = 1000.0
+    sfreq, gives = 1000.0, ("vector", "states")  # its last layer alone grows with what is asked for
 
     @classmethod
     def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, out: int, **_) -> "ImageNetEEGNet":

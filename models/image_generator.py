@@ -21,7 +21,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from models import IMAGE_FAMILIES, choose
+from models import IMAGE_FAMILIES, SCHEDULERS, choose
 from models.loading import load_pipeline
 from utils.device import free_gpu_memory
 from utils.errors import UserError, loading
@@ -80,6 +80,7 @@ class StableDiffusion:
     not_for_reading = ("unet", "vae", "safety_checker", "image_encoder", "feature_extractor")
     not_for_drawing = ("text_encoder", "tokenizer", "image_encoder")
     guided, large = True, False  # by IP-Adapter, latents and ControlNet; too large for a small GPU at once
+    controllable = True  # whether train_structure.py can train a ControlNet for it
     ip_adapter = "models/ip-adapter_sd15.safetensors"  # in h94/IP-Adapter
 
     def __init__(self, pipeline: DiffusionPipeline):
@@ -88,7 +89,7 @@ class StableDiffusion:
             self.set_scheduler()
 
     def set_scheduler(self) -> None:
-        """The published sampler in place of the model's own."""
+        """Put the published sampler in place of the model's own."""
         self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
             self.pipeline.scheduler.config, algorithm_type="dpmsolver++"
         )
@@ -127,7 +128,7 @@ class StableDiffusionXL(StableDiffusion):
 
     not_for_reading = ("unet", "vae", "image_encoder", "feature_extractor")
     not_for_drawing = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder")
-    large = True
+    large, controllable = True, False
     ip_adapter = "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
 
     def set_scheduler(self) -> None:
@@ -168,7 +169,7 @@ class Amused(StableDiffusion):
     steps, guidance_scale = 12, 10.0
     backbone = "transformer"
     not_for_reading = ("transformer", "vqvae")
-    guided, ip_adapter = False, None
+    guided, controllable, ip_adapter = False, False, None
 
     def set_scheduler(self) -> None:
         pass
@@ -187,6 +188,19 @@ class Amused(StableDiffusion):
             "negative_prompt_embeds": empty.pooled,
             "negative_encoder_hidden_states": empty.states,
         }
+
+
+# ---------------------------------------------------------------- samplers: `SCHEDULERS` in models/__init__.py lists them
+
+
+def published_sampler(family: StableDiffusion) -> None:
+    """Keep what the family has chosen: DPM-Solver++ for Stable Diffusion, their own for SDXL-Turbo and aMUSEd."""
+
+
+def pndm(family: StableDiffusion) -> None:
+    """Set PNDM, which Stable Diffusion 1.4 was published with."""
+    config = family.pipeline.scheduler.config
+    family.pipeline.scheduler = PNDMScheduler.from_config(config, skip_prk_steps=True)
 
 
 def load_image_model(
@@ -219,7 +233,7 @@ class EEGImageGenerator:
     device : torch.device. fp16 on a GPU, fp32 on the CPU.
     steps : int, optional. Default: the family's.
     guidance_scale : float, optional. Classifier-free guidance; default: the family's.
-    scheduler : {"dpm", "pndm"}. dpm: the family's own choice; pndm: what Stable Diffusion 1.4 was published with.
+    scheduler : str. A key of `SCHEDULERS`.
     empty : Conditioning, optional. The empty prompt, read before (`read_prompts`): text encoders are left out, and nothing is put on `device` yet.
     image_size : int. Edge in pixels. A model whose own size is smaller draws at that size, and the picture is
         enlarged.
@@ -233,10 +247,7 @@ class EEGImageGenerator:
         self.name = name
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         self.family = load_image_model(name, dtype, for_drawing=empty is not None)
-        if scheduler == "pndm":
-            self.family.pipeline.scheduler = PNDMScheduler.from_config(
-                self.family.pipeline.scheduler.config, skip_prk_steps=True
-            )
+        choose(SCHEDULERS, scheduler)(self.family)
         self.pipeline = self.family.pipeline if empty else self.family.pipeline.to(device)
         if empty:
             self.empty = empty

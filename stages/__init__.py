@@ -1,1 +1,11 @@
-"""What scripts share: a run's folder, decoded rows, tokens, scores, pictures. Imports datasets, models and utils; no script."""
+"""What training and drawing share: a run's life, checkpoints, rows, tokens, targets, retrieval, pictures, scores."""
+
+# --target of finetune_eeg_to_clip.py: classes, see stages/targets.py. Where they are, so that a script's -h needs no slow import
+TARGETS = {
+    "image": "stages.targets:Images",
+    "text": "stages.targets:Sentences",
+    "text_states": "stages.targets:TextStates",
+    "classes": "stages.targets:Classes",
+    "vae_latent": "stages.targets:Latents",
+    "structure": "stages.targets:Structure",
+}

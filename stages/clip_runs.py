@@ -7,24 +7,19 @@ from pathlib import Path
 import torch
 
 from datasets.description import DATASETS, DatasetDescription, load_description
-from datasets.repetitions import Group, shuffled_images
-from datasets.splits import check_protocol
-from datasets.trials import TrialDataset, look_as_trained
+from datasets.repetitions import Averages, Group, repetitions, with_shuffled_images
+from datasets.splits import check_protocol, protocol_named
+from datasets.trials import TrialDataset, part_as_trained
 from models.eeg_embedding import EEGEmbedding
 from models.published import from_published
-from stages.retrieval import embed, subject_ids
-from stages.tokens import encoder_for, give_tokens
-from utils.checkpoints import best_checkpoint, fingerprint, read_checkpoint
+from stages import TARGETS
+from stages.checkpoints import HINT, read_run_checkpoint
+from stages.retrieval import embed
+from stages.tokens import encoder_for, with_features
+from utils.checkpoints import fingerprint, read_checkpoint
 from utils.errors import UserError, loading
 
-# what a checkpoint of a run must hold → of which type
-KINDS = {
-    **dict.fromkeys(("dataset", "target", "objective", "protocol", "granularity", "clip_model", "image_model", "token_pooling",
-                     "encoder_fingerprint", "units"), str),
-    **dict.fromkeys(("classes", "people", "seen"), list), **dict.fromkeys(("settings", "model"), dict),
-    "n_times": int, "sfreq": (int, float), "shuffled": bool, "seed": int, "window": (list, type(None)), "regions": (list, type(None)),
-}  # fmt: skip
-HINT = "name another checkpoint"
+NICE_FILES = {"0.tsconv": "enc_eeg.", "1.fn.": "proj_eeg."}  # what a name in one of its two files begins with → the part's
 
 
 @dataclass
@@ -52,55 +47,41 @@ class ClipRun:
         return sorted({trial.image for trial in self.dataset.trials})
 
 
-def open_run(
+def open_clip_run(
     place: Path, datasets_dir: str, split: str, foundation: str, cache_dir: str | None, device: torch.device
 ) -> ClipRun:
     """The best epoch of a run (or a checkpoint that is named), and the trials of a split, read as in training.
 
     Raises UserError if the checkpoint is damaged or of another kind, the store is of other trials, or a test image was trained on.
     """
-    path = best_checkpoint(place, "encoder_epoch{}.pth")
-    checkpoint = read_checkpoint(path)
-    wrong = [field for field, kind in KINDS.items() if not isinstance(checkpoint.get(field), kind)]
-    wrong += [
-        field
-        for field in ("classes", "people", "seen")
-        if field not in wrong and not all(isinstance(v, str) for v in checkpoint[field])
-    ]
-    if wrong or checkpoint["dataset"] not in list(DATASETS):
-        raise UserError(
-            f"{path} is no checkpoint of this version's finetune_eeg_to_clip.py (its {', '.join(wrong) or 'dataset'}); {HINT}"
-        )
+    path, checkpoint = read_run_checkpoint(place, "embedding")
+    if checkpoint["dataset"] not in list(DATASETS) or checkpoint["target"] not in list(TARGETS):
+        raise UserError(f"{path} has the dataset {checkpoint['dataset']!r} and target {checkpoint['target']!r}; {HINT}")
     description = load_description(checkpoint["dataset"])
     if not description.parts:
         raise UserError(f"{path} is of {description.name}, whose trials have no images; {HINT}")
-    dataset = TrialDataset(
-        datasets_dir, split, check_protocol(checkpoint["protocol"]), description, granularity=checkpoint["granularity"]
-    )
+    protocol, granularity = check_protocol(checkpoint["protocol"]), checkpoint["granularity"]
+    dataset = TrialDataset(datasets_dir, split, protocol, description, granularity=granularity)
     if list(dataset.description.classes) != checkpoint["classes"]:
         raise UserError(f"{path} was trained on other classes than {dataset.store.path} has")
-    look_as_trained(dataset, checkpoint, path)
+    dataset = part_as_trained(dataset, checkpoint, path)
     check_trials(dataset, checkpoint, path)
     if checkpoint["shuffled"]:
-        dataset.trials, dataset.labels = shuffled_images(
-            dataset.trials, dataset.labels, checkpoint["seed"], split == "test"
-        )
+        dataset = with_shuffled_images(dataset, checkpoint["seed"])
     trained_on = {trial.image for trial in dataset.trials} & set(checkpoint["seen"])
-    if (
-        trained_on and split == "test" and not checkpoint["protocol"].startswith("day:")
-    ):  # another day shows the same images
+    if trained_on and split == "test" and not protocol_named(protocol)[0].repeats_images:
         raise UserError(f"{path} was trained or validated on {sorted(trained_on)[0]}, which would be a test image now")
     with loading(str(path), HINT):
         model = EEGEmbedding(**checkpoint["settings"])
         model.load_state_dict(checkpoint["model"])
-    name = checkpoint["settings"]["name"]
     if model.reads == "tokens":
-        encoder = encoder_for(dataset, name, foundation, seed=checkpoint["seed"])
+        encoder = encoder_for(dataset, checkpoint["settings"]["name"], foundation, seed=checkpoint["seed"])
         if fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
             raise UserError(f"{path} was trained on the features of another encoder than {foundation}")
-        give_tokens([dataset], encoder, True, checkpoint["token_pooling"], cache_dir, device)
+        made, _ = with_features({"": dataset}, encoder, True, checkpoint["token_pooling"], cache_dir, device)
+        dataset = made[""]
     else:
-        dataset.prepare = model.prepare
+        dataset = dataset.prepared(model.prepare)
     return ClipRun(place.name or "run", checkpoint, model.eval().to(device), dataset, checkpoint["people"])
 
 
@@ -117,18 +98,16 @@ def check_trials(dataset: TrialDataset, checkpoint: dict, path: Path) -> None:
 
 def clip_part(run: ClipRun, groups: Sequence[Group], device: torch.device, batch_size: int = 256) -> torch.Tensor:
     """(N, D) embeddings of groups in CLIP's space; of a run towards structure the first D of what it gives."""
-    outputs = (
-        embed(run.model, run.dataset, groups, run.people, device, batch_size)
-        if groups
-        else torch.zeros(0, run.model.out)
-    )
-    return outputs[:, : run.checkpoint.get("clip_width", outputs.shape[1])]
+    if not groups:
+        return torch.zeros(0, run.checkpoint.get("clip_width") or run.model.out)
+    outputs = embed(run.model, run.dataset, groups, run.people, device, batch_size)
+    return outputs[:, : run.checkpoint.get("clip_width")]
 
 
 def open_published(
     paths: Sequence[Path], name: str, kind: str, dataset: TrialDataset, people: Sequence[str], device: torch.device
-) -> torch.nn.Module:
-    """A published checkpoint as a model called like `EEGEmbedding`, for the trials of `dataset`, which it prepares.
+) -> tuple[torch.nn.Module, TrialDataset]:
+    """A published checkpoint as a model called like `EEGEmbedding`, and the trials as it reads them.
 
     paths : sequence of Path. NICE's encoder and projection are two files.
     people : sequence of str. Of the published table, by number.
@@ -138,29 +117,20 @@ def open_published(
     for path in paths:
         content = read_checkpoint(path)
         inner = content.get("state_dict", content)  # Lightning's, as UBP's
-        keys = {
-            str(key).removeprefix("module."): value
-            for key, value in (inner if isinstance(inner, dict) else content).items()
-        }
-        part = (
-            "enc_eeg."
-            if any(key.startswith("0.tsconv") for key in keys)
-            else "proj_eeg."
-            if any(key.startswith("1.fn.") for key in keys)
-            else ""
-        )
+        inner = inner if isinstance(inner, dict) else content
+        keys = {str(key).removeprefix("module."): value for key, value in inner.items()}
+        part = next((ours for theirs, ours in NICE_FILES.items() if any(key.startswith(theirs) for key in keys)), "")
         state |= {part + key: value for key, value in keys.items()}
     model = _AsEmbedding(from_published(name, state, kind)).eval().to(device)
-    dataset.prepare = EEGEmbedding.preparing(name, dataset.units)
+    dataset = dataset.prepared(EEGEmbedding.preparing(name, dataset.units))
     if len(dataset):
-        x, ids = dataset[0]["x"][None].to(device), subject_ids([dataset.trials[0].subject], people).to(device)
+        first = Averages(dataset, repetitions(dataset)[:1], people)[0]
+        x, ids = first["x"][None].to(device), torch.tensor([first["subject"]], device=device)
         hint = "choose --channels, another store, or for a model of joint training one of its people"
-        with (
-            loading(f"{paths[0]} does not read trials of {tuple(x.shape[1:])} electrodes × samples", hint),
-            torch.no_grad(),
-        ):
+        what = f"{paths[0]} does not read trials of {tuple(x.shape[1:])} electrodes × samples"
+        with loading(what, hint), torch.no_grad():
             model(x, ids)
-    return model
+    return model, dataset
 
 
 class _AsEmbedding(torch.nn.Module):
@@ -171,4 +141,4 @@ class _AsEmbedding(torch.nn.Module):
         self.net = net
 
     def forward(self, x: torch.Tensor, subject_ids: torch.Tensor | None = None) -> torch.Tensor:
-        return self.net(x, subject_ids) if hasattr(self.net, "keeps") else self.net(x)
+        return self.net(x, subject_ids) if self.net.takes_people else self.net(x)

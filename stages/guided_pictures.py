@@ -8,16 +8,15 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from stages import retrieval
+from models.clip_targets import image_paths
 from stages.embeddings import COMPARED_WITH, digest_of
-from stages.image_metrics import compared_picture
-from stages.pictures import PictureFolder, drawn_with, opened_whole, read_photo
+from stages.pictures import PictureFolder, compared_picture, drawn_with, opened_whole, read_photo
 from stages.rows import Row, read_rows
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.seeds import sample_seed
 
-DECODED = "decoded"  # what is drawn from what was decoded; the other ways are `image_metrics.COMPARED`
+DECODED = "decoded"  # what is drawn from what was decoded; the other ways are those of --compare
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def columns_of_steps(
     """What a sheet shows of each row before the step at hand: seen, retrieved, nearest, other runs' pictures, what it is compared with."""
 
     def photo(image: str) -> Image.Image:
-        return read_photo(retrieval.image_paths([image], stimuli_dir)[0])
+        return read_photo(image_paths([image], stimuli_dir)[0])
 
     columns: dict[str, Callable] = {"seen": stimulus}
     candidates = read_json(folder / "run.json").get("candidates")

@@ -252,7 +252,7 @@ def recording_fault(path: Path, description: DatasetDescription, sha256: str | N
     """What its header, or for MATLAB v5 the sizes of its variables, say against a recording; deep: its content as well."""
     try:
         if path.suffix.lower() == ".mat" and deep:
-            from datasets.mat_file import check_mat
+            from readers.matlab import check_mat
 
             check_mat(path)
         elif path.suffix.lower() == ".mat":
@@ -265,7 +265,7 @@ def recording_fault(path: Path, description: DatasetDescription, sha256: str | N
             if at != size or size == 128:
                 return f"{path} is truncated, or no MATLAB v5 file"
         elif path.stat().st_size:
-            from datasets.mne_recordings import check_header, companions
+            from readers.recordings import check_header, companions
 
             check_header(path, description.montage.electrodes)
             companions(path)

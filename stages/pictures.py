@@ -84,6 +84,12 @@ class Stimuli:
 # ---------------------------------------------------------------- the folder of drawn pictures
 
 
+def drawing_recipe(model: str, steps: int | None, guidance: float | None, size: int, scheduler: str = "dpm", **more) -> dict:
+    """What all pictures of a folder are drawn with; the usual sampler goes without saying, as in pictures of before it could be chosen."""
+    named = {} if scheduler == "dpm" else {"scheduler": scheduler}
+    return {"model": model, "steps": steps, "guidance": guidance, "size": size, **named, **more}
+
+
 class PictureFolder:
     """What is drawn for decoded trials. A picture carries its recipe, so a repeated run draws only what is missing.
 
@@ -136,6 +142,16 @@ class PictureFolder:
             summary_grid([self.path("comparison", row) for row in self.rows]).save(unfinished, format="PNG")
         print(f"{len(self.missing)} images drawn, {len(self.rows) - len(self.missing)} were there; "
               f"{self.folder / 'summary_grid.png'}")  # fmt: skip
+
+
+def compared_picture(folder: Path, way: str, row: Row) -> Path:
+    """File of a picture that was drawn for the same trial from something else; `way`: a key of `COMPARED`."""
+    return folder / "compared" / f"{way}_{row.index:04d}_true{row.true_label}.png"
+
+
+def true_class_picture(folder: Path, row: Row) -> Path:
+    """File of a picture that was drawn from the true class's prompt."""
+    return folder / "true_class" / f"true_class_{row.index:04d}_true{row.true_label}.png"
 
 
 def check_gpu_is_free(device: torch.device, limit_mib: float) -> None:

@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,8 +14,7 @@ from datasets.repetitions import Averages, Group
 from datasets.trials import TrialDataset
 from models.contrastive import k_way, retrieval_ranks
 from stages.rows import Readout, Row, most_likely, new_row
-from stages.scores import percent
-from stages.statistics import FEW_PEOPLE
+from stages.scores import FEW_PEOPLE, percent
 from utils.errors import UserError
 
 
@@ -30,10 +28,10 @@ def embed(
     people : sequence of str. The people of its table; others are strangers to it.
     """
     model.eval()
-    items, found = Averages(dataset, groups), []
-    for batch in DataLoader(items, batch_size):
-        ids = subject_ids([groups[index].subject for index in batch["index"].tolist()], people).to(device)
-        found.append(model(batch["x"].to(device), ids).float().cpu())
+    found = [
+        model(batch["x"].to(device), batch["subject"].to(device)).float().cpu()
+        for batch in DataLoader(Averages(dataset, groups, people), batch_size)
+    ]
     return torch.cat(found)
 
 
@@ -41,12 +39,6 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """(N,) Pearson's correlation of the rows of two (N, D); 0 where one is constant."""
     a, b = (x.double() - x.double().mean(dim=1, keepdim=True) for x in (a, b))
     return F.cosine_similarity(a, b)
-
-
-def subject_ids(subjects: Sequence[str], people: Sequence[str]) -> torch.Tensor:
-    """(N,) places of people in a table; −1 for strangers."""
-    place = {person: k for k, person in enumerate(people)}
-    return torch.tensor([place.get(subject, -1) for subject in subjects])
 
 
 def retrieval_rows(
@@ -216,13 +208,3 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     means = rng.choice(np.asarray(values), (BOOTSTRAPS, len(values))).mean(axis=1)
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
-def image_paths(images: Sequence[str], folder: Path) -> list[Path]:
-    """Where images lie; UserError for a name that leaves the folder."""
-    root = folder.resolve()
-    paths = [(folder / image) for image in images]
-    for image, path in zip(images, paths, strict=True):
-        if not path.resolve().is_relative_to(root):
-            raise UserError(f"the image {image!r} is outside {folder}")
-    return paths

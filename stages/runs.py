@@ -1,8 +1,10 @@
-"""A training run's folder: opened, gone on with, finished; the best epoch; its report and its figure."""
+"""A training run's folder: started, gone on with, finished; the best epoch; its report and its figure."""
 
 import json
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +14,7 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
 
 from stages.rows import Row, write_rows  # noqa: E402
 from stages.scores import score_rows, worth  # noqa: E402
-from utils.checkpoints import read_checkpoint  # noqa: E402
+from utils.checkpoints import read_checkpoint, save_checkpoint  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import environment, read_json, write_json, write_jsonl  # noqa: E402
 from utils.paths import append, written_whole  # noqa: E402
@@ -22,23 +24,113 @@ LAST = ("--resume: last.pth", "it is damaged, or of another version; start in an
 ALWAYS_FREE = {"resume", "keep", "cuda", "cache_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
 
 
-def open_run(
-    run_dir: Path, settings: Mapping, free: set[str], depends_on: Mapping, checkpoints: str
-) -> tuple[dict, dict]:
-    """The record of a run, and the state to go on from ({} for a new run). Nothing is overwritten unasked.
+class Run:
+    """A training run's folder: started or gone on with, an epoch after the other kept, the best one finished.
 
-    settings : mapping. All flags, `resume` among them. Under "defaults", what they are when nobody gives them: a run of
-        before a flag existed had its default.
-    free : set of str. Flags that may differ when a run goes on, besides `ALWAYS_FREE`.
-    depends_on : mapping. Fingerprints of what the run depends on: the store's, the encoder's, …
-    checkpoints : str. Pattern of the checkpoints' names.
-    Raises UserError if the folder holds another run, finished epochs without --resume, or a run with other settings.
+    folder : Path
+    files : sequence of str. Names of what an epoch leaves, with {} for its number; the first one is read back.
+    choose_by : str. The read-out or measure whose validation chooses the epoch.
+    keep : sequence of str. Of best, last and all: which epochs' files stay. The best one's always do.
+    writes : bool. Whether this process writes: of several that share a run, the first.
+
+    record : dict. What run.json will say. state : dict. What a run that goes on starts from, {} for a new one.
+    history : list of dict. A line an epoch.
     """
+
+    def __init__(
+        self, folder: Path, files: Sequence[str], choose_by: str, keep: Sequence[str] = ("best",), writes: bool = True
+    ):
+        self.folder, self.files, self.choose_by, self.keep, self.writes = folder, files, choose_by, keep, writes
+        self.record, self.state, self.history = {}, {}, []
+
+    def open(self, settings: Mapping, free: set[str], depends_on: Mapping) -> None:
+        """Look at the folder and take over what is to be gone on with. Nothing is written yet, and nothing overwritten unasked.
+
+        settings : mapping. All flags, `resume` among them. Under "defaults", what they are when nobody gives them: a run
+            of before a flag existed had its default.
+        free : set of str. Flags that may differ when a run goes on, besides `ALWAYS_FREE`.
+        depends_on : mapping. Fingerprints of what the run depends on: the store's, the encoder's, …
+        Raises UserError if the folder holds another run, finished epochs without --resume, or a run with other settings.
+        """
+        self.record = record_of(settings, free, depends_on)
+        self.state = state_of(self.folder, self.record, settings, self.files[0].format("*"))
+        self.history = self.state.get("history", [])
+
+    def begin(self, **more) -> None:
+        """Write run.json, with `more` in it; of a run that goes on, remove what a kill has left of epochs that are not kept."""
+        if not self.writes:
+            return
+        if self.state:
+            keep_epochs(self.folder, self.history, self.keep, self.choose_by, self.files)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.record | more, self.folder / "run.json")
+
+    def epochs(self, n: int) -> Iterator[int]:
+        """The numbers of the epochs that are still to be done, up to `n`."""
+        for epoch in range(len(self.history) + 1, n + 1):
+            self.seconds, self._started = {}, time.perf_counter()
+            yield epoch
+
+    def trained(self, loss: float, what_to_do: str = "lower --lr") -> None:
+        """Note the training time of the epoch. Raises UserError where its loss is not finite."""
+        self.seconds["train_seconds"] = time.perf_counter() - self._started
+        if not math.isfinite(loss):
+            raise UserError(f"the loss of epoch {len(self.history) + 1} is {loss}; {what_to_do}")
+
+    def save_epoch(
+        self, loss: float, scores: Mapping, files: Sequence[dict | Callable[[Path], None]], state: Mapping,
+        phase: str = "joint", **more,
+    ) -> str:  # fmt: skip
+        """Keep an epoch: its files, its line, and last of all what --resume goes on from. Returns the epoch in words.
+
+        scores : mapping of read-outs to Accuracy, or measures to Measure. Of the validation.
+        files : sequence. For each of `self.files` the content of a checkpoint, or a function that writes to a path.
+        state : mapping. Weights and optimiser, for last.pth.
+        more : what the epoch's line in metrics.jsonl says besides.
+        """
+        number, val = len(self.history) + 1, {name: score.as_dict() for name, score in scores.items()}
+        self.history.append({"epoch": number, "phase": phase, "train_loss": loss, **more, "val": val})
+        if self.writes:
+            for name, content in zip(self.files, files, strict=True):
+                path = self.folder / name.format(number)
+                if callable(content):
+                    with written_whole(path) as unfinished:
+                        content(unfinished)
+                else:
+                    save_checkpoint(content | {"epoch": number}, path)
+            seconds = self.seconds | {"seconds": time.perf_counter() - self._started}
+            save_history(self.history, seconds, self.folder)
+            save_checkpoint({"history": self.history, **state}, self.folder / "last.pth")
+            keep_epochs(self.folder, self.history, self.keep, self.choose_by, self.files)
+        return f"epoch {number} ({phase}): loss {loss:.4f}, validation {validation_line(val)}"
+
+    @property
+    def best(self) -> dict:
+        """The line of the best epoch by validation."""
+        return best_epoch(self.history, self.choose_by)
+
+    def best_file(self, which: int = 0) -> Path:
+        """The best epoch's file, of those that an epoch leaves."""
+        return self.folder / self.files[which].format(self.best["epoch"])
+
+    def finish(self, rows: Sequence[Row], shuffled: bool, measures: Mapping | None = None) -> None:
+        """Write the test's rows and scores, and print them; see `finish_run`."""
+        if self.writes:
+            finish_run(self.folder, rows, self.best, self.choose_by, shuffled, measures)
+
+
+def record_of(settings: Mapping, free: set[str], depends_on: Mapping) -> dict:
+    """What run.json says of how a run was started; "fixed" are the flags that must be the same when it goes on."""
     flags = json.loads(json.dumps(dict(settings), default=str))
-    defaults = flags.pop("defaults", {})
+    flags.pop("defaults", None)
     fixed = {k: v for k, v in flags.items() if k not in free | ALWAYS_FREE}
     arguments = {k: v for k, v in flags.items() if k != "resume"}  # a run that went on is the same run
-    record = {"arguments": arguments, "fixed": fixed, "depends_on": dict(depends_on), "environment": environment()}
+    return {"arguments": arguments, "fixed": fixed, "depends_on": dict(depends_on), "environment": environment()}
+
+
+def state_of(run_dir: Path, record: Mapping, settings: Mapping, checkpoints: str) -> dict:
+    """What a run goes on from, {} for a new one; UserError as `Run.open` says. `checkpoints`: pattern of their names."""
     if not (run_dir / "last.pth").exists():
         if not (run_dir / "run.json").exists() and any(run_dir.glob(checkpoints)):
             raise UserError(f"{run_dir} holds checkpoints of another run; choose another folder")
@@ -46,15 +138,15 @@ def open_run(
             raise UserError(f"{run_dir} holds what a generating script decoded; choose another folder")
         if settings["resume"]:
             print(f"notice: {run_dir} has no finished epoch to go on from; starting anew")
-        return record, {}
+        return {}
     if not settings["resume"]:
         raise UserError(f"{run_dir} holds finished epochs; go on with --resume, or choose another folder")
-    before = read_json(run_dir / "run.json")
+    before, fixed, depends_on = read_json(run_dir / "run.json"), record["fixed"], record["depends_on"]
     if not all(isinstance(before.get(field), dict) for field in ("fixed", "depends_on")):
         raise UserError(
             f"{run_dir / 'run.json'} is damaged: it does not say how the run was started; --resume needs it"
         )
-    was = {k: before["fixed"].get(k, defaults.get(k)) for k in fixed}
+    was = {k: before["fixed"].get(k, settings.get("defaults", {}).get(k)) for k in fixed}
     changed = [f"{k} was {was[k]!r} and is {v!r}" for k, v in fixed.items() if was[k] != v]
     changed += [f"it has another {k}" for k, v in depends_on.items() if before["depends_on"].get(k) != v]
     if changed:
@@ -64,7 +156,7 @@ def open_run(
         raise UserError(
             f"{run_dir / 'last.pth'} is not what a run of this version goes on from; start in another folder"
         )
-    return record, state
+    return state
 
 
 def is_history(history: object) -> bool:
@@ -173,18 +265,17 @@ def report_decoded(rows: Sequence[Row], output_dir: Path, record: dict) -> None:
     print_scores(score_rows(rows))
 
 
-def save_history(history: Sequence[dict], seconds: Mapping, chance: float | None, run_dir: Path) -> None:
+def save_history(history: Sequence[dict], seconds: Mapping, run_dir: Path) -> None:
     """`metrics.jsonl`, one line an epoch, `learning_curve.png`, and how long the last epoch took, in `timing.jsonl`.
 
-    chance : float, optional. None where validation is a measure, and no accuracy.
     Times stand apart, so that the same command twice writes the same files but for that one.
     """
     append(run_dir / "timing.jsonl", json.dumps({"epoch": history[-1]["epoch"]} | dict(seconds)).encode() + b"\n")
     write_jsonl(list(history), run_dir / "metrics.jsonl")
-    learning_curve(history, chance, run_dir / "learning_curve.png")
+    learning_curve(history, run_dir / "learning_curve.png")
 
 
-def learning_curve(history: Sequence[dict], chance: float | None, path: Path) -> None:
+def learning_curve(history: Sequence[dict], path: Path) -> None:
     """Loss and validation by epoch; the joint phase is shaded, chance and the recording's line are dashed."""
     epochs = [row["epoch"] for row in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -197,6 +288,8 @@ def learning_curve(history: Sequence[dict], chance: float | None, path: Path) ->
                            (map(worth, scores), *([score[end] for score in scores] for end in ("low", "high"))))  # fmt: skip
         right.plot(epochs, mean, "o-", ms=3, label=f"{readout}, n = {scores[0]['n']}")
         right.fill_between(epochs, low, high, alpha=0.15, linewidth=0)
+    # of a measure, which is no accuracy, there is none
+    chance = next((score["chance"] for score in history[0]["val"].values() if "chance" in score), None)
     if chance is not None:
         right.axhline(100 * chance, color="grey", ls="--", lw=1, label="chance")
     lines = [score["recording_line"] for score in history[0]["val"].values() if score.get("recording_line")]

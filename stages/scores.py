@@ -7,7 +7,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from stages.rows import Row
-from stages.statistics import best_constant, mean_and_interval
+
+FEW_PEOPLE = 3  # up to so many, an interval over people is worth nothing
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,16 @@ def measured(measure: str, values: Sequence[float]) -> Measure:
     return Measure(measure, *mean_and_interval(np.asarray(values, np.float64)), len(values))
 
 
+def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean over trials and its 95 % bootstrap interval (2,000 draws of trials), which speaks of these people."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    draws = np.random.default_rng(seed).integers(0, len(values), (2000, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
 def worth(score: Mapping) -> float | None:
     """What epochs are compared by: the accuracy, or the mean of a measure; None where a score has neither."""
     found = score.get("accuracy", score.get("value"))
@@ -124,6 +135,11 @@ def accuracy(right: Sequence[bool], chance: float, people: int, **more) -> Accur
 def score_rows(rows: Sequence[Row]) -> dict[str, Accuracy]:
     """Accuracies of decoded trials by read-out; −1 (no class) counts as wrong. Empty without trials."""
     return {name: score_readout(rows, name) for name in rows[0].readouts} if rows else {}
+
+
+def best_constant(true: Sequence[int]) -> float:
+    """The accuracy of the best constant answer on these trials: the share of the class that most of them have."""
+    return float(np.bincount(true).max() / len(true))
 
 
 def score_readout(rows: Sequence[Row], name: str) -> Accuracy:

@@ -1,45 +1,366 @@
-"""What EEG of seen images is trained towards: each image's target, for the kind that a run asks for."""
+"""What EEG of seen images is trained towards. One class a target: its tables, its loss, its rows and the read-out that chooses.
 
+A target has, beside the constructor of `Target`,
+    objectives              what --objective may be; the first is the default
+    wants                   what an encoder must give for it: "vector", "states", "latents"
+    needs                   fields of `TargetSettings` that must be given
+    of_sentences            whether sentences' embeddings may stand beside the images' (--lambda_text)
+    build(splits, groups)   embed all images of all splits; `groups`: what is trained on
+    out                     width that the encoder gives
+    loss(output, batch, scale)    of a batch of `datasets.repetitions.Averages`, which holds `tables` by name
+    rows(outputs, dataset, groups)    → decoded rows, and measures of what is no answer
+    readout                 the read-out or measure whose validation chooses the epoch
+`TARGETS` in stages/__init__.py lists them.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
+from datasets.repetitions import Group
 from datasets.trials import TrialDataset
-from models.clip_targets import image_targets, sentence_targets, text_state_targets, vae_latent_targets
-from models.structure import StructuralVAE
+from models.clip_targets import (
+    digests_of,
+    image_paths,
+    image_targets,
+    in_parts,
+    read_image,
+    sentence_targets,
+    text_state_targets,
+    vae_latent_targets,
+)
+from models.contrastive import info_nce
+from models.structure import StructuralVAE, as_pixels, structure_map
 from stages import retrieval
 from stages.captions import read_captions
-from stages.structure import structure_targets
+from stages.checkpoints import must_not_have_seen, read_vae
+from stages.rows import Row
+from stages.scores import Measure, measured
+from utils.checkpoints import as_bytes, fingerprint
+from utils.errors import UserError
+from utils.hub import model_identity
+
+FIXED_SCALE = 1 / 0.07  # of similarities, where it is not trained
+Result = tuple[list[Row], dict[str, Measure]]
 
 
-def build_targets(
-    target: str, splits: dict[str, TrialDataset], images_dir: Path, cache_dir: Path, clip_model: str, image_model: str,
-    captions: str | None = None, sentences: bool = False, vae: StructuralVAE | None = None, device: torch.device | str = "cpu",
-) -> dict[str, dict[str, torch.Tensor]]:  # fmt: skip
-    """{"main", …} → {image: target}, for all images of all splits; {} for classes.
+@dataclass
+class TargetSettings:
+    """What a target is made from; flags of the same names.
 
-    target : {"image", "text", "text_states", "classes", "vae_latent", "structure"}
-    sentences : bool. Put the sentences' embeddings beside the images', as "text".
+    cache_dir : Path. Where embedded targets are kept.
+    train_scale : bool. Whether the scale of similarities is trained with the encoder.
     device : torch.device. Where the image model's VAE works.
-    vae : StructuralVAE, optional. For "structure": the latents of the images stand beside their CLIP embeddings, as "structure".
     """
-    images = sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
-    paths = retrieval.image_paths(images, images_dir) if target in ("image", "vae_latent", "structure") else []
-    found = {}
-    if target in ("image", "structure"):
-        found["main"] = dict(zip(images, image_targets(clip_model, paths, cache_dir), strict=True))
-    if target == "structure":
-        found["structure"] = dict(zip(images, structure_targets(vae, paths, cache_dir), strict=True))
-    if target == "vae_latent":
-        found["main"] = dict(zip(images, vae_latent_targets(image_model, paths, cache_dir, device), strict=True))
-    if target == "text_states":
-        told = read_captions(Path(captions), images)
-        distinct = sorted(set(told.values()))
-        states = dict(zip(distinct, text_state_targets(image_model, distinct, cache_dir), strict=True))
-        found["main"] = {image: states[told[image]] for image in images}
-    if target == "text" or (target == "image" and sentences):
-        said = retrieval.sentences_of(splits.values())
-        distinct = sorted(set(said.values()))
-        vectors = dict(zip(distinct, sentence_targets(clip_model, distinct, cache_dir), strict=True))
-        found["main" if target == "text" else "text"] = {image: vectors[said[image]] for image in images}
+
+    objective: str
+    images_dir: Path
+    cache_dir: Path
+    clip_model: str
+    image_model: str
+    captions: str | None = None
+    structure_vae: str | None = None
+    lambda_text: float = 0.0
+    mse_share: float = 0.9
+    positives: str = "image"
+    unit_eeg: bool = True
+    train_scale: bool = True
+    device: torch.device | str = "cpu"
+
+
+class Target:
+    """What all targets have. `tables`: name → {image: tensor}, what a loss asks for; of `tables["target"]` the rows are made."""
+
+    objectives: tuple[str, ...] = ()
+    wants, needs, of_sentences = "vector", (), False
+    in_clip_space, ranks = False, False  # embeddings of images in CLIP's space; whether retrieve.py ranks test images
+
+    def __init__(self, settings: TargetSettings):
+        self.settings = settings
+        self.tables: dict[str, dict[str, torch.Tensor]] = {}
+        self.prototypes = self.centre = None
+
+    def build(self, splits: Mapping[str, TrialDataset], groups: Sequence[Group]) -> None:
+        """Embed all images of all splits; prototypes and means come from `groups`, the training trials."""
+        self.description = splits["train"].description
+        self.trained_on = sorted({group.image for group in groups})
+        images = sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
+        self.tables = {name: dict(zip(images, of, strict=True)) for name, of in self.embed(images, splits).items()}
+        self.finish(groups)
+
+    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict[str, Sequence[torch.Tensor]]:
+        """Targets by name, in the order of the images."""
+        return {}
+
+    def finish(self, groups: Sequence[Group]) -> None:
+        """What is made of the training trials' targets."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's target."""
+        return tuple(next(iter(self.tables["target"].values())).shape)
+
+    @property
+    def out(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def facts(self) -> dict:
+        """What a checkpoint keeps of it."""
+        kept = {"clip": "", "clip_width": None, "vae": "", "image_model_identity": ""}
+        return kept | {"prototypes": self.prototypes, "centre": self.centre}
+
+    @property
+    def digest(self) -> str:
+        """Tells these targets from others."""
+        found = hashlib.sha256()
+        for table in self.tables.values():
+            for image in sorted(table):
+                found.update(as_bytes(table[image]))
+        return found.hexdigest()
+
+    def of(self, groups: Sequence[Group]) -> torch.Tensor:
+        """(N, …) targets of groups."""
+        return torch.stack([self.tables["target"][group.image] for group in groups])
+
+
+class Images(Target):
+    """image: CLIP embeddings of the images, contrastive; sentences' embeddings beside them with a share of --lambda_text."""
+
+    objectives, of_sentences, in_clip_space, ranks = ("nce", "generation", "mse"), True, True, True
+
+    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
+        s = self.settings
+        found = {"target": image_targets(s.clip_model, image_paths(images, s.images_dir), s.cache_dir)}
+        return found | ({"text": sentences(images, splits, s.clip_model, s.cache_dir)} if s.lambda_text else {})
+
+    def finish(self, groups: Sequence[Group]) -> None:
+        if self.description.apart != "concept":  # classes that are trained on
+            n_classes = len(self.description.classes)
+            self.prototypes = retrieval.class_prototypes(groups, self.tables["target"], n_classes)
+
+    def loss(self, output: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
+        """NCE with the images (1 − λ) and the sentences (λ); generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); MSE alone."""
+        s, target = self.settings, batch["target"]
+        if s.objective == "mse":
+            return F.mse_loss(output, target)
+        nce = self.nce(output, target, batch, scale)
+        if "text" in batch:
+            nce = (1 - s.lambda_text) * nce + s.lambda_text * self.nce(output, batch["text"], batch, scale)
+        return nce if s.objective == "nce" else 10 * (s.mse_share * F.mse_loss(output, target) + (1 - s.mse_share) * nce)
+
+    def nce(self, output: torch.Tensor, target: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
+        copies = batch["image"] if self.settings.positives == "image" else None
+        scale = scale if self.settings.train_scale else FIXED_SCALE
+        return info_nce(output, target, scale, copies, self.settings.unit_eeg)
+
+    def rows(self, outputs: torch.Tensor, dataset: TrialDataset, groups: Sequence[Group]) -> Result:
+        """Classes that are trained on by the nearest prototype; else retrieval among what nobody trained on."""
+        if self.prototypes is not None:
+            p = retrieval.prototype_probabilities(outputs, self.prototypes, self.centre)
+            return retrieval.class_rows(dataset, groups, p, "prototype"), {}
+        if dataset.mode == "val":
+            return retrieval.held_out_rows(dataset, groups, outputs, self.tables["target"]), {}
+        images = sorted({group.image for group in groups})
+        targets = torch.stack([self.tables["target"][image] for image in images])
+        return retrieval.retrieval_rows(dataset, groups, outputs, targets, images), {}
+
+    @property
+    def readout(self) -> str:
+        return "retrieval" if self.prototypes is None else "prototype"
+
+    @property
+    def facts(self) -> dict:
+        return super().facts | {"clip": model_identity(self.settings.clip_model)}
+
+    def candidates(self, dataset: TrialDataset, images: list[str]) -> dict[str, Sequence[torch.Tensor]]:
+        """What test images are ranked by: read-out → (K, D) embeddings of the images, and of their sentences."""
+        s = self.settings
+        found = {"retrieval": image_targets(s.clip_model, image_paths(images, s.images_dir), s.cache_dir)}
+        if dataset.description.apart == "concept":  # else several images have one sentence
+            found["classification"] = sentences(images, {"test": dataset}, s.clip_model, s.cache_dir)
+        return found
+
+
+class Sentences(Images):
+    """text: CLIP embeddings of "This picture is …"."""
+
+    objectives, of_sentences, in_clip_space = ("nce", "mse"), False, False
+
+    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
+        return {"target": sentences(images, splits, self.settings.clip_model, self.settings.cache_dir)}
+
+
+class TextStates(Images):
+    """text_states: an image's caption as the image model's text encoder reads it, (77, D); mean squared error."""
+
+    objectives, wants, needs, of_sentences, in_clip_space, ranks = ("mse",), "states", ("captions",), False, False, False
+
+    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
+        s = self.settings
+        caption_of = read_captions(Path(s.captions), images)
+        distinct = sorted(set(caption_of.values()))
+        states = dict(zip(distinct, text_state_targets(s.image_model, distinct, s.cache_dir), strict=True))
+        return {"target": [states[caption_of[image]] for image in images]}
+
+    def finish(self, groups: Sequence[Group]) -> None:
+        super().finish(groups)
+        self.centre = None if self.prototypes is None else self.prototypes.mean(dim=0)
+
+    @property
+    def facts(self) -> dict:
+        return super().facts | {"clip": ""}
+
+
+class Classes(Target):
+    """classes: the labels; cross-entropy."""
+
+    objectives, readout = ("ce",), "classifier"
+
+    @property
+    def out(self) -> int:
+        return len(self.description.classes)
+
+    def loss(self, output: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(output, batch["label"])
+
+    def rows(self, outputs: torch.Tensor, dataset: TrialDataset, groups: Sequence[Group]) -> Result:
+        return retrieval.class_rows(dataset, groups, outputs.softmax(dim=1), "classifier"), {}
+
+
+class Latents(Target):
+    """vae_latent: the image model's own latents of the images, (4, h, w); mean absolute error, as ATM's low level."""
+
+    objectives, wants, readout = ("l1",), "latents", "latents"
+
+    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
+        s = self.settings
+        paths = image_paths(images, s.images_dir)
+        return {"target": vae_latent_targets(s.image_model, paths, s.cache_dir, s.device)}
+
+    def finish(self, groups: Sequence[Group]) -> None:
+        of = [self.tables["target"][image].float() for image in self.trained_on]
+        self.mean = torch.stack(of).mean(dim=0).flatten()
+
+    def loss(self, output: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
+        return F.l1_loss(output, batch["target"].flatten(1))
+
+    def rows(self, outputs: torch.Tensor, dataset: TrialDataset, groups: Sequence[Group]) -> Result:
+        """No answers; correlation with the image's own, without what all images share, which would look like knowledge."""
+        own = self.of(groups).flatten(1)
+        found = retrieval.correlation(outputs - self.mean, own - self.mean)
+        return [], {"latents": measured("correlation", found.tolist())}
+
+    @property
+    def facts(self) -> dict:
+        return super().facts | {"image_model_identity": model_identity(self.settings.image_model)}
+
+
+class Structure(Images):
+    """structure: CLIP embeddings of the images, and behind them the latent of SGDM's VAE; NCE of both, MSE / variance of the latter."""
+
+    objectives, needs, of_sentences, ranks = ("nce",), ("structure_vae",), False, False
+
+    def __init__(self, settings: TargetSettings):
+        super().__init__(settings)
+        self.vae, self.about = read_vae(Path(settings.structure_vae))
+
+    def build(self, splits: Mapping[str, TrialDataset], groups: Sequence[Group]) -> None:
+        must_not_have_seen(self.about, Path(self.settings.structure_vae), [t.image for t in splits["test"].trials])
+        super().build(splits, groups)
+
+    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
+        s = self.settings
+        latents = structure_targets(self.vae, image_paths(images, s.images_dir), s.cache_dir)
+        return super().embed(images, splits) | {"structure": latents}
+
+    def finish(self, groups: Sequence[Group]) -> None:
+        super().finish(groups)
+        self.variance = torch.stack([self.tables["structure"][image] for image in self.trained_on]).float().var()
+
+    @property
+    def out(self) -> int:
+        return self.shape[0] + len(next(iter(self.tables["structure"].values())))
+
+    def loss(self, output: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
+        clip, decoded, latent = *output.split([self.shape[0], self.out - self.shape[0]], dim=1), batch["structure"]
+        copies = batch["image"] if self.settings.positives == "image" else None
+        extra = info_nce(decoded, latent, FIXED_SCALE, copies) + F.mse_loss(decoded, latent) / self.variance
+        return self.nce(clip, batch["target"], batch, scale) + extra
+
+    def rows(self, outputs: torch.Tensor, dataset: TrialDataset, groups: Sequence[Group]) -> Result:
+        paths = image_paths([group.image for group in groups], self.settings.images_dir)
+        maps = decoded_maps(self.vae, outputs[:, self.shape[0] :])
+        rows, _ = super().rows(outputs[:, : self.shape[0]], dataset, groups)
+        return rows, map_measures(maps, paths)
+
+    @property
+    def facts(self) -> dict:
+        return super().facts | {"clip_width": self.shape[0], "vae": fingerprint(self.vae)}
+
+
+# ---------------------------------------------------------------- sentences; SGDM's latents and maps
+
+
+def sentences(
+    images: Sequence[str], splits: Mapping[str, TrialDataset], clip_model: str, cache_dir: Path
+) -> list[torch.Tensor]:
+    """CLIP embeddings of the sentence that stands for each image."""
+    sentence_of = retrieval.sentences_of(splits.values())
+    distinct = sorted({sentence_of[image] for image in images})
+    vectors = dict(zip(distinct, sentence_targets(clip_model, distinct, cache_dir), strict=True))
+    return [vectors[sentence_of[image]] for image in images]
+
+
+def structure_targets(vae: StructuralVAE, paths: Sequence[Path], cache_dir: Path) -> torch.Tensor:
+    """(N, latent) float16 means of the VAE's latents of images, as they are."""
+
+    @torch.inference_mode()
+    def build(part: Sequence[Path]) -> torch.Tensor:
+        return vae.encode(as_pixels([read_image(path) for path in part]))[0]
+
+    return in_parts("structure", "the VAE", paths, digests_of(paths), cache_dir, build, identity=fingerprint(vae))
+
+
+@torch.no_grad()
+def decoded_maps(vae: StructuralVAE, latents: torch.Tensor) -> torch.Tensor:
+    """(N, latent) → (N, 1, 128, 128) maps from 0 to 1."""
+    device = next(vae.parameters()).device
+    return torch.cat([vae.map_logits(part.float().to(device)).sigmoid().cpu() for part in latents.split(64)])
+
+
+def map_measures(maps: torch.Tensor, paths: Sequence[Path]) -> dict[str, Measure]:
+    """Correlation of each (1, 128, 128) map with its image's; and with another image's: all have their edges in the middle."""
+    own = torch.stack([torch.from_numpy(structure_map(read_image(path))) for path in paths]).flatten(1)
+    drawn = maps.flatten(1)
+    found = {"map": measured("correlation", retrieval.correlation(drawn, own).tolist())}
+    # the next one: it is another image, but for the last of a person perhaps
+    if apart := [k for k in range(len(paths)) if paths[k] != paths[k + 1 - len(paths)]]:
+        others = own.roll(-1, dims=0)
+        found["map, another image"] = measured("correlation", retrieval.correlation(drawn[apart], others[apart]).tolist())
     return found
+
+
+def check_fits(target: str, kind: type, encoder: str, net: type, given: Mapping) -> None:
+    """Raise UserError where a target and an encoder do not go together, or a flag is missing or has no part.
+
+    kind, net : class. The target's and the encoder's. given : mapping. The script's flags.
+    """
+    gives = ("vector",) if "tokens" in net.gives else net.gives
+    if kind.wants not in gives:
+        raise UserError(
+            f"--target {target} needs an encoder that gives {kind.wants}; --encoder {encoder} gives {' or '.join(gives)}"
+        )
+    if lacking := [name for name in kind.needs if not given[name]]:
+        raise UserError(f"--target {target} needs --{lacking[0]}")
+    if given["structure_vae"] and "structure_vae" not in kind.needs:
+        raise UserError(f"--structure_vae has no part in --target {target}")
+    if given["objective"] not in kind.objectives:
+        raise UserError(f"--target {target} goes with --objective {' or '.join(kind.objectives)}")
+    if given["lambda_text"] and not kind.of_sentences:
+        raise UserError(f"--lambda_text has no part in --target {target}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from datasets.montage import Montage
-from datasets.store import Trial
+from datasets.recording import Trial
 from datasets.trials import TrialDataset
 from models import POOLINGS, choose
-from models.encoders import load_encoder
 from models.poolings import EEGTokenReducer
+from models.token_encoders import load_encoder
 from utils.checkpoints import fingerprint, keep, read_kept
 from utils.errors import UserError
 from utils.locks import only_one, remove_stale
@@ -52,20 +52,27 @@ def reducer_for(encoder: nn.Module, montage: Montage, pooling: str) -> EEGTokenR
     return EEGTokenReducer(choose(POOLINGS, pooling)(electrodes, regions), len(order))
 
 
-def give_tokens(
-    splits: Iterable[TrialDataset], encoder: nn.Module, cached: bool, pooling: str, cache_dir: str | None,
+def with_features(
+    splits: Mapping[str, TrialDataset], encoder: nn.Module, cached: bool, pooling: str, cache_dir: str | None,
     device: torch.device,
-) -> EEGTokenReducer:  # fmt: skip
-    """Give each split its tokens, from the cache or encoded now, or else its prepared signals. Returns the pooling."""
-    splits = list(splits)
-    montage = splits[0].montage
+) -> tuple[dict[str, TrialDataset], EEGTokenReducer]:  # fmt: skip
+    """The splits with their tokens, from the cache or encoded now, or else with prepared signals; and the pooling."""
+    montage = next(iter(splits.values())).montage
     cache = TokenCache(cache_dir, encoder, montage, pooling) if cached else None
-    for dataset in splits:
-        if cache:
-            dataset.tokens = cache.tokens(dataset, device)
-        else:
-            dataset.prepare = encoder.prepare
-    return reducer_for(encoder, montage, pooling)
+    made = {
+        mode: dataset.with_tokens(cache.tokens(dataset, device)) if cache else dataset.prepared(encoder.prepare)
+        for mode, dataset in splits.items()
+    }
+    return made, reducer_for(encoder, montage, pooling)
+
+
+def check_augmentable(augment: Sequence[str], cached: bool) -> None:
+    """Raise UserError where trials are to be augmented of which only a frozen encoder's tokens are read."""
+    if augment and cached:
+        raise UserError(
+            "--augment changes what an encoder reads, and tokens come from the cache: use an encoder that is trained "
+            "(--encoder eegnet, --train_encoder), or --no_cache_features"
+        )
 
 
 class TokenCache:
@@ -77,7 +84,7 @@ class TokenCache:
     encoded: a run that dies loses one file's work.
 
     folder : str, Path or None. None: `token_cache` beside the store.
-    encoder : nn.Module. See `models/encoders.py`.
+    encoder : nn.Module. See `models/token_encoders.py`.
     pooling : str. What is asked for. Small poolings are always kept, so that comparing them costs one pass of the
         encoder.
     """

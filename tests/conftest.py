@@ -176,7 +176,8 @@ def small_store(
     path: Path, description, people, trials: int = 4, sfreq: float = 200.0, seconds: float = 1.0, seed: int = 0
 ):
     """A store of noise: every person has `trials` trials, of all classes in turn, in one session and run."""
-    from datasets.store import Trial, write_store
+    from datasets.recording import Trial
+    from datasets.store import write_store
 
     rng = np.random.default_rng(seed)
     shape = len(description.montage.electrodes), round(seconds * sfreq)

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.eeg_imagenet_dataset import ELECTRODES as IMAGENET
-from datasets.store import Trial, write_store
+from datasets.recording import Trial
+from datasets.store import write_store
 from datasets.things_dataset import ELECTRODES as THINGS
 from datasets.things_dataset import concept_of
 from stages import runs

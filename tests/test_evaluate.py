@@ -354,8 +354,7 @@ def drawn(vi_demo, mapped, tmp_path_factory):
 
 def test_pictures_of_the_true_class_are_drawn_as_their_neighbours_and_once(drawn, script):
     from datasets.description import load_description
-    from stages.image_metrics import true_class_picture
-    from stages.pictures import PictureFolder, drawn_with
+    from stages.pictures import PictureFolder, drawn_with, true_class_picture
     from stages.rows import read_rows
 
     rows, names = read_rows(drawn / "decoded.jsonl"), None
@@ -433,7 +432,7 @@ def test_drawn_trials_of_a_run_in_the_table_are_not_counted_twice(drawn, mapped,
 
 
 def test_groups_of_seeds_keep_their_own_names_and_the_curve_its_own_points(script, tmp_path, monkeypatch):
-    from stages import figures
+    from evaluation import figures
 
     drawn = []
     monkeypatch.setattr(

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from datasets.bciciv2a_llm_dataset import DESCRIPTION
-from datasets.store import Trial, open_store, write_store
+from datasets.recording import Trial
+from datasets.store import open_store, write_store
 from datasets.trials import shuffled_labels
 from tests.conftest import ROOT, read_jsonl, run_process, small_store
 

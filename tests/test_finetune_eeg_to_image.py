@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.store import Trial, open_store, write_store
+from datasets.recording import Trial
+from datasets.store import open_store, write_store
 from stages.pictures import cue_arrow
 from tests.conftest import ROOT, read_jsonl, small_store
 from utils.files import read_json

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stages.guided_decoding import open_like
 
 from datasets.repetitions import repetitions
 from demo.tiny_models import complete_image_model, complete_ip_adapter
@@ -16,7 +17,6 @@ from models.captioner import Captioner
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from stages.captions import caption_measures, word_overlap
 from stages.embeddings import read_guidance
-from stages.guided_decoding import open_like
 from stages.pictures import drawn_with
 from stages.rows import read_rows
 from tests.conftest import ROOT, flat, once, read_jsonl, run_inside

@@ -9,7 +9,6 @@ from datasets.bciciv2a_dataset import BCICIV2aDataset
 from datasets.bciciv2a_llm_dataset import MONTAGE as BCIC
 from datasets.bnci import read_bnci_mat
 from datasets.description import load_description
-from datasets.mne_recordings import read_header, read_recording
 from datasets.splits import split_trials
 from datasets.store import open_store
 from datasets.trials import TrialDataset
@@ -18,6 +17,7 @@ from datasets.visual_imagery_llm_dataset import MONTAGE as VI
 from demo.bcic_like import DemoSize, write_bcic2b_like, write_bcic_like
 from demo.drawings import DRAWINGS, drawing
 from demo.vi_like import EFFECT, REGIONS, VIDemoSize, write_vi_like
+from readers.recordings import read_header, read_recording
 from stages.rows import Readout, new_row
 from tests.conftest import SIZES
 

@@ -4,10 +4,10 @@ from PIL import Image
 
 from demo.drawings import COLOURS, coloured_shape
 from demo.tiny_models import complete_image_model, complete_ip_adapter
+from evaluation.image_networks import feature_networks
 from models.captioner import Captioner
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.guided_generator import Guidance, GuidedGenerator
-from models.image_features import feature_networks
 from models.image_generator import EEGImageGenerator, read_prompts
 from tests.conftest import ROOT
 

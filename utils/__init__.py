@@ -1,1 +1,1 @@
-"""Montages, device and memory, seeds, checkpoints, run records, drawing. Imports no other room."""
+"""Knows nothing of EEG: how a script begins and ends, errors, files, checkpoints, device, seeds, workers, download, archives, flags."""

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
@@ -57,6 +58,19 @@ def start_accelerator(
     if accelerator.num_processes == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
         print("notice: accelerate started one process where several were asked for; --multi_gpu makes it start them")
     return accelerator, precision
+
+
+def scaler_state(accelerator: Accelerator) -> dict | None:
+    """What --resume needs of the gradient scaler of half precision; None without one."""
+    return accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+
+
+def resume_optimizer(accelerator: Accelerator, optimizer: torch.optim.Optimizer, state: Mapping) -> None:
+    """Give an optimiser, and the gradient scaler of half precision, what an interrupted run left; {} changes nothing."""
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        if accelerator.scaler is not None and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
 
 
 def free_gpu_memory(device: torch.device) -> float:

@@ -1,37 +1,17 @@
-"""How a script begins and ends: one line for what the user or a file did wrong, and for an interruption."""
+"""What the user, a file or a place did wrong: one line, in place of a traceback."""
 
 import errno
-import os
-import re
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TypeVar
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what the place is to blame for, and no code
 PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
          errno.ELOOP, errno.EXDEV, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)  # fmt: skip
-# control characters, but for those of a line and of a progress bar (its cursor goes up, and clears to the line's end)
-CONTROL = re.compile(r"(?!\x1b\[[AK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
-PATIENCE = 3.0  # seconds in which a second interruption is taken for the first one
-_interrupted = -PATIENCE  # when `main` was, of a clock that begins at 0
-_begun = False  # whether a script's `main` was called
-LONGEST = 2000  # characters of an error line
-T = TypeVar("T")
 
 
 class UserError(Exception):
     """What was found, what was expected and what to do, in one line."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a script the way Ctrl-C does."""
 
 
 @contextmanager
@@ -56,116 +36,3 @@ def reason(error: BaseException) -> str:
     """What an exception says, on one short line."""
     said = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {' '.join(said.split())[:200]}" if said else type(error).__name__
-
-
-# ---------------------------------------------------------------- a script's first and last line
-
-
-def start_script(parse_args: Callable[[], T]) -> T:
-    """Parse the arguments, before the slow imports. From here on an interruption ends in one line, and no print fails."""
-    sys.stdout, sys.stderr = _Unfailing(sys.stdout), _Unfailing(sys.stderr)
-    for number in INTERRUPTIONS:
-        signal.signal(number, _leave)
-    return parse_args()
-
-
-def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str = "") -> None:
-    """Run a script's `main`; what the user, a file or a place did wrong becomes one line on stderr and exit code 2.
-
-    locks : sequence of Path. Files that no other process may hold meanwhile: see `utils.locks`.
-    go_on : str. What to do after an interruption, for the message.
-
-    A bug still shows its traceback.
-    """
-    from utils.locks import all_of
-    from utils.paths import remove_leftovers
-
-    global _interrupted, _begun
-    _interrupted, _begun = -PATIENCE, True
-    before = {number: signal.signal(number, _interrupt) for number in INTERRUPTIONS}
-    sys.unraisablehook = _again
-    try:
-        with all_of(locks) as held:
-            for lock in held:  # nobody else writes there now
-                remove_leftovers(lock.parent, "*" if lock.name == ".lock" else lock.stem[1:], new=0)
-            main()
-        sys.stdout.flush()
-    except KeyboardInterrupt as stop:
-        name, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-        print(f"{name}; {go_on or 'nothing was kept'}", file=sys.stderr)
-        sys.exit(code)
-    except UserError as error:
-        sys.exit(_fail(" ".join(str(error).split())))
-    except Exception as error:
-        # libraries wrap the system's word for a full disk in errors of their own
-        if any(os.strerror(code) in str(error) for code in FULL_DISK):
-            sys.exit(_fail(f"cannot write the output ({error}); free some disk space and run again"))
-        if not isinstance(error, OSError) or error.errno not in PLACE or error.filename is None:
-            raise
-        sys.exit(_fail(f"{error.filename}: {error.strerror}; choose another place"))
-    finally:
-        sys.unraisablehook = sys.__unraisablehook__
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _fail(message: str) -> int:
-    if len(message) > LONGEST:  # it quotes a file; what to do stands at the end
-        message = f"{message[: LONGEST - 500]} … {message[-490:]}"
-    print(f"error: {message}", file=sys.stderr)
-    return 2
-
-
-def _interrupt(number: int, _) -> None:
-    """While `main` runs: unwind, so that what is finished is kept and what is half-written goes; once is enough."""
-    global _interrupted
-    if time.monotonic() - _interrupted > PATIENCE:
-        _interrupted = time.monotonic()
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-
-def _again(lost: "sys.UnraisableHookArgs") -> None:
-    """Send an interruption once more that fell into a place no exception leaves: a finaliser, a hook of fork."""
-    if not issubclass(lost.exc_type, KeyboardInterrupt):
-        return sys.__unraisablehook__(lost)
-    number = signal.SIGTERM if issubclass(lost.exc_type, Terminated) else signal.SIGINT
-    global _interrupted
-    _interrupted = -PATIENCE
-    threading.Timer(0.01, os.kill, (os.getpid(), number)).start()  # by then that place has been left
-
-
-def _leave(number: int, _) -> None:
-    """During the imports, where nothing has begun: unwinding through a library's import may end anywhere; and at the end."""
-    if not _begun:
-        os.write(2, b"interrupted before anything began\n")
-    os._exit(128 + number)
-
-
-class _Unfailing:
-    """A stream whose printing never fails a run: what it cannot encode is escaped; a closed pipe or a full disk is silence.
-
-    What a file says must not steer the terminal either: control characters are escaped.
-    """
-
-    def __init__(self, stream):
-        self._stream = getattr(stream, "_stream", stream)  # wrapped once is enough
-        if self._stream is None:  # closed by the shell
-            self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the script runs
-        if hasattr(self._stream, "reconfigure"):
-            self._stream.reconfigure(errors="backslashreplace")
-
-    def write(self, text: str) -> int:
-        self._try("write", CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try("flush")
-
-    def _try(self, name: str, *what) -> None:
-        try:
-            getattr(self._stream, name)(*what)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes once more at its end
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)

@@ -12,7 +12,7 @@ from utils.errors import UserError, loading
 from utils.limits import MAX_JSON
 from utils.paths import ROOT, written_whole
 
-ROOMS = ("datasets", "models", "stages", "utils")
+ROOMS = ("datasets", "readers", "models", "stages", "evaluation", "utils")
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "bitsandbytes", "accelerate", "numpy", "scipy", "mne", "lmdb")
 
 

@@ -3,7 +3,7 @@
 import argparse
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from utils.errors import UserError
 from utils.paths import default
@@ -25,33 +25,50 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=Formatter)
 
 
-# ---------------------------------------------------------------- what scripts share
+# ---------------------------------------------------------------- types: what a flag's value must be
 
 
-def add_prepare_flags(parser: argparse.ArgumentParser, workers: int) -> None:
-    """From raw files to a store, whatever the dataset."""
-    add = parser.add_argument
-    add("--scale", type=float, help="multiply the microvolts that are read, and leave out the check of amplitudes")
-    add("--workers", type=int, default=workers, help="files prepared at the same time")
-    add("--overwrite", action="store_true", help="replace what is at --lmdb_dir")
+def at_least(smallest: int) -> Callable:
+    """Whole numbers from `smallest` on."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"{value} must be {smallest} or more")
+        return value
+
+    return whole_number
 
 
-def add_store_flags(parser: argparse.ArgumentParser, datasets_dir: str | None, check_protocol: Callable) -> None:
-    """Which trials. `check_protocol` gives a protocol back or raises UserError."""
-    add = parser.add_argument
-    add("--datasets_dir", default=datasets_dir and default(datasets_dir), required=datasets_dir is None,
-        help="trial store (or CBraMod's LMDB)")  # fmt: skip
-    add("--protocol", type=checked(check_protocol), default="published", help="published: the published people; loso:A03: leave one subject out; "
-        "within:A03: one person across sessions; people:A08+A09/A07: the people that test and that validate")  # fmt: skip
+def number(text: str) -> float:
+    """A rate or a weight: finite, 0 or more."""
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} must be a number, 0 or more")
+    return value
 
 
-def add_part_flags(parser: argparse.ArgumentParser) -> None:
-    """Which part of each trial a run reads; decoding reads the same, as the checkpoint says."""
-    add = parser.add_argument
-    add(
-        "--window", type=float, nargs=2, metavar=("FROM", "TO"), help="seconds of the stored trial (default: all of it)"
-    )
-    add("--regions", nargs="+", help="brain regions whose electrodes are read, e.g. frontal central (default: all)")
+def positive(text: str) -> float:
+    """Finite, more than 0."""
+    value = number(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text} must be positive")
+    return value
+
+
+def share(text: str) -> float:
+    """From 0 to 1, 1 excluded."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 1")
+    return value
+
+
+def prior_steps(text: str) -> int:
+    """A prior is sampled in at most as many steps as it was trained on."""
+    if not 1 <= (value := int(text)) <= 1000:
+        raise argparse.ArgumentTypeError(f"{value} must be from 1 to 1000")
+    return value
 
 
 def checked(check: Callable) -> Callable:
@@ -64,6 +81,74 @@ def checked(check: Callable) -> Callable:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return value
+
+
+# ---------------------------------------------------------------- what scripts share
+
+
+def add_prepare_flags(parser: argparse.ArgumentParser, workers: int) -> None:
+    """From raw files to a store, whatever the dataset."""
+    add = parser.add_argument
+    add("--scale", type=positive, help="multiply the microvolts that are read, and leave out the check of amplitudes")
+    add("--workers", type=at_least(1), default=workers, help="files prepared at the same time")
+    add("--overwrite", action="store_true", help="replace what is at --lmdb_dir")
+
+
+def add_store_flags(
+    parser: argparse.ArgumentParser, datasets_dir: str | None, protocols: Mapping, check_protocol: Callable
+) -> None:
+    """Which trials, of datasets with words."""
+    known = {"required": True} if datasets_dir is None else {"default": default(datasets_dir)}
+    parser.add_argument("--datasets_dir", **known, help="trial store (or CBraMod's LMDB)")
+    add_protocol_flags(parser, protocols, check_protocol, "published")
+
+
+def add_seen_images_flags(parser: argparse.ArgumentParser) -> None:
+    """Which trials and images, of datasets of seen images."""
+    add = parser.add_argument
+    add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
+    add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
+    add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
+    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+
+
+def add_protocol_flags(
+    parser: argparse.ArgumentParser, protocols: Mapping, check_protocol: Callable, usual: str
+) -> None:
+    """Who trains and who tests, in two spellings; `choose_protocol` brings them to one.
+
+    protocols : mapping of names to records with `takes_person`. check_protocol : gives a protocol back or raises UserError.
+    """
+    add = parser.add_argument
+    # fmt: off
+    add("--protocol", type=checked(check_protocol), help="published: the published people; loso:A03: leave one subject out; "
+        "within:A03: one person across sessions; people:A08+A09/A07: the people that test and that validate; of seen images "
+        f"within:sub-08, cross:sub-08, joint, day:S03 (default: {usual})")
+    add("--setting", choices=list(protocols), help="the same in two flags: --setting cross --subject sub-08 is --protocol cross:sub-08")
+    add("--subject", help="the person of --setting, e.g. A03, sub-08, S03")
+    # fmt: on
+
+
+def choose_protocol(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, protocols: Mapping, usual: str
+) -> None:
+    """Bring --setting and --subject to `args.protocol`; end the script where one lacks the other."""
+    setting, subject = args.setting or usual, args.subject
+    if args.protocol and (args.setting or subject):
+        parser.error("--protocol and --setting with --subject are two spellings of the same; give one of them")
+    if not args.protocol and protocols[setting].takes_person != bool(subject):
+        parser.error(f"--setting {setting} takes no --subject" if subject else f"--setting {setting} needs --subject")
+    args.protocol = args.protocol or (f"{setting}:{subject}" if subject else setting)
+    del args.setting, args.subject
+
+
+def add_part_flags(parser: argparse.ArgumentParser) -> None:
+    """Which part of each trial a run reads; decoding reads the same, as the checkpoint says."""
+    add = parser.add_argument
+    add(
+        "--window", type=float, nargs=2, metavar=("FROM", "TO"), help="seconds of the stored trial (default: all of it)"
+    )
+    add("--regions", nargs="+", help="brain regions whose electrodes are read, e.g. frontal central (default: all)")
 
 
 def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:
@@ -91,42 +176,56 @@ def add_trained_encoder_flags(parser: argparse.ArgumentParser) -> None:
     add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode the chosen trials anew")
 
 
-def add_training_flags(parser: argparse.ArgumentParser, poolings) -> None:
-    """What both training scripts have."""
+def add_training_flags(parser: argparse.ArgumentParser, poolings, augmentations) -> None:
+    """What text and mapper training have."""
+    # fmt: off
     add = parser.add_argument
-    add("--token_pooling", choices=list(poolings),
-        help="region: means over brain regions; hemisphere: left, midline and right apart; electrode: no pooling "
-        "(default: region)")  # fmt: skip
+    add("--token_pooling", choices=list(poolings), help="region: means over brain regions; hemisphere: left, midline and right "
+        "apart; electrode: no pooling (default: region)")
     add("--train_encoder", action="store_true", help="csbrain: train it as well in the joint phase (no token cache)")
-    add("--encoder_lr", type=float,
-        help="peak learning rate of a trained encoder (default: 1e-4 for csbrain, 1e-3 from scratch)")  # fmt: skip
-    add("--weight_decay", type=float, default=0.01, help="AdamW's")
-    add("--clip", type=float, default=1.0, help="largest gradient norm")
-    add("--label_smoothing", type=float, default=0.0, help="of the cross-entropy, 0 to 1")
+    add("--encoder_lr", type=number, help="peak learning rate of a trained encoder (default: 1e-4 for csbrain, 1e-3 from scratch)")
+    add("--augment", nargs="+", choices=list(augmentations), default=[],
+        help="what is changed at random in training batches; not with tokens from the cache")
+    add("--weight_decay", type=number, default=0.01, help="AdamW's")
+    add("--clip", type=number, default=1.0, help="largest gradient norm")
+    add("--label_smoothing", type=share, default=0.0, help="of the cross-entropy, 0 to 1")
     add("--shuffle_labels", action="store_true",
-        help="permute the labels within each recording, in all splits: the shuffled-label control")  # fmt: skip
+        help="permute the labels within each recording, in all splits: the shuffled-label control")
+    add_resume_flags(parser, ("best", "last"))
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
+    # fmt: on
+
+
+def add_resume_flags(parser: argparse.ArgumentParser, keep: Sequence[str] = ("best",)) -> None:
+    """Going on, which checkpoints stay, device and seed."""
+    add = parser.add_argument
     add("--resume", action="store_true", help="go on with the run that is in the output folder")
-    add("--keep", nargs="+", choices=("best", "last", "all"), default=["best", "last"],
+    add("--keep", nargs="+", choices=("best", "last", "all"), default=list(keep),
         help="which epochs' checkpoints stay; the best one, which is tested, and what --resume goes on from always do")  # fmt: skip
     add_run_flags(parser)
-    add("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
+
+
+def add_prior_flags(add: Callable) -> None:
+    """How a prior is sampled. `add`: the parser's, or a group's, `add_argument`."""
+    add("--prior_steps", type=prior_steps, default=50, help="prior: steps of its sampling, of 1000")
+    add("--prior_guidance", type=number, default=5.0, help="prior: times what the condition adds")
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Device and seed."""
     parser.add_argument("--cuda", type=int, default=0, help="number of the GPU; -1 for the CPU")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random")
 
 
 def add_generation_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     """Which trials are decoded, which stages run, where to."""
     add = parser.add_argument
     add("--split", choices=("train", "val", "test"), default="test", help="whose trials are decoded")
-    add("--num_samples", type=int, default=20, help="trials, spread evenly over the split")
+    add("--num_samples", type=at_least(1), default=20, help="trials, spread evenly over the split")
     add("--stage", choices=("decode", "images", "all"), default="all",
         help="decode: EEG → decoded.jsonl; images: decoded.jsonl → pictures; all: one after the other")  # fmt: skip
     add("--output_dir", default=default(output_dir), help="folder for decoded.jsonl and pictures")
-    add("--batch_size", type=int, default=16, help="trials decoded at once")
+    add("--batch_size", type=at_least(1), default=16, help="trials decoded at once")
     add_run_flags(parser)
 
 
@@ -139,35 +238,29 @@ def add_text_flags(parser: argparse.ArgumentParser, readouts) -> None:
     add("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
     add("--readout", choices=list(readouts), default="keyword",
         help="what is drawn: the generated text, or the sentence of the class that another read-out names")  # fmt: skip
-    add("--max_new_tokens", type=int, default=64, help="longest decoded text, in tokens")
+    add("--max_new_tokens", type=at_least(1), default=64, help="longest decoded text, in tokens")
 
 
 def add_image_flags(
-    parser: argparse.ArgumentParser, image_model: str | None, stimuli_dir: str, steps: int | None = None,
-    guidance_scale: float | None = None, photos: Sequence[str] = (),
+    parser: argparse.ArgumentParser, image_model: str | None, stimuli_dir: str, photos: Sequence[str] = (),
+    schedulers: Sequence[str] = (), scheduler: str = "dpm",
 ) -> None:  # fmt: skip
     """The image model, and the photos that stand beside its pictures.
 
-    steps, guidance_scale : optional. A script's own defaults, in place of the image model's family's.
-    photos : sequence of str. Other names of --stimuli_dir.
+    photos : sequence of str. Other names of --stimuli_dir. schedulers, scheduler : what may be chosen, and the usual one.
     """
-    of_family = {
-        "steps": "" if steps else " (default: 25 of DPM-Solver++ for Stable Diffusion, 12 for aMUSEd)",
-        "guidance": "" if guidance_scale else " (default: 7.5 for Stable Diffusion, 10 for aMUSEd)",
-    }
+    # fmt: off
     add = parser.add_argument_group("images").add_argument
-    add("--image_model", default=image_model,
-        help="local folder or hub address" + ("" if image_model else " (default: the dataset's)"))  # fmt: skip
-    add("--num_inference_steps", "--image_steps", type=int, default=steps, help=f"steps{of_family['steps']}")
-    add("--guidance_scale", type=float, default=guidance_scale, help=f"classifier-free guidance{of_family['guidance']}")
-    add("--image_size", type=int, default=512, help="edge of a picture, pixels")
-    add(
-        "--stimuli_dir",
-        *photos,
-        default=default(stimuli_dir),
-        help="folder of the stimulus photos, where a dataset has photos",
-    )
-    add("--max_held_mib", type=float, default=256, help="GPU memory still held above which no image model is loaded")
+    add("--image_model", default=image_model, help="local folder or hub address" + ("" if image_model else " (default: the dataset's)"))
+    add("--num_inference_steps", "--image_steps", type=at_least(1),
+        help="steps (default: 25 of DPM-Solver++ for Stable Diffusion, 12 for aMUSEd, 4 for SDXL-Turbo)")
+    add("--guidance_scale", type=number, help="classifier-free guidance (default: 7.5 for Stable Diffusion, 10 for aMUSEd, 0 for SDXL-Turbo)")
+    add("--scheduler", choices=list(schedulers), default=scheduler,
+        help="sampler: dpm: DPM-Solver++, aMUSEd and SDXL-Turbo their own; pndm: as Stable Diffusion 1.4 was published")
+    add("--image_size", type=at_least(8), default=512, help="edge of a picture, pixels")
+    add("--stimuli_dir", *photos, default=default(stimuli_dir), help="folder of the photos that were seen, where a dataset has photos")
+    add("--max_held_mib", type=number, default=256, help="GPU memory still held above which no image model is loaded")
+    # fmt: on
 
 
 def defaults(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict:
@@ -178,50 +271,10 @@ def defaults(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict:
 # ---------------------------------------------------------------- checks
 
 
-def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: int) -> None:
-    """End the script where a number is too small."""
-    for name, smallest in least.items():
-        value = getattr(args, name)
-        if value is not None and value < smallest:
-            parser.error(f"--{name} must be {smallest} or more")
-
-
-def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
-    """End the script where a rate or a weight is negative or no number."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            parser.error(f"--{name} must be a number, 0 or more")
-
-
-def check_share(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
-    """End the script where a share is not between 0 and 1 (1 excluded)."""
-    for name in names:
-        if not 0 <= getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name):g} must lie between 0 and 1")
-
-
 def check_phases(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End the script where the warm-up is longer than the training."""
     if not 0 <= args.warmup_epochs <= args.epochs:
         parser.error(f"--warmup_epochs {args.warmup_epochs} must lie between 0 and --epochs {args.epochs}")
-
-
-def check_generation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the script where a generating script's number is too small."""
-    check_at_least(parser, args, num_samples=1, batch_size=1, num_inference_steps=1, image_size=8, seed=0)
-    check_numbers(parser, args, "guidance_scale", "max_held_mib")
-    if getattr(args, "max_new_tokens", 1) < 1:
-        parser.error("--max_new_tokens must be 1 or more")
-
-
-def check_setting(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Bring --setting and --subject to a protocol, `args.protocol`; end the script where one lacks the other."""
-    if (args.setting == "joint") == bool(args.subject):
-        parser.error(
-            "--setting joint takes no --subject" if args.subject else f"--setting {args.setting} needs --subject"
-        )
-    args.protocol = args.setting + (f":{args.subject}" if args.subject else "")
 
 
 def check_subjects(
@@ -238,16 +291,7 @@ def check_subjects(
         parser.error(f"--subjects: {', '.join(sorted(unknown))}; expected 1 to {len(known)}")
 
 
-def check_prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the script where the window is empty, or --workers or --scale is no number to work with."""
+def check_window(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the script where the window is empty."""
     if not (math.isfinite(args.tmin) and math.isfinite(args.tmax) and args.tmax > args.tmin):
         parser.error(f"--tmin {args.tmin:g} --tmax {args.tmax:g}: the window must end after it begins")
-    check_at_least(parser, args, workers=1)
-    if args.scale is not None and not (math.isfinite(args.scale) and args.scale > 0):
-        parser.error("--scale must be a positive number")
-
-
-def check_prior_steps(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """A prior is sampled in at most as many steps as it was trained on."""
-    if not 1 <= args.prior_steps <= 1000:
-        parser.error("--prior_steps must be from 1 to 1000")

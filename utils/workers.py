@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
-from utils.errors import INTERRUPTIONS, UserError
+from utils.errors import UserError
 from utils.progress import progress
+from utils.script import INTERRUPTIONS
 
 AHEAD = 2  # jobs given out for each worker: results that wait for an earlier one take memory, and are lost in a kill
 

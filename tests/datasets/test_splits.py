@@ -6,8 +6,9 @@ import pytest
 
 from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCIC
 from datasets.bciciv2b_dataset import DESCRIPTION as BCIC2B
+from datasets.recording import Trial
 from datasets.splits import check_no_leak, split_trials
-from datasets.store import Trial, open_store, write_store
+from datasets.store import open_store, write_store
 from datasets.trials import load_splits
 from datasets.visual_imagery_llm_dataset import DESCRIPTION as VI
 from tests.datasets.test_store import write_cbramod

@@ -16,7 +16,8 @@ from datasets.bciciv2a_llm_dataset import BCICIV2aLLMDataset
 from datasets.cbramod import CBraModStore, SafeUnpickler
 from datasets.description import load_description
 from datasets.faced_llm_dataset import FACEDLLMDataset
-from datasets.store import StoreWriter, Trial, TrialStore, is_trial_store, open_store, write_store
+from datasets.recording import Trial
+from datasets.store import StoreWriter, TrialStore, is_trial_store, open_store, write_store
 from tests.conftest import small_store
 from utils.errors import UserError
 from utils.signals import to_patches

@@ -4,8 +4,9 @@ import torch
 
 from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCIC
 from datasets.bciciv2a_llm_dataset import BCICIV2aLLMDataset
+from datasets.recording import Trial
 from datasets.splits import split_trials
-from datasets.store import Trial, open_store, write_store
+from datasets.store import open_store, write_store
 from datasets.trials import TextCollator, TrialDataset, shuffled_labels
 from datasets.visual_imagery_llm_dataset import DESCRIPTION as VI
 from datasets.visual_imagery_llm_dataset import VisualImageryLLMDataset
@@ -30,7 +31,8 @@ def test_items_are_microvolts_with_label_and_index(tmp_path):
     dataset = BCICIV2aLLMDataset(write(tmp_path / "store"), "val")
     assert len(dataset) == 6 and {trial.subject for trial in dataset.trials} == {"A06"} and dataset.sfreq == 250
     for k, item in enumerate(dataset):
-        assert set(item) == {"x", "label", "index"} and (item["label"], item["index"]) == (k % 4, k)
+        assert set(item) == {"x", "label", "image", "subject", "index"}
+        assert (item["label"], item["index"], item["subject"]) == (k % 4, k, "A06")
         assert item["x"].dtype == torch.float32
         assert np.array_equal(item["x"].numpy(), dataset.store.read(dataset.trials[k]))
         item["x"].zero_()  # a caller may work in place
@@ -40,15 +42,14 @@ def test_items_are_microvolts_with_label_and_index(tmp_path):
 def test_a_part_of_each_trial_is_looked_at(tmp_path):
     dataset = BCICIV2aLLMDataset(write(tmp_path / "store"), "val")
     whole = dataset.store.read(dataset.trials[2]).copy()
-    dataset.look_at((0.04, 0.16), ["frontal", "parietal"])
+    part = dataset.part((0.04, 0.16), ["frontal", "parietal"])
     electrodes = [name for name, region in zip(BCIC.montage.electrodes, BCIC.montage.region_names, strict=True)
                   if region in ("frontal", "parietal")]  # fmt: skip
     places = [BCIC.montage.electrodes.index(name) for name in electrodes]
-    assert list(dataset.montage.electrodes) == electrodes and dataset.n_times == 30
-    assert set(dataset.montage.region_names) == {"frontal", "parietal"}
-    assert np.array_equal(dataset[2]["x"].numpy(), whole[places][:, 10:40])
-    assert (dataset.facts["window"], dataset.facts["regions"]) == ([0.04, 0.16], ["frontal", "parietal"])
-    dataset.look_at()
+    assert list(part.montage.electrodes) == electrodes and part.n_times == 30
+    assert set(part.montage.region_names) == {"frontal", "parietal"}
+    assert np.array_equal(part[2]["x"].numpy(), whole[places][:, 10:40])
+    assert (part.facts["window"], part.facts["regions"]) == ([0.04, 0.16], ["frontal", "parietal"])
     assert np.array_equal(dataset[2]["x"].numpy(), whole) and dataset.montage == BCIC.montage
 
 
@@ -60,7 +61,7 @@ def test_a_part_of_each_trial_is_looked_at(tmp_path):
 def test_a_part_that_the_trials_do_not_have_is_one_line(tmp_path, window, regions, message):
     dataset = BCICIV2aLLMDataset(write(tmp_path / "store"), "val")
     with pytest.raises(UserError, match=message):
-        dataset.look_at(window, regions)
+        dataset.part(window, regions)
 
 
 def test_a_protocol_chooses_the_trials(tmp_path):
@@ -77,13 +78,21 @@ def test_what_prepare_makes_of_a_trial_is_made_once_and_tokens_take_its_place(tm
         calls.append((samples.shape, sfreq))
         return samples[:, :10].astype(np.float64) * 2
 
-    dataset.prepare = prepare
+    prepared = dataset.prepared(prepare)
+    calls.clear()  # of the look whether it is random
     for _ in range(2):
-        x = dataset[3]["x"]
+        x = prepared[3]["x"]
         assert x.dtype == torch.float32 and np.array_equal(x.numpy(), dataset.store.read(dataset.trials[3])[:, :10] * 2)
     assert calls == [((22, 50), 250.0)]
-    dataset.tokens = torch.arange(6 * 2 * 3.0).view(6, 2, 3)
-    assert torch.equal(dataset[4]["x"], dataset.tokens[4]) and dataset[4]["label"] == 0
+    tokens = torch.arange(6 * 2 * 3.0).view(6, 2, 3)
+    assert torch.equal(prepared.with_tokens(tokens)[4]["x"], tokens[4]) and prepared.with_tokens(tokens)[4]["label"] == 0
+    assert np.array_equal(dataset[3]["x"].numpy(), dataset.store.read(dataset.trials[3]))  # which nobody rewired
+
+
+def test_a_random_prepare_is_refused_since_its_first_draw_would_stay(tmp_path):
+    dataset, rng = BCICIV2aLLMDataset(write(tmp_path / "store"), "train"), np.random.default_rng(0)
+    with pytest.raises(UserError, match="random, and what it gives is kept: augment in the training loop"):
+        dataset.prepared(lambda samples, sfreq: samples + rng.standard_normal(samples.shape))
 
 
 def test_some_trials_are_spread_evenly_and_too_many_are_all_of_them(tmp_path, capsys):
@@ -206,8 +215,7 @@ def test_a_recording_is_shuffled_alike_under_every_protocol(tmp_path):
     of = {}
     for protocol in ("published", "loso:A03", "loso:A08", "within:A03", "within:A08"):
         for split, trials in split_trials(open_store(folder), BCIC, protocol).items():
-            dataset = BCICIV2aLLMDataset(folder, split, protocol)
-            dataset.shuffle_labels(5)
+            dataset = BCICIV2aLLMDataset(folder, split, protocol).shuffled(5)
             for trial, label, item in zip(trials, dataset.labels, dataset, strict=True):
                 assert of.setdefault(trial.key, label) == label == item["label"], (protocol, trial.key)
     assert len(of) == 360 and any(of[t.key] != t.label for t in open_store(folder).trials)

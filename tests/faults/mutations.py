@@ -36,8 +36,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from utils.errors import UserError, run_script, start_script
+from utils.errors import UserError
 from utils.paths import ROOT
+from utils.script import run_script, start_script
 
 LIMIT = 60.0  # seconds for one file
 MEMORY = 12 << 30  # bytes of address space for one file, besides what the process has
@@ -395,7 +396,7 @@ class Places:
 
 def trial(number: int, person: str = "A01", label: int | None = None):
     """A trial of a store."""
-    from datasets.store import Trial
+    from datasets.recording import Trial
 
     return Trial(f"{person}-T-r1-t{number:03d}", number % 4 if label is None else label, person, "T", 1, number + 1)
 
@@ -741,7 +742,7 @@ def make_csbrain_old(folder: Path, at: Places) -> None:
 
 
 def read_csbrain(folder: Path, at: Places) -> str:
-    from models.encoders import load_encoder
+    from models.token_encoders import load_encoder
     from utils.checkpoints import fingerprint
 
     montage = at.bcic.montage
@@ -762,13 +763,14 @@ def make_text(folder: Path, at: Places) -> None:
 def read_text(folder: Path, at: Places) -> list:
     import torch
 
-    from stages import decoding
+    from stages.checkpoints import check_dataset, find_text_checkpoint, load_text_model, read_run_checkpoint
     from utils.checkpoints import fingerprint
 
-    path, lora_dir = decoding.find_text_checkpoint(folder / "projection_epoch2.pth", None)
-    checkpoint = decoding.read_run_checkpoint(path, decoding.FOR_TEXT, "finetune_eeg_llm.py", at.bcic)
+    path, lora_dir = find_text_checkpoint(folder / "projection_epoch2.pth", None)
+    path, checkpoint = read_run_checkpoint(path, "text")
+    check_dataset(path, checkpoint, at.bcic)
     llm, cpu = str(at.pth / "TinyLlama-1.1B-Chat-v1.0"), torch.device("cpu")
-    model = decoding.load_text_model(checkpoint, path, lora_dir, llm, False, torch.float32, cpu, at.bcic, 200)
+    model = load_text_model(checkpoint, path, lora_dir, llm, False, torch.float32, cpu, at.bcic, 200)
     model.read_prefix()
     texts, _ = model.decode(torch.ones(1, 4, 200), at.bcic.canonical, 8)
     return [fingerprint(model), texts, {k: v for k, v in checkpoint.items() if k != "llm"}]
@@ -809,13 +811,13 @@ def make_mapper(folder: Path, at: Places) -> None:
 def read_mapper(folder: Path, at: Places) -> list:
     import torch
 
-    from stages import decoding
+    from stages.checkpoints import check_dataset, load_mapper_model, read_run_checkpoint
     from stages.rows import mapper_readouts
     from utils.checkpoints import fingerprint
 
-    path = folder / "mapper_epoch3.pth"
-    checkpoint = decoding.read_run_checkpoint(path, decoding.FOR_MAPPER, "finetune_eeg_to_image.py", at.vi)
-    model = decoding.load_mapper_model(checkpoint, path, torch.device("cpu"))
+    path, checkpoint = read_run_checkpoint(folder / "mapper_epoch3.pth", "mapper")
+    check_dataset(path, checkpoint, at.vi)
+    model = load_mapper_model(checkpoint, path, torch.device("cpu"))
     rows = mapper_readouts(model(torch.ones(2, checkpoint["settings"]["n_tokens"], 200)), checkpoint["prototypes"])
     return [fingerprint(model), [row["head"].label for row in rows], checkpoint]
 
@@ -836,10 +838,11 @@ def make_run(folder: Path, at: Places) -> None:
 
 def read_run(folder: Path, at: Places) -> dict:
     """The state that --resume goes on from."""
-    from stages.runs import open_run
+    from stages.runs import Run
 
-    settings = at.fresh["run"]["arguments"] | {"resume": True}
-    return open_run(folder, settings, {"model_dir"}, at.fresh["run"]["depends_on"], "projection_epoch*.pth")[1]
+    run, settings = Run(folder, ["projection_epoch{}.pth"], "keyword"), at.fresh["run"]["arguments"] | {"resume": True}
+    run.open(settings, {"model_dir"}, at.fresh["run"]["depends_on"])
+    return run.state
 
 
 def make_results(folder: Path, at: Places) -> None:
@@ -849,11 +852,11 @@ def make_results(folder: Path, at: Places) -> None:
 
 def read_results(folder: Path, at: Places) -> list:
     """Which checkpoint a run's folder means, and whether it can be read."""
-    from stages import decoding
+    from stages.checkpoints import check_dataset, find_text_checkpoint, read_run_checkpoint
 
-    path, _ = decoding.find_text_checkpoint(folder, None)
+    path, _ = find_text_checkpoint(folder, None)
     if path.name != f"projection_epoch{at.fresh.setdefault('best', path.name)[16:-4]}.pth":
-        decoding.read_run_checkpoint(path, decoding.FOR_TEXT, "finetune_eeg_llm.py", at.bcic)
+        check_dataset(*read_run_checkpoint(path, "text"), at.bcic)
     return [path.name]
 
 
@@ -973,7 +976,7 @@ def make_rows_unsigned(folder: Path, at: Places) -> None:
 
 def read_rows_unsigned(folder: Path, at: Places) -> list:
     """Rows, their scores as evaluate.py prints them, and what stage `images` would draw."""
-    from stages import decoded_runs, figures, tables
+    from evaluation import decoded_runs, figures, tables
     from stages.pictures import PictureFolder, Stimuli, comparison
     from stages.rows import read_rows
 
@@ -992,7 +995,7 @@ def read_rows_unsigned(folder: Path, at: Places) -> list:
 
 def make_kept_rows(folder: Path, at: Places) -> None:
     """Rows as they lie under docs/results/, with their run's record."""
-    from stages import decoded_runs
+    from evaluation import decoded_runs
 
     run = decoded_runs.read_run(at.trained)
     run.record = {"arguments": {"window": [0.0, 2.0], "regions": ["central"], "downstream_dataset": "BCICIV2a", "datasets_dir": "store",
@@ -1001,7 +1004,7 @@ def make_kept_rows(folder: Path, at: Places) -> None:
 
 
 def read_kept_rows(folder: Path, at: Places) -> list:
-    from stages import decoded_runs, tables
+    from evaluation import decoded_runs, tables
 
     run = decoded_runs.read_run(folder / "kept")
     groups = decoded_runs.belong_together([run])
@@ -1070,7 +1073,7 @@ def make_control(folder: Path, at: Places) -> None:
 
 def read_control(folder: Path, at: Places) -> list:
     """A control of a run on the same trials; with no suffix, its folder is the run's."""
-    from stages import decoded_runs
+    from evaluation import decoded_runs
 
     run = decoded_runs.read_run(folder)
     return [

@@ -9,7 +9,7 @@ from datasets.description import load_description
 from models.CSBrain import CSBrain
 from models.CSBrain_transformer import BrainEmbedEEGLayer, TemEmbedEEGLayer
 from models.CSBrain_transformerlayer import CSBrain_TransformerEncoderLayer, region_attention_mask
-from models.encoders import load_encoder
+from models.token_encoders import load_encoder
 from utils.errors import UserError
 
 BCIC, VI, FACED = (load_description(name).montage for name in ("BCICIV2a", "VI", "FACED"))

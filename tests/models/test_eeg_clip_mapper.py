@@ -19,8 +19,8 @@ from models.eeg_clip_mapper import (
     mapper_loss,
     mean_pairwise_cosine,
 )
-from models.encoders import EEGNet
 from models.poolings import EEGTokenReducer
+from models.token_encoders import EEGNet
 from stages.pictures import Stimuli
 from stages.rows import mapper_readouts
 from utils.errors import UserError

@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from datasets.description import load_description
 from models import POOLINGS, choose, eeg_llm
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, read_lora_settings
-from models.encoders import EEGNet
 from models.poolings import EEGTokenReducer
+from models.token_encoders import EEGNet
 from utils.errors import UserError
 
 SYSTEM, USER = "You read brain recordings.", "Before {eeg} after it. What was imagined?"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCIC
-from datasets.store import Trial
+from datasets.recording import Trial
 from datasets.visual_imagery_llm_dataset import DESCRIPTION as VI
 from stages.rows import Readout, Row, draw_what, mapper_readouts, new_row, read_rows, text_readouts, write_rows
 from utils.errors import UserError

@@ -1,9 +1,7 @@
-import json
-
 import pytest
 import torch
 
-from stages.runs import best_epoch, keep_epochs, open_run, validation_line
+from stages.runs import Run, best_epoch, keep_epochs, validation_line
 from utils.checkpoints import save_checkpoint
 from utils.errors import UserError
 
@@ -26,12 +24,17 @@ def test_the_line_of_an_epoch_has_n_and_the_recordings_worth():
 SETTINGS = {"resume": False, "lr": 0.1, "epochs": 3, "cuda": 0}
 
 
+def opened(folder, settings=SETTINGS, free=("epochs",), store="abc"):
+    run = Run(folder, ["epoch{}.pth"], "head")
+    run.open(settings, set(free), {"store": store})
+    return run
+
+
 def finished(folder, settings=SETTINGS, store="abc"):
     """A run's folder after its first epoch."""
-    record, state = open_run(folder, settings, {"epochs"}, {"store": store}, "epoch*.pth")
-    assert state == {}
-    folder.mkdir(exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(record))
+    run = opened(folder, settings, store=store)
+    assert run.state == {}
+    run.begin()
     save_checkpoint(
         {"epoch": 1, "w": torch.ones(2), "history": [{"phase": "warmup"} | epoch(1, 0.5)]}, folder / "last.pth"
     )
@@ -40,10 +43,11 @@ def finished(folder, settings=SETTINGS, store="abc"):
 def test_a_run_goes_on_where_it_stopped_and_only_when_asked(tmp_path):
     finished(tmp_path / "run")
     with pytest.raises(UserError, match="holds finished epochs; go on with --resume"):
-        open_run(tmp_path / "run", SETTINGS, {"epochs"}, {"store": "abc"}, "epoch*.pth")
+        opened(tmp_path / "run")
     free = SETTINGS | {"resume": True, "epochs": 9, "cuda": -1}
-    _, state = open_run(tmp_path / "run", free, {"epochs"}, {"store": "abc"}, "epoch*.pth")
-    assert state["epoch"] == 1 and state["w"].tolist() == [1, 1]
+    run = opened(tmp_path / "run", free)
+    assert run.state["epoch"] == 1 and run.state["w"].tolist() == [1, 1]
+    assert len(run.history) == 1 and list(run.epochs(3)) == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -52,15 +56,15 @@ def test_a_run_goes_on_where_it_stopped_and_only_when_asked(tmp_path):
 def test_a_run_does_not_go_on_with_other_settings_or_other_data(tmp_path, changes, store, message):
     finished(tmp_path / "run")
     with pytest.raises(UserError, match=message):
-        open_run(tmp_path / "run", SETTINGS | {"resume": True} | changes, {"epochs"}, {"store": store}, "epoch*.pth")
+        opened(tmp_path / "run", SETTINGS | {"resume": True} | changes, store=store)
 
 
 def test_a_run_of_before_a_flag_existed_had_its_default(tmp_path):
     finished(tmp_path / "run")
     new = SETTINGS | {"resume": True, "mixup": 0.0, "defaults": {"mixup": 0.0, "lr": 0.1}}
-    assert open_run(tmp_path / "run", new, {"epochs"}, {"store": "abc"}, "epoch*.pth")[1]["epoch"] == 1
+    assert opened(tmp_path / "run", new).state["epoch"] == 1
     with pytest.raises(UserError, match="mixup was 0.0 and is 0.5"):
-        open_run(tmp_path / "run", new | {"mixup": 0.5}, {"epochs"}, {"store": "abc"}, "epoch*.pth")
+        opened(tmp_path / "run", new | {"mixup": 0.5})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"fixed": 3}', '{"fixed": {}, "depends_on": []}', "\ud800"])
@@ -68,7 +72,7 @@ def test_a_damaged_record_of_a_run_is_one_line(tmp_path, text):
     finished(tmp_path / "run")
     (tmp_path / "run/run.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(UserError, match="run.json"):
-        open_run(tmp_path / "run", SETTINGS | {"resume": True}, {"epochs"}, {"store": "abc"}, "epoch*.pth")
+        opened(tmp_path / "run", SETTINGS | {"resume": True})
 
 
 @pytest.mark.parametrize("keep, stay", [
@@ -88,11 +92,10 @@ def test_checkpoints_that_nobody_asked_for_go_and_the_best_one_stays(tmp_path, k
 
 
 def test_a_folder_with_somebody_elses_checkpoints_is_refused_and_an_empty_one_starts_anew(tmp_path, capsys):
-    _, state = open_run(tmp_path / "new", SETTINGS | {"resume": True}, set(), {}, "epoch*.pth")
-    assert state == {} and "starting anew" in capsys.readouterr().out
+    assert opened(tmp_path / "new", SETTINGS | {"resume": True}).state == {} and "starting anew" in capsys.readouterr().out
     (tmp_path / "epoch7.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="checkpoints of another run"):
-        open_run(tmp_path, SETTINGS, set(), {}, "epoch*.pth")
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("history", [
@@ -103,4 +106,4 @@ def test_a_state_whose_epochs_are_none_is_refused_since_files_are_named_after_th
     finished(tmp_path / "run")
     save_checkpoint({"history": history}, tmp_path / "run/last.pth")
     with pytest.raises(UserError, match="last.pth is not what a run"):
-        open_run(tmp_path / "run", SETTINGS | {"resume": True}, {"epochs"}, {"store": "abc"}, "epoch*.pth")
+        opened(tmp_path / "run", SETTINGS | {"resume": True})

@@ -115,8 +115,7 @@ def test_labels_are_no_part_of_it(encoder, store, encoded):
     dataset = TrialDataset(store, "train", "published", BCIC)
     served(encoder, dataset)
     n = sum(encoded)
-    dataset.shuffle_labels(seed=0)
-    served(encoder, dataset)
+    served(encoder, dataset.shuffled(seed=0))
     assert sum(encoded) == n + 3
 
 
@@ -353,16 +352,16 @@ def test_two_processes_with_one_cache_encode_once(encoder, store, encoded):
 @pytest.mark.parametrize("part", [((0.0, 1.0), None), ((1.0, 2.0), None), (None, ["frontal", "central"])])
 def test_another_part_of_the_trials_gets_tokens_of_its_own(tmp_path, part):
     store = small_store(tmp_path / "store", BCIC, PEOPLE, seconds=2.0)
-    whole, some = (TrialDataset(store, "val", description=BCIC) for _ in range(2))
-    some.look_at(*part)
+    whole = TrialDataset(store, "val", description=BCIC)
+    some = whole.part(*part)
     made = {}
     for name, dataset in (("whole", whole), ("some", some), ("again", some)):
         encoder = tokens.encoder_for(dataset, "csbrain", None)
-        tokens.give_tokens([dataset], encoder, True, "region", None, CPU)
-        made[name] = dataset.tokens
+        splits, _ = tokens.with_features({"val": dataset}, encoder, True, "region", None, CPU)
+        made[name] = splits["val"].tokens
         with torch.no_grad():
             x = torch.from_numpy(np.stack([encoder.prepare(dataset.samples(t), dataset.sfreq) for t in dataset.trials]))
             direct_ones = reducer_for(encoder, dataset.montage, "region")(encoder(x))
-        assert torch.allclose(dataset.tokens, direct_ones, atol=1e-5 * direct_ones.abs().max().item())
+        assert torch.allclose(made[name], direct_ones, atol=1e-5 * direct_ones.abs().max().item())
     assert torch.equal(made["some"], made["again"])
     assert made["whole"].shape != made["some"].shape or not same(made["whole"], made["some"])

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from utils.errors import UserError, loading, run_script
+from utils.errors import UserError, loading
 from utils.paths import ROOT
+from utils.script import run_script
 
 
 class Panic(BaseException):
@@ -74,7 +75,7 @@ def test_term_ends_a_script_as_ctrl_c_does_and_says_how_to_go_on(number, code, w
 
 IMPORTING = """
 import os, signal, sys, time
-from utils.errors import start_script
+from utils.script import start_script
 start_script(lambda: None)
 try:
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))  # in the middle of an import that catches everything
@@ -93,7 +94,7 @@ def test_an_interruption_during_the_imports_is_one_line(name):
 
 PRINTING = """
 import sys
-from utils.errors import start_script, run_script
+from utils.script import start_script, run_script
 from utils.progress import progress
 start_script(lambda: None)
 def main():
@@ -141,7 +142,7 @@ def test_what_a_file_says_does_not_steer_the_terminal():
 
 REPEATED = """
 import sys, time
-from utils.errors import run_script, start_script
+from utils.script import run_script, start_script
 
 def main():
     try:

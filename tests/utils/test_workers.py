@@ -34,7 +34,7 @@ def test_a_worker_that_the_system_ends_is_one_line():
 PARENT = """
 import os, sys, time
 sys.path.insert(0, "tests/utils")
-from utils.errors import run_script, start_script
+from utils.script import run_script, start_script
 from utils.workers import in_order
 import test_workers
 
@@ -69,7 +69,7 @@ def test_workers_end_with_their_parent_however_it_ends(number, code, tmp_path):
 
 IN_A_FINALISER = """
 import sys, time
-from utils.errors import run_script, start_script
+from utils.script import run_script, start_script
 
 class Slow:
     def __del__(self):

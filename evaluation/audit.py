@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta
 
-from datasets.description import SPLITS, DatasetDescription
-from datasets.splits import PROTOCOLS
-from datasets.store import Trial
+from datasets.description import DatasetDescription
+from datasets.recording import Trial
+from datasets.splits import protocol_named, without_split
 from datasets.trials import TrialDataset
-from stages.decoded_runs import Run
+from evaluation.decoded_runs import Run
+from evaluation.statistics import permutation_level, permutation_p, permuted_accuracies
 from stages.runs import best_epoch, is_history
 from stages.scores import percent
-from stages.statistics import permutation_level, permutation_p, permuted_accuracies
 from stages.tokens import TokenCache, encoder_for
 from utils.checkpoints import fingerprint, read_checkpoint, read_kept
 from utils.errors import UserError
@@ -416,12 +416,9 @@ def _texts(texts: Sequence[str]) -> np.ndarray:
 
 def splits_of(store, description: DatasetDescription, protocol: str) -> dict[str, list[Trial]]:
     """The splits as a protocol makes them, unchecked; trials that the published splits do not know stand apart."""
-    name, _, person = protocol.partition(":")
-    if name != "published":
-        return PROTOCOLS[name][0](store, description, person)
-    where = store.own_splits or {t.key: description.split_of(t.subject) for t in store.trials}
-    splits = {split: [t for t in store.trials if where[t.key] == split] for split in SPLITS}
-    apart = [t for t in store.trials if where[t.key] is None]
+    named, person = protocol_named(protocol)
+    splits = named.split(store, description, person)
+    apart = without_split(store, splits) if named.complete else []
     return splits | ({"no split": apart} if apart else {})
 
 
@@ -555,9 +552,7 @@ def _checkpoint(run: Run, folder: Path, epoch: int, splits, depends: dict) -> It
     of_images = paths[0].name.startswith("encoder")
     tested = {trial.image if of_images else trial.whose_session for trial in splits["test"]}
     seen = set(map(str, checkpoint.get("seen") or ())) & tested
-    if seen and not (
-        of_images and str(checkpoint.get("protocol")).startswith("day:")
-    ):  # another day shows the same images
+    if seen and not (of_images and protocol_named(str(checkpoint.get("protocol")))[0].repeats_images):
         what = "images" if of_images else "sessions"
         yield Finding("BREACH", run.name, f"its checkpoint was trained on test {what}: {', '.join(sorted(seen)[:5])}")
     if (checkpoint.get("encoder_fingerprint") or None) != depends.get("encoder"):

@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from models.image_features import pixels
-from stages.pictures import PictureFolder, Stimuli, drawn_with
+from evaluation.image_networks import pixels
+from evaluation.statistics import difference
+from stages.pictures import PictureFolder, Stimuli, compared_picture, drawn_with, true_class_picture
 from stages.rows import Row
-from stages.statistics import difference, mean_and_interval
+from stages.scores import mean_and_interval
 from utils.errors import UserError
 from utils.limits import opened_picture
 from utils.progress import progress
@@ -155,16 +156,6 @@ def way_of(recipe: dict) -> dict:
     """How a picture was drawn: its recipe without what is a trial's own, or a sample's."""
     own = {"prompt", "seed", "embedding", "drawn_from", "samples"}
     return {name: value for name, value in recipe.items() if name not in own}
-
-
-def compared_picture(folder: Path, way: str, row: Row) -> Path:
-    """File of a picture that was drawn for the same trial from something else; `way`: a key of `COMPARED`."""
-    return folder / "compared" / f"{way}_{row.index:04d}_true{row.true_label}.png"
-
-
-def true_class_picture(folder: Path, row: Row) -> Path:
-    """File of a picture that was drawn from the true class's prompt."""
-    return folder / "true_class" / f"true_class_{row.index:04d}_true{row.true_label}.png"
 
 
 def _read(path: Path) -> Image.Image:

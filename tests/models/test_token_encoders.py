@@ -6,7 +6,7 @@ import torch
 
 from datasets.description import load_description
 from models import FEATURE_ENCODERS, choose
-from models.encoders import load_encoder
+from models.token_encoders import load_encoder
 from utils.errors import UserError
 
 SECONDS = 4

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets.description import load_description
-from stages.report import HIGH, POINTS, WIDE, _embedded, page, thumbnail
+from evaluation.report import HIGH, POINTS, WIDE, _embedded, page, thumbnail
 
 EVIL = "<script>alert('x')</script> \"onload=alert(1) {{ 7 * 7 }}"
 

@@ -8,11 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from stages.decoded_runs import Run, group_name, is_fold
-from stages.rows import Row
-from stages.scores import p_value, percent, score_readout
-from stages.statistics import (
-    FEW_PEOPLE,
+from evaluation.decoded_runs import Run, group_name, is_fold
+from evaluation.statistics import (
     calibration,
     class_scores,
     confusion,
@@ -24,6 +21,8 @@ from stages.statistics import (
     permuted_accuracies,
     top_k,
 )
+from stages.rows import Row
+from stages.scores import FEW_PEOPLE, p_value, percent, score_readout
 
 PARTS = ("window", "regions")  # of a trial that a run may read
 TOP, TOP_FROM = 3, 10  # top-3, from 10 classes on

@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from models.image_features import TORCHVISION, feature_networks, pixels
-from stages import image_metrics
-from stages.image_metrics import (
+from evaluation import image_metrics
+from evaluation.image_metrics import (
     DRAWN,
     RANDOM,
     TRUE_CLASS,
@@ -31,9 +30,10 @@ from stages.image_metrics import (
     true_class_picture,
     values_of,
 )  # fmt: skip
+from evaluation.image_networks import TORCHVISION, feature_networks, pixels
+from evaluation.statistics import difference
 from stages.pictures import PictureFolder
 from stages.rows import Readout, Row
-from stages.statistics import difference
 from tests.conftest import ROOT
 from utils.errors import UserError
 

@@ -6,17 +6,13 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import binomtest, t
 
+from stages.scores import FEW_PEOPLE, mean_and_interval
+
 PERMUTATIONS = 2000
 KEPT_TRIALS = 5000  # whose permuted labels are kept for the next read-out: 20 MB
 BINS = 10  # of the calibration
-FEW_PEOPLE = 3  # up to so many, an interval over people is worth nothing
 
 # ---------------------------------------------------------------- one run
-
-
-def best_constant(true: Sequence[int]) -> float:
-    """The accuracy of the best constant answer on these trials: the share of the class that most of them have."""
-    return float(np.bincount(true).max() / len(true))
 
 
 def confusion(true: Sequence[int], decoded: Sequence[int], n_classes: int) -> np.ndarray:
@@ -130,16 +126,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         corrected[place] = largest
     return corrected
-
-
-def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over trials and its 95 % bootstrap interval (2,000 draws of trials), which speaks of these people."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, len(values), (2000, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
 
 
 def difference(a: np.ndarray, b: np.ndarray, seed: int = 0, paired: bool = True) -> tuple[float, float, float]:

@@ -11,9 +11,9 @@ import numpy as np  # noqa: E402
 
 from datasets.description import load_description  # noqa: E402
 from datasets.montage import REGION_NAMES, Montage  # noqa: E402
-from stages import tables  # noqa: E402
-from stages.decoded_runs import Run, description_of, families  # noqa: E402
-from stages.statistics import calibration, confusion  # noqa: E402
+from evaluation import tables  # noqa: E402
+from evaluation.decoded_runs import Run, description_of, families  # noqa: E402
+from evaluation.statistics import calibration, confusion  # noqa: E402
 from utils.paths import written_whole  # noqa: E402
 
 LEAST_ELECTRODES = 4  # of a map of the head

@@ -5,10 +5,10 @@ import pytest
 import scipy.io
 
 from datasets import mne_recordings
-from datasets.mne_recordings import status_events
 from datasets.visual_imagery_llm_dataset import MONTAGE as VI
 from datasets.visual_imagery_llm_dataset import SUBJECTS, files, origin, recordings
 from demo.vi_like import write_bdf, write_fif, write_tsv
+from readers.recordings import status_events
 from utils import limits
 from utils.errors import UserError
 

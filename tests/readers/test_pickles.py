@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.pickled_arrays import StoredArray, read_pickled
+from readers.pickles import StoredArray, read_pickled
 from tests.conftest import ROOT
 from utils.errors import UserError
 
@@ -128,7 +128,7 @@ def test_a_persons_trials_take_no_memory(tmp_path):
     eeg = RNG.standard_normal((200, 4, 60, 250))
     (tmp_path / "x.npy").write_bytes(pickle.dumps({"preprocessed_eeg_data": eeg}, protocol=4))
     code = (
-        "import resource, sys; from datasets.pickled_arrays import read_pickled; import numpy as np\n"
+        "import resource, sys; from readers.pickles import read_pickled; import numpy as np\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "eeg = read_pickled(sys.argv[1])['preprocessed_eeg_data']\n"
         "total = sum(float(eeg.rows(k, k + 8).sum()) for k in range(0, 200, 8))\n"

@@ -11,7 +11,7 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from datasets.mat_file import check_mat
+from readers.matlab import check_mat
 from utils.errors import UserError
 
 HEADER = {order: b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack(order + "H", 0x100) + mark

@@ -11,6 +11,7 @@ from math import isfinite
 from pathlib import Path
 
 from datasets.description import DATASETS, load_description
+from datasets.splits import PROTOCOLS
 from stages.rows import Row, read_rows, signed
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -290,7 +291,8 @@ def _without_repeats(group: list[Run]) -> list[list[Run]]:
 
 def is_fold(run: Run) -> bool:
     """Whether a run is one of several, each of which tests on one person: left out, or alone."""
-    return run.protocol.partition(":")[0] in ("loso", "cross", "within", "day")
+    name = run.protocol.partition(":")[0]
+    return name in PROTOCOLS and PROTOCOLS[name].fold
 
 
 def description_of(run: Run) -> str:

@@ -9,7 +9,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from datasets.lmdb_file import LMDBFile
+from readers.lmdb_file import LMDBFile
 from utils.errors import UserError
 
 PAGE = 4096

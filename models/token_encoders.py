@@ -1,15 +1,17 @@
-"""What an encoder is, two small ones that are trained from scratch, and how any is made.
+"""Encoders whose features are pooled into tokens: what one is, two small ones that are trained from scratch, how any is made.
 
 An encoder is an `nn.Module` with
     build(electrodes, brain_regions, sorted_indices, n_times, sfreq)   class method: made for trials of this kind
-    prepare(x, sfreq)       (n_chans, n_times) microvolts at `sfreq` Hz → what `forward` reads, as a NumPy array
+    prepare(x, sfreq)       (n_chans, n_times) microvolts at `sfreq` Hz → what `forward` reads, as a NumPy array; not random
     forward(x)              → features (B, C or 1, P, width): C electrodes, or 1 where it mixes them; P moments in time
     width                   of a feature
     electrode_order         input positions of the electrodes along C; None where it mixes them
     pretrained              True: loaded from a checkpoint, frozen and cached by default; False: trained from the first epoch
     lr                      default of --encoder_lr
+    gives, takes_people     ("tokens",), False
     trainable_parameters()  those that training may change
-`FEATURE_ENCODERS` in models/__init__.py lists them; models/eeg_encoders.py has those that give one embedding.
+`FEATURE_ENCODERS` in models/__init__.py lists them. Pipelines 4 to 6 project all that they give to one embedding; models/eeg_encoders.py
+has encoders that give one themselves.
 """
 
 from collections.abc import Sequence
@@ -67,6 +69,7 @@ class EEGNet(nn.Module):
     """
 
     sfreq, pretrained, electrode_order, lr = 128.0, False, None, 1e-3
+    gives, takes_people = ("tokens",), False
     filters, depth = 8, 2
     width = filters * depth
 
@@ -115,6 +118,7 @@ class ShallowFBCSPNet(nn.Module):
     """
 
     sfreq, pretrained, electrode_order, lr = 250.0, False, None, 1e-3
+    gives, takes_people = ("tokens",), False
     filters = 40
     together = 4  # pooled moments, 60 ms apart, that make one token of 160 features
     width = filters * together

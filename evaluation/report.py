@@ -13,8 +13,8 @@ from PIL import Image
 from datasets.description import load_description
 from datasets.montage import Montage
 from datasets.store import open_store
-from stages.decoded_runs import Run, description_of
-from stages.image_metrics import read_pictures
+from evaluation.decoded_runs import Run, description_of
+from evaluation.image_metrics import read_pictures
 from stages.pictures import Stimuli
 from stages.rows import Row
 from utils.errors import UserError

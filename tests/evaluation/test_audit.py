@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.store import Trial, open_store, write_store
-from stages.audit import people_findings, store_findings, summarise
+from datasets.recording import Trial
+from datasets.store import open_store, write_store
+from evaluation.audit import people_findings, store_findings, summarise
 from utils.checkpoints import keep, read_kept
 
 PEOPLE = [f"A0{k}" for k in range(1, 10)]

@@ -8,9 +8,7 @@ from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmode
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from stages.scores import accuracy
-from stages.statistics import (
-    best_constant,
+from evaluation.statistics import (
     calibration,
     class_scores,
     confusion,
@@ -22,6 +20,7 @@ from stages.statistics import (
     permuted_accuracies,
     top_k,
 )
+from stages.scores import accuracy, best_constant
 
 
 @pytest.fixture(params=range(20))

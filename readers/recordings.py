@@ -11,7 +11,7 @@ from pathlib import Path
 import mne
 import numpy as np
 
-from datasets.mat_file import check_mat
+from readers.matlab import check_mat
 from utils.errors import UserError
 from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_TEXT, reading
 

@@ -1,0 +1,132 @@
+"""EEG of seen images → a text encoder's states → pictures, with a run of finetune_eeg_to_clip.py --target text_states.
+
+    python generate_text_states.py --model_dir pth_downtasks/imagenet/S00 --captions data/EEGImageNet/captions.jsonl --output_dir …
+
+Stage `decode` writes decoded.jsonl (the class of the nearest mean state) and embeddings.safetensors, and frees its models; stage `images`
+draws from the decoded states what is missing, with PNDM in 50 steps as published. With --captions, each test image is drawn from its own
+caption too: the most that decoding text states can reach. The headers judge the class; the picture is drawn from the states.
+"""
+
+import argparse
+from pathlib import Path
+
+from models import SCHEDULERS
+from utils import flags
+from utils.errors import UserError
+from utils.paths import default
+from utils.script import run_script, start_script
+
+
+def parse_args() -> argparse.Namespace:
+    parser = flags.new_parser(__doc__)
+    # fmt: off
+    add = parser.add_argument
+    add("--datasets_dir", default=default("data/EEGImageNet/processed_lmdb"), help="trial store")
+    add("--model_dir", default=default("pth_downtasks/clip"), help="run of finetune_eeg_to_clip.py, or an encoder_epochN.pth in it")
+    add("--conditioning", nargs="+", choices=("text_states",), default=["text_states"], help="kept for commands of generate_eeg2img.py")
+    add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
+    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    add("--captions", help="captions.jsonl of caption_images.py: draw every test image from its own caption too")
+    flags.add_generation_flags(parser, "outputs/text_states")
+    flags.add_image_flags(parser, "CompVis/stable-diffusion-v1-4", "data/EEGImageNet/images", ["--images_dir"], SCHEDULERS, "pndm")
+    # fmt: on
+    parser.set_defaults(num_inference_steps=50, guidance_scale=7.5)  # as published
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
+
+import torch
+
+from datasets.splits import print_caution
+from models.eeg_encoders import STATES
+from models.image_generator import EEGImageGenerator, image_model_address
+from stages import retrieval
+from stages.captions import read_captions
+from stages.embeddings import read_embeddings, write_embeddings
+from stages.pictures import (
+    PictureFolder,
+    Stimuli,
+    check_gpu_is_free,
+    drawing_recipe,
+    drawn_with,
+    save_with_recipe,
+    true_class_picture,
+)
+from stages.rows import Row, read_rows
+from stages.runs import check_output, report_decoded
+from stages.steps import open_first
+from utils.device import free_gpu_memory, pick_device
+from utils.files import write_json
+from utils.hub import fetch_nothing
+from utils.progress import progress
+
+
+def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> None:
+    """Stage 1: EEG → decoded.jsonl, embeddings.safetensors."""
+    place, opened = Path(args.model_dir), (args.foundation_dir, args.cache_dir, device)
+    run, groups = open_first(place, args.datasets_dir, args.split, *opened, args.num_samples)
+    checkpoint = run.checkpoint
+    if checkpoint["target"] != "text_states" or checkpoint.get("prototypes") is None:
+        raise UserError(f"{place} was trained towards {checkpoint['target']}; pictures from states need --target text_states")
+    outputs = retrieval.embed(run.model, run.dataset, groups, run.people, device, args.batch_size)  # (N, 77, D)
+    p = retrieval.prototype_probabilities(outputs, checkpoint["prototypes"], checkpoint["centre"])
+    rows = retrieval.class_rows(run.dataset, groups, p, "prototype")
+    none = torch.zeros(1, outputs.shape[-1])  # no pooled vector
+    states = {row.index: (of_trial[None], none) for row, of_trial in zip(rows, outputs, strict=True)}
+    write_embeddings(output_dir / "embeddings.safetensors", rows, states, checkpoint["image_model"])
+    shuffled = ["encoder"] if checkpoint["shuffled"] else []
+    asked = {"downstream_dataset": run.description.name, "protocol": checkpoint["protocol"],
+             "clip_model": checkpoint["clip_model"], "shuffle_labels": bool(shuffled), "samples": 1}  # fmt: skip
+    record = {"arguments": vars(args) | asked, "store": run.dataset.store.fingerprint, "model": str(place), "shuffled": shuffled}
+    report_decoded(rows, output_dir, record)
+    print_caution(run.description, checkpoint["protocol"])
+
+
+def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: torch.device, output_dir: Path) -> None:
+    """Stage 2: pictures from decoded states; with --captions from the test images' own captions as well."""
+    path = output_dir / "embeddings.safetensors"
+    states = read_embeddings(path, rows, image_model)
+    if any(conditioning.states.shape[1] != STATES[0] for conditioning in states.values()):
+        raise UserError(f"{path} holds states of another number of places than {STATES[0]}; decode again")
+    how = args.num_inference_steps, args.guidance_scale, args.image_size
+    recipe = drawing_recipe(image_model, *how) | {"conditioning": "text_states", "scheduler": args.scheduler}
+    pictures = PictureFolder(output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding})
+    captions = read_captions(Path(args.captions), [row.image for row in rows]) if args.captions else {}
+    of_caption = recipe | {"conditioning": "caption"}
+    recipes = {row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | of_caption for row in rows if captions}
+    missing = [row for row in rows if captions and drawn_with(true_class_picture(output_dir, row)) != recipes[row.index]]
+    if pictures.missing or missing:
+        check_gpu_is_free(device, args.max_held_mib)
+        generator = EEGImageGenerator(image_model, device, *how, args.scheduler)
+        if generator.empty.pooled is not None:
+            raise UserError(f"--image_model {image_model} reads a pooled vector beside text states; Stable Diffusion 1.x does not")
+        for row, seed in pictures.to_draw():
+            pictures.keep(row, generator.generate(states[row.index], seed))
+        for row in progress(missing, desc="drawing from captions", unit="image"):
+            picture = generator.generate(captions[row.image], args.seed + row.index)
+            save_with_recipe(picture, recipes[row.index], true_class_picture(output_dir, row))
+    if captions:
+        about = {"told": "the stimulus's caption", "pictures": len(rows)}
+        write_json(of_caption | about, output_dir / "true_class" / "true_class.json")
+    stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.stimuli_dir))
+    pictures.finish(stimuli.of, (lambda row: true_class_picture(output_dir, row)) if captions else None)
+
+
+def main(args: argparse.Namespace) -> None:
+    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
+    check_output(output_dir)
+    if args.stage != "decode":  # asked before anything is decoded
+        image_model = image_model_address(args.image_model)
+        fetch_nothing(image_model, "model_index.json", "--image_model")
+    if args.stage != "images":
+        decode(args, device, output_dir)
+        free_gpu_memory(device)
+    if args.stage != "decode":
+        draw(args, read_rows(output_dir / "decoded.jsonl"), image_model, device, output_dir)
+
+
+if __name__ == "__main__":
+    go_on = "what is decoded and drawn is kept; the same command goes on behind it"
+    run_script(lambda: main(args), [Path(args.output_dir) / ".lock"], go_on)

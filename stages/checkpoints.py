@@ -1,0 +1,309 @@
+"""Checkpoints of the training scripts, brought back: one reader with one check of what each must hold, and the models in them."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from datasets.description import DatasetDescription
+from datasets.trials import TrialDataset
+from models import FEATURE_ENCODERS, MAPPERS, POOLINGS, choose
+from models.eeg_clip_mapper import EEGMapperModel
+from models.image_generator import image_model_address
+from models.prior import CaptionAdapter, DiffusionPrior
+from models.structure import StructuralVAE
+from stages.tokens import encoder_for, with_features
+from utils.checkpoints import best_checkpoint, fingerprint, must_be_finite, read_checkpoint
+from utils.errors import UserError, loading
+from utils.files import read_json
+from utils.hub import model_identity
+
+HINT = "name another checkpoint"
+
+
+class Kind(NamedTuple):
+    """A kind of checkpoint: the script that writes it, its name with {} for the epoch, the fields that it must have."""
+
+    script: str
+    name: str
+    needed: tuple[str, ...]
+
+
+OF_PEOPLE = ("dataset", "protocol", "seen")
+OF_TOKENS = (*OF_PEOPLE, "encoder_name", "token_pooling", "encoder_fingerprint", "encoder", "n_times", "sfreq")
+KINDS = {
+    "text": Kind("finetune_eeg_llm.py", "projection_epoch{}.pth", (*OF_TOKENS, "projection", "llm")),
+    "mapper": Kind(
+        "finetune_eeg_to_image.py", "mapper_epoch{}.pth",
+        (*OF_TOKENS, "classes", "mapper_name", "settings", "mapper", "prototypes", "image_model"),
+    ),
+    "embedding": Kind(
+        "finetune_eeg_to_clip.py", "encoder_epoch{}.pth",
+        (*OF_PEOPLE, "target", "objective", "granularity", "clip_model", "image_model", "token_pooling", "classes", "people",
+         "encoder_fingerprint", "units", "settings", "model", "n_times", "sfreq", "shuffled", "seed"),
+    ),
+    "prior": Kind(
+        "train_prior.py --what prior", "prior_epoch{}.pth", ("what", "settings", "model", "encoder", "clip", "shuffled")
+    ),
+    "caption": Kind(
+        "train_prior.py --what caption", "caption_epoch{}.pth",
+        ("what", "settings", "model", "encoder", "captioner", "shuffled"),
+    ),
+    "vae": Kind("train_structure.py --what vae", "vae_epoch{}.pth", ("dataset", "settings", "model", "seen")),
+}  # fmt: skip
+# what a field must be, where a checkpoint has it. `encoder` is a prior's fingerprint, or weights
+TYPES = {
+    **dict.fromkeys(
+        "dataset protocol encoder_name token_pooling encoder_fingerprint llm image_model mapper_name target objective "
+        "granularity clip_model units what clip captioner".split(), str
+    ),
+    **dict.fromkeys("seen classes people".split(), list),
+    **dict.fromkeys("projection mapper settings model".split(), dict),
+    **dict.fromkeys("window regions".split(), (list, type(None))),
+    **dict.fromkeys("lora preprocessing".split(), (dict, type(None))),
+    "encoder": (dict, str, type(None)), "prototypes": (torch.Tensor, type(None)), "centre": (torch.Tensor, type(None)),
+    "n_times": int, "sfreq": (int, float), "seed": int, "shuffled": bool,
+}  # fmt: skip
+
+
+def read_run_checkpoint(place: Path, kind: str) -> tuple[Path, dict]:
+    """A checkpoint of a kind, of a run's folder the best epoch's; and its file.
+
+    Raises UserError if it is damaged, or of another script.
+    """
+    script, name, needed = KINDS[kind]
+    path = best_checkpoint(place, name)
+    checkpoint = read_checkpoint(path)
+    if missing := [field for field in needed if field not in checkpoint]:
+        raise UserError(f"{path} is no checkpoint of this version's {script} (it has no {', '.join(sorted(missing))}); {HINT}")
+    wrong = [field for field, of in TYPES.items() if field in checkpoint and not isinstance(checkpoint[field], of)]
+    texts = [field for field in ("seen", "classes", "people") if field in checkpoint and field not in wrong]
+    wrong += [field for field in texts if not all(isinstance(text, str) for text in checkpoint[field])]
+    if wrong:
+        raise UserError(f"{path} is damaged: its {', '.join(wrong)} cannot be right; {HINT}")
+    if checkpoint.get("what", kind) != kind:
+        raise UserError(f"{path} is a {checkpoint['what']}; expected a checkpoint of {script}; {HINT}")
+    return path, checkpoint
+
+
+def check_dataset(path: Path, checkpoint: dict, description: DatasetDescription) -> None:
+    """Raise UserError where a checkpoint was trained on another dataset or other classes, or has an unknown encoder or pooling."""
+    if checkpoint["dataset"] != description.name:
+        raise UserError(f"{path} was trained on {checkpoint['dataset']}; expected {description.name}")
+    if tuple(checkpoint.get("classes", description.classes)) != description.classes:
+        was, expected = ", ".join(checkpoint["classes"]), ", ".join(description.classes)
+        raise UserError(f"{path} was trained on the classes {was}; expected {expected}")
+    for field, table in (("encoder_name", FEATURE_ENCODERS), ("token_pooling", POOLINGS)):
+        if checkpoint[field] not in list(table):
+            raise UserError(f"{path} has the {field} {checkpoint[field]!r}; expected one of {', '.join(table)}")
+
+
+def load_state(module: nn.Module, state: dict, path: Path) -> None:
+    """Put a checkpoint's weights into a module; UserError where they do not fit."""
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged: its weights do not fit its settings ({reason})") from None
+
+
+def _built(kind: type, checkpoint: dict, path: Path) -> nn.Module:
+    """A model with the settings and the weights of a checkpoint, finite, in evaluation mode."""
+    with loading(str(path), HINT):
+        model = kind(**checkpoint["settings"])
+        model.load_state_dict(checkpoint["model"])
+        must_be_finite(model)
+    return model.eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------- pipelines 1 to 3: who was seen, encoder, text, mapper
+
+
+def check_unseen(seen: Sequence[str], protocol: str, dataset: TrialDataset, chosen: Sequence[int], where: str) -> None:
+    """Refuse test trials of sessions that a checkpoint was trained or validated on; for other splits say so.
+
+    seen : sequence of str. `TrialDataset.sessions` of its training and validation trials.
+    protocol : str. The one that it was trained under.
+    """
+    both = sorted({dataset.trials[index].whose_session for index in chosen} & set(seen))
+    if both and dataset.mode == "test":
+        raise UserError(
+            f"{where} was trained or validated on {', '.join(both[:5])} (--protocol {protocol}), which would be test trials "
+            "now; decode under the protocol that it was trained under"
+        )
+    if both:
+        print(
+            f"notice: {where} has seen {len(both)} of these trials' sessions in training or validation; no test score"
+        )
+
+
+def checkpoint_encoder(
+    checkpoint: dict, path: Path, dataset: TrialDataset, foundation: str | None, allow_partial: bool, seed: int
+) -> nn.Module:
+    """The encoder that a checkpoint was trained with, with the weights that it was trained to where it was.
+
+    Raises UserError if the trials have another length or rate, or `foundation` is another encoder.
+    """
+    part = [checkpoint.get(name) for name in ("window", "regions")]
+    if part != [dataset.window, dataset.regions]:
+        raise UserError(f"{path} was trained on --window {part[0]} --regions {part[1]}; give the same ones")
+    if (dataset.n_times, dataset.sfreq) != (checkpoint["n_times"], checkpoint["sfreq"]):
+        raise UserError(
+            f"{path} was trained on trials of {checkpoint['n_times']} samples at {checkpoint['sfreq']} Hz; "
+            f"{dataset.store.path} has {dataset.n_times} at {dataset.sfreq} Hz: another window or recorder"
+        )
+    was, now = checkpoint.get("preprocessing"), dataset.facts["preprocessing"]
+    if was is not None and now is not None and was != now:
+        other = ", ".join(f"{name} {now.get(name)} and not {of}" for name, of in was.items() if now.get(name) != of)
+        raise UserError(f"{path} was trained on trials that were prepared otherwise: {dataset.store.path} has {other}")
+    encoder = encoder_for(dataset, checkpoint["encoder_name"], foundation, allow_partial, seed)
+    if encoder.pretrained and fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
+        raise UserError(f"{path} was trained on the features of another encoder than {foundation}")
+    if checkpoint["encoder"] is not None:
+        load_state(encoder, checkpoint["encoder"], path)
+    return encoder
+
+
+def connect(
+    model: nn.Module, checkpoint: dict, encoder: nn.Module, dataset: TrialDataset, cache_dir: str | None, cached: bool,
+    device: torch.device,
+) -> TrialDataset:  # fmt: skip
+    """The trials as the model reads them: as tokens of a frozen encoder, or else the model gets its encoder and pooling.
+
+    model : EEGLanguageModel or EEGMapperModel
+    Raises UserError if a trial has another number of tokens than the mapper was trained on.
+    """
+    cached = cached and encoder.pretrained
+    made, reducer = with_features({"": dataset}, encoder, cached, checkpoint["token_pooling"], cache_dir, device)
+    dataset = made[""]
+    if not cached:
+        model.encoder, model.reducer = encoder.to(device).eval(), reducer.to(device)
+        return dataset
+    n_tokens = checkpoint.get("settings", {}).get("n_tokens", dataset.tokens.shape[1])
+    if n_tokens != dataset.tokens.shape[1]:
+        raise UserError(
+            f"the mapper was trained on {n_tokens} tokens a trial; {dataset.store.path} gives {dataset.tokens.shape[1]}"
+        )
+    return dataset
+
+
+def find_text_checkpoint(place: str | Path, lora_dir: str | None) -> tuple[Path, Path]:
+    """The projection file and adapter folder; of a run's folder, the best epoch's."""
+    projection = best_checkpoint(Path(place), KINDS["text"].name)
+    if lora_dir:
+        return projection, Path(lora_dir)
+    epoch = re.fullmatch(r"projection_epoch(\d+)\.pth", projection.name)
+    if not epoch:
+        raise UserError(f"--lora_dir is needed: {projection.name} does not tell the epoch")
+    return projection, projection.with_name(f"lora_epoch{epoch[1]}")
+
+
+def load_text_model(
+    checkpoint: dict, path: Path, lora_dir: Path, llm: str | None, quantize: bool, dtype: torch.dtype,
+    device: torch.device, description: DatasetDescription, width: int,
+) -> nn.Module:  # fmt: skip
+    """The `EEGLanguageModel` with its adapter, and the projection of tokens of a width.
+
+    Raises UserError if a part is missing, damaged, or made for another part.
+    """
+    # the language model's libraries take seconds to import, and pipelines 3 to 6 need none of them
+    from models.eeg_llm import (
+        EEGLanguageModel,
+        EEGProjection,
+        add_lora,
+        load_language_model,
+        load_lora,
+        read_lora_settings,
+    )
+
+    if not lora_dir.is_dir():
+        raise UserError(f"{lora_dir}: no such LoRA folder; --lora_dir names the one saved beside the projection")
+    lora = read_lora_settings(lora_dir)
+    language_model, tokenizer = load_language_model(llm or checkpoint["llm"], device, quantize, dtype)
+    language_model = add_lora(language_model, **lora)
+    load_lora(language_model, lora_dir, checkpoint.get("lora"))
+    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], width)
+    try:
+        projection.load_state_dict(checkpoint["projection"])
+    except RuntimeError:
+        raise UserError(f"{path} does not fit the language model's width; --llm names another") from None
+    model = EEGLanguageModel(language_model, tokenizer, description.system_prompt, description.user_prompt, projection)
+    return model.to(device).eval()
+
+
+def load_mapper_model(checkpoint: dict, path: Path, device: torch.device) -> EEGMapperModel:
+    """The mapper; UserError where the checkpoint is damaged."""
+    with loading(f"{path} is damaged: its mapper", HINT):
+        kind, settings = choose(MAPPERS, checkpoint["mapper_name"]), checkpoint["settings"]
+        with torch.device("meta"):  # takes no memory: are these settings of these weights?
+            shapes = {name: value.shape for name, value in kind(**settings).state_dict().items()}
+        if shapes != {name: value.shape for name, value in checkpoint["mapper"].items()}:
+            raise ValueError("its weights do not fit its settings")
+        prototypes = checkpoint["prototypes"]
+        if (prototypes.shape, prototypes.dtype) != ((settings["n_classes"], settings["clip_width"]), torch.float32):
+            raise ValueError(f"its prototypes are {tuple(prototypes.shape)} {prototypes.dtype}")
+        mapper = kind(**settings)
+    load_state(mapper, checkpoint["mapper"], path)
+    return EEGMapperModel(mapper).to(device).eval()
+
+
+# ---------------------------------------------------------------- pipelines 4 to 6: prior, caption adapter, SGDM's VAE
+
+
+def read_prior(place: Path, encoder: str, clip: str | None, width: int) -> tuple[DiffusionPrior, bool]:
+    """The prior of a run, and whether it is a shuffled-label control.
+
+    encoder, clip : str. Fingerprint of the encoder whose embeddings go in, identity of the CLIP whose embeddings come out.
+    width : int. Of both embeddings.
+    Raises UserError if the file is damaged, or the prior is of another encoder or other targets.
+    """
+    path, checkpoint = read_run_checkpoint(place, "prior")
+    _check_reads(path, checkpoint, "condition_dim", encoder, width)
+    if clip and checkpoint["clip"] != clip:
+        raise UserError(f"{path} was trained on the embeddings of another CLIP than the encoder")
+    if checkpoint["settings"].get("dim") != width:
+        raise UserError(f"{path} gives embeddings of width {checkpoint['settings'].get('dim')}; expected {width}")
+    return _built(DiffusionPrior, checkpoint, path), checkpoint["shuffled"]
+
+
+def read_adapter(place: Path, encoder: str, captioner: str, width: int) -> tuple[CaptionAdapter, bool]:
+    """The caption adapter of a run, and whether it is a control; UserError as above, or where it is for another captioner."""
+    path, checkpoint = read_run_checkpoint(place, "caption")
+    _check_reads(path, checkpoint, "dim", encoder, width)
+    if checkpoint["captioner"] != model_identity(captioner):
+        raise UserError(f"{path} was trained towards the tokens of another captioner than {captioner}")
+    return _built(CaptionAdapter, checkpoint, path), checkpoint["shuffled"]
+
+
+def _check_reads(path: Path, checkpoint: dict, field: str, encoder: str, width: int) -> None:
+    if (reads := checkpoint["settings"].get(field)) != width:
+        raise UserError(f"{path} reads embeddings of width {reads}; the encoder gives {width}")
+    if checkpoint["encoder"] != encoder:
+        raise UserError(f"{path} was trained on the embeddings of another encoder; train it on this one")
+
+
+def read_vae(place: Path) -> tuple[StructuralVAE, dict]:
+    """SGDM's VAE in evaluation mode, and its checkpoint; UserError where it is none, or damaged."""
+    path, checkpoint = read_run_checkpoint(place, "vae")
+    return _built(StructuralVAE, checkpoint, path), checkpoint
+
+
+def must_not_have_seen(checkpoint: dict, place: Path, images: Iterable[str]) -> None:
+    """Raise UserError where a VAE or ControlNet was trained on an image that is to be tested on."""
+    if seen := sorted(set(checkpoint["seen"]) & set(images)):
+        raise UserError(
+            f"{place} was trained on {seen[0]} and {len(seen) - 1} more of the test images; train it under this protocol"
+        )
+
+
+def check_controlnet(controlnet: str, image_model: str, candidates: Iterable[str]) -> None:
+    """UserError where a ControlNet of train_structure.py has seen one of `candidates`, or was trained for another image model."""
+    if (facts := Path(controlnet) / "facts.json").is_file():
+        trained = read_json(facts)
+        with loading(str(facts), "train the ControlNet again"):
+            must_not_have_seen(trained, Path(controlnet), candidates)
+            if trained["image_model"] != model_identity(image_model_address(image_model)):
+                raise UserError(f"--controlnet {controlnet} was trained for another image model than {image_model}")

@@ -1,0 +1,332 @@
+"""What stands between EEG of seen images and a picture: one class a step, each with a checkpoint of its own.
+
+A step decodes tensors that pictures are drawn from, says what it adds to a picture's recipe and to the generator, and guides each
+picture. Each says whether it is a shuffled-label control. `generate_eeg2img.py` goes through the steps that are asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from datasets.repetitions import Group, repetitions
+from models.captioner import Captioner
+from models.clip_targets import image_paths, image_targets
+from models.image_generator import image_model_address
+from models.structure import map_picture
+from stages import retrieval
+from stages.checkpoints import check_controlnet, must_not_have_seen, read_adapter, read_prior, read_vae
+from stages.clip_runs import ClipRun, clip_part, open_clip_run
+from stages.guided_pictures import DECODED, Wanted
+from stages.pictures import opened_whole, save_with_recipe
+from stages.rows import Row
+from stages.targets import decoded_maps
+from utils.checkpoints import fingerprint
+from utils.errors import UserError
+from utils.hub import fetch_nothing, model_identity
+from utils.seeds import sample_seed
+
+CAPTIONED = 16  # trials whose captions are read at once
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Decoded:
+    """What the encoder gave, and how further runs are opened.
+
+    run : ClipRun. groups : its chosen trials. vectors : (N, D) their embeddings. rows : one a group.
+    length : float. Mean length of a training image's embedding.
+    """
+
+    run: ClipRun
+    groups: list[Group]
+    vectors: torch.Tensor
+    rows: list[Row]
+    length: float
+    foundation: str
+    cache_dir: str | None
+    device: torch.device
+    batch_size: int
+
+    def further(self, place: str, target: str) -> tuple[ClipRun, list[Group]]:
+        """A further run on the same trials, and its groups of them; see `open_like`."""
+        return open_like(Path(place), self, target)
+
+
+class Step:
+    """What all steps have; the parts that a step leaves out do nothing."""
+
+    ways: tuple[str, ...] = (DECODED,)  # of drawing, in which it guides
+
+    def check_first(self) -> None:
+        """UserError for what can be known before anything is decoded."""
+
+    def decode(self, decoded: Decoded) -> tuple[Tensors, dict[str, bool]]:
+        """Tensors (N, …) by name; {step: whether it is a shuffled-label control}."""
+        return {}, {}
+
+    needs: tuple[str, ...] = ()  # tensors without which nothing is drawn
+
+    def check_drawn_for(self, asked: Mapping) -> None:
+        """UserError where pictures are drawn with something else than was decoded for."""
+
+    def recipe(self) -> dict:
+        """What it adds to a picture's recipe."""
+        return {}
+
+    def settings(self, kept: Tensors) -> dict:
+        """What it adds to the generator: parameters of `GuidedGenerator`."""
+        return {}
+
+    def guidance(self, kept: Tensors, place: int, wanted: Wanted) -> dict:
+        """What it adds to the guidance of one picture: fields of `models.guided_generator.Guidance`."""
+        return {}
+
+    def lacks(self, folder: Path, wanted: Wanted) -> bool:
+        """Whether a picture of the step itself is missing beside a drawn one."""
+        return False
+
+    def draw_own(self, folder: Path, wanted: Wanted, generator, kept: Tensors, place: int) -> None:
+        """Draw a picture of the step itself."""
+
+    def column(self, folder: Path, kept: Tensors, place: int, row: Row) -> tuple[str, Image.Image] | None:
+        """Its heading and picture in the sheet of steps."""
+
+
+# ---------------------------------------------------------------- the steps
+
+
+@dataclass
+class Embedding(Step):
+    """The decoded embedding, or what a prior makes of it, → IP-Adapter."""
+
+    ip_adapter: str
+    ip_scale: float
+    prior_dir: str | None
+    prior_steps: int
+    prior_guidance: float
+    samples: int
+    seed: int
+    ways, needs = (DECODED, "ceiling", "nearest"), ("embedding",)
+
+    def decode(self, decoded: Decoded) -> tuple[Tensors, dict[str, bool]]:
+        if not self.prior_dir:  # at the length that embeddings of images have
+            return {"embedding": (F.normalize(decoded.vectors, dim=-1) * decoded.length)[:, None]}, {}  # (N, 1, D)
+        run, width = decoded.run, decoded.vectors.shape[1]
+        prior, shuffled = read_prior(Path(self.prior_dir), fingerprint(run.model), run.checkpoint.get("clip"), width)
+        prior.to(decoded.device)
+        seeds = [[sample_seed(self.seed, row.index, k) for row in decoded.rows] for k in range(self.samples)]
+        condition = decoded.vectors.to(decoded.device)
+        drawn = [prior.sample(condition, of, self.prior_steps, self.prior_guidance).cpu() for of in seeds]
+        return {"embedding": torch.stack(drawn, dim=1)}, {"prior": shuffled}  # (N, samples, D)
+
+    def recipe(self) -> dict:
+        return {"ip_adapter": model_identity(self.ip_adapter), "ip_scale": self.ip_scale, "prior": bool(self.prior_dir)}
+
+    def settings(self, kept: Tensors) -> dict:
+        return {"ip_adapter": self.ip_adapter, "width": kept["decoded"].shape[1], "ip_scale": self.ip_scale}
+
+    def guidance(self, kept: Tensors, place: int, wanted: Wanted) -> dict:
+        if wanted.way != DECODED:
+            return {"embedding": kept[wanted.way][place]}
+        of_samples = kept["embedding"][place]
+        return {"embedding": of_samples[wanted.sample % len(of_samples)]}
+
+
+@dataclass
+class LowLevel(Step):
+    """Decoded latents of the image model's VAE, which drawing begins from."""
+
+    place: str
+    image_model: str
+    strength: float
+    needs = ("latents",)
+
+    def decode(self, decoded: Decoded) -> tuple[Tensors, dict[str, bool]]:
+        run, groups = decoded.further(self.place, "vae_latent")
+        if run.checkpoint.get("image_model_identity") != self._identity():
+            raise UserError(f"{run.name} was trained towards the latents of another image model than {self.image_model}")
+        flat = retrieval.embed(run.model, run.dataset, groups, run.people, decoded.device, decoded.batch_size)
+        latents = flat.unflatten(1, run.checkpoint["settings"]["latents"])  # (N, 4, h, w)
+        return {"latents": latents}, {"low level": run.checkpoint["shuffled"]}
+
+    def _identity(self) -> str:
+        return model_identity(image_model_address(self.image_model))
+
+    def check_drawn_for(self, asked: Mapping) -> None:
+        if asked["image_model"] != self._identity():
+            raise UserError(f"these latents were decoded for another image model than {self.image_model}; decode again for this one")
+
+    def recipe(self) -> dict:
+        return {"strength": self.strength}
+
+    def settings(self, kept: Tensors) -> dict:
+        return {"strength": self.strength}
+
+    def guidance(self, kept: Tensors, place: int, wanted: Wanted) -> dict:
+        return {"latents": kept["latents"][place]}
+
+    def lacks(self, folder: Path, wanted: Wanted) -> bool:
+        return wanted.way == DECODED and wanted.sample == 0 and not _low_level(folder, wanted.row).is_file()
+
+    def draw_own(self, folder: Path, wanted: Wanted, generator, kept: Tensors, place: int) -> None:
+        if wanted.way == DECODED and wanted.sample == 0:
+            picture = generator.picture_of(kept["latents"][place])
+            save_with_recipe(picture, wanted.recipe, _low_level(folder, wanted.row))
+
+    def column(self, folder: Path, kept: Tensors, place: int, row: Row) -> tuple[str, Image.Image]:
+        return "decoded low level", opened_whole(_low_level(folder, row))
+
+
+def _low_level(folder: Path, row: Row) -> Path:
+    return folder / "low_level" / f"low_level_{row.index:04d}.png"
+
+
+@dataclass
+class Map(Step):
+    """A decoded map of edges → ControlNet."""
+
+    place: str
+    vae_dir: str
+    controlnet: str
+    controlnet_scale: float
+    image_model: str
+    needs = ("map",)
+
+    def check_first(self) -> None:
+        fetch_nothing(self.controlnet, "config.json", "--controlnet")
+
+    def decode(self, decoded: Decoded) -> tuple[Tensors, dict[str, bool]]:
+        run, groups = decoded.further(self.place, "structure")
+        vae, about = read_vae(Path(self.vae_dir))
+        must_not_have_seen(about, Path(self.vae_dir), decoded.run.images)
+        if fingerprint(vae) != run.checkpoint.get("vae"):
+            raise UserError(f"{run.name} was trained towards another VAE than {self.vae_dir}")
+        check_controlnet(self.controlnet, self.image_model, decoded.run.images)
+        outputs = retrieval.embed(run.model, run.dataset, groups, run.people, decoded.device, decoded.batch_size)
+        maps = decoded_maps(vae, outputs[:, run.checkpoint["clip_width"] :])  # (N, 1, 128, 128)
+        return {"map": maps}, {"map": run.checkpoint["shuffled"]}
+
+    def check_drawn_for(self, asked: Mapping) -> None:
+        check_controlnet(self.controlnet, self.image_model, map(str, asked["test_images"]))
+
+    def recipe(self) -> dict:
+        return {"controlnet": model_identity(self.controlnet), "controlnet_scale": self.controlnet_scale}
+
+    def settings(self, kept: Tensors) -> dict:
+        return {"controlnet": self.controlnet, "controlnet_scale": self.controlnet_scale}
+
+    def guidance(self, kept: Tensors, place: int, wanted: Wanted) -> dict:
+        return {"structure": map_picture(kept["map"][place])}
+
+    def column(self, folder: Path, kept: Tensors, place: int, row: Row) -> tuple[str, Image.Image]:
+        return "decoded map", map_picture(kept["map"][place])
+
+
+@dataclass
+class Caption(Step):
+    """A decoded caption → the prompt."""
+
+    place: str
+    captioner: str
+
+    def decode(self, decoded: Decoded) -> tuple[Tensors, dict[str, bool]]:
+        width, of_encoder = decoded.vectors.shape[1], fingerprint(decoded.run.model)
+        adapter, shuffled = read_adapter(Path(self.place), of_encoder, self.captioner, width)
+        adapter.to(decoded.device)
+        reader = Captioner(self.captioner, decoded.device, flag="--captioner")
+        with torch.no_grad():
+            parts = [reader.from_tokens(adapter(x.to(decoded.device))) for x in decoded.vectors.split(CAPTIONED)]
+        for row, caption in zip(decoded.rows, sum(parts, []), strict=True):
+            row.text = row.prompt = caption
+        return {}, {"caption": shuffled}
+
+
+# ---------------------------------------------------------------- the encoder's own part
+
+
+def nearest_images(
+    run: ClipRun, chosen: Sequence[Group], decoded: torch.Tensor, images_dir: Path, clip_model: str | None, cache_dir: Path
+) -> tuple[list[Row], Tensors, float]:  # fmt: skip
+    """Rows of what decoded embeddings are nearest to, among the test images and, for `Row.nearest`, among those of training.
+
+    decoded : (N, D). clip_model : str, optional. The CLIP that was trained towards, where it lies elsewhere now.
+    Returns the rows; "ceiling" and "nearest", (N, D) embeddings of the stimuli and of the nearest training images; the mean
+    length of a training image's embedding.
+    Raises UserError for another CLIP, or a run that was trained on the very images that are asked for.
+    """
+    checkpoint = run.checkpoint
+    if clip_model and checkpoint.get("clip") and model_identity(clip_model) != checkpoint["clip"]:
+        raise UserError(f"--clip_model {clip_model} is another one than {run.name} was trained with")
+
+    def embedded(images: list[str]) -> torch.Tensor:  # (n, D)
+        paths = image_paths(images, images_dir)
+        return image_targets(clip_model or checkpoint["clip_model"], paths, cache_dir).float()
+
+    candidates = run.images
+    trained_on = sorted(set(checkpoint["seen"]) - set(candidates))  # none of those that are asked for
+    if not trained_on:
+        raise UserError(
+            f"{run.name} was trained on the very images that are decoded; there is no other one to be nearest to"
+        )
+    among, of_training = embedded(candidates), embedded(trained_on)
+    if decoded.shape[1] != among.shape[1]:
+        wide = decoded.shape[1], among.shape[1]
+        raise UserError(f"{run.name} gives embeddings of width {wide[0]}, --clip_model of width {wide[1]}")
+    if checkpoint.get("prototypes") is not None:
+        p = retrieval.prototype_probabilities(decoded, checkpoint["prototypes"], checkpoint["centre"])
+        rows = retrieval.class_rows(run.dataset, chosen, p, "prototype")
+    else:
+        rows = retrieval.retrieval_rows(run.dataset, chosen, decoded, among, candidates)
+    places = (F.normalize(decoded, dim=-1) @ F.normalize(of_training, dim=-1).T).argmax(dim=1).tolist()
+    for row, place in zip(rows, places, strict=True):
+        row.nearest = trained_on[place]
+    own = [candidates.index(group.image) for group in chosen]
+    return rows, {"ceiling": among[own], "nearest": of_training[places]}, float(of_training.norm(dim=-1).mean())
+
+
+def open_like(place: Path, decoded: Decoded, target: str) -> tuple[ClipRun, list[Group]]:
+    """A further run on the trials of the first one, and its groups of them.
+
+    Raises UserError where it is towards another target, of other trials, or trained under another protocol.
+    """
+    first, wanted = decoded.run, decoded.groups
+    split, store = first.dataset.mode, str(first.dataset.store.path)
+    run = open_clip_run(place, store, split, decoded.foundation, decoded.cache_dir, decoded.device)
+    if run.checkpoint["target"] != target:
+        raise UserError(f"{place} was trained towards {run.checkpoint['target']}; expected --target {target}")
+    for what in ("protocol", "granularity"):  # else one may have been trained on whom the other never saw
+        if run.checkpoint[what] != first.checkpoint[what]:
+            was = f"{what} {run.checkpoint[what]}, {first.name} under {first.checkpoint[what]}"
+            raise UserError(f"{place} was trained under {was}; train both alike")
+
+    def keys(of: ClipRun, group: Group) -> frozenset[str]:  # a control gives trials other images, but no other keys
+        return frozenset(of.dataset.trials[k].key for k in group.trials)
+
+    of = {keys(run, group): group for group in repetitions(run.dataset)}
+    if lacking := [group for group in wanted if keys(first, group) not in of]:
+        where = f"{lacking[0].subject}, {lacking[0].image}"
+        raise UserError(f"{place} keeps other trials for its {split} than {first.name} ({where}); train both alike")
+    return run, [of[keys(first, group)] for group in wanted]
+
+
+def open_first(
+    place: Path, datasets_dir: str, split: str, foundation: str, cache_dir: str | None, device: torch.device, num_samples: int
+) -> tuple[ClipRun, list[Group]]:  # fmt: skip
+    """The run that is drawn from, and so many of its stimuli, spread evenly; UserError where there are none."""
+    run = open_clip_run(place, datasets_dir, split, foundation, cache_dir, device)
+    groups = repetitions(run.dataset)
+    if not groups:
+        raise UserError(f"{datasets_dir} has no {split} trials under {run.checkpoint['protocol']}")
+    places = torch.linspace(0, len(groups) - 1, min(num_samples, len(groups))).round().int().tolist()
+    return run, [groups[k] for k in places]
+
+
+def decode_embedding(run: ClipRun, groups: list[Group], images_dir: Path, clip_model: str | None, cache: Path, **how) -> tuple:
+    """`Decoded`, and what the same trials may be drawn from for comparison. how : the rest of `Decoded`."""
+    vectors = clip_part(run, groups, how["device"], how["batch_size"])
+    rows, others, length = nearest_images(run, groups, vectors, images_dir, clip_model, cache)
+    return Decoded(run, groups, vectors, rows, length, **how), others
