@@ -170,7 +170,7 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)
-    check_augmentable(args.augment, cached)
+    check_augmentable(args.augment, "tokens" if cached else "signal")
     with accelerator.main_process_first():
         splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, accelerator.device)
     train_encoder = ("joint" if args.train_encoder else "never") if encoder.pretrained else "always"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from datasets.description import load_description, of_images
 from datasets.splits import PROTOCOLS, check_protocol, print_caution, protocol_named
-from models import AUGMENTATIONS, EMBEDDERS, FEATURE_ENCODERS, POOLINGS, choose
+from models import AUGMENTATIONS, CONTRASTIVE, EMBEDDERS, FEATURE_ENCODERS, POOLINGS, choose
 from models.recipes import recipe_of
 from stages import TARGETS
 from utils import flags
@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     target("--target", choices=list(TARGETS), default="image", help="image, text: CLIP embeddings of images, of sentences; "
         "text_states: of captions; classes: labels; vae_latent: the image model's latents of images; structure: image, and the "
         "latent of SGDM's VAE beside it")
-    target("--objective", choices=("nce", "generation", "mse", "ce", "l1"), help="nce: contrastive; generation: 10 (0.9 MSE to raw "
+    target("--objective", choices=(*CONTRASTIVE, "generation", "mse", "ce", "l1"), help="nce: contrastive; generation: 10 (0.9 MSE to raw "
         "embeddings + 0.1 NCE); mse; ce (default: nce, mse for text_states, ce for classes, l1 for vae_latent)")
     target("--clip_model", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="CLIP: local folder or hub address")
     target("--image_model", default="CompVis/stable-diffusion-v1-4",
@@ -118,7 +118,7 @@ from stages import retrieval
 from stages.runs import LAST, Run
 from stages.scores import score_rows
 from stages.targets import TargetSettings, check_fits
-from stages.tokens import encoder_for, with_features
+from stages.tokens import check_augmentable, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import pick_device
 from utils.progress import progress
@@ -198,6 +198,7 @@ def main(args: argparse.Namespace) -> None:
         n_tokens, token_width = splits["train"].tokens.shape[1:]
         settings |= {"n_tokens": n_tokens, "token_width": token_width}
     model = EEGEmbedding(**settings)
+    check_augmentable(args.augment, model.reads)
     if model.reads != "tokens":
         splits = {mode: dataset.prepared(model.prepare) for mode, dataset in splits.items()}
     items = Averages(splits["train"], groups["train"], people, target.tables)

@@ -83,8 +83,15 @@ def identification(real: np.ndarray, drawn: np.ndarray, stimulus: Sequence) -> n
 
 def grey(picture: np.ndarray) -> np.ndarray:
     """(3, H, W) → (H, W), by the weights of scikit-image."""
-    return np.tensordot([0.2125, 0.7154, 0.0721], picture, axes=1)
+    return np.tensordot([0.2125, 0.7154, 0.0721], picture.astype(np.float64), axes=1)
 
+
+# metrics of two pictures (3, 425, 425) alone; those of networks' features: evaluation/image_networks.py
+METRICS = {
+    "PixCorr": pixel_correlation,
+    "SSIM": lambda real, drawn: ssim(grey(real), grey(drawn)),
+    "SSIM by column": lambda real, drawn: ssim_by_column(grey(real), grey(drawn)),
+}
 
 # ---------------------------------------------------------------- the pictures of a folder
 
@@ -315,10 +322,7 @@ def _values(real: _Views, drawn: _Views, order: np.ndarray, stimulus: Sequence) 
     for a, b in pairs:
         if (a, b) not in of_pairs:
             of_pairs[a, b] = _pixel_metrics(real.different[a], drawn.different[b])
-    values = {
-        name: np.array([of_pairs[pair][k] for pair in pairs])
-        for k, name in enumerate(("PixCorr", "SSIM", "SSIM by column"))
-    }
+    values = {name: np.array([of_pairs[pair][k] for pair in pairs]) for k, name in enumerate(METRICS)}
     for name in real.features:
         ours, theirs = real.of(name, np.arange(len(order))), drawn.of(name, order)
         if name == "SwAV":  # a distance: less is better
@@ -346,10 +350,9 @@ def _same_stimuli(rows: Sequence[Row], others: Sequence[Row]) -> list[int] | Non
     return None
 
 
-def _pixel_metrics(real: Image.Image, drawn: Image.Image) -> tuple[float, float, float]:
+def _pixel_metrics(real: Image.Image, drawn: Image.Image) -> list[float]:
     a, b = pixels([real, drawn], EDGE).numpy()
-    grey_a, grey_b = grey(a.astype(np.float64)), grey(b.astype(np.float64))
-    return pixel_correlation(a, b), ssim(grey_a, grey_b), ssim_by_column(grey_a, grey_b)
+    return [metric(a, b) for metric in METRICS.values()]
 
 
 def images_table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:

@@ -44,6 +44,10 @@ AUGMENTATIONS = {
     "amplitude": "models.augmentations:amplitude",
     "shift": "models.augmentations:shift",
 }
+# --objective of finetune_eeg_to_clip.py, beside those that are not contrastive: functions, see models/contrastive.py
+CONTRASTIVE = {
+    "nce": "models.contrastive:info_nce",
+}
 # --mapper: see models/eeg_clip_mapper.py
 MAPPERS = {
     "qformer": "models.eeg_clip_mapper:QFormerMapper",

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from datasets.repetitions import Group
 from datasets.trials import TrialDataset
+from models import CONTRASTIVE, choose
 from models.clip_targets import (
     digests_of,
     image_paths,
@@ -132,7 +133,7 @@ class Target:
 class Images(Target):
     """image: CLIP embeddings of the images, contrastive; sentences' embeddings beside them with a share of --lambda_text."""
 
-    objectives, of_sentences, in_clip_space, ranks = ("nce", "generation", "mse"), True, True, True
+    objectives, of_sentences, in_clip_space, ranks = (*CONTRASTIVE, "generation", "mse"), True, True, True
 
     def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
         s = self.settings
@@ -152,12 +153,15 @@ class Images(Target):
         nce = self.nce(output, target, batch, scale)
         if "text" in batch:
             nce = (1 - s.lambda_text) * nce + s.lambda_text * self.nce(output, batch["text"], batch, scale)
-        return nce if s.objective == "nce" else 10 * (s.mse_share * F.mse_loss(output, target) + (1 - s.mse_share) * nce)
+        if s.objective == "generation":
+            return 10 * (s.mse_share * F.mse_loss(output, target) + (1 - s.mse_share) * nce)
+        return nce
 
     def nce(self, output: torch.Tensor, target: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
         copies = batch["image"] if self.settings.positives == "image" else None
         scale = scale if self.settings.train_scale else FIXED_SCALE
-        return info_nce(output, target, scale, copies, self.settings.unit_eeg)
+        loss = choose(CONTRASTIVE, self.settings.objective) if self.settings.objective in CONTRASTIVE else info_nce
+        return loss(output, target, scale, copies, self.settings.unit_eeg)
 
     def rows(self, outputs: torch.Tensor, dataset: TrialDataset, groups: Sequence[Group]) -> Result:
         """Classes that are trained on by the nearest prototype; else retrieval among what nobody trained on."""
@@ -190,7 +194,7 @@ class Images(Target):
 class Sentences(Images):
     """text: CLIP embeddings of "This picture is …"."""
 
-    objectives, of_sentences, in_clip_space = ("nce", "mse"), False, False
+    objectives, of_sentences, in_clip_space = (*CONTRASTIVE, "mse"), False, False
 
     def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
         return {"target": sentences(images, splits, self.settings.clip_model, self.settings.cache_dir)}

@@ -66,12 +66,12 @@ def with_features(
     return made, reducer_for(encoder, montage, pooling)
 
 
-def check_augmentable(augment: Sequence[str], cached: bool) -> None:
-    """Raise UserError where trials are to be augmented of which only a frozen encoder's tokens are read."""
-    if augment and cached:
+def check_augmentable(augment: Sequence[str], reads: str) -> None:
+    """Raise UserError where trials are to be augmented of which no signal is read, but "tokens" or "features" that are kept."""
+    if augment and reads != "signal":
         raise UserError(
-            "--augment changes what an encoder reads, and tokens come from the cache: use an encoder that is trained "
-            "(--encoder eegnet, --train_encoder), or --no_cache_features"
+            f"--augment changes the signal of a trial, and what is read here are kept {reads}: use an encoder that reads the "
+            "signal and is trained (such as --encoder eegnet, shallow; csbrain with --train_encoder or --no_cache_features)"
         )
 
 

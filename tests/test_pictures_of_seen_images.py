@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stages.guided_decoding import open_like
 
 from datasets.repetitions import repetitions
 from demo.tiny_models import complete_image_model, complete_ip_adapter
@@ -19,6 +18,7 @@ from stages.captions import caption_measures, word_overlap
 from stages.embeddings import read_guidance
 from stages.pictures import drawn_with
 from stages.rows import read_rows
+from stages.steps import Decoded, open_like
 from tests.conftest import ROOT, flat, once, read_jsonl, run_inside
 from tests.seen_images import CLIP, SCRIPT, interrupted_after, things_store, train_with_control, training
 from utils.errors import UserError
@@ -504,11 +504,15 @@ def test_a_further_run_gives_the_same_trials_and_was_trained_under_the_same_prot
         return SimpleNamespace(name="run", checkpoint=checkpoint, dataset=dataset)
 
     first, other = run_of("abcd", "1122"), run_of("dbcax", "21319")  # the other one reads them in another order
-    monkeypatch.setattr("stages.clip_runs.open_run", lambda *_: other)
+    monkeypatch.setattr("stages.steps.open_clip_run", lambda *_: other)
     wanted = repetitions(first.dataset)
+
+    def decoded(groups):
+        return Decoded(first, groups, None, [], 1.0, "", None, CPU, 8)
+
     with pytest.raises(UserError, match="keeps other trials"):  # "c" and "d" are no group of the other one's
-        open_like(Path("other"), first, wanted, "image", "", None, CPU)
-    _, (group,) = open_like(Path("other"), first, wanted[:1], "image", "", None, CPU)
+        open_like(Path("other"), decoded(wanted), "image")
+    _, (group,) = open_like(Path("other"), decoded(wanted[:1]), "image")
     assert {other.dataset.trials[k].key for k in group.trials} == {"a", "b"}
 
 
