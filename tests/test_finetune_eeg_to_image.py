@@ -185,7 +185,7 @@ def test_a_warm_start_takes_over_pooling_and_trained_encoder(vi_demo, vi_trained
     checkpoint = torch.load(tmp_path / "run/mapper_epoch1.pth", weights_only=True)
     torch.save(checkpoint | {"dataset": "BCICIV2a"}, tmp_path / "bcic.pth")
     refused = script(SCRIPT, *vi_demo.mapping(tmp_path / "other", warm_start=tmp_path / "bcic.pth"))
-    assert refused.code == 2 and "is not a checkpoint of this version's finetune_eeg_llm.py" in refused.error_line
+    assert refused.code == 2 and "is no checkpoint of this version's finetune_eeg_llm.py" in refused.error_line
 
 
 def test_two_processes_train_one_mapper(vi_demo, tmp_path):
@@ -246,7 +246,7 @@ def test_a_loss_that_is_no_number_ends_the_run(vi_demo, script, tmp_path):
     ({"clip_model": "no/clip"}, "--clip_model no/clip"), ({"image_model": "no/model"}, "--image_model no/model"),
     ({"foundation_dir": "nowhere.pth"}, "nowhere.pth"), ({"temperature": 0}, "--temperature"), ({"epochs": 0}, "--epochs"), ({"lr": -1}, "--lr"),
         ({"temperature": "nan"}, "--temperature"), ({"lambda_cls": "nan"}, "--lambda_cls"), ({"seed": -1}, "--seed"),
-        ({"warmup_epochs": 9}, "--warmup_epochs 9"), ({"dropout": 1}, "--dropout 1"), ({"label_smoothing": -0.1}, "--label_smoothing"),
+        ({"warmup_epochs": 9}, "--warmup_epochs 9"), ({"dropout": 1}, "argument --dropout: 1 must lie"), ({"label_smoothing": -0.1}, "--label_smoothing"),
         ({"protocol": "lopo:S03"}, "--protocol lopo:S03"), ({"protocol": "loso:Z9"}, "no person Z9"),
         ({"downstream_dataset": "FACED"}, "FACED has no stimuli"), ({"warm_start": "nowhere.pth"}, "no such checkpoint"),
 ])  # fmt: skip

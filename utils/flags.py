@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from utils.errors import UserError
 from utils.paths import default
@@ -20,9 +21,16 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
         return super()._get_help_string(action)
 
 
-def new_parser(description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Ends in one line where a flag is wrong; argparse would print all flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())} ({self.prog} -h explains every flag)\n")
+
+
+def new_parser(description: str) -> Parser:
     """A parser that shows a script's docstring and every default."""
-    return argparse.ArgumentParser(description=description, formatter_class=Formatter)
+    return Parser(description=description, formatter_class=Formatter)
 
 
 # ---------------------------------------------------------------- types: what a flag's value must be
