@@ -28,6 +28,7 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 from evaluation.decoded_runs import description_of, read_run
+from models import SCHEDULERS
 from models.image_generator import EEGImageGenerator
 from stages.pictures import PictureFolder, drawn_with, save_with_recipe, true_class_picture
 from stages.rows import read_rows
@@ -61,10 +62,12 @@ def main(args: argparse.Namespace) -> None:
                     f"{names.path('generated', row)} is not there, or does not say how it was drawn; draw first"
                 )
             prompt = description.image_prompt(description.canonical[row.true_label])
-            recipes[row.index] = {k: recipe[k] for k in RECIPE} | {
+            recipes[row.index] = {k: recipe[k] for k in (*RECIPE, "scheduler") if k in recipe} | {
                 "model": args.image_model or recipe["model"],
                 "prompt": prompt,
             }
+            if recipe.get("scheduler", "dpm") not in list(SCHEDULERS):
+                raise UserError(f"{names.path('generated', row)} was drawn with an unknown sampler; draw again")
         alike = [{k: v for k, v in recipe.items() if k not in ("seed", "prompt")} for recipe in recipes.values()]
         if any(recipe != alike[0] for recipe in alike):
             raise UserError(f"{folder}: its pictures were drawn in different ways; draw them again")
@@ -73,7 +76,8 @@ def main(args: argparse.Namespace) -> None:
         missing = [row for row in rows if drawn_with(true_class_picture(folder, row)) != recipes[row.index]]
         if missing:
             how = alike[0]
-            generator = EEGImageGenerator(how["model"], device, how["steps"], how["guidance"], how["size"])
+            settings = how["steps"], how["guidance"], how["size"], how.get("scheduler", "dpm")
+            generator = EEGImageGenerator(how["model"], device, *settings)
             for row in progress(missing, desc="drawing", unit="image"):
                 recipe = recipes[row.index]
                 picture = generator.generate(recipe["prompt"], recipe["seed"])

@@ -133,7 +133,7 @@ step "EEG-ImageNet: text states of captions → pictures"
 python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
   --setting joint --target text_states --captions $imagenet/captions.jsonl --image_model $pth/stable-diffusion --encoder mlp \
   --optimizer adam --lr 1e-3 --batch_size 40 --passes 10 --epochs 8 --cuda -1 --output_dir $runs/imagenet_text_states
-python generate_eeg2img.py --conditioning text_states --model_dir $runs/imagenet_text_states --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
+python generate_text_states.py --model_dir $runs/imagenet_text_states --datasets_dir $imagenet/processed_lmdb --images_dir $imagenet/images \
   --captions $imagenet/captions.jsonl --image_model $pth/stable-diffusion --num_samples 20 --num_inference_steps 25 --image_size 256 \
   --output_dir $out/text_states --cuda -1
 

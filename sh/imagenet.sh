@@ -39,7 +39,7 @@ for who in $people; do
       --target text_states --encoder de_mlp --captions $data/captions.jsonl --setting within --subject $who --passes 25 --epochs 40 \
       --output_dir $folder --resume
   fi
-  python generate_eeg2img.py --conditioning text_states --model_dir $folder --datasets_dir $data/processed_lmdb --images_dir $data/images --captions $data/captions.jsonl \
+  python generate_text_states.py --model_dir $folder --datasets_dir $data/processed_lmdb --images_dir $data/images --captions $data/captions.jsonl \
     --num_samples 100 --output_dir $out/$who
 done
 python evaluate.py $out/S?? --images --output_dir $out/pictures

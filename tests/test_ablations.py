@@ -337,6 +337,7 @@ def at(changed, demo):
             "projection_dir": at / "text", "generate_images": True, "image_model": at / "pag", "scheduler": "euler",
             "output_dir": at / "pictures",
         }),
+        ("draw_true_class.py", {"cuda": -1}),
         ("evaluate.py", {"images": True, "clip_model": CLIP, "metric_weights": at, "output_dir": at / "tables"}),
         ("finetune_eeg_to_image.py", words | {
             "encoder": "dummy", "clip_model": demo.pth / "clip", "image_model": demo.pth / "stable-diffusion",
@@ -355,7 +356,8 @@ def at(changed, demo):
             "output_dir": at / "guided",
         }),
     ]  # fmt: skip
-    lines = [[name, *([at / "pictures"] if name == "evaluate.py" else []), *flat(flags)] for name, flags in commands]
+    of_folder = ("draw_true_class.py", "evaluate.py")
+    lines = [[name, *([at / "pictures"] if name in of_folder else []), *flat(flags)] for name, flags in commands]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER], input="".join(json.dumps([str(part) for part in line]) + "\n" for line in lines),
         capture_output=True, text=True, cwd=changed, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -399,6 +401,8 @@ def test_a_family_of_image_models_and_a_sampler_are_one_class_or_function_and_on
     (picture, _) = sorted((at / "pictures").rglob("generated*.png"))
     recipe = drawn_with(picture)
     assert recipe["scheduler"] == "euler" and recipe["model"] == str(at / "pag") and recipe["steps"] is None
+    of_true = [drawn_with(path) for path in (at / "pictures/true_class").glob("*.png")]
+    assert len(of_true) == 2 and all(of["scheduler"] == "euler" for of in of_true)
 
 
 def test_a_loss_term_is_one_line_and_one_flag_and_a_mapper_and_a_target_are_one_place_or_two(at):
