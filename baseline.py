@@ -3,9 +3,10 @@
     python baseline.py --model eegnet --downstream_dataset BCICIV2a --datasets_dir data/BCICIV2a/processed_lmdb \
         --output_dir pth_downtasks/baselines/eegnet
 
-linear_probe and mlp read the tokens that a language model reads (--foundation_dir, --token_pooling); ridge, knn, forest and svm
-differential entropy (--de); the others read the signal, or, as best_constant and recording_only do, none. What trains by epochs takes the best validation epoch; the test is
-decoded once. Leaves in --output_dir: decoded_test.jsonl, results.json, run.json, and metrics.jsonl where there are epochs.
+linear_probe and mlp read the tokens that a language model reads (--foundation_dir, --token_pooling); ridge, knn, forest
+and svm differential entropy (--de); the others read the signal, or, as best_constant and recording_only do, none. What
+trains by epochs takes the best validation epoch; the test is decoded once. Leaves in --output_dir: decoded_test.jsonl,
+results.json, run.json, and metrics.jsonl where there are epochs.
 """
 
 import argparse
@@ -103,7 +104,8 @@ def main(args: argparse.Namespace) -> None:
     description = splits["train"].description
     if description.parts and description.apart == "concept":
         raise UserError(
-            f"{description.name} tests on concepts that are never trained on; classifiers know those of training only: retrieve.py ranks them"
+            f"{description.name} tests on concepts that are never trained on; classifiers know those of training only: "
+            "retrieve.py ranks them"
         )
     if not args.window and description.looks_at:
         splits = {mode: dataset.part(description.looks_at, args.regions) for mode, dataset in splits.items()}
@@ -148,17 +150,23 @@ def main(args: argparse.Namespace) -> None:
     write_json(record | {"environment": environment()}, output_dir / "run.json")
     if history:  # in the form of all training runs, which the audit reads
         epochs = [
-            {"epoch": epoch["epoch"], "phase": "joint", "train_loss": epoch["train_loss"], "val": {READOUT: {"accuracy": epoch["accuracy"]}} if len(val) else {}}
+            {
+                "epoch": epoch["epoch"],
+                "phase": "joint",
+                "train_loss": epoch["train_loss"],
+                "val": {READOUT: {"accuracy": epoch["accuracy"]}} if len(val) else {},
+            }
             for epoch in history
-        ]  # fmt: skip
+        ]
         write_jsonl(epochs, output_dir / "metrics.jsonl")
     best = getattr(baseline, "best", None)
     write_rows(rows, output_dir / "decoded_test.jsonl")
     chosen_by = "nothing to choose" if not history else READOUT if len(val) else "none: the last epoch"
     # last of all: who finds it finds the rows as well
     write_json({"best_epoch": best, "selected_by": chosen_by, "test": scores}, output_dir / "results.json")
-    print(f"{args.model} on {description.name}, {args.protocol}: {len(train)} / {len(val)} / {len(test)} train / val / test trials"
-          + (f"; epoch {best} of {len(history)} by validation" if history else ""))  # fmt: skip
+    counts = " / ".join(str(len(data)) for data in (train, val, test))
+    chosen = f"; epoch {best} of {len(history)} by validation" if history else ""
+    print(f"{args.model} on {description.name}, {args.protocol}: {counts} train / val / test trials{chosen}")
     print_scores(score_rows(rows))
     print_caution(description, args.protocol)
 

@@ -1,10 +1,10 @@
 """A caption for every image that was seen, by an image-captioning model: what text states are made of.
 
     python caption_images.py --images_dir data/EEGImageNet/images --output data/EEGImageNet/captions.jsonl
-    python caption_images.py … --model microsoft/git-large-coco            # any BLIP, BLIP-2, GIT or ViT-GPT2 in the hub's layout
+    python caption_images.py … --model microsoft/git-large-coco    # any BLIP, BLIP-2, GIT or ViT-GPT2
 
-Beams of 5 by default, so that the same image gets the same caption again. A line an image: its path below --images_dir, and the caption.
-An image that has a line already is passed over: after an interruption the same command goes on.
+Beams of 5 by default, so that the same image gets the same caption again. A line an image: its path below --images_dir,
+and the caption. An image that has a line already is passed over: after an interruption the same command goes on.
 """
 
 import argparse
@@ -20,15 +20,17 @@ IMAGES = (".jpg", ".jpeg", ".png")
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
+    # fmt: off
     add = parser.add_argument
     add("--images_dir", default=default("data/EEGImageNet/images"), help="folder of images, however deep")
     add("--output", default=default("data/EEGImageNet/captions.jsonl"), help="the file of captions")
     add("--model", default="Salesforce/blip-image-captioning-base",
-        help="captioning model: local folder or hub address")  # fmt: skip
+        help="captioning model: local folder or hub address")
     add("--beams", type=flags.at_least(1), default=5, help="of beam search")
     add("--max_tokens", type=flags.at_least(1), default=25, help="longest caption, in tokens")
     add("--batch_size", type=flags.at_least(1), default=16, help="images captioned at once")
     flags.add_run_flags(parser)
+    # fmt: on
     return parser.parse_args()
 
 
@@ -67,6 +69,7 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     run_script(
-        lambda: main(args), [Path(args.output).with_name(f".{Path(args.output).name}.lock")],
+        lambda: main(args),
+        [Path(args.output).with_name(f".{Path(args.output).name}.lock")],
         "captions that are written are kept; the same command goes on behind them",
-    )  # fmt: skip
+    )

@@ -2,9 +2,9 @@
 
     python draw_true_class.py outputs/vi_images outputs/vi_eeg2img
 
-Takes folders of the generating scripts whose pictures are drawn. Each picture is drawn as its neighbour was (model, steps,
-guidance, size, seed, as the neighbour's file says), but for the prompt. Goes to FOLDER/true_class, never among the decoded
-pictures; evaluate.py --images scores them in a line of their own.
+Takes folders of the generating scripts whose pictures are drawn. Each picture is drawn as its neighbour was (model,
+steps, guidance, size, seed, as the neighbour's file says), but for the prompt. Goes to FOLDER/true_class, never among
+the decoded pictures; evaluate.py --images scores them in a line of their own.
 """
 
 import argparse
@@ -85,12 +85,14 @@ def main(args: argparse.Namespace) -> None:
             del generator  # its memory is free before the next folder's model loads
         write_json(alike[0] | {"pictures": len(rows)}, folder / "true_class" / "true_class.json")
         print(
-            f"{folder / 'true_class'}: {len(missing)} pictures drawn from the true class, {len(rows) - len(missing)} were there"
+            f"{folder / 'true_class'}: {len(missing)} pictures drawn from the true class, {len(rows) - len(missing)} "
+            "were there"
         )
 
 
 if __name__ == "__main__":
     run_script(
-        lambda: main(args), [Path(folder) / ".lock" for folder in args.folders],
+        lambda: main(args),
+        [Path(folder) / ".lock" for folder in args.folders],
         "what is drawn is kept; the same command goes on behind it",
-    )  # fmt: skip
+    )

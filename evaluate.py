@@ -6,11 +6,12 @@
     python evaluate.py --audit data/BCICIV2a/processed_lmdb pth_downtasks/eeg_llm_bcic_new
 
 Takes folders of training, generating and baseline scripts, folders of such folders, and .jsonl files; what holds no
-decoded trials is named and skipped. A run's control is the folder of the same name with "_shuffled" behind it: the same command with --shuffle_labels. Seeds of
-one command become one line, folds of leave-one-subject-out another. Leaves in --output_dir: results.md, .csv and .tex,
-comparisons.csv, a confusion matrix and a reliability figure a run; of runs that differ in --window a curve, in --regions a
-map of the head. --images compares drawn pictures with the stimuli (images.csv). --report writes report.html, one file
-with all of it, every picture with its trial and EEG. --keep_rows copies the rows, packed, from which all is made again.
+decoded trials is named and skipped. A run's control is the folder of the same name with "_shuffled" behind it: the same
+command with --shuffle_labels. Seeds of one command become one line, folds of leave-one-subject-out another. Leaves in
+--output_dir: results.md, .csv and .tex, comparisons.csv, a confusion matrix and a reliability figure a run; of runs
+that differ in --window a curve, in --regions a map of the head. --images compares drawn pictures with the stimuli
+(images.csv). --report writes report.html, one file with all of it, every picture with its trial and EEG. --keep_rows
+copies the rows, packed, from which all is made again.
 
 --audit looks for what a control cannot see: people or trials in two splits, labels that can be read from order, keys or
 means, an epoch chosen on test, files that do not belong together. It says what it checked and what it cannot check; a
@@ -99,17 +100,20 @@ from utils.paths import ROOT, written_whole
 
 MOST_CLASSES = 60  # of a confusion matrix that can be read
 NOTES = [
-    "Intervals: Wilson's over trials, which speaks of these people; over the folds of leave-one-subject-out, Student's over "
-    f"people. {tables.FEW}",
-    "Chance is the best constant answer on these trials. p, binomial: exact, one-sided, of doing this well at chance. p, permuted: "
-    "true labels change places within each recording, so that what the recording as a whole tells counts for nothing. Of "
-    "several seeds: mean ± standard deviation, and the largest p.",
-    "The control is trained and tested on labels that are permuted within each recording, in all splits; its level is the middle 95 % "
-    "of what its own answers score when labels are permuted again. It catches a pipeline that hands labels around. It does not "
-    "see a label that is written into the signal, copied trials, or an epoch chosen on test: for those, --audit.",
+    "Intervals: Wilson's over trials, which speaks of these people; over the folds of leave-one-subject-out, "
+    f"Student's over people. {tables.FEW}",
+    "Chance is the best constant answer on these trials. p, binomial: exact, one-sided, of doing this well at chance. "
+    "p, permuted: true labels change places within each recording, so that what the recording as a whole tells counts "
+    "for nothing. Of several seeds: mean ± standard deviation, and the largest p.",
+    "The control is trained and tested on labels that are permuted within each recording, in all splits; its level is "
+    "the middle 95 % of what its own answers score when labels are permuted again. It catches a pipeline that hands "
+    "labels around. It does not see a label that is written into the signal, copied trials, or an epoch chosen on "
+    "test: for those, --audit.",
 ]
-BY_RECORDING = ("Where each recording holds some of the classes only, knowing the recording is worth 'recording alone', and the "
-                "control keeps that; 'within task' asks for the class among those of the trial's own task.")  # fmt: skip
+BY_RECORDING = (
+    "Where each recording holds some of the classes only, knowing the recording is worth 'recording alone', and the "
+    "control keeps that; 'within task' asks for the class among those of the trial's own task."
+)
 
 # ---------------------------------------------------------------- leaks
 
@@ -225,7 +229,7 @@ def score_images(
 def draw_figures(
     folder: Path, lines: Sequence[dict], of_group: Sequence[dict], runs: Sequence[Run], groups: Sequence[list[Run]]
 ) -> list[Path]:
-    """All figures, in the order of a page: all lines, ablations, and two a run. `of_group` is each group's first line."""
+    """Draw all lines, ablations, and two figures a run, in the order of a page. `of_group`: each group's first line."""
     made = [folder / "accuracies.png"]
     figures.accuracy_figure(lines, made[0])
     made += figures.ablation_figures(groups, of_group, folder)
@@ -250,7 +254,8 @@ def main(args: argparse.Namespace) -> None:
     for run in drawn:
         if whole := decoded_runs.whole_of(run, runs):
             print(
-                f"notice: the {len(run.rows)} trials of {run.name} are some of {whole.name}'s; they stand in no line of their own"
+                f"notice: the {len(run.rows)} trials of {run.name} are some of {whole.name}'s; they stand in no line "
+                "of their own"
             )
             runs.remove(run)
     decoded_runs.tell_apart(runs)
@@ -266,10 +271,14 @@ def main(args: argparse.Namespace) -> None:
             warnings += tables.warnings_of(name, rows, readout)
         readout = group[0].main_readout
         of_group.append(next(line for line in reversed(lines) if line["readout"] == readout))
-        by_person += [(name, readout, person, percent(accuracy), n)
-                      for person, (accuracy, n) in tables.by_person(rows, readout).items()]  # fmt: skip
-        by_class += [(name, readout, label, percent(accuracy), n, said)
-                     for label, (accuracy, n, said) in tables.by_class(rows, readout).items()]  # fmt: skip
+        by_person += [
+            (name, readout, person, percent(accuracy), n)
+            for person, (accuracy, n) in tables.by_person(rows, readout).items()
+        ]
+        by_class += [
+            (name, readout, label, percent(accuracy), n, said)
+            for label, (accuracy, n, said) in tables.by_class(rows, readout).items()
+        ]
     compared = tables.comparisons(groups)
     image_lines, missing = score_images(drawn, controls, args) if args.images else ([], [])
     real = {run.argument.get("downstream_dataset") for run in runs if not run.rows[0].simulated}
@@ -312,8 +321,12 @@ def main(args: argparse.Namespace) -> None:
 
             cards = [card for run in drawn for card in report.cards(run, stimuli_of(run, args))]
         made = draw_figures(folder, lines, of_group, runs, groups) if args.figures else []
-        files = {"results.md": text, "results.csv": tables.results_csv(lines), "results.tex": tables.results_tex(lines),
-                 "comparisons.csv": tables.as_csv(tables.COMPARED, compared)}  # fmt: skip
+        files = {
+            "results.md": text,
+            "results.csv": tables.results_csv(lines),
+            "results.tex": tables.results_tex(lines),
+            "comparisons.csv": tables.as_csv(tables.COMPARED, compared),
+        }
         if image_lines:
             columns = dict.fromkeys(name for line in image_lines for name in line)
             files["images.csv"] = tables.as_csv(list(columns), image_lines)

@@ -123,8 +123,12 @@ def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None 
     mine = range(accelerator.process_index, len(dataset), accelerator.num_processes)
     rows, pieces = [], None
     if keep_in:
-        settings = {"precision": accelerator.mixed_precision, "device": accelerator.device.type,
-                    "batch_size": args.eval_batch_size, "max_new_tokens": args.max_new_tokens}  # fmt: skip
+        settings = {
+            "precision": accelerator.mixed_precision,
+            "device": accelerator.device.type,
+            "batch_size": args.eval_batch_size,
+            "max_new_tokens": args.max_new_tokens,
+        }
         pieces = DecodedPieces(keep_in, model, dataset, mine, accelerator.process_index, **settings)
     with accelerator.autocast():
         model.read_prefix()
@@ -181,9 +185,10 @@ def main(args: argparse.Namespace) -> None:
     accelerator.print(
         f"{description.name}, {args.protocol}: {' / '.join(str(len(d)) for d in splits.values())} train / val / test "
         f"trials, tokens: {len(reducer.groups)} groups × {encoder.width} features; projection "
-        f"{sum(p.numel() for p in projection.parameters()):,} and LoRA {sum(p.numel() for p in model.lora_parameters()):,} "
-        f"parameters; {'full' if args.no_quantize else '4-bit NF4'} language model, {precision}, "
-        f"{accelerator.num_processes} process(es) on {accelerator.device}"
+        f"{sum(p.numel() for p in projection.parameters()):,} and LoRA "
+        f"{sum(p.numel() for p in model.lora_parameters()):,} parameters; "
+        f"{'full' if args.no_quantize else '4-bit NF4'} language model, {precision}, {accelerator.num_processes} "
+        f"process(es) on {accelerator.device}"
     )
 
     # ------------------------------------------------------------ training
@@ -191,11 +196,16 @@ def main(args: argparse.Namespace) -> None:
     collator = TextCollator(description, tokenizer, args.seed)
     augment = [choose(AUGMENTATIONS, name) for name in args.augment]
     facts = {
-        "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
-        "token_pooling": args.token_pooling, "encoder_fingerprint": encoder_fingerprint, **splits["train"].facts,
-        "protocol": args.protocol, "seen": [*splits["train"].sessions, *splits["val"].sessions],
+        "dataset": description.name,
+        "classes": list(description.classes),
+        "encoder_name": args.encoder,
+        "token_pooling": args.token_pooling,
+        "encoder_fingerprint": encoder_fingerprint,
+        **splits["train"].facts,
+        "protocol": args.protocol,
+        "seen": [*splits["train"].sessions, *splits["val"].sessions],
         "llm": str(Path(args.llm).resolve()) if Path(args.llm).is_dir() else args.llm,
-    }  # fmt: skip
+    }
     phase = None
     for epoch in run.epochs(args.epochs):
         joint = epoch > args.warmup_epochs
@@ -204,29 +214,38 @@ def main(args: argparse.Namespace) -> None:
                 model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
                 accelerator.free_memory()
             phase = "joint" if joint else "warmup"
-            model, optimizer, loader, schedule = start_phase(accelerator, model, splits["train"], collator, run, joint, args)
+            model, optimizer, loader, schedule = start_phase(
+                accelerator, model, splits["train"], collator, run, joint, args
+            )
 
         # each epoch seeds everything anew, so a resumed run repeats what the interrupted one would have done
         seed_everything(args.seed, epoch, accelerator.process_index)
         loader.set_epoch(epoch)
         collator.epoch = epoch
-        bar = progress(total=len(splits["train"]), desc=f"epoch {epoch}/{args.epochs} ({phase})", unit="trial",
-                       disable=not accelerator.is_main_process)  # fmt: skip
+        name, n = f"epoch {epoch}/{args.epochs} ({phase})", len(splits["train"])
+        bar = progress(total=n, desc=name, unit="trial", disable=not accelerator.is_main_process)
         with bar:
             loss = train_epoch(accelerator, model, loader, optimizer, schedule, augment, args, bar)
         run.trained(loss, "lower --lr, or use --precision bf16 or fp32")
         rows = evaluate(accelerator, model, splits["val"], args, "validation")
         plain = accelerator.unwrap_model(model)
-        weights = {"projection": plain.projection.state_dict(),
-                   "encoder": None if plain.train_encoder == "never" else plain.encoder.state_dict()}  # fmt: skip
-        state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "scaler": scaler_state(accelerator),
-                 "lora": [p.detach() for p in plain.lora_parameters()], **weights}  # fmt: skip
+        weights = {
+            "projection": plain.projection.state_dict(),
+            "encoder": None if plain.train_encoder == "never" else plain.encoder.state_dict(),
+        }
+        state = {
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "scaler": scaler_state(accelerator),
+            "lora": [p.detach() for p in plain.lora_parameters()],
+            **weights,
+        }
         written = [facts | {"lora": lora_facts(plain.language_model)} | weights, plain.language_model.save_pretrained]
         said = run.save_epoch(loss, score_rows(rows), written, state, phase, lr=schedule.get_last_lr()[0])
         accelerator.wait_for_everyone()
         accelerator.print(said)
 
-    # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials
+    # ------------------------------------------------------------ test: the best epoch, reloaded from disk
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     checkpoint = read_checkpoint(run.best_file())
     model.projection.load_state_dict(checkpoint["projection"])

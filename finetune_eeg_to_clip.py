@@ -1,17 +1,19 @@
-"""EEG of seen images → CLIP space, text states, latents or classes: contrastive training and its relatives, for every encoder.
+"""EEG of seen images → CLIP space, text states, latents or classes: contrastive training and its relatives, for every
+encoder.
 
-    python finetune_eeg_to_clip.py --setting within --subject sub-08 --encoder atm --output_dir pth_downtasks/things/atm_sub-08
+    python finetune_eeg_to_clip.py --protocol within:sub-08 --encoder atm --output_dir pth_downtasks/things/atm_sub-08
     python finetune_eeg_to_clip.py … --encoder nice --average_train 4       # or ubp, sgdm, csbrain, shallow, …
-    python finetune_eeg_to_clip.py … --setting cross                        # a person never trained on; joint: all together
-    python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet … --target text_states --encoder de_mlp --captions captions.jsonl
-    python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet … --target classes --encoder eegnet --granularity coarse
-    python finetune_eeg_to_clip.py … --target vae_latent --encoder low_level --image_model stabilityai/sdxl-turbo    # ATM's low level
+    python finetune_eeg_to_clip.py … --protocol cross:sub-08                # a person never trained on; joint: all
+    python finetune_eeg_to_clip.py … --target text_states --encoder de_mlp --captions data/EEGImageNet/captions.jsonl
+    python finetune_eeg_to_clip.py … --target classes --encoder eegnet --granularity coarse
+    python finetune_eeg_to_clip.py … --target vae_latent --encoder low_level --image_model stabilityai/sdxl-turbo
     python finetune_eeg_to_clip.py … --target structure --encoder sgdm --structure_vae pth_downtasks/things/vae
-    python finetune_eeg_to_clip.py … --shuffle_labels                       # the control: images change places; --resume: go on
+    python finetune_eeg_to_clip.py … --shuffle_labels                       # the control: images change places
 
---epochs, --batch_size, --lr, --optimizer, --average_train default to what the encoder was published with (models/recipes.py).
-The epoch is chosen on held-out training concepts (THINGS) or positions in the block (EEG-ImageNet); the test is decoded once.
-Leaves in --output_dir: encoder_epochN.pth, metrics.jsonl, learning_curve.png, run.json, results.json, decoded_test.jsonl.
+--epochs, --batch_size, --lr, --optimizer, --average_train default to what the encoder was published with
+(models/recipes.py). The epoch is chosen on held-out training concepts (THINGS) or positions in the block
+(EEG-ImageNet); the test is decoded once. Leaves in --output_dir: encoder_epochN.pth, metrics.jsonl, learning_curve.png,
+run.json, results.json, decoded_test.jsonl.
 """
 
 import argparse
@@ -29,6 +31,8 @@ from utils.errors import UserError, loading
 from utils.paths import cache_folder, default
 from utils.script import run_script, start_script
 
+# flags that a checkpoint keeps
+KEPT_FLAGS = "target objective protocol granularity clip_model image_model token_pooling seed".split()
 ENCODERS = list(EMBEDDERS | FEATURE_ENCODERS)  # eegnet is EEG-ImageNet's here, eegnet_8_2 the other one
 
 
@@ -38,7 +42,8 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset of seen images")
     flags.add_seen_images_flags(parser)
-    add("--output_dir", "--model_dir", default=default("pth_downtasks/clip"), help="folder for checkpoints, metrics, results")
+    add("--output_dir", "--model_dir", default=default("pth_downtasks/clip"),
+        help="folder for checkpoints, metrics, results")
     flags.add_protocol_flags(parser, PROTOCOLS, check_protocol, "within")
     add("--granularity", default="all", help="EEGImageNet: all, coarse, fine0 … fine4")
     encoder = parser.add_argument_group("encoder").add_argument
@@ -46,22 +51,25 @@ def parse_args() -> argparse.Namespace:
         help="csbrain: pretrained, frozen, a projection is trained; the others from scratch")
     encoder("--token_pooling", default="region", choices=list(POOLINGS), help="csbrain: how features become tokens")
     encoder("--subject_embedding", choices=("known", "shared"),
-        help="atm: a token a person that is trained on, or one for all (default: known; shared where strangers are tested)")
+        help="atm: a token a person that is trained on, or one for all (default: known; shared where strangers are "
+        "tested)")
     encoder("--positions", choices=("none", "sinusoid"), default="none", help="atm: what is added to the electrodes")
     encoder("--atm_parts", nargs="+", choices=("attention", "tsconv", "mlp"), default=["attention", "tsconv", "mlp"],
         help="atm: the parts that are there, for the ablation")
-    encoder("--de", choices=("gaussian", "published"), default="gaussian", help="de_mlp, mlp, rgnn: which differential entropy")
+    encoder("--de", choices=("gaussian", "published"), default="gaussian",
+        help="de_mlp, mlp, rgnn: which differential entropy")
     part = parser.add_argument_group("what is read of a trial").add_argument
     part("--tmin", type=float, help="seconds after the image's onset (default: as the dataset says, 0 or 0.04)")
     part("--tmax", type=float, help="seconds after the image's onset; at least 0.1 after --tmin (default: 1 or 0.44)")
     part("--channels", nargs="+", default=["all"],
         help="all, regions such as occipital, posterior (THINGS: UBP's 17), or electrodes by name")
     target = parser.add_argument_group("target and loss").add_argument
-    target("--target", choices=list(TARGETS), default="image", help="image, text: CLIP embeddings of images, of sentences; "
-        "text_states: of captions; classes: labels; vae_latent: the image model's latents of images; structure: image, and the "
-        "latent of SGDM's VAE beside it")
-    target("--objective", choices=(*CONTRASTIVE, "generation", "mse", "ce", "l1"), help="nce: contrastive; generation: 10 (0.9 MSE to raw "
-        "embeddings + 0.1 NCE); mse; ce (default: nce, mse for text_states, ce for classes, l1 for vae_latent)")
+    target("--target", choices=list(TARGETS), default="image",
+        help="image, text: CLIP embeddings of images, of sentences; text_states: of captions; classes: labels; "
+        "vae_latent: the image model's latents of images; structure: image, and the latent of SGDM's VAE beside it")
+    target("--objective", choices=(*CONTRASTIVE, "generation", "mse", "ce", "l1"),
+        help="nce: contrastive; generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); mse; ce (default: nce, mse for "
+        "text_states, ce for classes, l1 for vae_latent)")
     target("--clip_model", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="CLIP: local folder or hub address")
     target("--image_model", default="CompVis/stable-diffusion-v1-4",
         help="text_states, vae_latent: whose text encoder, whose VAE; local folder or hub address")
@@ -81,13 +89,16 @@ def parse_args() -> argparse.Namespace:
     train("--batch_size", type=flags.at_least(2), help="trials an optimiser step (default: as published)")
     train("--average_train", type=flags.at_least(1),
         help="repetitions of an image that are averaged for a training trial (default: as published)")
-    train("--augment", nargs="+", choices=list(AUGMENTATIONS), default=[], help="what is changed at random in training batches")
+    train("--augment", nargs="+", choices=list(AUGMENTATIONS), default=[],
+        help="what is changed at random in training batches")
     train("--optimizer", choices=("adam", "adamw", "sgd"), help="sgd with momentum 0.9 (default: as published)")
     train("--lr", type=flags.number, help="learning rate (default: as published)")
     train("--weight_decay", type=flags.number, help="(default: as published)")
-    train("--lr_schedule", choices=("constant", "cosine"), help="cosine: by epochs, down to 1e-6 (default: as published)")
+    train("--lr_schedule", choices=("constant", "cosine"),
+        help="cosine: by epochs, down to 1e-6 (default: as published)")
     train("--clip", type=flags.number, default=0.0, help="largest gradient norm; 0: no limit, as published")
-    train("--test_repetitions", type=flags.at_least(1), help="of a test image that are averaged, drawn by --seed (default: all)")
+    train("--test_repetitions", type=flags.at_least(1),
+        help="of a test image that are averaged, drawn by --seed (default: all)")
     train("--shuffle_labels", action="store_true",
         help="images change places: over training trials, and as a whole in the test: the control")
     flags.add_resume_flags(parser)
@@ -99,7 +110,9 @@ def parse_args() -> argparse.Namespace:
             setattr(args, name, getattr(recipe_of(args.encoder), name))
     strangers = protocol_named(args.protocol)[0].tests_strangers
     if strangers and args.subject_embedding == "known":
-        parser.error(f"--protocol {args.protocol} tests a person who has no token; --subject_embedding shared trains one for all")
+        parser.error(
+            f"--protocol {args.protocol} tests a person who has no token; --subject_embedding shared trains one for all"
+        )
     args.subject_embedding = args.subject_embedding or ("shared" if strangers else "known")
     args.defaults = flags.defaults(parser, args)
     return args
@@ -170,8 +183,11 @@ def main(args: argparse.Namespace) -> None:
         splits = {mode: with_shuffled_images(dataset, args.seed) for mode, dataset in splits.items()}
     train, val, test = splits.values()
     description = train.description
-    groups = {"train": averages(train, args.average_train), "val": repetitions(val),
-              "test": some_repetitions(repetitions(test), args.test_repetitions, args.seed)}  # fmt: skip
+    groups = {
+        "train": averages(train, args.average_train),
+        "val": repetitions(val),
+        "test": some_repetitions(repetitions(test), args.test_repetitions, args.seed),
+    }
     people = sorted({trial.subject for trial in train.trials}) if args.subject_embedding == "known" else []
 
     # ------------------------------------------------------------ targets, image by image
@@ -183,14 +199,22 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ encoder
     seed_everything(args.seed)
     settings = {
-        "name": args.encoder, "out": target.out, "electrodes": list(train.montage.electrodes), "n_times": train.n_times,
-        "sfreq": train.sfreq, "units": train.units, "de": args.de,
+        "name": args.encoder,
+        "out": target.out,
+        "electrodes": list(train.montage.electrodes),
+        "n_times": train.n_times,
+        "sfreq": train.sfreq,
+        "units": train.units,
+        "de": args.de,
         **({"n_subjects": max(len(people), 1)} if net.takes_people else {}),
         **{parameter: getattr(args, flag) for flag, parameter in getattr(net, "options", {}).items()},
         **({"latents": list(target.shape)} if kind.wants == "latents" else {}),
-    }  # fmt: skip
-    depends_on = {"store": train.store.fingerprint, "list of trials": train.store.listed,
-                  "set of targets: other images, CLIP, captions, image model or VAE": target.digest}  # fmt: skip
+    }
+    depends_on = {
+        "store": train.store.fingerprint,
+        "list of trials": train.store.listed,
+        "set of targets: other images, CLIP, captions, image model or VAE": target.digest,
+    }
     if "tokens" in net.gives and net.pretrained:
         encoder = encoder_for(train, args.encoder, args.foundation_dir, seed=args.seed)
         depends_on["encoder"] = fingerprint(encoder)
@@ -225,15 +249,15 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ training
     facts = {
         "dataset": description.name, "classes": list(description.classes), "settings": settings, "people": people,
-        **{name: getattr(args, name) for name in ("target", "objective", "protocol", "granularity", "clip_model", "image_model",
-                                                  "token_pooling", "seed")},
-        "shuffled": args.shuffle_labels, "encoder_fingerprint": depends_on.get("encoder", ""), **target.facts, **train.facts,
+        **{name: getattr(args, name) for name in KEPT_FLAGS}, **target.facts, **train.facts,
+        "shuffled": args.shuffle_labels, "encoder_fingerprint": depends_on.get("encoder", ""),
         "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}),
     }  # fmt: skip
     run.begin()
     augment, n = [choose(AUGMENTATIONS, name) for name in args.augment], len(items)
     for epoch in run.epochs(args.epochs):
-        seed_everything(args.seed, epoch)  # anew each epoch, so a resumed run repeats what the interrupted one would have done
+        # anew each epoch, so a resumed run repeats what the interrupted one would have done
+        seed_everything(args.seed, epoch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args.lr, args.lr_schedule, epoch, args.epochs)
         order = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
@@ -247,7 +271,7 @@ def main(args: argparse.Namespace) -> None:
         state = {"optimizer": optimizer.state_dict()} | weights
         print(run.save_epoch(loss, score_rows(rows) | measures, [facts | weights], state, lr=args.lr))
 
-    # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials, once
+    # ------------------------------------------------------------ test: the best epoch, reloaded from disk
     model.load_state_dict(read_checkpoint(run.best_file())["model"])
     rows, measures = evaluate(model, splits["test"], groups["test"], target, people, device)
     run.finish(rows, args.shuffle_labels, measures or None)
@@ -269,7 +293,9 @@ def settle(args: argparse.Namespace, kind: type, net: type) -> None:
 
 
 def part_of(splits: dict, tmin: float | None, tmax: float | None, channels: list[str]) -> tuple:
-    """The window and the electrodes that are asked for, as the run's record keeps them, and splits that read them alone."""
+    """The window and the electrodes that are asked for, as the run's record keeps them, and splits that read them
+    alone.
+    """
     store, description = splits["train"].store, splits["train"].description
     start = float(store.meta.get("preprocessing", {}).get("tmin", 0.0))
     stored = (start, start + store.shape[1] / store.meta["sfreq"])
@@ -277,7 +303,8 @@ def part_of(splits: dict, tmin: float | None, tmax: float | None, channels: list
     tmin, tmax = (first if tmin is None else tmin), (last if tmax is None else tmax)
     if not (stored[0] - 1e-6 <= tmin and tmin + 0.1 - 1e-6 <= tmax <= stored[1] + 1e-6):
         raise UserError(
-            f"--tmin {tmin:g} --tmax {tmax:g}: trials go from {stored[0]:g} to {stored[1]:g} s, and a window lasts 0.1 s or more"
+            f"--tmin {tmin:g} --tmax {tmax:g}: trials go from {stored[0]:g} to {stored[1]:g} s, and a window lasts 0.1 "
+            "s or more"
         )
     regions = description.named_channels(channels)
     splits = {mode: dataset.part((tmin - start, tmax - start), regions) for mode, dataset in splits.items()}

@@ -1,7 +1,7 @@
 """EEG → CLIP space: train the mapper from EEG tokens to an image model's conditioning, with a classifier head.
 
     python finetune_eeg_to_image.py --datasets_dir data/VisualImagery/processed_lmdb \
-        --stimuli_dir data/VisualImagery/stimuli --foundation_dir pth/CSBrain.pth --output_dir pth_downtasks/eeg_direct \
+        --stimuli_dir data/VisualImagery/stimuli --output_dir pth_downtasks/eeg_direct \
         --epochs 20 --warmup_epochs 5 --batch_size 16 --lr 5e-4 --lambda_cls 5.0 --lambda_contrastive 2.0 \
         --lambda_cos 1.0 --lambda_mse 0.1 --temperature 0.5 --cuda 0
     python finetune_eeg_to_image.py … --mapper mlp                  # or linear: the published baselines
@@ -133,7 +133,11 @@ def start_encoder(args, dataset, description) -> tuple:
         raise UserError(f"--warm_start {args.warm_start} has the encoder {warm['encoder_name']}, not {args.encoder}")
     args.encoder, args.token_pooling = warm["encoder_name"], args.token_pooling or warm["token_pooling"]
     encoder = checkpoint_encoder(warm, path, dataset["train"], foundation, args.allow_partial, args.seed)
-    took = "and the trained encoder" if warm["encoder"] is not None else "; the pooling has no weights, the encoder was frozen"
+    took = (
+        "and the trained encoder"
+        if warm["encoder"] is not None
+        else "; the pooling has no weights, the encoder was frozen"
+    )
     print(f"warm start: {args.token_pooling} pooling {took}".replace(" ;", ";"))
     return encoder, warm["encoder_fingerprint"], warm
 
@@ -146,18 +150,23 @@ def build_targets(args, description, image_model: str, cache_dir: Path) -> tuple
     texts = CLIPTextTargetBuilder(image_model, cache_dir)  # both models are known to be there before one is loaded
     image_vectors = images.build(stimuli.by_label)  # (K, D)
     text_states, text_vectors = texts.build([description.image_prompts[label] for label in labels])
-    alike = (f"mean pairwise cosine of the targets: images {mean_pairwise_cosine(image_vectors):.2f}, "
-             f"texts {mean_pairwise_cosine(text_vectors):.2f} (published: 0.54 and 0.90)")  # fmt: skip
+    alike = (
+        f"mean pairwise cosine of the targets: images {mean_pairwise_cosine(image_vectors):.2f}, texts "
+        f"{mean_pairwise_cosine(text_vectors):.2f} (published: 0.54 and 0.90)"
+    )
     prototypes = image_vectors if args.image_targets == "image" else text_vectors
     if prototypes.shape[-1] != text_states.shape[-1]:
         raise UserError(
             f"--clip_model gives vectors of width {prototypes.shape[-1]}, --image_model reads states of width "
-            f"{text_states.shape[-1]}; the mapper needs both alike, as with CLIP ViT-L/14 and Stable Diffusion 1.5 or aMUSEd"
+            f"{text_states.shape[-1]}; the mapper needs both alike, as with CLIP ViT-L/14 and Stable Diffusion 1.5 or "
+            "aMUSEd"
         )
     return prototypes, text_states, alike
 
 
-def train_epoch(accelerator, model, loader, optimizer, targets, weights: dict, augment, args, bar) -> tuple[float, dict]:
+def train_epoch(
+    accelerator, model, loader, optimizer, targets, weights: dict, augment, args, bar
+) -> tuple[float, dict]:
     """One pass over the training trials. Returns the mean loss and its unweighted parts."""
     model.train()
     total, totals = 0.0, dict.fromkeys(LAMBDAS, 0.0)
@@ -213,8 +222,12 @@ def main(args: argparse.Namespace) -> None:
     prototypes, text_states, alike = targets
     accelerator.print(alike)
     digest = hashlib.sha256(prototypes.numpy().tobytes() + text_states.numpy().tobytes()).hexdigest()
-    depends_on = {"store": store.fingerprint, "list of trials": store.listed, "encoder": encoder_fingerprint,
-                  "set of targets: other photos, CLIP or image model": digest}  # fmt: skip
+    depends_on = {
+        "store": store.fingerprint,
+        "list of trials": store.listed,
+        "encoder": encoder_fingerprint,
+        "set of targets: other photos, CLIP or image model": digest,
+    }
     run = Run(Path(args.output_dir), ["mapper_epoch{}.pth"], args.select_by, args.keep, accelerator.is_main_process)
     run.open(vars(args), {"output_dir", "stimuli_dir"}, depends_on)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
@@ -246,8 +259,9 @@ def main(args: argparse.Namespace) -> None:
             mapper.load_state_dict(run.state["mapper"])
             if run.state["encoder"] is not None:
                 model.encoder.load_state_dict(run.state["encoder"])
-    optimizer = torch.optim.AdamW([{"params": list(mapper.parameters())}, {"params": of_encoder}],
-                                  lr=args.lr, weight_decay=args.weight_decay)  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        [{"params": list(mapper.parameters())}, {"params": of_encoder}], lr=args.lr, weight_decay=args.weight_decay
+    )
     model.requires_grad_(False)
     model.set_phase(joint=True)  # all that is ever trained, for the processes to agree on
     loader = DataLoader(splits["train"], args.batch_size, shuffle=True)
@@ -277,8 +291,8 @@ def main(args: argparse.Namespace) -> None:
         seed_everything(args.seed, epoch, accelerator.process_index)
         loader.set_epoch(epoch)
         weights = {name: getattr(args, f"lambda_{name}") for name in LAMBDAS if joint or name not in NOT_IN_WARMUP}
-        bar = progress(total=len(splits["train"]), desc=f"epoch {epoch}/{args.epochs} ({phase})", unit="trial",
-                       disable=not accelerator.is_main_process)  # fmt: skip
+        name, n = f"epoch {epoch}/{args.epochs} ({phase})", len(splits["train"])
+        bar = progress(total=n, desc=name, unit="trial", disable=not accelerator.is_main_process)
         with bar:
             loss, parts = train_epoch(accelerator, model, loader, optimizer, targets, weights, augment, args, bar)
         run.trained(loss, "lower --lr, or look at the weights of the terms")
@@ -287,13 +301,17 @@ def main(args: argparse.Namespace) -> None:
         # what is frozen now is kept where it is not the published encoder: trained before, or by a warm start
         kept = plain.encoder.state_dict() if of_encoder else warm.get("encoder")
         weights = {"mapper": plain.mapper.state_dict(), "encoder": kept}
-        state = {"optimizer": optimizer.state_dict(), "scaler": scaler_state(accelerator), "mapper": weights["mapper"],
-                 "encoder": kept if of_encoder else None}  # fmt: skip
+        state = {
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler_state(accelerator),
+            "mapper": weights["mapper"],
+            "encoder": kept if of_encoder else None,
+        }
         said = run.save_epoch(loss, score_rows(rows), [facts | weights], state, phase, loss_parts=parts, lr=lr)
         accelerator.wait_for_everyone()
         accelerator.print(said)
 
-    # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials
+    # ------------------------------------------------------------ test: the best epoch, reloaded from disk
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     checkpoint = read_checkpoint(run.best_file())
     model.mapper.load_state_dict(checkpoint["mapper"])

@@ -1,16 +1,18 @@
-"""EEG of seen images → pictures, with the checkpoints of finetune_eeg_to_clip.py, train_prior.py and train_structure.py.
+"""EEG of seen images → pictures, with the checkpoints of finetune_eeg_to_clip.py, train_prior.py and
+train_structure.py.
 
     python generate_eeg2img.py --conditioning ip_adapter --model_dir pth_downtasks/things/atm_sub-08 \
-        --prior_dir pth_downtasks/things/prior_sub-08 --output_dir outputs/things/sub-08             # Stable Diffusion 1.5: 4 GB
-    python generate_eeg2img.py … --image_model stabilityai/sdxl-turbo                               # as published: 4 steps, no guidance
+        --prior_dir pth_downtasks/things/prior_sub-08 --output_dir outputs/things/sub-08      # Stable Diffusion 1.5
+    python generate_eeg2img.py … --image_model stabilityai/sdxl-turbo       # as published: 4 steps, no guidance
     python generate_eeg2img.py … --low_level_dir … --caption_dir … --samples 4 --compare ceiling nearest caption
-    python generate_eeg2img.py --conditioning controlnet --model_dir pth_downtasks/things/sgdm_sub-08 --structure_vae … --output_dir …
+    python generate_eeg2img.py --conditioning controlnet --model_dir pth_downtasks/things/sgdm_sub-08 --structure_vae …
     python generate_eeg2img.py --conditioning controlnet ip_adapter …                               # both together
 
-Stage `decode` writes decoded.jsonl and embeddings.safetensors (of test trials, and no others) and frees its models; stage `images` reads
-the prompts, frees the text encoders, and draws what is missing. Of several --samples that picture stays whose CLIP embedding is nearest
-to the decoded one: what was seen has no say. --compare draws the same trials, with the same seeds, from the true image's own embedding
-(the ceiling of this image model), from the nearest training image's, and from the decoded caption alone; evaluate.py --images scores all.
+Stage `decode` writes decoded.jsonl and embeddings.safetensors (of test trials, and no others) and frees its models;
+stage `images` reads the prompts, frees the text encoders, and draws what is missing. Of several --samples that picture
+stays whose CLIP embedding is nearest to the decoded one: what was seen has no say. --compare draws the same trials,
+with the same seeds, from the true image's own embedding (the ceiling of this image model), from the nearest training
+image's, and from the decoded caption alone; evaluate.py --images scores all.
 --conditioning text_states is generate_text_states.py.
 """
 
@@ -36,9 +38,11 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
-    add("--model_dir", default=default("pth_downtasks/clip"), help="run of finetune_eeg_to_clip.py, or an encoder_epochN.pth in it")
+    add("--model_dir", default=default("pth_downtasks/clip"),
+        help="run of finetune_eeg_to_clip.py, or an encoder_epochN.pth in it")
     add("--conditioning", nargs="+", choices=CONDITIONINGS, default=["ip_adapter"],
-        help="what is drawn from: a decoded image embedding, a decoded map of edges, or both; text_states: generate_text_states.py")
+        help="what is drawn from: a decoded image embedding, a decoded map of edges, or both; text_states: "
+        "generate_text_states.py")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     steps = parser.add_argument_group("steps between EEG and picture").add_argument
@@ -46,34 +50,42 @@ def parse_args() -> argparse.Namespace:
     flags.add_prior_flags(steps)
     steps("--low_level_dir", help="run with --target vae_latent: drawing begins from its latents")
     steps("--strength", type=flags.share, default=0.85, help="share of the steps that are drawn from there")
-    steps("--caption_dir", help="run of train_prior.py --what caption: the prompt is its caption (default: the empty prompt)")
+    steps("--caption_dir",
+        help="run of train_prior.py --what caption: the prompt is its caption (default: the empty prompt)")
     steps("--captioner", default="microsoft/git-large-coco", help="that reads its tokens: local folder or hub address")
     steps("--structure_dir", help="run with --target structure, for the map (default: --model_dir)")
     steps("--structure_vae", help="run of train_structure.py --what vae, that makes maps of decoded latents")
     flags.add_generation_flags(parser, "outputs/eeg2img")
-    flags.add_image_flags(parser, "stable-diffusion-v1-5/stable-diffusion-v1-5", "data/THINGS/images", ["--images_dir"], SCHEDULERS)
+    image_model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    flags.add_image_flags(parser, image_model, "data/THINGS/images", ["--images_dir"], SCHEDULERS)
     draw = parser.add_argument_group("drawing").add_argument
     draw("--ip_adapter", default="h94/IP-Adapter", help="folder in its layout, hub address, or a .safetensors file")
     draw("--ip_scale", type=flags.number, default=1.0, help="of the IP-Adapter's part")
     draw("--controlnet", default="lllyasviel/sd-controlnet-scribble", help="local folder or hub address")
     draw("--controlnet_scale", type=flags.number, default=0.5, help="of the ControlNet's part")
-    draw("--samples", type=flags.at_least(1), default=1, help="pictures a trial, of which the one nearest to the decoded embedding stays")
+    draw("--samples", type=flags.at_least(1), default=1,
+        help="pictures a trial, of which the one nearest to the decoded embedding stays")
     draw("--clip_model", help="that judges samples: local folder or hub address (default: the one trained with)")
     draw("--draw_batch", type=flags.at_least(1), default=1, help="pictures drawn at once")
     draw("--compare", nargs="*", choices=COMPARED, default=[], help="draw the same trials from these as well")
-    draw("--beside", nargs="*", default=[], help="folders of other runs on the same trials, whose pictures stand in steps.png too")
+    draw("--beside", nargs="*", default=[],
+        help="folders of other runs on the same trials, whose pictures stand in steps.png too")
     # fmt: on
     args = parser.parse_args()
     asked = set(args.conditioning)
     for wrong, words in (
         ("text_states" in asked, "--conditioning text_states goes alone"),
-        ("controlnet" in asked and not args.structure_vae,
-         "--conditioning controlnet needs --structure_vae, which makes maps of decoded latents"),
+        (
+            "controlnet" in asked and not args.structure_vae,
+            "--conditioning controlnet needs --structure_vae, which makes maps of decoded latents",
+        ),
         ("controlnet" not in asked and args.structure_dir, "--structure_dir goes with --conditioning controlnet"),
-        ("ip_adapter" not in asked and (args.prior_dir or {"ceiling", "nearest"} & set(args.compare)),
-         "--prior_dir and --compare ceiling, nearest need --conditioning ip_adapter"),
+        (
+            "ip_adapter" not in asked and (args.prior_dir or {"ceiling", "nearest"} & set(args.compare)),
+            "--prior_dir and --compare ceiling, nearest need --conditioning ip_adapter",
+        ),
         ("caption" in args.compare and not args.caption_dir, "--compare caption needs --caption_dir"),
-    ):  # fmt: skip
+    ):
         if wrong:
             parser.error(words)
     return args
@@ -137,7 +149,8 @@ def decode(args: argparse.Namespace, steps: list[Step], device, output_dir: Path
     if not choose(TARGETS, checkpoint["target"]).in_clip_space:
         asked = " ".join(args.conditioning)
         raise UserError(
-            f"{place} was trained towards {checkpoint['target']}; --conditioning {asked} needs --target image or structure"
+            f"{place} was trained towards {checkpoint['target']}; --conditioning {asked} needs --target image or "
+            "structure"
         )
     how = dict(zip(("foundation", "cache_dir", "device"), opened, strict=True)) | {"batch_size": args.batch_size}
     decoded, others = decode_embedding(run, groups, Path(args.stimuli_dir), args.clip_model, cache, **how)
@@ -155,18 +168,27 @@ def decode(args: argparse.Namespace, steps: list[Step], device, output_dir: Path
     shuffled = [step for step, of_labels in controls.items() if of_labels]
     identity = model_identity(image_model_address(args.image_model)) if args.low_level_dir else None
     record = {
-        "arguments": vars(args) | {
-            "downstream_dataset": run.description.name, "protocol": checkpoint["protocol"],
-            "clip_model": args.clip_model or checkpoint["clip_model"], "shuffle_labels": bool(shuffled),
+        "arguments": vars(args)
+        | {
+            "downstream_dataset": run.description.name,
+            "protocol": checkpoint["protocol"],
+            "clip_model": args.clip_model or checkpoint["clip_model"],
+            "shuffle_labels": bool(shuffled),
         },
-        "store": run.dataset.store.fingerprint, "model": str(args.model_dir), "shuffled": shuffled,  # which steps are controls
+        # which steps are controls
+        "store": run.dataset.store.fingerprint,
+        "model": str(args.model_dir),
+        "shuffled": shuffled,
         "candidates": run.images if "retrieval" in decoded.rows[0].readouts else [],
         "drawn_for": {"clip": checkpoint.get("clip"), "image_model": identity, "test_images": run.images},
-    }  # fmt: skip
+    }
     report_decoded(decoded.rows, output_dir, record)
     if shuffled:
         named = ", ".join(shuffled)
-        print(f"this is a shuffled-label control ({named}): its pictures show what is drawn where that has learned nothing")
+        print(
+            f"this is a shuffled-label control ({named}): its pictures show what is drawn where that has learned "
+            "nothing"
+        )
     print_caution(run.description, checkpoint["protocol"])
 
 
@@ -182,10 +204,13 @@ def draw(args, steps: list[Step], rows: list[Row], image_model: str, clip_model:
         path = output_dir / "embeddings.safetensors"
         raise UserError(f"{path} holds no {lacking[0]}; run --stage decode with the same flags")
     how = args.num_inference_steps, args.guidance_scale, args.image_size
-    recipe = drawing_recipe(image_model, *how) | {"conditioning": " ".join(args.conditioning), "scheduler": args.scheduler}
+    recipe = drawing_recipe(image_model, *how) | {
+        "conditioning": " ".join(args.conditioning),
+        "scheduler": args.scheduler,
+    }
     recipe |= {"weights": model_identity(image_model)} | {k: v for step in steps for k, v in step.recipe().items()}
 
-    # ------------------------------------------------------------ prompts, then the image model without its text encoders
+    # ------------------------------------------------------------ prompts, then the image model
     wanted = wanted_pictures(output_dir, rows, kept, recipe, args.seed, args.samples, args.compare)
     missing = [one for one in wanted if not is_drawn(one) or any(step.lacks(output_dir, one) for step in steps)]
     own = {row.index: {"embedding": row.embedding, "samples": args.samples} for row in rows}
@@ -204,11 +229,12 @@ def draw(args, steps: list[Step], rows: list[Row], image_model: str, clip_model:
             for start in range(0, len(todo), args.draw_batch):
                 batch = todo[start : start + args.draw_batch]
                 guidance = [
-                    Guidance(prompts[one.prompt], **{
-                        k: v for step in guiding for k, v in step.guidance(kept, place[one.row.index], one).items()
-                    })
+                    Guidance(
+                        prompts[one.prompt],
+                        **{k: v for step in guiding for k, v in step.guidance(kept, place[one.row.index], one).items()},
+                    )
                     for one in batch
-                ]  # fmt: skip
+                ]
                 drawn = generator.draw(guidance, [one.seed for one in batch])
                 for one, picture in zip(batch, drawn, strict=True):
                     save_with_recipe(picture, one.recipe, one.file)

@@ -1,10 +1,12 @@
 """EEG of seen images → a text encoder's states → pictures, with a run of finetune_eeg_to_clip.py --target text_states.
 
-    python generate_text_states.py --model_dir pth_downtasks/imagenet/S00 --captions data/EEGImageNet/captions.jsonl --output_dir …
+    python generate_text_states.py --model_dir pth_downtasks/imagenet/S00 --captions data/EEGImageNet/captions.jsonl \
+        --output_dir outputs/imagenet/S00
 
-Stage `decode` writes decoded.jsonl (the class of the nearest mean state) and embeddings.safetensors, and frees its models; stage `images`
-draws from the decoded states what is missing, with PNDM in 50 steps as published. With --captions, each test image is drawn from its own
-caption too: the most that decoding text states can reach. The headers judge the class; the picture is drawn from the states.
+Stage `decode` writes decoded.jsonl (the class of the nearest mean state) and embeddings.safetensors, and frees its
+models; stage `images` draws from the decoded states what is missing, with PNDM in 50 steps as published. With
+--captions, each test image is drawn from its own caption too: the most that decoding text states can reach. The headers
+judge the class; the picture is drawn from the states.
 """
 
 import argparse
@@ -22,13 +24,16 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument
     add("--datasets_dir", default=default("data/EEGImageNet/processed_lmdb"), help="trial store")
-    add("--model_dir", default=default("pth_downtasks/clip"), help="run of finetune_eeg_to_clip.py, or an encoder_epochN.pth in it")
-    add("--conditioning", nargs="+", choices=("text_states",), default=["text_states"], help="kept for commands of generate_eeg2img.py")
+    add("--model_dir", default=default("pth_downtasks/clip"),
+        help="run of finetune_eeg_to_clip.py, or an encoder_epochN.pth in it")
+    add("--conditioning", nargs="+", choices=("text_states",), default=["text_states"],
+        help="kept for commands of generate_eeg2img.py")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     add("--captions", help="captions.jsonl of caption_images.py: draw every test image from its own caption too")
     flags.add_generation_flags(parser, "outputs/text_states")
-    flags.add_image_flags(parser, "CompVis/stable-diffusion-v1-4", "data/EEGImageNet/images", ["--images_dir"], SCHEDULERS, "pndm")
+    photos = "data/EEGImageNet/images", ["--images_dir"]
+    flags.add_image_flags(parser, "CompVis/stable-diffusion-v1-4", *photos, SCHEDULERS, "pndm")
     # fmt: on
     parser.set_defaults(num_inference_steps=50, guidance_scale=7.5)  # as published
     return parser.parse_args()
@@ -69,7 +74,9 @@ def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> 
     run, groups = open_first(place, args.datasets_dir, args.split, *opened, args.num_samples)
     checkpoint = run.checkpoint
     if checkpoint["target"] != "text_states" or checkpoint.get("prototypes") is None:
-        raise UserError(f"{place} was trained towards {checkpoint['target']}; pictures from states need --target text_states")
+        raise UserError(
+            f"{place} was trained towards {checkpoint['target']}; pictures from states need --target text_states"
+        )
     outputs = retrieval.embed(run.model, run.dataset, groups, run.people, device, args.batch_size)  # (N, 77, D)
     p = retrieval.prototype_probabilities(outputs, checkpoint["prototypes"], checkpoint["centre"])
     rows = retrieval.class_rows(run.dataset, groups, p, "prototype")
@@ -77,9 +84,19 @@ def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> 
     states = {row.index: (of_trial[None], none) for row, of_trial in zip(rows, outputs, strict=True)}
     write_embeddings(output_dir / "embeddings.safetensors", rows, states, checkpoint["image_model"])
     shuffled = ["encoder"] if checkpoint["shuffled"] else []
-    asked = {"downstream_dataset": run.description.name, "protocol": checkpoint["protocol"],
-             "clip_model": checkpoint["clip_model"], "shuffle_labels": bool(shuffled), "samples": 1}  # fmt: skip
-    record = {"arguments": vars(args) | asked, "store": run.dataset.store.fingerprint, "model": str(place), "shuffled": shuffled}
+    asked = {
+        "downstream_dataset": run.description.name,
+        "protocol": checkpoint["protocol"],
+        "clip_model": checkpoint["clip_model"],
+        "shuffle_labels": bool(shuffled),
+        "samples": 1,
+    }
+    record = {
+        "arguments": vars(args) | asked,
+        "store": run.dataset.store.fingerprint,
+        "model": str(place),
+        "shuffled": shuffled,
+    }
     report_decoded(rows, output_dir, record)
     print_caution(run.description, checkpoint["protocol"])
 
@@ -95,13 +112,21 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
     pictures = PictureFolder(output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding})
     captions = read_captions(Path(args.captions), [row.image for row in rows]) if args.captions else {}
     of_caption = recipe | {"conditioning": "caption"}
-    recipes = {row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | of_caption for row in rows if captions}
-    missing = [row for row in rows if captions and drawn_with(true_class_picture(output_dir, row)) != recipes[row.index]]
+    recipes = {
+        row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | of_caption
+        for row in rows
+        if captions
+    }
+    missing = [
+        row for row in rows if captions and drawn_with(true_class_picture(output_dir, row)) != recipes[row.index]
+    ]
     if pictures.missing or missing:
         check_gpu_is_free(device, args.max_held_mib)
         generator = EEGImageGenerator(image_model, device, *how, args.scheduler)
         if generator.empty.pooled is not None:
-            raise UserError(f"--image_model {image_model} reads a pooled vector beside text states; Stable Diffusion 1.x does not")
+            raise UserError(
+                f"--image_model {image_model} reads a pooled vector beside text states; Stable Diffusion 1.x does not"
+            )
         for row, seed in pictures.to_draw():
             pictures.keep(row, generator.generate(states[row.index], seed))
         for row in progress(missing, desc="drawing from captions", unit="image"):

@@ -24,14 +24,17 @@ from utils.script import run_script, start_script
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
+    # fmt: off
     add = parser.add_argument
     add("--projection_path", default=default("pth_downtasks/eeg_llm_vi"),
-        help="projection_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
+        help="projection_epochN.pth, or a run's folder for its best epoch")
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_generation_flags(parser, "outputs/vi_images")
     flags.add_trained_encoder_flags(parser)
     flags.add_text_flags(parser, TEXT_READOUTS)
-    flags.add_image_flags(parser, load_description("VI").image_model, "data/VisualImagery/stimuli", schedulers=SCHEDULERS)
+    image_model = load_description("VI").image_model
+    flags.add_image_flags(parser, image_model, "data/VisualImagery/stimuli", schedulers=SCHEDULERS)
+    # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, "published")
     return args
@@ -83,9 +86,14 @@ def main(args: argparse.Namespace) -> None:
             checkpoint, path, lora_dir, args.llm, not args.no_quantize, PRECISIONS[precision], device,
             description, encoder.width,
         )  # fmt: skip
-        dataset = checkpoints.connect(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
-        settings = {"precision": precision, "device": device.type, "batch_size": args.batch_size,
-                    "max_new_tokens": args.max_new_tokens}  # fmt: skip
+        how = args.cache_dir, not args.no_cache_features, device
+        dataset = checkpoints.connect(model, checkpoint, encoder, dataset, *how)
+        settings = {
+            "precision": precision,
+            "device": device.type,
+            "batch_size": args.batch_size,
+            "max_new_tokens": args.max_new_tokens,
+        }
         pieces = DecodedPieces(output_dir, model, dataset, chosen, **settings)
         rows = []
         with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):

@@ -7,7 +7,8 @@
 
 Stage `decode` writes decoded.jsonl (and embeddings.safetensors, where --conditioning needs them) and frees its models;
 stage `images` reads them and draws what is missing. --conditioning class: the predicted class's prompt; embedding: the
-mapper's own text states (and pooled vector, for aMUSEd); blend: something between. True labels name files and colour headers.
+mapper's own text states (and pooled vector, for aMUSEd); blend: something between. True labels name files and colour
+headers.
 """
 
 import argparse
@@ -26,18 +27,20 @@ CONDITIONINGS = ("class", "embedding", "blend")
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
+    # fmt: off
     add = parser.add_argument
     add("--downstream_dataset", choices=with_words(), default="VI", help="which dataset's words and stimuli")
     add("--mapper_path", default=default("pth_downtasks/eeg_direct"),
-        help="mapper_epochN.pth, or a run's folder for its best epoch")  # fmt: skip
+        help="mapper_epochN.pth, or a run's folder for its best epoch")
     add("--readout", choices=list(MAPPER_READOUTS), default="head", help="whose class is drawn")
     add("--conditioning", choices=CONDITIONINGS, default="class",
-        help="class: the predicted class's prompt; embedding: the mapper's states; blend: between the two")  # fmt: skip
+        help="class: the predicted class's prompt; embedding: the mapper's states; blend: between the two")
     add("--blend", type=float, default=0.5, help="share of the mapper's states in --conditioning blend, 0 to 1")
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_generation_flags(parser, "outputs/vi_eeg2img")
     flags.add_trained_encoder_flags(parser)
     flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", "data/VisualImagery/stimuli", schedulers=SCHEDULERS)
+    # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, "published")
     if not 0 <= args.blend <= 1:
@@ -87,7 +90,8 @@ def main(args: argparse.Namespace) -> None:
             checkpoint, path, dataset, foundation, args.allow_partial, args.encoder_seed
         )
         model = checkpoints.load_mapper_model(checkpoint, path, device)
-        dataset = checkpoints.connect(model, checkpoint, encoder, dataset, args.cache_dir, not args.no_cache_features, device)
+        how = args.cache_dir, not args.no_cache_features, device
+        dataset = checkpoints.connect(model, checkpoint, encoder, dataset, *how)
         prototypes = checkpoint["prototypes"].to(device)
         rows, alone = [], {}
         with torch.no_grad():

@@ -20,11 +20,12 @@ from utils.script import run_script, start_script
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
+    # fmt: off
     add = parser.add_argument
     known = {name: load_description(name) for name in DATASETS if load_description(name).recordings}
     windows = "; ".join(f"{name} {d.window}, after {d.window_starts}" for name, d in known.items())
     add("--downstream_dataset", choices=list(known), default="BCICIV2a",
-        help="which dataset (to download Visual Imagery: prepare_data_vi.py)")  # fmt: skip
+        help="which dataset (to download Visual Imagery: prepare_data_vi.py)")
     add("--skip_download", action="store_true", help="use the files that are in --raw_dir")
     add("--raw_dir", help="folder of the raw files (default: data/DATASET/raw)")
     add("--lmdb_dir", help="folder of the store (default: data/DATASET/processed_lmdb)")
@@ -34,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     add("--tmin", type=float, help=f"window start, seconds (default: {windows})")
     add("--tmax", type=float, help="window end, seconds (default: see --tmin)")
     flags.add_prepare_flags(parser, workers=2)
+    # fmt: on
     args = parser.parse_args()
     description = known[args.downstream_dataset]
     args.raw_dir = Path(args.raw_dir or default(f"data/{description.name}/raw"))
@@ -82,5 +84,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    lock, go_on = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock"), "files that are prepared are kept; the same command goes on behind them"
+    lock = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")
+    go_on = "files that are prepared are kept; the same command goes on behind them"
     run_script(lambda: main(args), [lock], go_on)

@@ -3,8 +3,9 @@
     python prepare_data_imagenet.py --pth_path EEG-ImageNet_1.pth EEG-ImageNet_2.pth --images_dir imageNet_images
     python prepare_data_imagenet.py --pth_path … day2.pth --same_person 16=0 17=3     # codes of the second day's file
 
-The files have no open address: ask the authors of arXiv 2406.07151 (docs/datasets.md), and put them anywhere. They are read weights only
-and mapped. Stored: (62, 501) microvolts at 1000 Hz, 0 to 0.5 s after the image's onset; models read 0.04 to 0.44 s unless told otherwise.
+The files have no open address: ask the authors of arXiv 2406.07151 (docs/datasets.md), and put them anywhere. They are
+read weights only and mapped. Stored: (62, 501) microvolts at 1000 Hz, 0 to 0.5 s after the image's onset; models read
+0.04 to 0.44 s unless told otherwise.
 """
 
 import argparse
@@ -19,17 +20,20 @@ from utils.script import run_script, start_script
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
+    # fmt: off
     add = parser.add_argument
     add("--pth_path", nargs="+",
-        help="the .pth files, one or several (default: data/EEGImageNet/raw/EEG-ImageNet_1.pth and _2.pth)")  # fmt: skip
+        help="the .pth files, one or several (default: data/EEGImageNet/raw/EEG-ImageNet_1.pth and _2.pth)")
     add("--images_dir", default=default("data/EEGImageNet/images"),
-        help="your ImageNet photos, WNID/WNID_N.JPEG; looked through where it is there")  # fmt: skip
+        help="your ImageNet photos, WNID/WNID_N.JPEG; looked through where it is there")
     add("--class_names",
-        help="lines of a wnid and its name, as ImageNet's synset maps have: what tables call the classes (default: wnids)")  # fmt: skip
+        help="lines of a wnid and its name, as ImageNet's synset maps have: what tables call the classes (default: "
+        "wnids)")
     add("--lmdb_dir", default=default("data/EEGImageNet/processed_lmdb"), help="folder of the store")
     add("--same_person", nargs="+", default=[], metavar="CODE=PERSON",
-        help="the person behind a code of the second day, whose trials become session 2: 16=0 17=3")  # fmt: skip
+        help="the person behind a code of the second day, whose trials become session 2: 16=0 17=3")
     flags.add_prepare_flags(parser, workers=1)
+    # fmt: on
     args = parser.parse_args()
     args.pth_path = [
         Path(path) for path in args.pth_path or [default(f"data/EEGImageNet/raw/EEG-ImageNet_{k}.pth") for k in (1, 2)]
@@ -53,11 +57,14 @@ from datasets.store import is_trial_store
 
 
 def check_images(folder: Path, paths: list[Path]) -> None:
-    """Say how many of the photos are not there, which only training towards images and pictures needs; UserError for two of one name."""
+    """Say how many of the photos are not there, which only training towards images and pictures needs; UserError for
+    two of one name.
+    """
     wanted = {f"{item['label']}/{item['image']}" for path in paths for item in opened(path, stamp(path)).items}
     if not folder.is_dir():
         print(
-            f"notice: {folder} is not there; {len(wanted)} photos of ImageNet are needed there to train towards images, and to draw"
+            f"notice: {folder} is not there; {len(wanted)} photos of ImageNet are needed there to train towards "
+            "images, and to draw"
         )
         return
     for sub in sorted({name.split("/")[0] for name in wanted}):
@@ -68,7 +75,8 @@ def check_images(folder: Path, paths: list[Path]) -> None:
     missing = sorted(name for name in wanted if not (folder / name).is_file())
     if missing:
         raise UserError(
-            f"{folder / missing[0]} is missing, and {len(missing) - 1} more of {len(wanted)}; name another --images_dir, or none that is there"
+            f"{folder / missing[0]} is missing, and {len(missing) - 1} more of {len(wanted)}; name another "
+            "--images_dir, or none that is there"
         )
     print(f"{folder}: all {len(wanted)} photos are there")
 
@@ -87,5 +95,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    lock, go_on = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock"), "pieces that are prepared are kept; the same command goes on behind them"
+    lock = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")
+    go_on = "pieces that are prepared are kept; the same command goes on behind them"
     run_script(lambda: main(args), [lock], go_on)

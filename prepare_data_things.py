@@ -1,12 +1,13 @@
 """THINGS-EEG2: raw recordings, or arrays that others have cut, → trial store.
 
-    python prepare_data_things.py --subjects 8                              # download a person (13 GB) and the images, prepare
-    python prepare_data_things.py --skip_download --raw_dir data/THINGS/raw # sub-XX/… is there already, in any of the three layouts
-    python prepare_data_things.py --skip_download --whiten none             # microvolts, as --encoder csbrain reads them
+    python prepare_data_things.py --subjects 8                     # download a person (13 GB) and the images, prepare
+    python prepare_data_things.py --skip_download                  # sub-XX/… is there, in any of the three layouts
+    python prepare_data_things.py --skip_download --whiten none    # microvolts, as --encoder csbrain reads them
 
-Raw: 63 electrodes by name, epochs of −0.2 to 1 s, baseline, 250 Hz, whitened by the covariance of the session's training part
-(MVNN), stored as (63, 250), 0 to 1 s. The pickles of NICE, ATM and the authors, and UBP's .pt, are stored as they are, from the
-onset on. No pickle's code is run. A person takes 5.2 GB. Who trains and who tests is chosen later, by --setting.
+Raw: 63 electrodes by name, epochs of −0.2 to 1 s, baseline, 250 Hz, whitened by the covariance of the session's
+training part (MVNN), stored as (63, 250), 0 to 1 s. The pickles of NICE, ATM and the authors, and UBP's .pt, are stored
+as they are, from the onset on. No pickle's code is run. A person takes 5.2 GB. Who trains and who tests is chosen
+later, by --setting.
 """
 
 import argparse
@@ -24,23 +25,25 @@ EEG, IMAGES = "anp5v", "jum2f"  # on osf.io, parts of project 3jk45
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
+    # fmt: off
     add = parser.add_argument
     add("--skip_download", action="store_true", help="use what is in --raw_dir and --images_dir")
     add("--raw_dir", default=default("data/THINGS/raw"), help="folder of sub-XX/ses-0Y/raw_eeg_training.npy, or of "
-        "sub-XX/preprocessed_eeg_training.npy, or of UBP's sub-XX/train.pt")  # fmt: skip
+        "sub-XX/preprocessed_eeg_training.npy, or of UBP's sub-XX/train.pt")
     add("--images_dir",
-        help="folder of training_images/, test_images/ and image_metadata.npy (default: images beside --raw_dir)")  # fmt: skip
+        help="folder of training_images/, test_images/ and image_metadata.npy (default: images beside --raw_dir)")
     add("--lmdb_dir", default=default("data/THINGS/processed_lmdb"), help="folder of the store")
     add("--subjects", nargs="+", default=list(SUBJECTS), help="only these people, e.g. 8 or sub-08 (default: all)")
     add("--sessions", nargs="+", choices=SESSIONS, default=list(SESSIONS), help="raw: only these sessions")
     add("--layout", choices=("raw", "npy", "pt"),
-        help="which files of a person (default: what is there, raw before npy before pt)")  # fmt: skip
+        help="which files of a person (default: what is there, raw before npy before pt)")
     add("--whiten", choices=("epochs", "none"), default="epochs",
-        help="raw: epochs: by the covariance of each session's training epochs; none: microvolts")  # fmt: skip
+        help="raw: epochs: by the covariance of each session's training epochs; none: microvolts")
     add("--tmin", type=float, default=DESCRIPTION.window[0],
-        help=f"window start, seconds after {DESCRIPTION.window_starts}")  # fmt: skip
+        help=f"window start, seconds after {DESCRIPTION.window_starts}")
     add("--tmax", type=float, default=DESCRIPTION.window[1], help="window end, seconds, likewise")
     flags.add_prepare_flags(parser, workers=1)  # each takes about 1 GB of memory
+    # fmt: on
     args = parser.parse_args()
     flags.check_window(parser, args)
     if not EPOCH[0] <= args.tmin < args.tmax <= EPOCH[1]:
@@ -91,7 +94,8 @@ def fetch(args: argparse.Namespace) -> None:
             download([file.url], target, md5=file.md5)
             if path.suffix == ".zip":
                 print(
-                    f"{unpack(target, lambda member, folder=folder: into(folder, member), folder)} files of {path.name} in place"
+                    f"{unpack(target, lambda member, folder=folder: into(folder, member), folder)} files of "
+                    f"{path.name} in place"
                 )
 
 
@@ -112,12 +116,14 @@ def main(args: argparse.Namespace) -> None:
         raw = any("raw_eeg" in piece.path.name for piece in files)
         if raw and not all("raw_eeg" in piece.path.name for piece in files):
             raise UserError(
-                f"{args.raw_dir} has raw recordings of some people and cut arrays of others; say with --layout which to use"
+                f"{args.raw_dir} has raw recordings of some people and cut arrays of others; say with --layout which "
+                "to use"
             )
         facts = {
-            "classes": list(names), "electrodes": kept_electrodes(files),
+            "classes": list(names),
+            "electrodes": kept_electrodes(files),
             "units": "microvolts" if raw and args.whiten == "none" else "no unit",
-        }  # fmt: skip
+        }
         prepare(DESCRIPTION, files, args.lmdb_dir, settings, args.workers, args.scale, options, facts)
 
 
@@ -132,5 +138,6 @@ def kept_electrodes(files: list) -> list[str]:
 
 
 if __name__ == "__main__":
-    lock, go_on = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock"), "pieces that are prepared are kept; the same command goes on behind them"
+    lock = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")
+    go_on = "pieces that are prepared are kept; the same command goes on behind them"
     run_script(lambda: main(args), [lock], go_on)

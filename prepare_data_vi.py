@@ -149,8 +149,8 @@ def main(args: argparse.Namespace) -> None:
         files = DESCRIPTION.files(args.raw_dir, args.subjects)
         if not files:
             raise UserError(
-                f"no recordings sub-XX_ses-0Y_task-AVI_eeg.bdf (or .fif, .edf, .set, .vhdr) of {', '.join(args.subjects)} "
-                f"in {args.raw_dir}; run without --skip_download or set --raw_dir"
+                "no recordings sub-XX_ses-0Y_task-AVI_eeg.bdf (or .fif, .edf, .set, .vhdr) of "
+                f"{', '.join(args.subjects)} in {args.raw_dir}; run without --skip_download or set --raw_dir"
             )
 
         # recordings → filter → window → trials → store → closing table
@@ -159,5 +159,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    lock, go_on = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock"), "files that are prepared are kept; the same command goes on behind them"
+    lock = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")
+    go_on = "files that are prepared are kept; the same command goes on behind them"
     run_script(lambda: main(args), [lock], go_on)

@@ -3,10 +3,11 @@
     python prepare_demo.py --data_dir data/demo --pth_dir pth/demo
 
 Writes BCIC-like .mat files (9 people, both sessions), Visual-Imagery-like BDF and FIF files (22 people) with ten drawn
-stimuli, on demand THINGS- and EEG-ImageNet-like recordings with their images (2 and 4 people), CSBrain.pth (published names and shapes, made by rule), a small chat model in TinyLlama's folder layout (trained
-here on text, for a minute), and small Stable Diffusion, aMUSEd and CLIP models in their folder layouts (shipped;
-train_demo_images.py made them). Nothing here is the published data or weights, and no accuracy on it says anything about
-real EEG. What is there already is left alone.
+stimuli, on demand THINGS- and EEG-ImageNet-like recordings with their images (2 and 4 people), CSBrain.pth (published
+names and shapes, made by rule), a small chat model in TinyLlama's folder layout (trained here on text, for a minute),
+and small Stable Diffusion, aMUSEd and CLIP models in their folder layouts (shipped; train_demo_images.py made them).
+Nothing here is the published data or weights, and no accuracy on it says anything about real EEG. What is there already
+is left alone.
 """
 
 import argparse
@@ -41,6 +42,7 @@ NAMES = ("BCICIV2a", "BCICIV2b", "VI", "THINGS", "EEGImageNet")
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
+    # fmt: off
     add = parser.add_argument
     add("--data_dir", default=default("data/demo"), help="folder for the recordings")
     add("--pth_dir", default=default("pth/demo"), help="folder for the tiny models")
@@ -54,12 +56,15 @@ def parse_args() -> argparse.Namespace:
     )
     add("--runs", type=flags.at_least(1), default=6, help="BCIC-like: task runs a recording (the real ones have 6)")
     add("--trials_per_run", type=flags.at_least(1), default=12, help="BCIC-like: trials a run (the real ones have 48)")
-    add("--trials_per_class", type=flags.at_least(1), default=3, help="VI-like: trials a class and session (the real ones have 40)")
+    add("--trials_per_class", type=flags.at_least(1), default=3,
+        help="VI-like: trials a class and session (the real ones have 40)")
     add("--effect", type=float, help="share of the strongest simulated effect; 1: decoders reach the ceiling "
-        "(default: a dataset's own, which leaves them room: 0.7 for motor imagery, 0.45 for visual imagery; not of seen images)")  # fmt: skip
+        "(default: a dataset's own, which leaves them room: 0.7 for motor imagery, 0.45 for visual imagery; not of "
+        "seen images)")
     add("--spread", type=float, default=0.3, help="how much people differ in it: 0.5 from half to one and a half of it")
     add("--llm_steps", type=flags.at_least(1), default=600, help="steps of text training of the chat model")
     add("--seed", type=int, default=0, help="of people, signals and models")
+    # fmt: on
     args = parser.parse_args()
     if not 0 <= (args.effect or 0) <= 2 or not 0 <= args.spread <= 1:
         parser.error("--effect goes from 0 to 2, --spread from 0 to 1")
@@ -128,7 +133,8 @@ def main(args: argparse.Namespace) -> None:
         new += imagenet_like.write_imagenet_like(folder / "raw/drift_only.pth", replace(size, effect=0.0), args.seed)
         new += imagenet_like.write_imagenet_like(folder / "raw/EEG-ImageNet_day2.pth", size, args.seed, day=2)
         print(
-            f"{folder}: 3 files of {size.people} people, {new} of them written now; in drift_only.pth no class has an effect"
+            f"{folder}: 3 files of {size.people} people, {new} of them written now; in drift_only.pth no class has an "
+            "effect"
         )
 
     # tiny models
@@ -176,12 +182,15 @@ def write_things(folder: Path, seed: int) -> None:
     size = things_like.ThingsDemoSize()
     paths = things_like.draw_images(folder / "images", size, seed)
     embed = CLIPImageTargetBuilder(str(ROOT / "demo/assets/clip"), folder).load()
-    vectors = {part: np.concatenate([embed(things_like.read_pictures(of[k : k + 64])).numpy() for k in range(0, len(of), 64)])
-               for part, of in paths.items()}  # fmt: skip
+    vectors = {
+        part: np.concatenate([embed(things_like.read_pictures(of[k : k + 64])).numpy() for k in range(0, len(of), 64)])
+        for part, of in paths.items()
+    }
     components = things_like.principal_components(vectors, size.components)
     n_all, n_new = things_like.write_things_like(folder / "raw", components, size, seed)
     print(
-        f"{folder}: {n_all} recordings of {size.people} people, {n_new} of them written now; {sum(map(len, paths.values()))} drawn images"
+        f"{folder}: {n_all} recordings of {size.people} people, {n_new} of them written now; "
+        f"{sum(map(len, paths.values()))} drawn images"
     )
 
 
@@ -204,6 +213,7 @@ def same_settings(folder: Path, settings: dict) -> None:
 
 if __name__ == "__main__":
     run_script(
-        lambda: main(args), [Path(args.data_dir) / ".lock", Path(args.pth_dir) / ".lock"],
+        lambda: main(args),
+        [Path(args.data_dir) / ".lock", Path(args.pth_dir) / ".lock"],
         "what is written is kept; the same command writes the rest",
-    )  # fmt: skip
+    )

@@ -1,14 +1,16 @@
-"""Zero-shot retrieval: which of the test images (or sentences) a person saw, with the checkpoints of finetune_eeg_to_clip.py.
+"""Zero-shot retrieval: which of the test images (or sentences) a person saw, with the checkpoints of
+finetune_eeg_to_clip.py.
 
-    python retrieve.py pth_downtasks/things/atm_sub-08 --datasets_dir data/THINGS/processed_lmdb --images_dir data/THINGS/images \
+    python retrieve.py pth_downtasks/things/atm_sub-08 --datasets_dir data/THINGS/processed_lmdb \
         --output_dir outputs/things/atm_sub-08
-    python retrieve.py pth_downtasks/things/*                       # several runs: one table; windows and regions as figures
-    python retrieve.py --published_checkpoint ATMS.pth --encoder atm --checkpoint_kind paper --subject sub-08 --output_dir …
+    python retrieve.py pth_downtasks/things/*                       # one table; windows and regions as figures
+    python retrieve.py --published_checkpoint ATMS.pth --encoder atm --checkpoint_kind paper --subject sub-08
 
-Scores: top-1 and top-5 among all test images, and k-way for k = 2, 4, 10, 50, 100 exactly (no distractors are drawn), a person and on
-average, for retrieval (images) and classification (sentences); by the number of test repetitions. RUN_shuffled beside a run is its control.
-Leaves in --output_dir, for each run: retrieval.jsonl (a rank a test image; evaluate.py reads it), run.json, top5.png, repetitions.png; and
-scores.csv, scores.md; windows_N.png and regions_N.png where runs differ in --tmin and --tmax, or in --channels, alone.
+Scores: top-1 and top-5 among all test images, and k-way for k = 2, 4, 10, 50, 100 exactly (no distractors are drawn), a
+person and on average, for retrieval (images) and classification (sentences); by the number of test repetitions.
+RUN_shuffled beside a run is its control. Leaves in --output_dir, for each run: retrieval.jsonl (a rank a test image;
+evaluate.py reads it), run.json, top5.png, repetitions.png; and scores.csv, scores.md; windows_N.png and regions_N.png
+where runs differ in --tmin and --tmax, or in --channels, alone.
 """
 
 import argparse
@@ -28,6 +30,7 @@ PUBLISHED = ("atm", "nice", "ubp")
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
+    # fmt: off
     add = parser.add_argument
     add("runs", nargs="*", help="folders of finetune_eeg_to_clip.py, or checkpoints encoder_epochN.pth in them")
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
@@ -37,19 +40,21 @@ def parse_args() -> argparse.Namespace:
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     add("--test_repetitions", type=flags.at_least(1), nargs="+",
-        help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")  # fmt: skip
+        help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")
     add("--num_samples", type=flags.at_least(1), default=12, help="trials on the sheet of top 5")
     published = parser.add_argument_group("a checkpoint of a published repository").add_argument
     published("--published_checkpoint", nargs="+",
-        help="its file, a state dict of weights only; of nice both, Enc_eeg and Proj_eeg")  # fmt: skip
+        help="its file, a state dict of weights only; of nice both, Enc_eeg and Proj_eeg")
     published("--encoder", choices=PUBLISHED, default="atm", help="which network it is of")
     published("--checkpoint_kind", choices=list(ATM_KINDS), default="develop",
-        help="atm: which published state: main keeps the person's token and drops O2, and adds positions since December 2025; paper: before that; "
-        "develop: the electrodes' tokens, develop_sinusoid: with positions. All of them load alike, and compute different things")  # fmt: skip
+        help="atm: which published state: main keeps the person's token and drops O2, and adds positions since "
+        "December 2025; paper: before that; develop: the electrodes' tokens, develop_sinusoid: with positions. All of "
+        "them load alike, and compute different things")
     published("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset")
     published("--subject", help="whose test images, e.g. sub-08")
     published("--channels", nargs="+", default=["all"], help="electrodes that it reads, e.g. posterior for ubp")
     flags.add_run_flags(parser)
+    # fmt: on
     args = parser.parse_args()
     if bool(args.runs) == bool(args.published_checkpoint):
         parser.error("name runs, or --published_checkpoint")
@@ -94,7 +99,9 @@ def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRu
     for place in map(Path, args.runs):
         control = place.with_name(f"{place.name}_shuffled")
         for folder in (place, *([control] if control.is_dir() and str(control) not in args.runs else [])):
-            run = clip_runs.open_clip_run(folder, args.datasets_dir, "test", args.foundation_dir, args.cache_dir, device)
+            run = clip_runs.open_clip_run(
+                folder, args.datasets_dir, "test", args.foundation_dir, args.cache_dir, device
+            )
             if not choose(TARGETS, run.checkpoint["target"]).ranks:
                 was = run.checkpoint["target"]
                 raise UserError(f"{folder} was trained towards {was}; retrieve.py ranks images and sentences")
@@ -108,19 +115,24 @@ def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[s
     about |= {"clip_model": args.clip_model} if args.clip_model else {}
     settings = TargetSettings(images_dir=Path(args.images_dir), cache_dir=cache_dir, **about)
     target = choose(TARGETS, run.checkpoint["target"])(settings)
-    return {name: torch.as_tensor(of) if isinstance(of, torch.Tensor) else torch.stack(of)
-            for name, of in target.candidates(run.dataset, images).items()}  # fmt: skip
+    return {
+        name: torch.as_tensor(of) if isinstance(of, torch.Tensor) else torch.stack(of)
+        for name, of in target.candidates(run.dataset, images).items()
+    }
 
 
 def rows_of(
     run: ClipRun, n: int | None, targets: dict, images: list[str], seed: int, device: torch.device
 ) -> tuple[list[Row], dict[int, list[str]]]:
-    """Rows of all test images, means of `n` repetitions (None: all), with all read-outs; and the five nearest images of each."""
+    """Rows of all test images, means of `n` repetitions (None: all), with all read-outs; and the five nearest images of
+    each.
+    """
     groups = some_repetitions(repetitions(run.dataset), n, seed)
     outputs = retrieval.embed(run.model, run.dataset, groups, run.people, device)
     if outputs.shape[1:] != targets["retrieval"].shape[1:]:
         raise UserError(
-            f"{run.name} gives embeddings of width {outputs.shape[1]}, --clip_model of width {targets['retrieval'].shape[1]}"
+            f"{run.name} gives embeddings of width {outputs.shape[1]}, --clip_model of width "
+            f"{targets['retrieval'].shape[1]}"
         )
     rows = retrieval.retrieval_rows(run.dataset, groups, outputs, targets["retrieval"], images)
     if "classification" in targets:
@@ -141,7 +153,8 @@ def main(args: argparse.Namespace) -> None:
     names = [run.name for run, _ in runs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(
-            f"two runs are called {twice}; they would write to one folder: ask for them one after the other, or rename a folder"
+            f"two runs are called {twice}; they would write to one folder: ask for them one after the other, or rename "
+            "a folder"
         )
     for run, folder in runs:
         images = run.images
@@ -175,7 +188,8 @@ def main(args: argparse.Namespace) -> None:
         with written_whole(place / "top5.png") as unfinished:
             sheet.save(unfinished, format="PNG")
 
-    # ------------------------------------------------------------ one table; windows and regions where runs differ in them
+    # ------------------------------------------------------------ one table; windows and regions where runs differ in
+    # them
     heads, cells = retrieval.table(lines)
     text = tables.markdown(heads, cells)
     print(f"\n{text}\n\n{retrieval.NOTE}")
@@ -189,7 +203,8 @@ def main(args: argparse.Namespace) -> None:
             unfinished.write_text(content, encoding="utf-8")
     made = ablation_figures([output_dir / run.name for run, _ in runs], output_dir) if len(runs) > 1 else []
     print(
-        f"wrote scores.csv, scores.md{''.join(f', {path.name}' for path in made)} and rows, curves and sheets in {output_dir}"
+        f"wrote scores.csv, scores.md{''.join(f', {path.name}' for path in made)} and rows, curves and sheets in "
+        f"{output_dir}"
     )
 
 

@@ -1,7 +1,8 @@
 """Train the small image models that the demo uses, on drawn pictures.
 
     python train_demo_images.py --models stable-diffusion amused clip --assets_dir demo/assets
-    python train_demo_images.py --models stable-diffusion-shapes controlnet --drawings 480 --autoencoder_steps 2000 --unet_steps 8000 --controlnet_steps 2500
+    python train_demo_images.py --models stable-diffusion-shapes controlnet --drawings 480 --autoencoder_steps 2000 \
+        --unet_steps 8000 --controlnet_steps 2500
     python train_demo_images.py --models captioner --drawings 960 --captioner_steps 5000 --lr 2e-3
     python train_demo_images.py --models classifier --drawings 480 --classifier_steps 1500
 
@@ -11,8 +12,8 @@ against prompts. stable-diffusion-shapes: a VAE, then a UNet together with its I
 clip's embeddings; controlnet: for that model, along edges; captioner: a GIT; classifier: a ResNet. The image models are
 conditioned on a frozen random text encoder that is made by rule and not shipped. About 45 minutes, 30 minutes, one
 minute, 55 minutes, 10 minutes, 2 minutes and half a minute on one CPU core (the shipped aMUSEd with --autoencoder_steps
-2000, the shipped models of shapes with the commands above). The results have the hub's folder layouts in half precision,
-and the project ships them; nobody needs to run this to run the demo.
+2000, the shipped models of shapes with the commands above). The results have the hub's folder layouts in half
+precision, and the project ships them; nobody needs to run this to run the demo.
 """
 
 import argparse
@@ -55,9 +56,14 @@ from demo.train_shapes import train_captioner, train_classifier, train_controlne
 
 def main(args: argparse.Namespace) -> None:
     train = {
-        "stable-diffusion": train_stable_diffusion, "amused": train_amused, "clip": train_clip, "stable-diffusion-shapes": train_shapes,
-        "controlnet": train_controlnet, "captioner": train_captioner, "classifier": train_classifier,
-    }  # fmt: skip
+        "stable-diffusion": train_stable_diffusion,
+        "amused": train_amused,
+        "clip": train_clip,
+        "stable-diffusion-shapes": train_shapes,
+        "controlnet": train_controlnet,
+        "captioner": train_captioner,
+        "classifier": train_classifier,
+    }
     settings = Settings(**{name: value for name, value in vars(args).items() if name not in ("models", "assets_dir")})
     for name in args.models:
         torch.manual_seed(args.seed)

@@ -1,15 +1,16 @@
 """Embeddings of EEG → embeddings of images (a diffusion prior), or → the tokens that a captioner sees.
 
-    python train_prior.py --what prior --model_dir pth_downtasks/things/atm_sub-08 --datasets_dir data/THINGS/processed_lmdb \
+    python train_prior.py --what prior --model_dir pth_downtasks/things/atm_sub-08 \
         --images_dir data/THINGS/images --output_dir pth_downtasks/things/prior_sub-08
-    python train_prior.py --what caption --captioner microsoft/git-large-coco --model_dir … --output_dir pth_downtasks/things/caption_sub-08
+    python train_prior.py --what caption --captioner microsoft/git-large-coco --model_dir … --output_dir …
     python train_prior.py … --shuffle_labels                        # the control: images change places; --resume: go on
 
---model_dir is a run of finetune_eeg_to_clip.py with --target image (or structure); a prior of a control is a control itself. Both are
-trained on the run's training trials and chosen by the cosine on its validation trials; the test is looked at once.
-prior, test: rows with two read-outs, retrieval by the EEG's embedding and by the prior's; the cosine of both to the image's own
-embedding, and how far a trial's samples lie from each other. caption, test: captions.jsonl, decoded and of the true image.
-Leaves in --output_dir: NAME_epochN.pth, metrics.jsonl, learning_curve.png, run.json, results.json, decoded_test.jsonl.
+--model_dir is a run of finetune_eeg_to_clip.py with --target image (or structure); a prior of a control is a control
+itself. Both are trained on the run's training trials and chosen by the cosine on its validation trials; the test is
+looked at once. prior, test: rows with two read-outs, retrieval by the EEG's embedding and by the prior's; the cosine of
+both to the image's own embedding, and how far a trial's samples lie from each other. caption, test: captions.jsonl,
+decoded and of the true image. Leaves in --output_dir: NAME_epochN.pth, metrics.jsonl, learning_curve.png, run.json,
+results.json, decoded_test.jsonl.
 """
 
 import argparse
@@ -47,7 +48,8 @@ def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument
-    add("--what", choices=list(RECIPES), default="prior", help="prior: to CLIP embeddings; caption: to a captioner's tokens")
+    add("--what", choices=list(RECIPES), default="prior",
+        help="prior: to CLIP embeddings; caption: to a captioner's tokens")
     add("--model_dir", required=True, help="run of finetune_eeg_to_clip.py, or an encoder_epochN.pth in it")
     flags.add_seen_images_flags(parser)
     add("--output_dir", default=default("pth_downtasks/prior"), help="folder for checkpoints, metrics and results")
@@ -57,12 +59,17 @@ def parse_args() -> argparse.Namespace:
     train("--epochs", type=flags.at_least(1), help="epochs (default: as published, 150 and 30)")
     train("--batch_size", type=flags.at_least(1), help="trials an optimiser step (default: as published, 1024 and 32)")
     train("--lr", type=flags.number, help="learning rate, cosine to 0 (default: as published, 1e-3)")
-    train("--warmup", type=flags.at_least(0), help="steps before the full learning rate (default: as published, 500 and 0)")
-    train("--drop", type=flags.share, default=0.1, help="prior: share of trials that lose their condition, for guidance")
-    train("--standardise", choices=("dimensions", "components"), default="dimensions", help="prior: each dimension of the "
-        "targets; or their principal components, where few images or a small CLIP fill few dimensions")
-    train("--average_train", type=flags.at_least(1), default=1, help="repetitions that are averaged for a training trial")
-    train("--validate_every", type=flags.at_least(1), default=1, help="epochs from one validation and checkpoint to the next")
+    train("--warmup", type=flags.at_least(0),
+        help="steps before the full learning rate (default: as published, 500 and 0)")
+    train("--drop", type=flags.share, default=0.1,
+        help="prior: share of trials that lose their condition, for guidance")
+    train("--standardise", choices=("dimensions", "components"), default="dimensions",
+        help="prior: each dimension of the targets; or their principal components, where few images or a small CLIP "
+        "fill few dimensions")
+    train("--average_train", type=flags.at_least(1), default=1,
+        help="repetitions that are averaged for a training trial")
+    train("--validate_every", type=flags.at_least(1), default=1,
+        help="epochs from one validation and checkpoint to the next")
     train("--shuffle_labels", action="store_true", help="images change places: the control of this step alone")
     sampling = parser.add_argument_group("prior: sampling").add_argument
     flags.add_prior_flags(sampling)
@@ -112,12 +119,16 @@ def learning_rate(args: argparse.Namespace, step: int, n_steps: int) -> float:
 
 
 class Prior:
-    """Embedding of EEG → embedding of the image: targets, model, loss of a batch, cosines, the test's rows and measures."""
+    """Embedding of EEG → embedding of the image: targets, model, loss of a batch, cosines, the test's rows and
+    measures.
+    """
 
     def __init__(self, args: argparse.Namespace, device: torch.device):
         self.args, self.device, self.depends_on = args, device, {}
 
-    def build(self, images: list[str], paths: list[Path], vectors: dict, cache_dir: Path, trained_on: list[str], width: int) -> None:
+    def build(
+        self, images: list[str], paths: list[Path], vectors: dict, cache_dir: Path, trained_on: list[str], width: int
+    ) -> None:
         """vectors : {image: CLIP embedding}. trained_on : the training trials' images. width : of EEG's embeddings."""
         self.target_of, args = vectors, self.args
         of_training = torch.stack([vectors[image] for image in trained_on])
@@ -146,7 +157,9 @@ class Prior:
         return F.cosine_similarity(self.sampled(embeddings, groups), own).tolist()
 
     def test(self, embeddings: torch.Tensor, groups, dataset) -> tuple[list, dict]:
-        """Rows with two read-outs, retrieval by the EEG's embedding and by the prior's; what the prior adds, as cosines."""
+        """Rows with two read-outs, retrieval by the EEG's embedding and by the prior's; what the prior adds, as
+        cosines.
+        """
         samples = torch.stack([self.sampled(embeddings, groups, k) for k in range(self.args.samples)])  # (S, N, D)
         candidates = sorted({group.image for group in groups})
         targets = torch.stack([self.target_of[image] for image in candidates])
@@ -155,8 +168,10 @@ class Prior:
         for row, other in zip(rows, after, strict=True):
             row.readouts |= other.readouts
         own = torch.stack([self.target_of[group.image] for group in groups]).float()
-        measures = {"cosine before": measured("cosine", F.cosine_similarity(embeddings, own).tolist()),
-                    "cosine after": measured("cosine", F.cosine_similarity(samples[0], own).tolist())}  # fmt: skip
+        measures = {
+            "cosine before": measured("cosine", F.cosine_similarity(embeddings, own).tolist()),
+            "cosine after": measured("cosine", F.cosine_similarity(samples[0], own).tolist()),
+        }
         if (n := self.args.samples) > 1:
             mean = F.normalize(samples, dim=-1).mean(dim=0)  # (N, D): as long as the samples agree
             alike = (n * mean.norm(dim=-1) ** 2 - 1) / (n - 1)  # mean cosine of two samples
@@ -167,7 +182,9 @@ class Prior:
 class Caption(Prior):
     """Embedding of EEG → the tokens that a captioner sees of the image."""
 
-    def build(self, images: list[str], paths: list[Path], vectors: dict, cache_dir: Path, trained_on: list[str], width: int) -> None:
+    def build(
+        self, images: list[str], paths: list[Path], vectors: dict, cache_dir: Path, trained_on: list[str], width: int
+    ) -> None:
         self.captioner = Captioner(self.args.captioner, self.device, flag="--captioner")
         self.depends_on = {"captioner": model_identity(self.args.captioner)}
         self.target_of = vision_token_targets(self.captioner, images, paths, cache_dir)
@@ -195,8 +212,10 @@ class Caption(Prior):
         decoded = [caption for part in tokens for caption in self.captioner.from_tokens(part)]
         bar = progress(groups, desc="captions", leave=False)
         true = [self.captioner.from_tokens(self.target_of[group.image][None])[0] for group in bar]
-        lines = [{"image": g.image, "subject": g.subject, "caption": d, "of_the_image": t}
-                 for g, d, t in zip(groups, decoded, true, strict=True)]  # fmt: skip
+        lines = [
+            {"image": g.image, "subject": g.subject, "caption": d, "of_the_image": t}
+            for g, d, t in zip(groups, decoded, true, strict=True)
+        ]
         write_jsonl(lines, Path(self.args.output_dir) / "captions.jsonl")
         return [], measures | caption_measures(decoded, true, [group.image for group in groups])
 
@@ -207,7 +226,9 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ embeddings of all splits, by the trained encoder
     embeddings, groups, datasets = {}, {}, {}
     for split in ("train", "val", "test"):
-        clip = open_clip_run(Path(args.model_dir), args.datasets_dir, split, args.foundation_dir, args.cache_dir, device)
+        clip = open_clip_run(
+            Path(args.model_dir), args.datasets_dir, split, args.foundation_dir, args.cache_dir, device
+        )
         if not choose(TARGETS, clip.checkpoint["target"]).in_clip_space:
             was = clip.checkpoint["target"]
             raise UserError(f"{args.model_dir} was trained towards {was}; a prior needs --target image or structure")
@@ -232,14 +253,18 @@ def main(args: argparse.Namespace) -> None:
     trained_on = sorted({group.image for group in groups["train"]})
     trained.build(images, paths, vectors, cache_dir, trained_on, embeddings["train"].shape[1])
     digest = hashlib.sha256(b"".join(as_bytes(vectors[image]) for image in images)).hexdigest()
-    depends_on = {"set of images": digest, "encoder": encoder, "store": datasets["train"].store.fingerprint,
-                  "CLIP": model_identity(clip_model)} | trained.depends_on  # fmt: skip
+    depends_on = {
+        "set of images": digest,
+        "encoder": encoder,
+        "store": datasets["train"].store.fingerprint,
+        "CLIP": model_identity(clip_model),
+    } | trained.depends_on
     run = Run(output_dir, [f"{args.what}_epoch{{}}.pth"], "cosine", args.keep)
     run.open(vars(args), {"images_dir", "output_dir", "model_dir"}, depends_on)
     run.record["arguments"]["shuffle_labels"] = control  # so that evaluate.py knows what stands beside a run
     print(
-        f"{description.name}, {args.what}: {' / '.join(str(len(of)) for of in groups.values())} train / val / test items, "
-        f"{sum(p.numel() for p in trained.model.parameters()):,} parameters; {device}"
+        f"{description.name}, {args.what}: {' / '.join(str(len(of)) for of in groups.values())} train / val / test "
+        f"items, {sum(p.numel() for p in trained.model.parameters()):,} parameters; {device}"
     )
     recipe, model = RECIPES[args.what], trained.model
     optimizer = getattr(torch.optim, recipe.optimizer)(model.parameters(), lr=args.lr)
@@ -251,7 +276,8 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ training
     facts = {
-        "what": args.what, "settings": trained.settings, "dataset": description.name, "encoder": encoder, "clip": depends_on["CLIP"],
+        "what": args.what, "settings": trained.settings, "dataset": description.name, "encoder": encoder,
+        "clip": depends_on["CLIP"],
         "captioner": depends_on.get("captioner", ""), "shuffled": control, "seed": args.seed,
     }  # fmt: skip
     n, of_epoch = len(groups["train"]), -(-len(groups["train"]) // args.batch_size)
@@ -266,7 +292,11 @@ def main(args: argparse.Namespace) -> None:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(args, epoch * of_epoch + step, args.epochs * of_epoch)
                 x = embeddings["train"][chosen].to(device)
-                y = torch.stack([trained.target_of[groups["train"][k].image] for k in chosen.tolist()]).float().to(device)
+                y = (
+                    torch.stack([trained.target_of[groups["train"][k].image] for k in chosen.tolist()])
+                    .float()
+                    .to(device)
+                )
                 loss = trained.loss(x, y)
                 optimizer.zero_grad()
                 loss.backward()
@@ -275,12 +305,14 @@ def main(args: argparse.Namespace) -> None:
                 optimizer.step()
                 losses.append(float(loss.detach()))
         run.trained(sum(losses) / len(losses))
-        scores = {"cosine": measured("cosine", trained.cosines(embeddings["val"], groups["val"]))} if groups["val"] else {}
+        scores = (
+            {"cosine": measured("cosine", trained.cosines(embeddings["val"], groups["val"]))} if groups["val"] else {}
+        )
         weights = {"model": model.state_dict()}
         state = {"optimizer": optimizer.state_dict()} | weights
         print(run.save_epoch(sum(losses) / len(losses), scores, [facts | weights], state, passes=last))
 
-    # ------------------------------------------------------------ the best epoch, reloaded from disk, on the test trials, once
+    # ------------------------------------------------------------ test: the best epoch, reloaded from disk
     model.load_state_dict(read_checkpoint(run.best_file())["model"])
     rows, measures = trained.test(embeddings["test"], groups["test"], datasets["test"]) if groups["test"] else ([], {})
     run.finish(rows, control, measures)

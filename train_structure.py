@@ -2,13 +2,14 @@
 
     python train_structure.py --what vae --datasets_dir data/THINGS/processed_lmdb --images_dir data/THINGS/images \
         --setting within --subject sub-08 --output_dir pth_downtasks/things/vae
-    python train_structure.py --what controlnet --image_model stable-diffusion-v1-5/stable-diffusion-v1-5 … --output_dir …/controlnet
+    python train_structure.py --what controlnet --image_model stable-diffusion-v1-5/stable-diffusion-v1-5 …
     python train_structure.py … --resume                            # go on
 
-Both are trained on the images of the training trials alone, and chosen on those of the validation trials: the VAE by the correlation of
-its maps with the maps of edges, the ControlNet by the share of the noise that it explains. The EEG encoder comes between the two:
-finetune_eeg_to_clip.py --target structure --encoder sgdm. A published ControlNet (lllyasviel/sd-controlnet-scribble) needs no training.
-Leaves in --output_dir: vae_epochN.pth or controlnet_epochN/ (the hub's layout), metrics.jsonl, learning_curve.png, run.json, results.json.
+Both are trained on the images of the training trials alone, and chosen on those of the validation trials: the VAE by
+the correlation of its maps with the maps of edges, the ControlNet by the share of the noise that it explains. The EEG
+encoder comes between the two: finetune_eeg_to_clip.py --target structure --encoder sgdm. A published ControlNet
+(lllyasviel/sd-controlnet-scribble) needs no training. Leaves in --output_dir: vae_epochN.pth or controlnet_epochN/ (the
+hub's layout), metrics.jsonl, learning_curve.png, run.json, results.json.
 """
 
 import argparse
@@ -35,7 +36,8 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--what", choices=list(RECIPES), default="vae", help="which model")
     add("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset of seen images")
-    add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store: it says which images are trained on")
+    add("--datasets_dir", default=default("data/THINGS/processed_lmdb"),
+        help="trial store: it says which images are trained on")
     add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
     add("--output_dir", default=default("pth_downtasks/structure"), help="folder for checkpoints, metrics and results")
     add("--cache_dir", help="folder of cached latents (default: token_cache beside --datasets_dir)")
@@ -113,7 +115,9 @@ class VAE:
 
     @torch.no_grad()
     def validate(self, paths: list[Path]) -> dict:
-        """Correlation of the maps that the latents' means give with the maps of edges; of restored pictures with the pictures."""
+        """Correlation of the maps that the latents' means give with the maps of edges; of restored pictures with the
+        pictures.
+        """
         maps, pictures = [], []
         for start in range(0, len(paths), 64):
             x, _ = self.read(paths[start : start + 64])
@@ -131,7 +135,9 @@ class VAE:
 
 
 class Control:
-    """What is trained by --what controlnet: a copy of the image model's encoder that reads maps; the model itself stays as it is."""
+    """What is trained by --what controlnet: a copy of the image model's encoder that reads maps; the model itself stays
+    as it is.
+    """
 
     choose_by = "noise"
 
@@ -241,8 +247,13 @@ def main(args: argparse.Namespace) -> None:
     )
 
     # ------------------------------------------------------------ training
-    facts = {"dataset": args.downstream_dataset, "protocol": args.protocol, "seed": args.seed,
-             "seen": images["train"] + images["val"], "image_model": depends_on.get("image model", "")}  # fmt: skip
+    facts = {
+        "dataset": args.downstream_dataset,
+        "protocol": args.protocol,
+        "seed": args.seed,
+        "seen": images["train"] + images["val"],
+        "image_model": depends_on.get("image model", ""),
+    }
     for epoch in run.epochs(args.epochs):
         seed_everything(args.seed, epoch)  # a resumed run repeats what the interrupted one would have done
         losses, order = [], torch.randperm(n, generator=torch.Generator().manual_seed(args.seed * 100_003 + epoch))

@@ -3,8 +3,8 @@
     python benchmarks/epoch_from_cache.py --demo data/demo/BCICIV2a/processed_lmdb --pth pth/demo     # after sh/demo.sh
 
 Runs finetune_eeg_llm.py and takes the training time of its epochs (loader, collation, accelerate, clipping, optimiser,
-schedule, progress) from timing.jsonl; beside it, in this process, forward and backward passes of the same model on ready
-tensors of the same shapes, in the joint phase, at the demo's sizes.
+schedule, progress) from timing.jsonl; beside it, in this process, forward and backward passes of the same model on
+ready tensors of the same shapes, in the joint phase, at the demo's sizes.
 """
 
 import argparse
@@ -60,8 +60,10 @@ def main():
     epochs = script_epochs(args)
     bare, epoch = statistics.median(passes[1:]), statistics.median(epochs[1:])  # the first round warms up
     print(f"{len(dataset)} trials, batches of {args.batch_size}, {args.rounds} rounds each")
-    print(f"epoch {epoch:.2f} s ({min(epochs[1:]):.2f} to {max(epochs[1:]):.2f}), "
-          f"bare passes {bare:.2f} s ({min(passes[1:]):.2f} to {max(passes[1:]):.2f})")  # fmt: skip
+    print(
+        f"epoch {epoch:.2f} s ({min(epochs[1:]):.2f} to {max(epochs[1:]):.2f}), "
+        f"bare passes {bare:.2f} s ({min(passes[1:]):.2f} to {max(passes[1:]):.2f})"
+    )
     print(f"epoch / bare: {epoch / bare:.2f} (claim: ≤ 1.2)")
 
 

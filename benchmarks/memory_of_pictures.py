@@ -1,10 +1,12 @@
-"""Claim: pictures of seen images fit into 8 GB: 4 GB with Stable Diffusion 1.5, its IP-Adapter and ControlNet; SDXL-Turbo fits as it is.
+"""Claim: pictures of seen images fit into 8 GB: 4 GB with Stable Diffusion 1.5, its IP-Adapter and ControlNet;
+SDXL-Turbo fits as it is.
 
     python benchmarks/memory_of_pictures.py
 
-Computed and not measured: the published sizes are built without weights, on tensors that have a shape and no numbers, and what is alive
-during a forward pass (or a training step) is counted by PyTorch's own tracker. CUDA's context (about 0.5 GB), its libraries' workspaces and
-the allocator's gaps come on top. Each line is a stage of generate_eeg2img.py or of a training; stages do not add up, for each frees its models.
+Computed and not measured: the published sizes are built without weights, on tensors that have a shape and no numbers,
+and what is alive during a forward pass (or a training step) is counted by PyTorch's own tracker. CUDA's context (about
+0.5 GB), its libraries' workspaces and the allocator's gaps come on top. Each line is a stage of generate_eeg2img.py or
+of a training; stages do not add up, for each frees its models.
 """
 
 import sys
@@ -27,19 +29,29 @@ from models.structure import StructuralVAE, vae_loss  # noqa: E402
 HALF, FULL = torch.float16, torch.float32
 LIMIT = 8.0  # GB
 SD15 = dict(
-    sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
-    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-)  # fmt: skip
+    sample_size=64,
+    cross_attention_dim=768,
+    attention_head_dim=8,
+    block_out_channels=(320, 640, 1280, 1280),
+    layers_per_block=2,
+    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+)
 SDXL = dict(
-    sample_size=64, cross_attention_dim=2048, attention_head_dim=(5, 10, 20), block_out_channels=(320, 640, 1280), layers_per_block=2,
-    transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
+    sample_size=64, cross_attention_dim=2048, attention_head_dim=(5, 10, 20), block_out_channels=(320, 640, 1280),
+    layers_per_block=2, transformer_layers_per_block=(1, 2, 10), use_linear_projection=True,
+    addition_embed_type="text_time", addition_time_embed_dim=256,
     projection_class_embeddings_input_dim=2816, down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
     up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
 )  # fmt: skip
 VAE = dict(
-    block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512,
-)  # fmt: skip
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    latent_channels=4,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    sample_size=512,
+)
 TEXT_L = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
 TEXT_G = dict(
     vocab_size=49408,
@@ -71,10 +83,19 @@ def with_adapter(unet: UNet2DConditionModel, width: int = 1024) -> UNet2DConditi
     """A UNet with the plain IP-Adapter loaded."""
     cross, dtype = unet.config.cross_attention_dim, next(unet.parameters()).dtype
     names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
-    sides = {f"{2 * k + 1}.to_{side}_ip.weight": torch.empty(unet.get_submodule(name.removesuffix(".processor")).to_k.out_features, cross, dtype=dtype)
-             for k, name in enumerate(names) for side in "kv"}  # fmt: skip
-    projection = {"proj.weight": torch.empty(4 * cross, width, dtype=dtype), "proj.bias": torch.empty(4 * cross, dtype=dtype),
-                  "norm.weight": torch.empty(cross, dtype=dtype), "norm.bias": torch.empty(cross, dtype=dtype)}  # fmt: skip
+    sides = {
+        f"{2 * k + 1}.to_{side}_ip.weight": torch.empty(
+            unet.get_submodule(name.removesuffix(".processor")).to_k.out_features, cross, dtype=dtype
+        )
+        for k, name in enumerate(names)
+        for side in "kv"
+    }
+    projection = {
+        "proj.weight": torch.empty(4 * cross, width, dtype=dtype),
+        "proj.bias": torch.empty(4 * cross, dtype=dtype),
+        "norm.weight": torch.empty(cross, dtype=dtype),
+        "norm.bias": torch.empty(cross, dtype=dtype),
+    }
     unet.__dict__["to"] = lambda **_: (
         unet
     )  # loading ends with a conversion, which fake tensors refuse; all is of this type already
@@ -178,7 +199,8 @@ def training(line) -> None:  # noqa: ANN001
 
 def main() -> None:
     print(
-        f"| stage (computed, not measured) | parameters | weights, GB | peak, GB | of {LIMIT:g} GB |\n| --- | --- | --- | --- | --- |"
+        f"| stage (computed, not measured) | parameters | weights, GB | peak, GB | of {LIMIT:g} GB |\n| --- | --- | "
+        "--- | --- | --- |"
     )
 
     def line(name: str, modules: list[torch.nn.Module], work, grad: bool = False) -> None:  # noqa: ANN001

@@ -47,7 +47,8 @@ def main() -> None:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 n, peak = pool.apply(peak_of_preparing, (path,))
             print(
-                f"{suffix}: {path.stat().st_size / 1e6:.0f} MB, {n} trials, peak {peak:.2f} GB: {peak / 2.5:.2f} of the limit"
+                f"{suffix}: {path.stat().st_size / 1e6:.0f} MB, {n} trials, peak {peak:.2f} GB: {peak / 2.5:.2f} of "
+                "the limit"
             )
 
 

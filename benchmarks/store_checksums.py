@@ -31,23 +31,30 @@ def main() -> None:
     description, rng = load_description("BCICIV2a"), np.random.default_rng(0)
     montage = description.montage
     with tempfile.TemporaryDirectory() as folder:
-        rows = ((Trial(f"A01-T-r1-t{k}", k % 4, "A01", "T", 1, k + 1), (20 * rng.standard_normal((22, 1000))).astype("<f4"))
-                for k in range(args.trials))  # fmt: skip
+        rows = (
+            (Trial(f"A01-T-r1-t{k}", k % 4, "A01", "T", 1, k + 1), (20 * rng.standard_normal((22, 1000))).astype("<f4"))
+            for k in range(args.trials)
+        )
         write_store(Path(folder) / "store", {"sfreq": 250.0}, ([row] for row in rows))
         bare = TrialDataset(Path(folder) / "store", "train", "published", description)
         for name in ("csbrain", "eegnet", "no encoder"):
             dataset = bare
             if name != "no encoder":
                 encoder = choose(ENCODERS, name).build(
-                    electrodes=montage.electrodes, brain_regions=montage.brain_regions,
-                    sorted_indices=montage.sorted_indices, n_times=1000, sfreq=250.0,
-                )  # fmt: skip
+                    electrodes=montage.electrodes,
+                    brain_regions=montage.brain_regions,
+                    sorted_indices=montage.sorted_indices,
+                    n_times=1000,
+                    sfreq=250.0,
+                )
                 dataset = bare.prepared(encoder.prepare)
             epoch(dataset, checks=True)
             pairs = [(epoch(dataset, checks=True), epoch(dataset, checks=False)) for _ in range(args.rounds)]
             ratios = np.sort([a / b for a, b in pairs])
-            print(f"{name:10}: {np.median([b for _, b in pairs]):6.0f} µs a trial without the check; with it × "
-                  f"{np.median(ratios):.3f} ({ratios[1]:.3f} to {ratios[-2]:.3f})")  # fmt: skip
+            print(
+                f"{name:10}: {np.median([b for _, b in pairs]):6.0f} µs a trial without the check; with it × "
+                f"{np.median(ratios):.3f} ({ratios[1]:.3f} to {ratios[-2]:.3f})"
+            )
 
 
 def epoch(dataset: TrialDataset, checks: bool) -> float:

@@ -4,8 +4,8 @@
 
 The same 10,000 trials, 22 electrodes and 4 s at 200 Hz, are written once in each layout and read in the same shuffled
 order, in turns, from a warm page cache. Needs about 3 GB of disk in the temporary folder. CBraMod's layout: pickled
-{"sample": (22, 4, 200) float64 array in microvolts, "label": int}; its loader unpickles and divides by 100, its collation
-stacks and converts. Three ways:
+{"sample": (22, 4, 200) float64 array in microvolts, "label": int}; its loader unpickles and divides by 100, its
+collation stacks and converts. Three ways:
 
 reader    the store's mapped, read-only (22, 800) arrays against the loader's arrays: what the claim is about
 items     private float32 tensors in microvolts, one by one: here copying 70 kB out of the page cache is most of the
@@ -111,9 +111,12 @@ def main():
                     if round_:  # the first round warms the page cache
                         of.append(1e6 * (time.perf_counter() - started) / args.trials)
             ratios = [p / s for s, p in zip(*times, strict=True)]
-            print(f"{way:8} store {statistics.median(times[0]):.1f}, pickled {statistics.median(times[1]):.1f} µs a trial; "
-                  f"pickled / store: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}"
-                  + (" (claim: ≥ 5)" if way == "reader" else ""))  # fmt: skip
+            print(
+                f"{way:8} store {statistics.median(times[0]):.1f}, "
+                f"pickled {statistics.median(times[1]):.1f} µs a trial; "
+                f"pickled / store: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}"
+                + (" (claim: ≥ 5)" if way == "reader" else "")
+            )
 
 
 if __name__ == "__main__":

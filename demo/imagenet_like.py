@@ -1,7 +1,8 @@
 """EEG-ImageNet-like recordings with a simulated effect and a simulated drift, in the authors' .pth layout.
 
-A class changes the power of five bands by region, alike in all people; a person's block, the photos of one class in a row, has a drift
-of its own on top. With the drift alone a class can be told within a person, and not across people: the block confound.
+A class changes the power of five bands by region, alike in all people; a person's block, the photos of one class in a
+row, has a drift of its own on top. With the drift alone a class can be told within a person, and not across people: the
+block confound.
 """
 
 import io
@@ -72,7 +73,9 @@ def draw_images(folder: Path, size: ImageNetDemoSize, seed: int) -> None:
 
 
 def write_imagenet_like(path: Path, size: ImageNetDemoSize, seed: int, day: int = 1) -> bool:
-    """Write a .pth of all people's trials, in volts; whether it was written now. A second day has other blocks, drifts and codes."""
+    """Write a .pth of all people's trials, in volts; whether it was written now. A second day has other blocks, drifts
+    and codes.
+    """
     if path.exists():
         return False
     rng = np.random.default_rng((seed, 3))
@@ -100,11 +103,16 @@ def write_imagenet_like(path: Path, size: ImageNetDemoSize, seed: int, day: int 
                 for k, inside in enumerate(bands):
                     power[:, inside] = np.exp(log_power[k, region])[:, None]
                 name = wnid(CLASSES[label])
-                items.append({
-                    "eeg_data": torch.from_numpy(1e-6 * gain * _signal(trial, power)),
-                    "granularity": "fine" if CLASSES[label] in FINE else "coarse", "subject": subject + (0 if day == 1 else PEOPLE), "label": name, **({} if day == 1 else {"stage": day}),
-                    "image": f"{name}_{number}.JPEG",
-                })  # fmt: skip
+                items.append(
+                    {
+                        "eeg_data": torch.from_numpy(1e-6 * gain * _signal(trial, power)),
+                        "granularity": "fine" if CLASSES[label] in FINE else "coarse",
+                        "subject": subject + (0 if day == 1 else PEOPLE),
+                        "label": name,
+                        **({} if day == 1 else {"stage": day}),
+                        "image": f"{name}_{number}.JPEG",
+                    }
+                )
     content = {"dataset": items, "labels": labels(), "images": sorted({item["image"] for item in items})}
     buffer = io.BytesIO()  # a full disk raises OSError then
     torch.save(content, buffer)

@@ -1,8 +1,8 @@
 """THINGS-EEG2-like recordings with a simulated effect, in the authors' raw layout.
 
-Between 100 and 400 ms after an image the posterior electrodes hold a linear map of the first principal components of what a small
-CLIP makes of the image. Half of the map is shared by people and half is a person's own. Images follow each other every 200 ms, so
-responses overlap, as in the real recordings.
+Between 100 and 400 ms after an image the posterior electrodes hold a linear map of the first principal components of
+what a small CLIP makes of the image. Half of the map is shared by people and half is a person's own. Images follow each
+other every 200 ms, so responses overlap, as in the real recordings.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,9 @@ class ThingsDemoSize:
 
 
 def draw_images(images_dir: Path, size: ThingsDemoSize, seed: int) -> dict[str, list[Path]]:
-    """Write training_images/, test_images/ and image_metadata.npy; what is there is left alone. Paths in the order of codes."""
+    """Write training_images/, test_images/ and image_metadata.npy; what is there is left alone. Paths in the order of
+    codes.
+    """
     rng = np.random.default_rng((seed, 7))
     pairs = [(shape, colour) for shape in SHAPES for colour in COLOURS]
     order = rng.permutation(len(pairs))
@@ -63,9 +65,10 @@ def draw_images(images_dir: Path, size: ThingsDemoSize, seed: int) -> dict[str, 
                 folders.append(folder)
         short = {"training": "train", "test": "test"}[part]
         metadata |= {
-            f"{short}_img_concepts": folders, f"{short}_img_files": [path.name for path in paths[part]],
+            f"{short}_img_concepts": folders,
+            f"{short}_img_files": [path.name for path in paths[part]],
             f"{short}_img_concepts_THINGS": folders,
-        }  # fmt: skip
+        }
     with written_whole(images_dir / "image_metadata.npy") as unfinished, open(unfinished, "wb") as file:
         np.save(file, metadata)  # the authors': a pickled dict in a 0-d array
     return paths
@@ -118,7 +121,7 @@ def _map(rng: np.random.Generator, size: ThingsDemoSize) -> np.ndarray:
 
 
 def _codes(rng: np.random.Generator, session: int, part: str, n_images: int, size: ThingsDemoSize) -> np.ndarray:
-    """Event codes of a session, in random order: half of the training concepts twice, or all test images; some targets."""
+    """Event codes of a session in random order: half of the training concepts twice, or all test images; targets."""
     if part == "test":
         codes = np.repeat(np.arange(1, n_images + 1), size.test_repetitions)
     else:
@@ -150,9 +153,13 @@ def _recording(
 
 def _write(path: Path, signal: np.ndarray, size: ThingsDemoSize) -> None:
     content = {
-        "raw_eeg_data": signal, "ch_names": [*ELECTRODES, "stim"], "ch_types": ["eeg"] * len(ELECTRODES) + ["stim"],
-        "sfreq": size.sfreq, "highpass": 0.01, "lowpass": 100.0,
-    }  # fmt: skip
+        "raw_eeg_data": signal,
+        "ch_names": [*ELECTRODES, "stim"],
+        "ch_types": ["eeg"] * len(ELECTRODES) + ["stim"],
+        "sfreq": size.sfreq,
+        "highpass": 0.01,
+        "lowpass": 100.0,
+    }
     with written_whole(path) as unfinished, open(unfinished, "wb") as file:
         np.save(file, content)
 

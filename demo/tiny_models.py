@@ -93,15 +93,18 @@ def write_language_model(
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in (bar := progress(range(steps), desc="language model")):
-        prompts, answers = zip(*(_chat(rng, tokenizer, *conversations[rng.integers(len(conversations))])
-                                 for _ in range(16)), strict=True)  # fmt: skip
+        prompts, answers = zip(
+            *(_chat(rng, tokenizer, *conversations[rng.integers(len(conversations))]) for _ in range(16)), strict=True
+        )
         rows = [p + a for p, a in zip(prompts, answers, strict=True)]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # (16, T)
-        wanted = torch.tensor([[-100] * len(p) + a + [-100] * (longest - len(p) - len(a))
-                               for p, a in zip(prompts, answers, strict=True)])  # fmt: skip
-        logits = model(input_ids=ids, attention_mask=(torch.arange(longest) < torch.tensor(
-            [[len(row)] for row in rows])).long()).logits  # fmt: skip
+        wanted = torch.tensor(
+            [[-100] * len(p) + a + [-100] * (longest - len(p) - len(a)) for p, a in zip(prompts, answers, strict=True)]
+        )
+        logits = model(
+            input_ids=ids, attention_mask=(torch.arange(longest) < torch.tensor([[len(row)] for row in rows])).long()
+        ).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted[:, 1:].flatten(), ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()
@@ -138,9 +141,14 @@ def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>",
-        chat_template=CHAT_TEMPLATE, model_max_length=512,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=512,
+    )
 
 
 # ---------------------------------------------------------------- image models

@@ -47,7 +47,8 @@ class Settings:
     seed: int
 
 
-# ---------------------------------------------------------------- data: drawings and the prompts that datasets use for them
+# ---------------------------------------------------------------- data: drawings and the prompts that datasets use
+# for them
 
 
 def class_prompts(datasets: list[str]) -> dict[str, str]:
@@ -78,10 +79,14 @@ def left_out(label: torch.Tensor, n_classes: int) -> torch.Tensor:
 def trained_vae(x: torch.Tensor, label: torch.Tensor, settings: Settings) -> tuple[AutoencoderKL, torch.Tensor]:
     """A VAE of pictures (N, 3, 64, 64) from −1 to 1, and their latents (N, 4, 16, 16), scaled."""
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 32), layers_per_block=1, latent_channels=4, norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
         sample_size=IMAGE_SIZE,
-    )  # fmt: skip
+    )
     for batch in TrainingBatches(vae, x, label, settings.autoencoder_steps, settings.lr, "VAE"):
         posterior = vae.encode(batch.x).latent_dist
         restored = vae.decode(posterior.sample()).sample
@@ -109,9 +114,13 @@ def new_unet() -> UNet2DConditionModel:
 
 def new_scheduler() -> DDIMScheduler:
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
         steps_offset=1,
-    )  # fmt: skip
+    )
 
 
 def train_stable_diffusion(settings: Settings, folder: Path) -> None:
@@ -213,14 +222,18 @@ def train_clip(settings: Settings, folder: Path) -> None:
     tower = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
     model = CLIPModel(
         CLIPConfig(
-            text_config=tower | dict(
-                vocab_size=len(tokenizer), max_position_embeddings=77, projection_dim=768,
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            text_config=tower
+            | dict(
+                vocab_size=len(tokenizer),
+                max_position_embeddings=77,
+                projection_dim=768,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
             ),
             vision_config=tower | dict(image_size=IMAGE_SIZE, patch_size=8, projection_dim=768),
             projection_dim=768,
         )
-    )  # fmt: skip
+    )
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     )
@@ -244,9 +257,12 @@ def finish(pipeline, prompts: dict[str, str], folder: Path, sheet_dir: Path, ste
     pipeline.set_progress_bar_config(disable=True)
     for row, prompt in enumerate(prompts.values()):
         images = pipeline(
-            prompt, num_images_per_prompt=4, num_inference_steps=steps, guidance_scale=guidance,
+            prompt,
+            num_images_per_prompt=4,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
             generator=torch.Generator("cpu").manual_seed(row),
-        ).images  # fmt: skip
+        ).images
         for column, image in enumerate(images):
             sheet.paste(image, (column * IMAGE_SIZE, row * IMAGE_SIZE))
     sheet_dir.mkdir(parents=True, exist_ok=True)

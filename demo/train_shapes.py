@@ -1,4 +1,6 @@
-"""Training of the tiny models that draw, guide, caption and judge pictures of coloured shapes; train_demo_images.py is the command line."""
+"""Training of the tiny models that draw, guide, caption and judge pictures of coloured shapes; train_demo_images.py is
+the command line.
+"""
 
 import shutil
 from pathlib import Path
@@ -94,7 +96,9 @@ class _LowRank(nn.Module):
 
 
 def train_shapes(settings: Settings, folder: Path) -> None:
-    """A VAE, then a UNet and an IP-Adapter together: half of the steps with the adapter and mostly no prompt, half without it."""
+    """A VAE, then a UNet and an IP-Adapter together: half of the steps with the adapter and mostly no prompt, half
+    without it.
+    """
     pictures, concept = drawn_shapes(max(1, settings.drawings // 4), settings.seed)
     x = as_tensor(pictures)
     vae, latents = trained_vae(x, concept, settings)
@@ -102,10 +106,17 @@ def train_shapes(settings: Settings, folder: Path) -> None:
     text, clip = text_states(), embedded(folder.parent / "clip", pictures)
     unet = new_unet()
     names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
-    sides = {f"{2 * k + 1}.to_{side}_ip.weight": torch.randn(_width(unet, name), 768) * 0.02
-             for k, name in enumerate(names) for side in "kv"}  # fmt: skip
-    projection = {"proj.weight": torch.randn(TOKENS * 768, clip.shape[1]) * 0.02, "proj.bias": torch.zeros(TOKENS * 768),
-                  "norm.weight": torch.ones(768), "norm.bias": torch.zeros(768)}  # fmt: skip
+    sides = {
+        f"{2 * k + 1}.to_{side}_ip.weight": torch.randn(_width(unet, name), 768) * 0.02
+        for k, name in enumerate(names)
+        for side in "kv"
+    }
+    projection = {
+        "proj.weight": torch.randn(TOKENS * 768, clip.shape[1]) * 0.02,
+        "proj.bias": torch.zeros(TOKENS * 768),
+        "norm.weight": torch.ones(768),
+        "norm.bias": torch.zeros(768),
+    }
     unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": sides}], low_cpu_mem_usage=False)
     layer = unet.encoder_hid_proj.image_projection_layers[0]
     layer.image_embeds = _LowRank(layer.image_embeds, RANK)
@@ -129,16 +140,21 @@ def train_shapes(settings: Settings, folder: Path) -> None:
     plain = new_unet()
     plain.load_state_dict({k: v for k, v in unet.state_dict().items() if k in plain.state_dict()})
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=random_text_encoder(CLIPTextModel, byte_tokenizer()), tokenizer=byte_tokenizer(), unet=plain,
+        vae=vae, text_encoder=random_text_encoder(CLIPTextModel, byte_tokenizer()), tokenizer=byte_tokenizer(),
+        unet=plain,
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
     for part in ("text_encoder", "tokenizer"):  # made by rule, see demo/tiny_models.py
         shutil.rmtree(folder / part)
     factors = unet.encoder_hid_proj.image_projection_layers[0]
-    kept = {"narrow": factors.image_embeds.narrow.weight, "wide": factors.image_embeds.wide.weight,
-            "image_proj.proj.bias": factors.image_embeds.wide.bias,
-            "image_proj.norm.weight": factors.norm.weight, "image_proj.norm.bias": factors.norm.bias}  # fmt: skip
+    kept = {
+        "narrow": factors.image_embeds.narrow.weight,
+        "wide": factors.image_embeds.wide.weight,
+        "image_proj.proj.bias": factors.image_embeds.wide.bias,
+        "image_proj.norm.weight": factors.norm.weight,
+        "image_proj.norm.bias": factors.norm.bias,
+    }
     for k, name in enumerate(names):
         for side in "kv":
             kept[f"ip_adapter.{2 * k + 1}.to_{side}_ip.weight"] = getattr(unet.attn_processors[name], f"to_{side}_ip")[
@@ -164,7 +180,7 @@ def set_scale(unet: UNet2DConditionModel, scale: float) -> None:
 
 
 def train_controlnet(settings: Settings, folder: Path) -> None:
-    """A ControlNet for the shipped model of shapes, which stays as it is: edges of a picture → where things are drawn."""
+    """A ControlNet for the shipped model of shapes, which stays as it is: edges → where things are drawn."""
     base = folder.parent / "stable-diffusion-shapes"
     vae = AutoencoderKL.from_pretrained(base / "vae").float().eval()
     unet = UNet2DConditionModel.from_pretrained(base / "unet").float().eval().requires_grad_(False)
@@ -205,7 +221,8 @@ def train_captioner(settings: Settings, folder: Path) -> None:
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
     tower = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
     model = GitForCausalLM(GitConfig(
-        vision_config=tower | dict(image_size=IMAGE_SIZE, patch_size=16), vocab_size=len(words), max_position_embeddings=32, **tower,
+        vision_config=tower | dict(image_size=IMAGE_SIZE, patch_size=16), vocab_size=len(words),
+        max_position_embeddings=32, **tower,
         bos_token_id=2, eos_token_id=3, pad_token_id=0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     ))  # fmt: skip
     processor = CLIPImageProcessorPil(
@@ -227,7 +244,8 @@ def train_captioner(settings: Settings, folder: Path) -> None:
 def train_classifier(settings: Settings, folder: Path) -> None:
     """A small convolutional network in ResNet's layout that tells the concepts apart; its layers judge pictures."""
     model = ResNetForImageClassification(
-        ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1], layer_type="basic", num_labels=len(CONCEPTS),
+        ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1], layer_type="basic",
+            num_labels=len(CONCEPTS),
                      id2label=dict(enumerate(map(prompt_of, CONCEPTS))))
     )  # fmt: skip
     processor = CLIPImageProcessorPil(

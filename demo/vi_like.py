@@ -146,9 +146,14 @@ def write_fif(path: Path, signal: np.ndarray, events: list[tuple[int, int]]) -> 
 
 
 def write_bdf(
-    path: Path, signal: np.ndarray, events: list[tuple[int, int]], rest: int = 0, dimension: str = "uV",
-    digital: tuple[int, int] = (-32768, 32767), labels: tuple[str, ...] = MONTAGE.electrodes,
-) -> None:  # fmt: skip
+    path: Path,
+    signal: np.ndarray,
+    events: list[tuple[int, int]],
+    rest: int = 0,
+    dimension: str = "uV",
+    digital: tuple[int, int] = (-32768, 32767),
+    labels: tuple[str, ...] = MONTAGE.electrodes,
+) -> None:
     """A BDF file with 24-bit samples, by default under the 16-bit digital limits that Neuracle's headers claim.
 
     path : Path

@@ -1,1 +1,3 @@
-"""Knows nothing of EEG: how a script begins and ends, errors, files, checkpoints, device, seeds, workers, download, archives, flags."""
+"""Knows nothing of EEG: how a script begins and ends, errors, files, checkpoints, device, seeds, workers, download,
+archives, flags.
+"""

@@ -24,7 +24,8 @@ def unpack(archive: Path, destination: Callable[[PurePosixPath], Path | None], s
         about as well; where to is of no matter for them.
     scratch : Path. Folder for zip files from inside, while they are read.
     Returns int: Files that are now in place.
-    Raises UserError if the archive is damaged, would write outside its folder, unpacks to too much or has too many files
+    Raises UserError if the archive is damaged, would write outside its folder, unpacks to too much or has too many
+    files
         (with all that is nested in it), or nests too deep.
     """
     return _Unpacking(destination, scratch, max(SMALL, MAX_RATIO * archive.stat().st_size)).open(archive, archive.name)
@@ -88,7 +89,9 @@ class _Unpacking:
 
 
 class _Careful(io.BufferedReader):
-    """A zip file whose list of files is not read where it is too long: zipfile reads it in one piece, and nothing else so."""
+    """A zip file whose list of files is not read where it is too long: zipfile reads it in one piece, and nothing else
+    so.
+    """
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > MAX_DIRECTORY:

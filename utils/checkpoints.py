@@ -26,7 +26,9 @@ def save_checkpoint(content: dict, path: Path) -> None:
 
 
 def _plain(content, texts: dict):  # noqa: ANN202 - of the type that came in
-    """New containers, and one object for equal texts: a pickle tells which objects were one, and a resumed run's are not."""
+    """New containers, and one object for equal texts: a pickle tells which objects were one, and a resumed run's are
+    not.
+    """
     if isinstance(content, Mapping):
         return {_plain(key, texts): _plain(value, texts) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -52,7 +54,9 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def check_tensors(content) -> None:
-    """Raise ValueError for a tensor that is not a plain one with its numbers in the file: sparse, without data, a huge view."""
+    """Raise ValueError for a tensor that is not a plain one with its numbers in the file: sparse, without data, a huge
+    view.
+    """
     if isinstance(content, torch.Tensor):
         plain = content.layout == torch.strided and content.device.type == "cpu" and not content.is_quantized
         if not plain or content.numel() * content.element_size() > content.untyped_storage().nbytes():
@@ -105,8 +109,10 @@ def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
     except OSError as error:
         if path.parent not in _SAID:
             _SAID.add(path.parent)
-            print(f"notice: {path.parent} cannot be written ({error.strerror}), so nothing is kept there; --cache_dir "
-                  "names another folder")  # fmt: skip
+            print(
+                f"notice: {path.parent} cannot be written ({error.strerror}), so nothing is kept there; --cache_dir "
+                "names another folder"
+            )
 
 
 def read_kept(path: Path) -> dict[str, torch.Tensor] | None:
@@ -115,7 +121,8 @@ def read_kept(path: Path) -> dict[str, torch.Tensor] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            tensors, found = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = file.metadata() or {}
     except Exception:  # a damaged file fails in many ways
         tensors, found = {}, {}
     finite = all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())

@@ -66,7 +66,7 @@ def scaler_state(accelerator: Accelerator) -> dict | None:
 
 
 def resume_optimizer(accelerator: Accelerator, optimizer: torch.optim.Optimizer, state: Mapping) -> None:
-    """Give an optimiser, and the gradient scaler of half precision, what an interrupted run left; {} changes nothing."""
+    """Give optimiser and gradient scaler (of half precision) what an interrupted run left; {} changes nothing."""
     if state:
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler is not None and state["scaler"]:

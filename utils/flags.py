@@ -1,4 +1,4 @@
-"""Flags that several scripts share, so that each has one meaning and one help text. Imports nothing slow: -h reads it."""
+"""Flags that several scripts share, so that each has one meaning and one help text. Imports nothing slow."""
 
 import argparse
 import math
@@ -125,21 +125,22 @@ def add_protocol_flags(
 ) -> None:
     """Who trains and who tests, in two spellings; `choose_protocol` brings them to one.
 
-    protocols : mapping of names to records with `takes_person`. check_protocol : gives a protocol back or raises UserError.
+    protocols : mapping of names to records with `takes_person`. check_protocol : gives a protocol back or raises
+    UserError.
     """
     add = parser.add_argument
     # fmt: off
-    add("--protocol", type=checked(check_protocol), help="published: the published people; loso:A03: leave one subject out; "
-        "within:A03: one person across sessions; people:A08+A09/A07: the people that test and that validate; of seen images "
-        f"within:sub-08, cross:sub-08, joint, day:S03 (default: {usual})")
-    add("--setting", choices=list(protocols), help="the same in two flags: --setting cross --subject sub-08 is --protocol cross:sub-08")
+    add("--protocol", type=checked(check_protocol),
+        help="published: the published people; loso:A03: leave one subject out; within:A03: one person across "
+        "sessions; people:A08+A09/A07: the people that test and that validate; of seen images within:sub-08, "
+        f"cross:sub-08, joint, day:S03 (default: {usual})")
+    add("--setting", choices=list(protocols),
+        help="the same in two flags: --setting cross --subject sub-08 is --protocol cross:sub-08")
     add("--subject", help="the person of --setting, e.g. A03, sub-08, S03")
     # fmt: on
 
 
-def choose_protocol(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, protocols: Mapping, usual: str
-) -> None:
+def choose_protocol(parser: argparse.ArgumentParser, args: argparse.Namespace, protocols: Mapping, usual: str) -> None:
     """Bring --setting and --subject to `args.protocol`; end the script where one lacks the other."""
     setting, subject = args.setting or usual, args.subject
     if args.protocol and (args.setting or subject):
@@ -161,37 +162,43 @@ def add_part_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:
     """The encoder and its cache."""
+    # fmt: off
     add = parser.add_argument_group("encoder").add_argument
     add("--encoder", choices=list(encoders), default="csbrain",
-        help="csbrain: pretrained and frozen; the others are trained from scratch")  # fmt: skip
+        help="csbrain: pretrained and frozen; the others are trained from scratch")
     add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
-        help="csbrain: load --foundation_dir; --no-use_pretrained_weights: random weights")  # fmt: skip
+        help="csbrain: load --foundation_dir; --no-use_pretrained_weights: random weights")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     add("--allow_partial", action="store_true", help="load what fits of the checkpoint and list what does not")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode anew")
+    # fmt: on
 
 
 def add_trained_encoder_flags(parser: argparse.ArgumentParser) -> None:
     """The encoder as it was in training: which one it is, the checkpoint says."""
+    # fmt: off
     add = parser.add_argument_group("encoder").add_argument
     add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
-        help="csbrain: load --foundation_dir; --no-use_pretrained_weights: the random encoder of --encoder_seed")  # fmt: skip
+        help="csbrain: load --foundation_dir; --no-use_pretrained_weights: the random encoder of --encoder_seed")
     add("--encoder_seed", type=int, default=0, help="training's --seed, where it ran on a random encoder")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     add("--allow_partial", action="store_true", help="load what fits of it, as in training")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode the chosen trials anew")
+    # fmt: on
 
 
 def add_training_flags(parser: argparse.ArgumentParser, poolings, augmentations) -> None:
     """What text and mapper training have."""
     # fmt: off
     add = parser.add_argument
-    add("--token_pooling", choices=list(poolings), help="region: means over brain regions; hemisphere: left, midline and right "
-        "apart; electrode: no pooling (default: region)")
+    add("--token_pooling", choices=list(poolings),
+        help="region: means over brain regions; hemisphere: left, midline and right apart; electrode: no pooling "
+        "(default: region)")
     add("--train_encoder", action="store_true", help="csbrain: train it as well in the joint phase (no token cache)")
-    add("--encoder_lr", type=number, help="peak learning rate of a trained encoder (default: 1e-4 for csbrain, 1e-3 from scratch)")
+    add("--encoder_lr", type=number,
+        help="peak learning rate of a trained encoder (default: 1e-4 for csbrain, 1e-3 from scratch)")
     add("--augment", nargs="+", choices=list(augmentations), default=[],
         help="what is changed at random in training batches; not with tokens from the cache")
     add("--weight_decay", type=number, default=0.01, help="AdamW's")
@@ -206,10 +213,12 @@ def add_training_flags(parser: argparse.ArgumentParser, poolings, augmentations)
 
 def add_resume_flags(parser: argparse.ArgumentParser, keep: Sequence[str] = ("best",)) -> None:
     """Going on, which checkpoints stay, device and seed."""
+    # fmt: off
     add = parser.add_argument
     add("--resume", action="store_true", help="go on with the run that is in the output folder")
     add("--keep", nargs="+", choices=("best", "last", "all"), default=list(keep),
-        help="which epochs' checkpoints stay; the best one, which is tested, and what --resume goes on from always do")  # fmt: skip
+        help="which epochs' checkpoints stay; the best one, which is tested, and what --resume goes on from always do")
+    # fmt: on
     add_run_flags(parser)
 
 
@@ -227,46 +236,58 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_generation_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     """Which trials are decoded, which stages run, where to."""
+    # fmt: off
     add = parser.add_argument
     add("--split", choices=("train", "val", "test"), default="test", help="whose trials are decoded")
     add("--num_samples", type=at_least(1), default=20, help="trials, spread evenly over the split")
     add("--stage", choices=("decode", "images", "all"), default="all",
-        help="decode: EEG → decoded.jsonl; images: decoded.jsonl → pictures; all: one after the other")  # fmt: skip
+        help="decode: EEG → decoded.jsonl; images: decoded.jsonl → pictures; all: one after the other")
     add("--output_dir", default=default(output_dir), help="folder for decoded.jsonl and pictures")
     add("--batch_size", type=at_least(1), default=16, help="trials decoded at once")
+    # fmt: on
     add_run_flags(parser)
 
 
 def add_text_flags(parser: argparse.ArgumentParser, readouts) -> None:
     """The language model and how its text is read."""
+    # fmt: off
     add = parser.add_argument_group("text").add_argument
     add("--lora_dir", help="adapter folder (default: lora_epochN beside the projection)")
     add("--llm", help="chat model: local folder or hub address (default: the one trained with)")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
     add("--readout", choices=list(readouts), default="keyword",
-        help="what is drawn: the generated text, or the sentence of the class that another read-out names")  # fmt: skip
+        help="what is drawn: the generated text, or the sentence of the class that another read-out names")
     add("--max_new_tokens", type=at_least(1), default=64, help="longest decoded text, in tokens")
+    # fmt: on
 
 
 def add_image_flags(
-    parser: argparse.ArgumentParser, image_model: str | None, stimuli_dir: str, photos: Sequence[str] = (),
-    schedulers: Sequence[str] = (), scheduler: str = "dpm",
-) -> None:  # fmt: skip
+    parser: argparse.ArgumentParser,
+    image_model: str | None,
+    stimuli_dir: str,
+    photos: Sequence[str] = (),
+    schedulers: Sequence[str] = (),
+    scheduler: str = "dpm",
+) -> None:
     """The image model, and the photos that stand beside its pictures.
 
-    photos : sequence of str. Other names of --stimuli_dir. schedulers, scheduler : what may be chosen, and the usual one.
+    photos : sequence of str. Other names of --stimuli_dir. schedulers, scheduler : what may be chosen, and the usual
+    one.
     """
     # fmt: off
     add = parser.add_argument_group("images").add_argument
-    add("--image_model", default=image_model, help="local folder or hub address" + ("" if image_model else " (default: the dataset's)"))
+    add("--image_model", default=image_model,
+        help="local folder or hub address" + ("" if image_model else " (default: the dataset's)"))
     add("--num_inference_steps", "--image_steps", type=at_least(1),
         help="steps (default: 25 of DPM-Solver++ for Stable Diffusion, 12 for aMUSEd, 4 for SDXL-Turbo)")
-    add("--guidance_scale", type=number, help="classifier-free guidance (default: 7.5 for Stable Diffusion, 10 for aMUSEd, 0 for SDXL-Turbo)")
+    add("--guidance_scale", type=number,
+        help="classifier-free guidance (default: 7.5 for Stable Diffusion, 10 for aMUSEd, 0 for SDXL-Turbo)")
     add("--scheduler", choices=list(schedulers), default=scheduler,
         help="sampler: dpm: DPM-Solver++, aMUSEd and SDXL-Turbo their own; pndm: as Stable Diffusion 1.4 was published")
     add("--image_size", type=at_least(8), default=512, help="edge of a picture, pixels")
-    add("--stimuli_dir", *photos, default=default(stimuli_dir), help="folder of the photos that were seen, where a dataset has photos")
+    add("--stimuli_dir", *photos, default=default(stimuli_dir),
+        help="folder of the photos that were seen, where a dataset has photos")
     add("--max_held_mib", type=number, default=256, help="GPU memory still held above which no image model is loaded")
     # fmt: on
 

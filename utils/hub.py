@@ -35,8 +35,8 @@ def fetch_nothing(name: str, file: str, flag: str) -> bool:
             cached = False
         if not cached:
             raise UserError(
-                f"{flag} {name}: cannot be loaded: no such folder, not in the hub's cache, and the hub cannot be reached; "
-                "give a local folder"
+                f"{flag} {name}: cannot be loaded: no such folder, not in the hub's cache, and the hub cannot be "
+                "reached; give a local folder"
             )
         return True
     return False
@@ -59,10 +59,12 @@ def hub_answers() -> bool:
 
 
 def model_identity(name: str) -> str:
-    """What tells a model from another: SHA-256 of a file, or a local folder's files; a hub address with the commit that is on this machine.
+    """What tells a model from another: SHA-256 of a file, or a local folder's files; a hub address with the commit that
+    is on this machine.
 
-    Read anew in each process: a folder whose files were exchanged is another model. Of an address that is not on this machine yet
-    the small file with its settings is fetched, where the hub answers: the commit must be the same before and after the weights come.
+    Read anew in each process: a folder whose files were exchanged is another model. Of an address that is not on this
+    machine yet the small file with its settings is fetched, where the hub answers: the commit must be the same before
+    and after the weights come.
     """
     return _of_files(name) if Path(name).exists() else f"{name} {_commit(name)}"
 

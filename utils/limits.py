@@ -91,7 +91,8 @@ def bounded(what: str, seconds: float, more_bytes: int | None = None) -> Iterato
     """Let a library work on a file for so long, and with so much more memory, and no further.
 
     what : str. The file, for the message.
-    seconds : float. Wall-clock. Not kept outside the main thread, where no signal arrives, and only between two steps of
+    seconds : float. Wall-clock. Not kept outside the main thread, where no signal arrives, and only between two steps
+    of
         Python: what a library does in one step of C must be bounded by memory.
     more_bytes : int, optional. Address space beyond what the process has now. Not for code that starts a GPU.
     Raises UserError when the time is over, or the memory is not given.

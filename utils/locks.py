@@ -25,7 +25,8 @@ PATIENCE = 5.0  # seconds for which the workers of a process that was killed may
 def take(path: Path, create: bool = True) -> int | None:
     """Lock a file, and write into it who did; its descriptor, or None while another process holds it.
 
-    A link, or anything else that is no plain file, is not followed: it may be a stranger's, and lead anywhere. Closing the descriptor gives the lock back. Raises OSError where the file cannot be written or locked.
+    A link, or anything else that is no plain file, is not followed: it may be a stranger's, and lead anywhere. Closing
+    the descriptor gives the lock back. Raises OSError where the file cannot be written or locked.
     """
     while True:
         how, ours = os.O_NOFOLLOW | os.O_NONBLOCK, True
@@ -101,7 +102,9 @@ def only_one(path: Path, wait: str = "") -> Iterator[bool]:
 
 @contextmanager
 def all_of(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Hold several lock files; yields them. Of several processes that Accelerate started for one run, the first holds them."""
+    """Hold several lock files; yields them. Of several processes that Accelerate started for one run, the first holds
+    them.
+    """
     one_of_many = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("RANK", "0") != "0"
     held = [] if one_of_many else sorted(set(paths))
     with ExitStack() as stack:

@@ -51,7 +51,7 @@ def list_files(node: str, address: str = ADDRESS) -> list[OSFFile]:
                 waiting.insert(0, (content["links"]["next"], folder))
     except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the file list of osf.io/{node} cannot be had ({type(error).__name__}); fetch the files by hand (docs/datasets.md says which and "
-            "where to) and use --skip_download"
+            f"the file list of osf.io/{node} cannot be had ({type(error).__name__}); fetch the files by hand "
+            "(docs/datasets.md says which and where to) and use --skip_download"
         ) from None
     return found

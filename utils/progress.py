@@ -12,7 +12,8 @@ def progress(iterable: Iterable | None = None, **settings) -> tqdm:
     """tqdm's bar, with tqdm's parameters; where stderr is no terminal, a line a minute in place of it."""
     if sys.stderr.isatty():
         return tqdm(iterable, **settings)
-    log = {"file": _Lines(), "ascii": True, "ncols": 0, "delay": MINUTE, "mininterval": MINUTE, "maxinterval": MINUTE, "miniters": 1}  # fmt: skip
+    once_a_minute = dict.fromkeys(("delay", "mininterval", "maxinterval"), MINUTE)
+    log = {"file": _Lines(), "ascii": True, "ncols": 0, "miniters": 1} | once_a_minute
     return tqdm(iterable, **settings | log | {"leave": False})
 
 

@@ -29,7 +29,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def start_script(parse_args: Callable[[], T]) -> T:
-    """Parse the arguments, before the slow imports. From here on an interruption ends in one line, and no print fails."""
+    """Parse the arguments before the slow imports. From here on an interruption ends in one line; no print fails."""
     sys.stdout, sys.stderr = _Unfailing(sys.stdout), _Unfailing(sys.stderr)
     for number in INTERRUPTIONS:
         signal.signal(number, _leave)
@@ -99,14 +99,17 @@ def _again(lost: "sys.UnraisableHookArgs") -> None:
 
 
 def _leave(number: int, _) -> None:
-    """During the imports, where nothing has begun: unwinding through a library's import may end anywhere; and at the end."""
+    """During the imports, where nothing has begun: unwinding through a library's import may end anywhere; and at the
+    end.
+    """
     if not _begun:
         os.write(2, b"interrupted before anything began\n")
     os._exit(128 + number)
 
 
 class _Unfailing:
-    """A stream whose printing never fails a run: what it cannot encode is escaped; a closed pipe or a full disk is silence.
+    """A stream whose printing never fails a run: what it cannot encode is escaped; a closed pipe or a full disk is
+    silence.
 
     What a file says must not steer the terminal either: control characters are escaped.
     """

@@ -29,7 +29,7 @@ def to_patches(x: np.ndarray, sfreq: float, new_sfreq: float = 200, patch: int =
     n_chans, n_times = resampled.shape
     if n_times % patch or not n_times:
         raise UserError(
-            f"trials last {x.shape[1] / sfreq:g} s; --encoder csbrain reads whole seconds: prepare with such a "
-            "--tmin and --tmax, or choose another --encoder"
+            f"trials last {x.shape[1] / sfreq:g} s; --encoder csbrain reads whole seconds: prepare with such a --tmin "
+            "and --tmax, or choose another --encoder"
         )
     return (resampled.reshape(n_chans, n_times // patch, patch) / unit).astype(np.float32)

@@ -50,7 +50,8 @@ def in_order(function: Callable, jobs: Sequence[tuple], workers: int, desc: str)
                         try:
                             done[which] = ours.recv()
                         except (EOFError, OSError):
-                            message = "a worker was ended by the system, most likely for want of memory; go on with --workers 1"
+                            message = "a worker was ended by the system, most likely for want of memory; "
+                            message += "go on with --workers 1"
                             raise WorkerLost(message) from None
                         running.pop(ours)
                         ours.close()
@@ -87,7 +88,7 @@ def _start(function: Callable, job: tuple) -> tuple[Connection, multiprocessing.
 
 
 def _work(theirs: Connection, parent: int, function: Callable, job: tuple) -> None:
-    """In a worker: leave interruptions to the parent, end when it is gone, and send it the result or what went wrong."""
+    """In a worker: leave interruptions to the parent, end when it is gone, send it the result or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
