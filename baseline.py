@@ -125,11 +125,8 @@ def main(args: argparse.Namespace) -> None:
         depends_on["encoder"] = fingerprint(encoder)
         splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device)
     arguments = json.loads(json.dumps(vars(args), default=str))
-    fixed = {
-        k: v
-        for k, v in arguments.items()
-        if k not in ("output_dir", "datasets_dir", "foundation_dir", "cache_dir", "cuda")
-    }
+    free = {"output_dir", "datasets_dir", "foundation_dir", "cache_dir", "cuda"}
+    fixed = {k: v for k, v in arguments.items() if k not in free}
     record = {"arguments": arguments, "fixed": fixed, "depends_on": depends_on}
     if (output_dir / "run.json").exists():
         before = read_json(output_dir / "run.json")
@@ -149,16 +146,10 @@ def main(args: argparse.Namespace) -> None:
     scores = {readout: score.as_dict() for readout, score in score_rows(rows).items()}
     write_json(record | {"environment": environment()}, output_dir / "run.json")
     if history:  # in the form of all training runs, which the audit reads
-        epochs = [
-            {
-                "epoch": epoch["epoch"],
-                "phase": "joint",
-                "train_loss": epoch["train_loss"],
-                "val": {READOUT: {"accuracy": epoch["accuracy"]}} if len(val) else {},
-            }
-            for epoch in history
-        ]
-        write_jsonl(epochs, output_dir / "metrics.jsonl")
+        lines = [{"epoch": e["epoch"], "phase": "joint", "train_loss": e["train_loss"], "val": {}} for e in history]
+        for line, epoch in zip(lines, history, strict=True):
+            line["val"] = {READOUT: {"accuracy": epoch["accuracy"]}} if len(val) else {}
+        write_jsonl(lines, output_dir / "metrics.jsonl")
     best = getattr(baseline, "best", None)
     write_rows(rows, output_dir / "decoded_test.jsonl")
     chosen_by = "nothing to choose" if not history else READOUT if len(val) else "none: the last epoch"

@@ -68,8 +68,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args),
-        [Path(args.output).with_name(f".{Path(args.output).name}.lock")],
-        "captions that are written are kept; the same command goes on behind them",
-    )
+    lock = Path(args.output).with_name(f".{Path(args.output).name}.lock")
+    go_on = "captions that are written are kept; the same command goes on behind them"
+    run_script(lambda: main(args), [lock], go_on)

@@ -91,8 +91,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args),
-        [Path(folder) / ".lock" for folder in args.folders],
-        "what is drawn is kept; the same command goes on behind it",
-    )
+    go_on = "what is drawn is kept; the same command goes on behind it"
+    run_script(lambda: main(args), [Path(folder) / ".lock" for folder in args.folders], go_on)

@@ -214,9 +214,8 @@ def main(args: argparse.Namespace) -> None:
                 model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
                 accelerator.free_memory()
             phase = "joint" if joint else "warmup"
-            model, optimizer, loader, schedule = start_phase(
-                accelerator, model, splits["train"], collator, run, joint, args
-            )
+            made = start_phase(accelerator, model, splits["train"], collator, run, joint, args)
+            model, optimizer, loader, schedule = made
 
         # each epoch seeds everything anew, so a resumed run repeats what the interrupted one would have done
         seed_everything(args.seed, epoch, accelerator.process_index)
@@ -229,17 +228,10 @@ def main(args: argparse.Namespace) -> None:
         run.trained(loss, "lower --lr, or use --precision bf16 or fp32")
         rows = evaluate(accelerator, model, splits["val"], args, "validation")
         plain = accelerator.unwrap_model(model)
-        weights = {
-            "projection": plain.projection.state_dict(),
-            "encoder": None if plain.train_encoder == "never" else plain.encoder.state_dict(),
-        }
-        state = {
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "scaler": scaler_state(accelerator),
-            "lora": [p.detach() for p in plain.lora_parameters()],
-            **weights,
-        }
+        of_encoder = None if plain.train_encoder == "never" else plain.encoder.state_dict()
+        weights = {"projection": plain.projection.state_dict(), "encoder": of_encoder}
+        state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()} | weights
+        state |= {"scaler": scaler_state(accelerator), "lora": [p.detach() for p in plain.lora_parameters()]}
         written = [facts | {"lora": lora_facts(plain.language_model)} | weights, plain.language_model.save_pretrained]
         said = run.save_epoch(loss, score_rows(rows), written, state, phase, lr=schedule.get_last_lr()[0])
         accelerator.wait_for_everyone()

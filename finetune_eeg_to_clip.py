@@ -110,9 +110,8 @@ def parse_args() -> argparse.Namespace:
             setattr(args, name, getattr(recipe_of(args.encoder), name))
     strangers = protocol_named(args.protocol)[0].tests_strangers
     if strangers and args.subject_embedding == "known":
-        parser.error(
-            f"--protocol {args.protocol} tests a person who has no token; --subject_embedding shared trains one for all"
-        )
+        what_to_do = "--subject_embedding shared trains one for all"
+        parser.error(f"--protocol {args.protocol} tests a person who has no token; {what_to_do}")
     args.subject_embedding = args.subject_embedding or ("shared" if strangers else "known")
     args.defaults = flags.defaults(parser, args)
     return args
@@ -183,11 +182,8 @@ def main(args: argparse.Namespace) -> None:
         splits = {mode: with_shuffled_images(dataset, args.seed) for mode, dataset in splits.items()}
     train, val, test = splits.values()
     description = train.description
-    groups = {
-        "train": averages(train, args.average_train),
-        "val": repetitions(val),
-        "test": some_repetitions(repetitions(test), args.test_repetitions, args.seed),
-    }
+    groups = {"train": averages(train, args.average_train), "val": repetitions(val)}
+    groups["test"] = some_repetitions(repetitions(test), args.test_repetitions, args.seed)
     people = sorted({trial.subject for trial in train.trials}) if args.subject_embedding == "known" else []
 
     # ------------------------------------------------------------ targets, image by image
@@ -210,11 +206,8 @@ def main(args: argparse.Namespace) -> None:
         **{parameter: getattr(args, flag) for flag, parameter in getattr(net, "options", {}).items()},
         **({"latents": list(target.shape)} if kind.wants == "latents" else {}),
     }
-    depends_on = {
-        "store": train.store.fingerprint,
-        "list of trials": train.store.listed,
-        "set of targets: other images, CLIP, captions, image model or VAE": target.digest,
-    }
+    depends_on = {"store": train.store.fingerprint, "list of trials": train.store.listed}
+    depends_on["set of targets: other images, CLIP, captions, image model or VAE"] = target.digest
     if "tokens" in net.gives and net.pretrained:
         encoder = encoder_for(train, args.encoder, args.foundation_dir, seed=args.seed)
         depends_on["encoder"] = fingerprint(encoder)
@@ -293,9 +286,7 @@ def settle(args: argparse.Namespace, kind: type, net: type) -> None:
 
 
 def part_of(splits: dict, tmin: float | None, tmax: float | None, channels: list[str]) -> tuple:
-    """The window and the electrodes that are asked for, as the run's record keeps them, and splits that read them
-    alone.
-    """
+    """The window and electrodes that are asked for, as the run's record keeps them; splits that read them alone."""
     store, description = splits["train"].store, splits["train"].description
     start = float(store.meta.get("preprocessing", {}).get("tmin", 0.0))
     stored = (start, start + store.shape[1] / store.meta["sfreq"])

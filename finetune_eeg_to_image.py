@@ -133,12 +133,10 @@ def start_encoder(args, dataset, description) -> tuple:
         raise UserError(f"--warm_start {args.warm_start} has the encoder {warm['encoder_name']}, not {args.encoder}")
     args.encoder, args.token_pooling = warm["encoder_name"], args.token_pooling or warm["token_pooling"]
     encoder = checkpoint_encoder(warm, path, dataset["train"], foundation, args.allow_partial, args.seed)
-    took = (
-        "and the trained encoder"
-        if warm["encoder"] is not None
-        else "; the pooling has no weights, the encoder was frozen"
+    frozen = "; the pooling has no weights, the encoder was frozen"
+    print(
+        f"warm start: {args.token_pooling} pooling{frozen if warm['encoder'] is None else ' and the trained encoder'}"
     )
-    print(f"warm start: {args.token_pooling} pooling {took}".replace(" ;", ";"))
     return encoder, warm["encoder_fingerprint"], warm
 
 
@@ -222,12 +220,8 @@ def main(args: argparse.Namespace) -> None:
     prototypes, text_states, alike = targets
     accelerator.print(alike)
     digest = hashlib.sha256(prototypes.numpy().tobytes() + text_states.numpy().tobytes()).hexdigest()
-    depends_on = {
-        "store": store.fingerprint,
-        "list of trials": store.listed,
-        "encoder": encoder_fingerprint,
-        "set of targets: other photos, CLIP or image model": digest,
-    }
+    depends_on = {"store": store.fingerprint, "list of trials": store.listed, "encoder": encoder_fingerprint}
+    depends_on["set of targets: other photos, CLIP or image model"] = digest
     run = Run(Path(args.output_dir), ["mapper_epoch{}.pth"], args.select_by, args.keep, accelerator.is_main_process)
     run.open(vars(args), {"output_dir", "stimuli_dir"}, depends_on)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
@@ -259,9 +253,8 @@ def main(args: argparse.Namespace) -> None:
             mapper.load_state_dict(run.state["mapper"])
             if run.state["encoder"] is not None:
                 model.encoder.load_state_dict(run.state["encoder"])
-    optimizer = torch.optim.AdamW(
-        [{"params": list(mapper.parameters())}, {"params": of_encoder}], lr=args.lr, weight_decay=args.weight_decay
-    )
+    groups = [{"params": list(mapper.parameters())}, {"params": of_encoder}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)
     model.requires_grad_(False)
     model.set_phase(joint=True)  # all that is ever trained, for the processes to agree on
     loader = DataLoader(splits["train"], args.batch_size, shuffle=True)
@@ -301,12 +294,8 @@ def main(args: argparse.Namespace) -> None:
         # what is frozen now is kept where it is not the published encoder: trained before, or by a warm start
         kept = plain.encoder.state_dict() if of_encoder else warm.get("encoder")
         weights = {"mapper": plain.mapper.state_dict(), "encoder": kept}
-        state = {
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler_state(accelerator),
-            "mapper": weights["mapper"],
-            "encoder": kept if of_encoder else None,
-        }
+        state = {"optimizer": optimizer.state_dict(), "scaler": scaler_state(accelerator)} | weights
+        state["encoder"] = kept if of_encoder else None
         said = run.save_epoch(loss, score_rows(rows), [facts | weights], state, phase, loss_parts=parts, lr=lr)
         accelerator.wait_for_everyone()
         accelerator.print(said)

@@ -84,20 +84,10 @@ def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> 
     states = {row.index: (of_trial[None], none) for row, of_trial in zip(rows, outputs, strict=True)}
     write_embeddings(output_dir / "embeddings.safetensors", rows, states, checkpoint["image_model"])
     shuffled = ["encoder"] if checkpoint["shuffled"] else []
-    asked = {
-        "downstream_dataset": run.description.name,
-        "protocol": checkpoint["protocol"],
-        "clip_model": checkpoint["clip_model"],
-        "shuffle_labels": bool(shuffled),
-        "samples": 1,
-    }
-    record = {
-        "arguments": vars(args) | asked,
-        "store": run.dataset.store.fingerprint,
-        "model": str(place),
-        "shuffled": shuffled,
-    }
-    report_decoded(rows, output_dir, record)
+    arguments = vars(args) | {name: checkpoint[name] for name in ("protocol", "clip_model")}
+    arguments |= {"downstream_dataset": run.description.name, "shuffle_labels": bool(shuffled), "samples": 1}
+    about = {"store": run.dataset.store.fingerprint, "model": str(place), "shuffled": shuffled}
+    report_decoded(rows, output_dir, {"arguments": arguments} | about)
     print_caution(run.description, checkpoint["protocol"])
 
 
@@ -112,14 +102,11 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
     pictures = PictureFolder(output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding})
     captions = read_captions(Path(args.captions), [row.image for row in rows]) if args.captions else {}
     of_caption = recipe | {"conditioning": "caption"}
+    captioned = rows if captions else []
     recipes = {
-        row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | of_caption
-        for row in rows
-        if captions
+        row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | of_caption for row in captioned
     }
-    missing = [
-        row for row in rows if captions and drawn_with(true_class_picture(output_dir, row)) != recipes[row.index]
-    ]
+    missing = [row for row in captioned if drawn_with(true_class_picture(output_dir, row)) != recipes[row.index]]
     if pictures.missing or missing:
         check_gpu_is_free(device, args.max_held_mib)
         generator = EEGImageGenerator(image_model, device, *how, args.scheduler)

@@ -212,8 +212,5 @@ def same_settings(folder: Path, settings: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_script(
-        lambda: main(args),
-        [Path(args.data_dir) / ".lock", Path(args.pth_dir) / ".lock"],
-        "what is written is kept; the same command writes the rest",
-    )
+    locks = [Path(args.data_dir) / ".lock", Path(args.pth_dir) / ".lock"]
+    run_script(lambda: main(args), locks, "what is written is kept; the same command writes the rest")
