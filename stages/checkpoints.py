@@ -78,14 +78,15 @@ def read_run_checkpoint(place: Path, kind: str) -> tuple[Path, dict]:
     path = best_checkpoint(place, name)
     checkpoint = read_checkpoint(path)
     if missing := [field for field in needed if field not in checkpoint]:
-        raise UserError(f"{path} is no checkpoint of this version's {script} (it has no {', '.join(sorted(missing))}); {HINT}")
+        lacks = ", ".join(sorted(missing))
+        raise UserError(f"{path} is no checkpoint of {script} of this version (it has no {lacks}); {HINT}")
     wrong = [field for field, of in TYPES.items() if field in checkpoint and not isinstance(checkpoint[field], of)]
     texts = [field for field in ("seen", "classes", "people") if field in checkpoint and field not in wrong]
     wrong += [field for field in texts if not all(isinstance(text, str) for text in checkpoint[field])]
     if wrong:
         raise UserError(f"{path} is damaged: its {', '.join(wrong)} cannot be right; {HINT}")
     if checkpoint.get("what", kind) != kind:
-        raise UserError(f"{path} is a {checkpoint['what']}; expected a checkpoint of {script}; {HINT}")
+        raise UserError(f"{path} is no checkpoint of {script}, but of --what {checkpoint['what']}; {HINT}")
     return path, checkpoint
 
 

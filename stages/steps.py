@@ -158,7 +158,7 @@ class LowLevel(Step):
 
     def check_drawn_for(self, asked: Mapping) -> None:
         if asked["image_model"] != self._identity():
-            raise UserError(f"these latents were decoded for another image model than {self.image_model}; decode again for this one")
+            raise UserError(f"these are latents of another image model than {self.image_model}; decode again for this one")
 
     def recipe(self) -> dict:
         return {"strength": self.strength}

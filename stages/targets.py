@@ -355,13 +355,12 @@ def check_fits(target: str, kind: type, encoder: str, net: type, given: Mapping)
 
     kind, net : class. The target's and the encoder's. given : mapping. The script's flags.
     """
-    gives = ("vector",) if "tokens" in net.gives else net.gives
-    if kind.wants not in gives:
-        raise UserError(
-            f"--target {target} needs an encoder that gives {kind.wants}; --encoder {encoder} gives {' or '.join(gives)}"
-        )
     if lacking := [name for name in kind.needs if not given[name]]:
         raise UserError(f"--target {target} needs --{lacking[0]}")
+    gives = ("vector",) if "tokens" in net.gives else net.gives
+    if kind.wants not in gives:
+        both = f"--target {target} and --encoder {encoder} do not go together"
+        raise UserError(f"{both}: the target needs {kind.wants}, the encoder gives {' or '.join(gives)}")
     if given["structure_vae"] and "structure_vae" not in kind.needs:
         raise UserError(f"--structure_vae has no part in --target {target}")
     if given["objective"] not in kind.objectives:

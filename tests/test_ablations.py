@@ -421,7 +421,7 @@ def test_a_baseline_and_an_image_metric_are_one_place_and_one_line(at):
 
 def test_of_seen_images_a_dataset_a_joint_encoder_a_contrastive_loss_and_an_augmentation_are_a_few_lines(at):
     text = said(at, "finetune_eeg_to_clip.py")
-    assert "Photos, joint: 21 / 6 / 9 train / val / test items" in text and "joint" in text
+    assert "Photos, joint: 18 / 6 / 12 train / val / test items" in text and "joint" in text
     record = read_json(at / "clip/run.json")["arguments"]
     assert (record["objective"], record["augment"], record["subject_embedding"]) == ("siglip", ["louder"], "known")
     checkpoint = torch.load(at / "clip/encoder_epoch1.pth", weights_only=True)

@@ -376,7 +376,7 @@ def test_a_prior_of_something_else_is_one_line(things, trained, steps, models, s
     ({"conditioning": ["text_states", "ip_adapter"]}, "goes alone"),
     ({"compare": ["caption"]}, "needs --caption_dir"),
     ({"strength": 1.5}, "--strength"),
-    ({"prior_steps": 1500}, "--prior_steps must be from 1 to 1000"),
+    ({"prior_steps": 1500}, "--prior_steps: 1500 must be from 1 to 1000"),
     ({"structure_dir": "sgdm"}, "goes with --conditioning controlnet"),
     ({"beside": ["no such folder"]}, "decoded.jsonl is not there"),
     ({"num_inference_steps": 1, "low_level_dir": "low", "strength": 0.5}, "less than one step"),
