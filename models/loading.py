@@ -1,13 +1,14 @@
 """Models from folders of strangers: none of their code runs, no weight is missing, and a failure is one line."""
 
+import importlib
 import inspect
-import re
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 from utils.errors import loading
 
-LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be; no AutoX, no class of the folder's
+LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be; no class of the folder's
 
 
 def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa: ANN201 - whatever `kind` makes
@@ -43,7 +44,7 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
 
     known : dict. The classes that model_index.json may name.
     without : dict. Class's name → parts that are left out.
-    Raises UserError if it cannot be loaded, is of another family, or names a part that is not of these libraries.
+    Raises UserError if it cannot be loaded, is of another family, or names a part that `part_class` refuses.
     """
     import diffusers
     import transformers
@@ -58,16 +59,11 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
         pipeline = getattr(diffusers, family)
         left_out, parts = set(without.get(family, ())), {}
         for part in set(inspect.signature(pipeline.__init__).parameters) & set(index):
+            if nested := next(Path(name, part).rglob("model_index.json"), None):
+                raise ValueError(f"{nested}: a part must not be a pipeline of its own")
             if part in left_out or not isinstance(index[part], list) or index[part][0] is None:
                 continue
-            library, class_name = map(str, index[part])
-            if library == "stable_diffusion" and part == "safety_checker":
-                continue  # diffusers' own
-            kind = getattr({"transformers": transformers, "diffusers": diffusers}.get(library), class_name, None)
-            if not inspect.isclass(kind) or not hasattr(kind, "from_pretrained") or re.match("Auto[A-Z]", class_name):
-                raise ValueError(
-                    f"its {part} is a {library}.{class_name}; expected a class of {' or '.join(LIBRARIES)}"
-                )
+            kind = part_class(part, *map(str, index[part]))
             if issubclass(kind, transformers.PreTrainedModel | diffusers.ModelMixin):
                 parts[part] = load_whole(kind, name, flag, hint, subfolder=part, dtype=dtype, **local)
         loaded = pipeline.from_pretrained(
@@ -80,6 +76,34 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
             **dict.fromkeys(left_out),
         )
     return loaded, family
+
+
+def part_class(part: str, library: str, name: str) -> type:
+    """The class that a model_index.json names for a part: a model, scheduler, tokenizer or image processor.
+
+    Raises ValueError for any other class. A pipeline, an AutoX or a processor reads more names of classes from files of
+    the part's folder, and imports them.
+    """
+    import diffusers
+    import transformers
+    from diffusers.pipelines import stable_diffusion  # of the safety checker
+    from diffusers.utils import _maybe_remap_transformers_class
+
+    kinds = (
+        diffusers.ModelMixin,
+        diffusers.SchedulerMixin,
+        transformers.PreTrainedModel,
+        transformers.PreTrainedTokenizerBase,
+        transformers.ImageProcessingMixin,
+    )
+    places = {"diffusers": diffusers, "transformers": transformers, "stable_diffusion": stable_diffusion}
+    kind = getattr(places.get(library), _maybe_remap_transformers_class(name) or name, None)
+    if not inspect.isclass(kind) or not issubclass(kind, kinds):
+        raise ValueError(
+            f"its {part} is a {library}.{name}; "
+            f"expected a model, scheduler, tokenizer or image processor of {' or '.join(LIBRARIES)}"
+        )
+    return kind
 
 
 def _variants(place: Path, subfolder: str | None, dtype) -> list[str | None]:  # noqa: ANN001 - torch.dtype
@@ -97,13 +121,17 @@ def _variants(place: Path, subfolder: str | None, dtype) -> list[str | None]:  #
 
 
 def refuse_code() -> None:
-    """Close the one door through which these libraries run a folder's Python, however deep inside another class they ask.
+    """Close the doors through which these libraries run a folder's Python, however deep inside another class they ask.
 
-    `trust_remote_code=False` reaches the outermost class only: a composite tokenizer, processor or model loads its parts
-    without it, and asks on stdin.
+    `trust_remote_code=False` reaches the outermost class only: a composite tokenizer, processor or model loads its
+    parts without it, and asks on stdin. A pipeline imports any module that its model_index.json names and does not ask;
+    a file of a model's folder in pth/ has such a name (`pth.model.scheduler.file`). A config.json may name a kernel on
+    the hub.
     """
     import diffusers.utils.dynamic_modules_utils
     import transformers.dynamic_module_utils
+    import transformers.integrations.hub_kernels
+    from diffusers.pipelines import pipeline_loading_utils
 
     def refuse(*_, **__) -> None:
         raise ValueError("it wants Python code of its own to be run; this project runs no code of a model's folder")
@@ -112,6 +140,17 @@ def refuse_code() -> None:
         module.get_class_in_module = module.get_cached_module_file = refuse
     transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # nobody is asked on stdin, where "y" would run it
     transformers.dynamic_module_utils._raise_timeout_error = refuse
+    transformers.integrations.hub_kernels.load_and_register_attn_kernel = refuse
+
+    def import_own(name: str, package: str | None = None) -> ModuleType:
+        return importlib.import_module(name, package) if name.split(".")[0] in LIBRARIES else refuse()
+
+    def find_class(library_name, class_name, importable_classes, *_, component_name="part", **__) -> tuple:
+        kind = part_class(component_name, library_name, class_name)
+        return kind, dict.fromkeys(importable_classes, kind)
+
+    pipeline_loading_utils.importlib = SimpleNamespace(import_module=import_own)
+    pipeline_loading_utils.get_class_obj_and_candidates = find_class
 
 
 def quiet() -> None:

@@ -1,16 +1,24 @@
 """Model folders of strangers: no code of theirs runs, no weight is made up, and a failure is one line."""
 
 import builtins
+import importlib.util
+import inspect
 import json
+import re
 import shutil
+import sys
 
+import diffusers
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.eeg_llm import load_language_model
 from models.image_generator import EEGImageGenerator, load_image_model
+from models.loading import part_class, refuse_code
 from stages.pictures import cue_arrow
 from utils.errors import UserError
 
@@ -54,6 +62,13 @@ def test_no_code_of_a_language_models_folder_runs(demo, tmp_path, yes, file, cha
     except UserError as error:
         assert str(tmp_path / "llm") in str(error) and "\n" not in str(error)
     assert not (tmp_path / "ran").exists()
+
+
+def test_no_kernel_is_fetched_that_a_language_model_names(demo, tmp_path):
+    shutil.copytree(demo.llm, tmp_path / "llm")
+    edited(tmp_path / "llm/config.json", attn_implementation="evil/kernel")
+    with pytest.raises(UserError, match="Python code of its own"):
+        language_model(tmp_path / "llm")
 
 
 def nest_a_tokenizer(folder):
@@ -128,6 +143,135 @@ def test_no_part_of_an_image_model_is_anything_but_a_class_of_the_libraries(vi_p
     with pytest.raises(UserError, match=f"--image_model .*its {part} is a ") as error:
         load_image_model(str(tmp_path / "sd"))
     assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
+
+
+EVIL = "pth.sd_of_a_test.scheduler.evil"
+
+
+@pytest.fixture
+def nested(vi_pth, tmp_path, monkeypatch):
+    """An image model in pth/ whose scheduler's folder is a pipeline that names a module of that folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, EVIL, raising=False)
+    folder = tmp_path / "pth/sd_of_a_test"
+    shutil.copytree(vi_pth / "stable-diffusion", folder)
+    edited(folder / "model_index.json", scheduler=["diffusers", "DiffusionPipeline"])
+    inside = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.41.0", "unet": [EVIL, "Evil"]}
+    (folder / "scheduler/model_index.json").write_text(json.dumps(inside))
+    (folder / "scheduler/evil.py").write_text(MALICE.format(str(tmp_path / "ran")))
+    assert importlib.util.find_spec(EVIL)  # it can be imported
+    return folder
+
+
+def test_no_module_is_imported_that_a_pipeline_inside_an_image_model_names(nested, tmp_path):
+    with pytest.raises(UserError, match="--image_model .*model_index.json: a part must not be a pipeline") as error:
+        load_image_model("pth/sd_of_a_test")
+    assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
+    (nested / "scheduler/model_index.json").unlink()
+    with pytest.raises(UserError, match="--image_model .*its scheduler is a diffusers.DiffusionPipeline") as error:
+        load_image_model("pth/sd_of_a_test")
+    assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("place", ["scheduler", "unet/deep"])
+def test_no_part_of_an_image_model_may_be_a_pipeline_even_if_it_is_named_otherwise(vi_pth, tmp_path, place):
+    shutil.copytree(vi_pth / "stable-diffusion", tmp_path / "sd")
+    (tmp_path / "sd" / place).mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "sd/model_index.json", tmp_path / "sd" / place)
+    with pytest.raises(UserError, match=f"--image_model .*{place}/model_index.json: a part must not be a pipeline"):
+        load_image_model(str(tmp_path / "sd"))
+
+
+def test_diffusers_itself_imports_no_module_that_a_folder_names(nested, tmp_path):
+    refuse_code()
+    from diffusers.pipelines import pipeline_loading_utils
+
+    for folder in (nested, nested / "scheduler"):
+        with pytest.raises(ValueError, match="expected a model, scheduler, tokenizer or image processor"):
+            diffusers.DiffusionPipeline.from_pretrained(folder)
+    for library in (EVIL, "diffusers_evil"):
+        with pytest.raises(ValueError, match="Python code of its own"):
+            pipeline_loading_utils.simple_get_class_obj(library, "Evil")
+    assert not (tmp_path / "ran").exists()
+
+
+KINDS = {"ModelMixin", "SchedulerMixin", "PreTrainedModel", "PreTrainedTokenizerBase", "ImageProcessingMixin"}
+COMPOSITES = {"DiffusionPipeline", "ModularPipeline", "ProcessorMixin", "PreTrainedConfig", "PeftModel", "BaseGuidance"}
+NAMES = re.compile("Auto[A-Z]|Peft|.*(Pipeline|Config|(?<!Image)(?<!Video)Processor)$")
+
+
+def may_be_a_part(library, name):
+    try:
+        return bool(part_class("unet", library, name))
+    except (ValueError, ImportError, RuntimeError):  # of another kind, or it needs a library that is not there
+        return False
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_all_classes_of_the_libraries_a_part_is_a_model_scheduler_tokenizer_or_image_processor():
+    """Of transformers, models and configs other than AutoX are left out: they take seconds to import."""
+    modules = {name: module.rpartition(".")[2] for name, module in transformers._class_to_module.items()}
+    quick = [name for name in dir(transformers) if re.match("Auto[A-Z]", name)
+             or not re.match("modeling_|configuration_", modules.get(name, name.rpartition(".")[2]))]  # fmt: skip
+    places = {"diffusers": diffusers, "transformers": transformers, "peft": peft,
+              "stable_diffusion": diffusers.pipelines.stable_diffusion}  # fmt: skip
+    n_let_in = dict.fromkeys(places, 0)
+    for library, place in places.items():
+        for name in quick if place is transformers else dir(place):
+            if may_be_a_part(library, name):
+                bases = {base.__name__ for base in inspect.getmro(getattr(place, name))}
+                assert bases & KINDS and not bases & COMPOSITES and not NAMES.match(name), (library, name)
+                n_let_in[library] += 1
+    assert n_let_in["diffusers"] > 150 and n_let_in["transformers"] > 100 and n_let_in["peft"] == 0
+
+
+def test_the_parts_of_published_image_models_are_let_in_and_what_loads_other_classes_is_not():
+    published = {
+        "diffusers": "UNet2DConditionModel AutoencoderKL UVit2DModel VQModel DDIMScheduler AmusedScheduler",
+        "transformers": "CLIPTextModel CLIPTextModelWithProjection CLIPTokenizer CLIPImageProcessor "
+        "CLIPFeatureExtractor CLIPVisionModelWithProjection",
+        "stable_diffusion": "StableDiffusionSafetyChecker",
+    }
+    refused = {
+        "diffusers": "DiffusionPipeline StableDiffusionPipeline ModularPipeline AutoModel AutoPipelineForText2Image "
+        "OnnxRuntimeModel pipelines utils __class__ __name__",
+        "transformers": "AutoModel AutoTokenizer AutoImageProcessor AutoProcessor CLIPProcessor RagTokenizer "
+        "RagRetriever CLIPConfig ProcessorMixin models pipelines",
+        "stable_diffusion": "StableDiffusionPipeline StableDiffusionImg2ImgPipeline safety_checker",
+        "peft": "PeftModel AutoPeftModel LoraConfig",
+        "diffusers.pipelines.pipeline_utils": "DiffusionPipeline",
+        "diffusers.models": "UNet2DConditionModel",
+        "builtins": "exec type",
+        "None": "__class__",
+    }
+    assert all(may_be_a_part(library, name) for library, names in published.items() for name in names.split())
+    assert not any(may_be_a_part(library, name) for library, names in refused.items() for name in names.split())
+
+
+def test_a_safety_checker_is_loaded_whole_and_is_nothing_else(vi_pth, tmp_path):
+    folder = tmp_path / "sd"
+    shutil.copytree(vi_pth / "stable-diffusion", folder)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.CLIPConfig(
+        text_config=small, vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=8
+    )
+    diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker(config).save_pretrained(folder / "safety_checker")
+    transformers.CLIPImageProcessorPil().save_pretrained(folder / "feature_extractor")
+    edited(
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPFeatureExtractor"],
+    )
+    pipeline = load_image_model(str(folder)).pipeline
+    assert type(pipeline.safety_checker).__name__ == "StableDiffusionSafetyChecker"
+    assert type(pipeline.feature_extractor).__name__.startswith("CLIPImageProcessor")
+    without_a_tensor(folder / "safety_checker/model.safetensors")
+    with pytest.raises(UserError, match="--image_model .*missing keys"):
+        load_image_model(str(folder))
+    edited(folder / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionPipeline"])
+    with pytest.raises(UserError, match="its safety_checker is a stable_diffusion.StableDiffusionPipeline"):
+        load_image_model(str(folder))
 
 
 def test_a_pipeline_of_a_strangers_is_not_loaded(vi_pth, tmp_path, yes):
