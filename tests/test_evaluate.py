@@ -12,9 +12,11 @@ def row(k, correct, n_classes=4, tasks=False):
     hit = k < correct
     readouts = {
         "keyword": {"label": label if hit else -1, "chance": 1 / n_classes, "probabilities": None},
-        "likelihood": {"label": label, "chance": 1 / n_classes, "probabilities": [float(i == label) for i in range(n_classes)]},
+        "likelihood": {"label": label, "chance": 1 / n_classes,
+        "probabilities": [float(i == label) for i in range(n_classes)]},
     }  # fmt: skip
-    return {"index": k, "subject": f"A0{8 + k % 2}", "true_label": label, "true_name": "abcdefghij"[label], "readouts": readouts,
+    return {"index": k, "subject": f"A0{8 + k % 2}", "true_label": label, "true_name": "abcdefghij"[label],
+        "readouts": readouts,
             "tasks": ["first", "first", "second", "second"] if tasks else []}  # fmt: skip
 
 
@@ -51,7 +53,8 @@ def test_the_table_has_n_people_interval_chance_p_and_the_control(script, tmp_pa
     )
     assert line_of((tmp_path / "tables/results.md").read_text(), "run") == line
     made = {path.name for path in (tmp_path / "tables").iterdir()}
-    assert made == {"results.md", "results.csv", "results.tex", "comparisons.csv", "accuracies.png", "confusion_run.png",
+    assert made == {"results.md", "results.csv", "results.tex", "comparisons.csv", "accuracies.png",
+        "confusion_run.png",
                     "reliability_run.png"}  # fmt: skip
 
 
@@ -77,7 +80,8 @@ def test_every_number_is_recomputed_from_the_rows(script, tmp_path):
         half = z * np.sqrt(agreed * (1 - agreed) / 240 + z**2 / (4 * 240**2)) / (1 + z**2 / 240)
         middle = (agreed + z**2 / 480) / (1 + z**2 / 240)
         found = {"accuracy": agreed, "balanced_accuracy": np.mean(recall), "macro_f1": np.mean(f1), "chance": 0.1,
-                 "kappa": (agreed - expected) / (1 - expected), "low": middle - half, "high": middle + half, "n": 240}  # fmt: skip
+                 "kappa": (agreed - expected) / (1 - expected), "low": middle - half, "high": middle + half,
+                 "n": 240}  # fmt: skip
         assert {name: float(line[name]) for name in found} == pytest.approx(found)
     p = np.array([r["readouts"]["likelihood"]["probabilities"] for r in rows])
     assert float(lines[1]["top3"]) == pytest.approx(
@@ -445,7 +449,8 @@ def test_groups_of_seeds_keep_their_own_names_and_the_curve_its_own_points(scrip
     recorded(tmp_path / "means2", 72, seed=1, lr=2)
     done = script("evaluate.py", *sorted(p for p in tmp_path.iterdir()), "--output_dir", tmp_path / "tables")
     assert done.code == 0, done.err
-    for name, accuracy in (("abl_w1 (2 seeds)", "30.5 %"), ("abl_w2 (2 seeds)", "45.5 %"), ("abl_w3 (2 seeds)", "65.5 %"),
+    for name, accuracy in (("abl_w1 (2 seeds)", "30.5 %"), ("abl_w2 (2 seeds)", "45.5 %"), ("abl_w3 (2 seeds)",
+        "65.5 %"),
                            ("means (2 seeds)", "71.0 %")):  # fmt: skip
         assert line_of(done.out, name)["accuracy"].startswith(accuracy)
 
@@ -475,8 +480,10 @@ def test_a_control_without_rows_yet_is_named_and_stops_nothing(script, tmp_path)
     assert line_of(done.out, "run")["shuffled-label control (n): its level"] == "not run"
 
 
-@pytest.mark.parametrize("argument", [{"window": "ab"}, {"window": [0, "x"]}, {"window": [0.0, 1e999]}, {"regions": 5}, {"regions": []},
-                                      {"downstream_dataset": ["VI"]}, {"datasets_dir": 3}, {"protocol": {}}])  # fmt: skip
+@pytest.mark.parametrize("argument", [{"window": "ab"}, {"window": [0, "x"]}, {"window": [0.0, 1e999]}, {"regions": 5},
+    {"regions": []},
+                                      {"downstream_dataset": ["VI"]}, {"datasets_dir": 3},
+                                      {"protocol": {}}])  # fmt: skip
 def test_a_strange_record_is_one_line(script, tmp_path, argument):
     recorded(tmp_path / "run", 80, **argument)
     done = script("evaluate.py", tmp_path / "run")
@@ -498,7 +505,8 @@ def test_the_probe_beside_a_text_run_reads_the_same_part_and_has_the_same_seed(s
     for seed, window in ((0, None), (1, None), (0, [0.0, 1.0])):
         name = f"s{seed}{'_w' if window else ''}"
         recorded(tmp_path / f"text_{name}", 50, **same, seed=seed, window=window, tuned=name)
-        recorded(tmp_path / f"probe_{name}", 60 + 10 * seed + (5 if window else 0), **same, seed=seed, window=window, model="linear_probe",
+        recorded(tmp_path / f"probe_{name}", 60 + 10 * seed + (5 if window else 0), **same, seed=seed, window=window,
+            model="linear_probe",
                  tuned=name)  # fmt: skip
     out = script("evaluate.py", *sorted(tmp_path.iterdir())).out
     assert [line_of(out, f"text_{n}")["linear probe"] for n in ("s0", "s1", "s0_w")] == ["60.0 %", "70.0 %", "65.0 %"]

@@ -230,7 +230,8 @@ def test_faced_trains_from_cbramods_lmdb(demo, script, tmp_path):
     [({"datasets_dir": "nowhere"}, "not an LMDB"), ({"foundation_dir": "nowhere.pth"}, "no such checkpoint"),
      ({"llm": "no/model"}, "--llm no/model"), ({"protocol": "loso:Z9"}, "no person Z9; it has A01, A02"),
      ({"downstream_dataset": "FACED"}, "store of BCICIV2a; expected FACED"),
-     ({"downstream_dataset": "VI"}, "store of BCICIV2a; expected VI"), ({"protocol": "published:A03"}, "takes no person")],
+     ({"downstream_dataset": "VI"}, "store of BCICIV2a; expected VI"), ({"protocol": "published:A03"},
+     "takes no person")],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line(demo, script, tmp_path, flags, message):
     done = script(SCRIPT, *demo.training(tmp_path / "run", **flags))

@@ -153,7 +153,8 @@ def test_the_shuffled_label_control_is_tested_on_labels_permuted_within_recordin
 
 
 @pytest.mark.parametrize("flags", [
-    {"mapper": "linear", "image_targets": "text"}, {"mapper": "qformer", "token_positions": "learned", "lambda_mse": 0.5},
+    {"mapper": "linear", "image_targets": "text"}, {"mapper": "qformer", "token_positions": "learned",
+    "lambda_mse": 0.5},
     {"token_pooling": "hemisphere", "temperature": 0.1}, {"image_model": "amused"},
 ])  # fmt: skip
 def test_every_ablation_trains(vi_demo, script, tmp_path, flags):
@@ -189,7 +190,8 @@ def test_a_warm_start_takes_over_pooling_and_trained_encoder(vi_demo, vi_trained
 
 
 def test_two_processes_train_one_mapper(vi_demo, tmp_path):
-    command = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+    command = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no",
                "--dynamo_backend", "no", "--main_process_port", "0", str(ROOT / SCRIPT)]  # fmt: skip
     flags = vi_demo.mapping(tmp_path / "run", epochs=2, mapper="mlp")
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
@@ -244,11 +246,14 @@ def test_a_loss_that_is_no_number_ends_the_run(vi_demo, script, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     ({"clip_model": "no/clip"}, "--clip_model no/clip"), ({"image_model": "no/model"}, "--image_model no/model"),
-    ({"foundation_dir": "nowhere.pth"}, "nowhere.pth"), ({"temperature": 0}, "--temperature"), ({"epochs": 0}, "--epochs"), ({"lr": -1}, "--lr"),
+    ({"foundation_dir": "nowhere.pth"}, "nowhere.pth"), ({"temperature": 0}, "--temperature"), ({"epochs": 0},
+    "--epochs"), ({"lr": -1}, "--lr"),
         ({"temperature": "nan"}, "--temperature"), ({"lambda_cls": "nan"}, "--lambda_cls"), ({"seed": -1}, "--seed"),
-        ({"warmup_epochs": 9}, "--warmup_epochs 9"), ({"dropout": 1}, "argument --dropout: 1 must lie"), ({"label_smoothing": -0.1}, "--label_smoothing"),
+        ({"warmup_epochs": 9}, "--warmup_epochs 9"), ({"dropout": 1}, "argument --dropout: 1 must lie"),
+        ({"label_smoothing": -0.1}, "--label_smoothing"),
         ({"protocol": "lopo:S03"}, "--protocol lopo:S03"), ({"protocol": "loso:Z9"}, "no person Z9"),
-        ({"downstream_dataset": "FACED"}, "FACED has no stimuli"), ({"warm_start": "nowhere.pth"}, "no such checkpoint"),
+        ({"downstream_dataset": "FACED"}, "FACED has no stimuli"), ({"warm_start": "nowhere.pth"},
+        "no such checkpoint"),
 ])  # fmt: skip
 def test_wrong_arguments_are_one_line(vi_demo, script, tmp_path, flags, message):
     done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", **flags))

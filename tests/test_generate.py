@@ -250,7 +250,8 @@ def test_a_projection_of_another_encoder_is_refused(demo, trained, script, tmp_p
 @pytest.mark.parametrize("change, message", [
     ("encoder_name", "is no checkpoint of finetune_eeg_llm.py of this version (it has no encoder_name)"),
     ("n_times", "it has no n_times"), ({"n_times": 500}, "another window"), ({"sfreq": 200.0}, "another window"),
-    ({"encoder_name": "unknown"}, "'unknown'; expected one of csbrain"), ({"classes": ["left hand", "right hand"]}, "on the classes"),
+    ({"encoder_name": "unknown"}, "'unknown'; expected one of csbrain"), ({"classes": ["left hand", "right hand"]},
+    "on the classes"),
     ({"projection": {}}, "does not fit"), ({"encoder": {"a": torch.zeros(1)}}, "is damaged"),
     ({"token_pooling": "none"}, "none"),
 ])  # fmt: skip
@@ -294,7 +295,8 @@ def test_a_damaged_adapter_is_one_line(demo, trained, script, tmp_path, broken):
 @pytest.mark.parametrize(
     "flags, message",
     [({"image_model": "no/model"}, "--image_model no/model"), ({"stage": "images"}, "decoded.jsonl is not there"),
-     ({"datasets_dir": "nowhere"}, "not an LMDB"), ({"downstream_dataset": "VI", "stage": "decode"}, "expected VI"), ({"protocol": "loso:Z9"}, "Z9"), ({"projection_dir": "nowhere.pth", "lora_dir": "x"}, "no such checkpoint")],
+     ({"datasets_dir": "nowhere"}, "not an LMDB"), ({"downstream_dataset": "VI", "stage": "decode"}, "expected VI"),
+     ({"protocol": "loso:Z9"}, "Z9"), ({"projection_dir": "nowhere.pth", "lora_dir": "x"}, "no such checkpoint")],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line(demo, trained, script, tmp_path, flags, message):
     done = script("generate.py", *demo.generation(trained, tmp_path / "out", **flags))

@@ -61,7 +61,8 @@ def test_the_stimulus_of_the_true_class_stands_beside_the_picture(drawn_mapper, 
     folder, _ = drawn_mapper
     for row in read_jsonl(folder / "decoded.jsonl"):
         pair = np.asarray(next(Image.open(p) for p in folder.glob(f"comparison_{row['index']:04d}_*")), float)
-        distance = [np.abs(pair[40:, :256] - np.asarray(Image.open(vi_demo.stimuli / name).convert("RGB"), float)).mean()
+        distance = [np.abs(pair[40:, :256] - np.asarray(Image.open(vi_demo.stimuli / name).convert("RGB"),
+            float)).mean()
                     for name in DESCRIPTION.stimuli.values()]  # fmt: skip
         assert int(np.argmin(distance)) == row["true_label"]
 
@@ -264,7 +265,8 @@ def test_decoded_trials_of_other_classes_or_damaged_ones_are_refused(vi_demo, ma
     rows = read_jsonl(drawn_mapper[0] / "decoded.jsonl")
     flags = vi_demo.vi_generation(tmp_path, mapper_path=mapped, stage="images")
     for row, message in (({"index": 0}, "line 1 is no decoded trial"), (rows[0] | {"true_label": 12}, "true_label"),
-                         (rows[0] | {"true_name": "feet"}, "feet"), (rows[0] | {"image": "../../x.jpg"}, "outside")):  # fmt: skip
+                         (rows[0] | {"true_name": "feet"}, "feet"), (rows[0] | {"image": "../../x.jpg"},
+                         "outside")):  # fmt: skip
         write_jsonl(signed([row]), tmp_path / "decoded.jsonl")
         done = script("generate_vi_eeg2img.py", *flags)
         assert done.code == 2 and message in done.error_line
@@ -278,7 +280,8 @@ def test_embedding_conditioning_without_embeddings_says_what_to_do(vi_demo, mapp
 
 
 @pytest.mark.parametrize("flags, message", [
-    ({"blend": 1.5}, "--blend 1.5"), ({"mapper_path": "nowhere.pth"}, "no such checkpoint"), ({"num_samples": 0}, "--num_samples"),
+    ({"blend": 1.5}, "--blend 1.5"), ({"mapper_path": "nowhere.pth"}, "no such checkpoint"), ({"num_samples": 0},
+    "--num_samples"),
     ({"image_model": "no/model"}, "--image_model no/model"), ({"datasets_dir": "nowhere"}, "not an LMDB"),
 ])  # fmt: skip
 def test_wrong_arguments_are_one_line(vi_demo, mapped, script, tmp_path, flags, message):

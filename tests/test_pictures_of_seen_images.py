@@ -1,4 +1,6 @@
-"""From embeddings of seen images to pictures, by the real command lines on small stores: prior, captions, low level, structure."""
+"""From embeddings of seen images to pictures, by the real command lines on small stores: prior, captions, low level,
+structure.
+"""
 
 import json
 import shutil
@@ -56,14 +58,16 @@ def on(things, **more):
 
 def prior_flags(things, run, folder, **more):
     return on(things, **{
-        "model_dir": run, "output_dir": folder, "standardise": "components", "epochs": 80, "validate_every": 40, "batch_size": 32, "warmup": 10,
+        "model_dir": run, "output_dir": folder, "standardise": "components", "epochs": 80, "validate_every": 40,
+        "batch_size": 32, "warmup": 10,
         "prior_guidance": 2, "average_train": 4,
     } | more)  # fmt: skip
 
 
 def low_flags(things, models, folder, **more):
     return training(things, folder, **{
-        "encoder": "low_level", "target": "vae_latent", "image_model": models / "sd", "channels": "occipital", "epochs": 2, "batch_size": 32,
+        "encoder": "low_level", "target": "vae_latent", "image_model": models / "sd", "channels": "occipital",
+        "epochs": 2, "batch_size": 32,
     } | more)  # fmt: skip
 
 
@@ -74,11 +78,15 @@ def steps(things, trained, models, tmp_path_factory):
     def make(folder):
         for script, flags in (
             (PRIOR, prior_flags(things, trained / "ubp", folder / "prior")),
-            (PRIOR, prior_flags(things, trained / "ubp_shuffled", folder / "prior_shuffled", epochs=2, validate_every=1)),
-            (PRIOR, on(things, what="caption", model_dir=trained / "ubp", output_dir=folder / "caption", epochs=2, captioner=ROOT / "demo/assets/captioner")),
+            (PRIOR, prior_flags(things, trained / "ubp_shuffled", folder / "prior_shuffled", epochs=2,
+            validate_every=1)),
+            (PRIOR, on(things, what="caption", model_dir=trained / "ubp", output_dir=folder / "caption", epochs=2,
+            captioner=ROOT / "demo/assets/captioner")),
             (SCRIPT, low_flags(things, models, folder / "low")),
-            (STRUCTURE, on(things, what="vae", widths=[4, 8, 16], hidden=32, epochs=3, lr=1e-3, output_dir=folder / "vae")),
-            (SCRIPT, training(things, folder / "sgdm", encoder="sgdm", target="structure", structure_vae=folder / "vae", epochs=2)),
+            (STRUCTURE, on(things, what="vae", widths=[4, 8, 16], hidden=32, epochs=3, lr=1e-3,
+            output_dir=folder / "vae")),
+            (SCRIPT, training(things, folder / "sgdm", encoder="sgdm", target="structure", structure_vae=folder / "vae",
+            epochs=2)),
         ):  # fmt: skip
             run_inside(script, *flags)
 
@@ -87,8 +95,10 @@ def steps(things, trained, models, tmp_path_factory):
 
 def drawing(things, models, run, folder, **more):
     return on(things, **{
-        "conditioning": "ip_adapter", "model_dir": run, "output_dir": folder, "image_model": models / "sd", "ip_adapter": models / "ip-adapter",
-        "controlnet": ROOT / "demo/assets/controlnet", "captioner": ROOT / "demo/assets/captioner", "num_samples": 4, "image_size": 64,
+        "conditioning": "ip_adapter", "model_dir": run, "output_dir": folder, "image_model": models / "sd",
+        "ip_adapter": models / "ip-adapter",
+        "controlnet": ROOT / "demo/assets/controlnet", "captioner": ROOT / "demo/assets/captioner", "num_samples": 4,
+        "image_size": 64,
         "num_inference_steps": 3, "guidance_scale": 3,
     } | more)  # fmt: skip
 
@@ -128,13 +138,16 @@ def test_an_interrupted_prior_goes_on_to_the_same_weights(things, trained, scrip
 
 
 def test_tokens_of_a_picture_give_its_caption_and_so_do_those_of_other_captioners(things, tmp_path):
-    """GIT as shipped, and a small random BLIP: what the vision part gives, handed in again, is what the whole model reads."""
+    """GIT as shipped, and a small random BLIP: what the vision part gives, handed in again, is what the whole model
+    reads.
+    """
     from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
 
     torch.manual_seed(0)
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = BlipConfig(
-        text_config=tower | {"vocab_size": 60, "encoder_hidden_size": 32, "bos_token_id": 57, "sep_token_id": 58, "pad_token_id": 0, "eos_token_id": 58},
+        text_config=tower | {"vocab_size": 60, "encoder_hidden_size": 32, "bos_token_id": 57, "sep_token_id": 58,
+        "pad_token_id": 0, "eos_token_id": 58},
         vision_config=tower | {"image_size": 32, "patch_size": 16}, projection_dim=32,
     )  # fmt: skip
     BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")
@@ -227,8 +240,10 @@ def test_a_controlnet_learns_from_the_noise_that_its_base_was_trained_on_and_lea
 
 
 def test_pictures_come_from_every_step_and_a_second_run_draws_nothing(things, trained, steps, models, script, tmp_path):
-    flags = drawing(things, models, trained / "ubp", tmp_path / "all", conditioning=["ip_adapter", "controlnet"], prior_dir=steps / "prior",
-                    low_level_dir=steps / "low", caption_dir=steps / "caption", structure_dir=steps / "sgdm", structure_vae=steps / "vae",
+    flags = drawing(things, models, trained / "ubp", tmp_path / "all", conditioning=["ip_adapter", "controlnet"],
+        prior_dir=steps / "prior",
+                    low_level_dir=steps / "low", caption_dir=steps / "caption", structure_dir=steps / "sgdm",
+                    structure_vae=steps / "vae",
                     compare=["ceiling", "nearest", "caption"], draw_batch=3)  # fmt: skip
     done = script(DRAW, *flags)
     assert done.code == 0, done.err
@@ -238,7 +253,8 @@ def test_pictures_come_from_every_step_and_a_second_run_draws_nothing(things, tr
     )
     kept = read_guidance(tmp_path / "all/embeddings.safetensors", rows)
     shapes = {name: tuple(tensor.shape) for name, tensor in kept.items()}
-    assert shapes == {"decoded": (4, 768), "embedding": (4, 1, 768), "latents": (4, 4, 16, 16), "map": (4, 1, 128, 128), "ceiling": (4, 768),
+    assert shapes == {"decoded": (4, 768), "embedding": (4, 1, 768), "latents": (4, 4, 16, 16), "map": (4, 1, 128, 128),
+        "ceiling": (4, 768),
                       "nearest": (4, 768)}  # fmt: skip
     embed = CLIPImageTargetBuilder(str(CLIP), tmp_path).load()
     own = embed([Image.open(things / "images" / row.image).convert("RGB") for row in rows])
@@ -308,7 +324,8 @@ def test_scores_stand_beside_the_control_and_the_ceiling(things, trained, steps,
         done = script(DRAW, *flags)
         assert done.code == 0 and ("shuffled-label control" in done.out) == (run == "ubp_shuffled"), done.err
     assert script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "plain", **more)).code == 0
-    done = script("evaluate.py", tmp_path / "ubp", tmp_path / "plain", "--images", "--clip_model", CLIP, "--convnet", ROOT / "demo/assets/classifier",
+    done = script("evaluate.py", tmp_path / "ubp", tmp_path / "plain", "--images", "--clip_model", CLIP, "--convnet",
+        ROOT / "demo/assets/classifier",
                   "--metric_weights", tmp_path, "--output_dir", tmp_path / "tables")  # fmt: skip
     assert done.code == 0, done.err
     lines = {
@@ -316,7 +333,8 @@ def test_scores_stand_beside_the_control_and_the_ceiling(things, trained, steps,
         for line in done.out.splitlines()
         if line.startswith("| ubp |") and "(" in line.split("|")[-2]
     }
-    assert {"as decoded", "paired at random", "the stimulus's own embedding", "the nearest training image", "shuffled-label control",
+    assert {"as decoded", "paired at random", "the stimulus's own embedding", "the nearest training image",
+        "shuffled-label control",
             "as decoded, above the control", "what the prior adds to plain"} <= set(lines)  # fmt: skip
     assert "classifier, first stage" in done.out and "classifier, last stage" in done.out
     again = [tmp_path / "ubp", "--images", "--clip_model", CLIP, "--metric_weights", tmp_path]
@@ -369,8 +387,10 @@ def test_a_prior_of_something_else_is_one_line(things, trained, steps, models, s
     ({"model_dir": "low"}, "was trained towards vae_latent"),
     ({"conditioning": "controlnet"}, "needs --structure_vae"),
     ({"conditioning": "controlnet", "structure_vae": "vae"}, "was trained towards image"),
-    ({"conditioning": ["controlnet", "ip_adapter"], "structure_dir": "sgdm", "structure_vae": "ubp"}, "no such checkpoint"),
-    ({"conditioning": ["controlnet", "ip_adapter"], "structure_dir": "sgdm", "structure_vae": "a prior"}, "is no checkpoint of train_structure.py"),
+    ({"conditioning": ["controlnet", "ip_adapter"], "structure_dir": "sgdm", "structure_vae": "ubp"},
+    "no such checkpoint"),
+    ({"conditioning": ["controlnet", "ip_adapter"], "structure_dir": "sgdm", "structure_vae": "a prior"},
+    "is no checkpoint of train_structure.py"),
     ({"caption_dir": "prior"}, "no such checkpoint"),
     ({"ip_adapter": "sd"}, "has no models/ip-adapter_sd15.safetensors"),
     ({"conditioning": ["text_states", "ip_adapter"]}, "goes alone"),
@@ -382,8 +402,10 @@ def test_a_prior_of_something_else_is_one_line(things, trained, steps, models, s
     ({"num_inference_steps": 1, "low_level_dir": "low", "strength": 0.5}, "less than one step"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_one_line(things, trained, steps, models, script, tmp_path, more, words):
-    places = {"ubp": trained / "ubp", "low": steps / "low", "vae": steps / "vae", "sgdm": steps / "sgdm", "prior": steps / "prior", "sd": models / "sd",
-              "nowhere": tmp_path / "nowhere.pth", "a prior": next((steps / "prior").glob("prior_epoch*.pth"))}  # fmt: skip
+    places = {"ubp": trained / "ubp", "low": steps / "low", "vae": steps / "vae", "sgdm": steps / "sgdm",
+        "prior": steps / "prior", "sd": models / "sd",
+              "nowhere": tmp_path / "nowhere.pth",
+              "a prior": next((steps / "prior").glob("prior_epoch*.pth"))}  # fmt: skip
     more = {name: places.get(value, value) if isinstance(value, str) else value for name, value in more.items()}
     done = script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", **more))
     assert done.code == 2
@@ -467,7 +489,8 @@ def test_another_clip_or_latents_of_another_image_model_are_refused(things, trai
     flags = {"image_model": tmp_path / "other", "low_level_dir": steps / "low"}
     done = script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", **flags))
     assert done.code == 2 and "latents of another image model" in done.error_line
-    decoded = {"low_level_dir": steps / "low", "conditioning": ["ip_adapter", "controlnet"], "structure_dir": steps / "sgdm",
+    decoded = {"low_level_dir": steps / "low", "conditioning": ["ip_adapter", "controlnet"],
+        "structure_dir": steps / "sgdm",
                "structure_vae": steps / "vae", "stage": "decode"}  # fmt: skip
     assert script(DRAW, *drawing(things, models, trained / "ubp", tmp_path / "out", **decoded)).code == 0
     net = shutil.copytree(ROOT / "demo/assets/controlnet", tmp_path / "net")

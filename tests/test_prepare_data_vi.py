@@ -87,7 +87,8 @@ def test_real_recordings_give_nine_trials_a_person_in_microvolts(real_store):
 
 def test_real_trials_equal_an_independent_computation_from_the_raw_file(shared, real_store):
     """Plain SciPy on what MNE reads, all channels at once, units by hand."""
-    files = {"S01": ("01/ses-01/eeg/sub-01_ses-01", "bdf", 1e6 / 256), "S17": ("17/ses-01/eeg/sub-17_ses-01", "fif", 1e6),
+    files = {"S01": ("01/ses-01/eeg/sub-01_ses-01", "bdf", 1e6 / 256), "S17": ("17/ses-01/eeg/sub-17_ses-01", "fif",
+        1e6),
              "S20": ("20/ses-01/eeg/sub-20_ses-01", "bdf", 1 / 256)}  # fmt: skip
     sos = scipy.signal.butter(5, (0.3, 50), "bandpass", fs=1000, output="sos")
     checked = 0
@@ -209,7 +210,8 @@ def test_bad_recordings_are_one_line_and_leave_no_store(prepare, tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (("--tmin", "1", "--tmax", "1"), "must end after it begins"), (("--subjects", "23"), "S23"), (("--workers", "0"), "--workers"),
+    (("--tmin", "1", "--tmax", "1"), "must end after it begins"), (("--subjects", "23"), "S23"), (("--workers", "0"),
+    "--workers"),
     (("--scale", "-1"), "--scale"), (("--zip_path", "nowhere.zip"), "no such file"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(prepare, tmp_path, flags, message):

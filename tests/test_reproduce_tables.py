@@ -97,7 +97,7 @@ def test_another_word_is_one_line(name, what):
     ("ablations.sh", "demo", 20), ("ablations.sh", "full", 20),
 ])  # fmt: skip
 def test_every_step_of_the_real_scripts_names_a_flag_that_exists(name, what, steps, tmp_path):
-    """The plan of a machine with nothing on it; then each step's command with python replaced by a check of its flags."""
+    """The plan of a bare machine; then each step's command, with python replaced by a check of its flags."""
     (tmp_path / "sh").mkdir()
     for script in (ROOT / "sh").glob("*.sh"):
         (tmp_path / "sh" / script.name).write_text(script.read_text())

@@ -99,8 +99,10 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_weights(things, script, 
 
 
 @pytest.mark.parametrize("more", [
-    {"encoder": "atm", "subject_embedding": "shared", "positions": "sinusoid"}, {"encoder": "atm", "atm_parts": ["tsconv"], "objective": "generation"},
-    {"encoder": "nice", "average_train": 2, "positives": "row"}, {"encoder": "sgdm", "channels": ["occipital", "parietal"], "tmax": 0.2},
+    {"encoder": "atm", "subject_embedding": "shared", "positions": "sinusoid"}, {"encoder": "atm",
+    "atm_parts": ["tsconv"], "objective": "generation"},
+    {"encoder": "nice", "average_train": 2, "positives": "row"}, {"encoder": "sgdm", "channels": ["occipital",
+    "parietal"], "tmax": 0.2},
     {"encoder": "rgnn", "target": "text"}, {"setting": "cross", "subject": "sub-02", "channels": ["posterior"]},
     {"setting": "within", "subject": "sub-01", "test_repetitions": 2, "objective": "mse"}, {"encoder": "de_mlp"},
 ], ids=["atm", "atm parts", "nice", "sgdm", "rgnn to text", "cross", "within", "de_mlp"])  # fmt: skip
@@ -109,7 +111,8 @@ def test_a_way_of_training_is_retrieved_from_again(things, script, tmp_path, mor
     assert done.code == 0, done.err
     rows = read_rows(tmp_path / "run/decoded_test.jsonl")
     assert {r.subject for r in rows} == ({more["subject"]} if "subject" in more else {"sub-01", "sub-02"})
-    retrieved = script("retrieve.py", tmp_path / "run", "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images",
+    retrieved = script("retrieve.py", tmp_path / "run", "--datasets_dir", things / "processed_lmdb", "--images_dir",
+        things / "images",
                        "--output_dir", tmp_path / "out", "--cuda", -1)  # fmt: skip
     assert retrieved.code == 0, retrieved.err
     if "test_repetitions" not in more and more.get("target") != "text":
@@ -132,10 +135,14 @@ def test_targets_are_kept_by_their_bytes_and_not_by_their_names(things, script, 
 
 @pytest.mark.parametrize("more, said", [
     ({"setting": "within"}, "needs --subject"), ({"setting": "within", "subject": "sub-07"}, "no person sub-07"),
-    ({"tmax": 0.05}, "lasts 0.1 s or more"), ({"channels": ["FZZ"]}, "no region or electrode FZZ"), ({"target": "text_states"}, "needs --captions"),
-    ({"objective": "ce"}, "goes with --objective"), ({"encoder": "csbrain"}, "without a unit"), ({"granularity": "fine9"}, "THINGS has one set of classes"),
-    ({"setting": "cross", "subject": "sub-01", "subject_embedding": "known", "encoder": "atm"}, "who has no token"), ({"positions": "sinusoid"}, "are atm's"),
-    ({"encoder": "sgdm", "channels": ["O1", "O2"]}, "too few for SGDM"), ({"clip_model": "nowhere"}, "--clip_model nowhere"), ({"images_dir": "nowhere"}, "is missing"),
+    ({"tmax": 0.05}, "lasts 0.1 s or more"), ({"channels": ["FZZ"]}, "no region or electrode FZZ"),
+    ({"target": "text_states"}, "needs --captions"),
+    ({"objective": "ce"}, "goes with --objective"), ({"encoder": "csbrain"}, "without a unit"),
+    ({"granularity": "fine9"}, "THINGS has one set of classes"),
+    ({"setting": "cross", "subject": "sub-01", "subject_embedding": "known", "encoder": "atm"}, "who has no token"),
+    ({"positions": "sinusoid"}, "are atm's"),
+    ({"encoder": "sgdm", "channels": ["O1", "O2"]}, "too few for SGDM"), ({"clip_model": "nowhere"},
+    "--clip_model nowhere"), ({"images_dir": "nowhere"}, "is missing"),
 ])  # fmt: skip
 def test_what_is_asked_wrongly_is_one_line(things, script, tmp_path, more, said):
     done = script(SCRIPT, *training(things, tmp_path / "run", **{"epochs": 1} | more))
@@ -162,7 +169,8 @@ def test_a_store_with_nan_is_one_line(things, script, tmp_path):
 
 @pytest.mark.parametrize("more, n, classes", [
     ({"encoder": "mlp"}, 72, 6), ({"encoder": "rgnn", "setting": "cross", "subject": "S01"}, 24, 6),
-    ({"encoder": "eegnet", "granularity": "fine0", "optimizer": "sgd", "epochs": 1}, 48, 4), ({"setting": "day", "subject": "S02", "granularity": "coarse"}, 20, 2),
+    ({"encoder": "eegnet", "granularity": "fine0", "optimizer": "sgd", "epochs": 1}, 48, 4), ({"setting": "day",
+    "subject": "S02", "granularity": "coarse"}, 20, 2),
 ], ids=["joint", "cross", "fine0", "another day"])  # fmt: skip
 def test_classes_are_told_on_what_a_protocol_keeps_apart(imagenet, script, tmp_path, more, n, classes):
     done = script(SCRIPT, *on_imagenet(imagenet, tmp_path / "run", **{"target": "classes", "epochs": 8} | more))
@@ -181,7 +189,8 @@ def test_classes_are_told_on_what_a_protocol_keeps_apart(imagenet, script, tmp_p
 
 @pytest.mark.parametrize("model", ["ridge", "knn", "forest", "svm"])
 def test_classifiers_on_differential_entropy_stand_in_the_same_table(imagenet, script, tmp_path, model):
-    done = script("baseline.py", "--model", model, "--downstream_dataset", "EEGImageNet", "--datasets_dir", imagenet / "processed_lmdb",
+    done = script("baseline.py", "--model", model, "--downstream_dataset", "EEGImageNet", "--datasets_dir",
+        imagenet / "processed_lmdb",
                   "--protocol", "within:S00", "--output_dir", tmp_path / "run", "--cuda", -1)  # fmt: skip
     assert done.code == 0, done.err
     rows = read_rows(tmp_path / "run/decoded_test.jsonl")
@@ -204,8 +213,10 @@ def test_text_states_become_pictures_beside_those_from_captions(imagenet, script
     assert done.code == 0, done.err
     assert read_json(tmp_path / "run/results.json")["test"]["prototype"]["n"] == 72
     draw = flat({
-        "conditioning": "text_states", "model_dir": tmp_path / "run", "datasets_dir": imagenet / "processed_lmdb", "images_dir": imagenet / "images", "image_model": tmp_path / "sd",
-        "captions": imagenet / "captions.jsonl", "num_samples": 4, "num_inference_steps": 3, "image_size": 64, "output_dir": tmp_path / "out", "cuda": -1,
+        "conditioning": "text_states", "model_dir": tmp_path / "run", "datasets_dir": imagenet / "processed_lmdb",
+        "images_dir": imagenet / "images", "image_model": tmp_path / "sd",
+        "captions": imagenet / "captions.jsonl", "num_samples": 4, "num_inference_steps": 3, "image_size": 64,
+        "output_dir": tmp_path / "out", "cuda": -1,
     })  # fmt: skip
     done = script("generate_eeg2img.py", *draw)
     assert done.code == 0 and "4 images drawn" in done.out, done.err
@@ -270,7 +281,8 @@ def test_no_image_that_tests_is_trained_on_where_people_saw_them_in_different_or
 
 
 def test_scores_are_those_of_the_ranks_exactly(trained, things, script, tmp_path):
-    done = script("retrieve.py", trained / "ubp", "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images", "--output_dir",
+    done = script("retrieve.py", trained / "ubp", "--datasets_dir", things / "processed_lmdb", "--images_dir",
+        things / "images", "--output_dir",
                   tmp_path / "out", "--test_repetitions", 1, 4, "--cuda", -1)  # fmt: skip
     assert done.code == 0, done.err
     rows = read_rows(tmp_path / "out/ubp/retrieval.jsonl")
@@ -286,7 +298,8 @@ def test_scores_are_those_of_the_ranks_exactly(trained, things, script, tmp_path
 
 def test_two_runs_of_one_name_are_not_written_over_each_other(trained, things, script, tmp_path):
     shutil.copytree(trained / "ubp", tmp_path / "other/ubp")
-    done = script("retrieve.py", trained / "ubp", tmp_path / "other/ubp", "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images",
+    done = script("retrieve.py", trained / "ubp", tmp_path / "other/ubp", "--datasets_dir", things / "processed_lmdb",
+        "--images_dir", things / "images",
                   "--output_dir", tmp_path / "out", "--cuda", -1)  # fmt: skip
     assert done.code == 2 and "two runs are called ubp" in done.error_line
 
@@ -294,7 +307,8 @@ def test_two_runs_of_one_name_are_not_written_over_each_other(trained, things, s
 def test_windows_and_regions_of_several_runs_become_figures(things, script, tmp_path):
     for name, more in {"all": {}, "early": {"tmax": 0.2}, "occipital": {"channels": ["occipital"]}}.items():
         assert script(SCRIPT, *training(things, tmp_path / "runs" / name, epochs=1, **more)).code == 0
-    done = script("retrieve.py", *sorted((tmp_path / "runs").iterdir()), "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images",
+    done = script("retrieve.py", *sorted((tmp_path / "runs").iterdir()), "--datasets_dir", things / "processed_lmdb",
+        "--images_dir", things / "images",
                   "--output_dir", tmp_path / "out", "--cuda", -1)  # fmt: skip
     assert done.code == 0, done.err
     assert (tmp_path / "out/windows_1.png").is_file() and (tmp_path / "out/regions_1.png").is_file()
@@ -320,24 +334,30 @@ def test_a_published_checkpoint_is_read_and_its_kind_matters(things, script, tmp
     torch.save(published, tmp_path / "ATMS.pth")
     ranks = {}
     for kind in ("develop", "main"):
-        done = script("retrieve.py", "--published_checkpoint", tmp_path / "ATMS.pth", "--checkpoint_kind", kind, "--subject", "sub-01", "--clip_model", CLIP,
-                      "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images", "--output_dir", tmp_path / kind, "--cuda", -1)  # fmt: skip
+        done = script("retrieve.py", "--published_checkpoint", tmp_path / "ATMS.pth", "--checkpoint_kind", kind,
+            "--subject", "sub-01", "--clip_model", CLIP,
+                      "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images", "--output_dir",
+                      tmp_path / kind, "--cuda", -1)  # fmt: skip
         assert done.code == 0, done.err
         ranks[kind] = [row.readouts["retrieval"].rank for row in read_rows(tmp_path / kind / "retrieval.jsonl")]
     assert len(ranks["main"]) == 6 and ranks["main"] != ranks["develop"]
-    done = script("retrieve.py", "--published_checkpoint", tmp_path / "ATMS.pth", "--encoder", "nice", "--subject", "sub-01", "--clip_model", CLIP,
-                  "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images", "--output_dir", tmp_path / "x", "--cuda", -1)  # fmt: skip
+    done = script("retrieve.py", "--published_checkpoint", tmp_path / "ATMS.pth", "--encoder", "nice", "--subject",
+        "sub-01", "--clip_model", CLIP,
+                  "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images", "--output_dir",
+                  tmp_path / "x", "--cuda", -1)  # fmt: skip
     assert done.code == 2 and "published nice" in done.error_line
 
 
 @pytest.mark.parametrize("change", [
-    {"seen": ["test_images/00002_u2/u2.png"]}, {"classes": ["a"]}, {"window": [0, 9]}, {"regions": ["Mars"]}, {"settings": {}}, {"model": {}},
+    {"seen": ["test_images/00002_u2/u2.png"]}, {"classes": ["a"]}, {"window": [0, 9]}, {"regions": ["Mars"]},
+    {"settings": {}}, {"model": {}},
     {"people": [3]}, {"dataset": "VI"}, {"sfreq": 200.0}, {"protocol": "loso:sub-01"},
 ], ids=lambda change: next(iter(change)))  # fmt: skip
 def test_a_checkpoint_that_cannot_be_right_is_one_line(trained, things, script, tmp_path, change):
     path = next((trained / "ubp").glob("encoder_epoch*.pth"))
     torch.save(torch.load(path, weights_only=True) | change, tmp_path / "encoder_epoch1.pth")
-    done = script("retrieve.py", tmp_path / "encoder_epoch1.pth", "--datasets_dir", things / "processed_lmdb", "--images_dir", things / "images",
+    done = script("retrieve.py", tmp_path / "encoder_epoch1.pth", "--datasets_dir", things / "processed_lmdb",
+        "--images_dir", things / "images",
                   "--output_dir", tmp_path / "out", "--cuda", -1)  # fmt: skip
     assert done.code == 2 and "Traceback" not in done.err and done.error_line
 
@@ -374,7 +394,8 @@ def test_any_captioner_in_the_hubs_layout_writes_a_line_an_image_and_goes_on(ima
     torch.manual_seed(0)
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = BlipConfig(
-        text_config=tower | {"vocab_size": 60, "encoder_hidden_size": 32, "bos_token_id": 57, "sep_token_id": 58, "pad_token_id": 0, "eos_token_id": 58},
+        text_config=tower | {"vocab_size": 60, "encoder_hidden_size": 32, "bos_token_id": 57, "sep_token_id": 58,
+        "pad_token_id": 0, "eos_token_id": 58},
         vision_config=tower | {"image_size": 32, "patch_size": 16}, projection_dim=32,
     )  # fmt: skip
     BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")

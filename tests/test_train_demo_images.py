@@ -35,7 +35,8 @@ def test_a_short_training_gives_models_in_the_hubs_layout(script, tmp_path):
     complete_ip_adapter(tmp_path / "assets/ip-adapter", tmp_path / "ip-adapter")
     told, empty = read_prompts(str(tmp_path / "shapes"), [""], torch.device("cpu"))
     guided = GuidedGenerator(
-        str(tmp_path / "shapes"), torch.device("cpu"), empty, steps=2, image_size=64, ip_adapter=str(tmp_path / "ip-adapter"), width=768,
+        str(tmp_path / "shapes"), torch.device("cpu"), empty, steps=2, image_size=64,
+            ip_adapter=str(tmp_path / "ip-adapter"), width=768,
         controlnet=str(tmp_path / "assets/controlnet"),
     )  # fmt: skip
     picture = guided.draw([Guidance(told[""], torch.randn(768), structure=Image.new("RGB", (64, 64)))], [0])[0]
@@ -47,7 +48,8 @@ def test_a_short_training_gives_models_in_the_hubs_layout(script, tmp_path):
 def test_the_shipped_weights_are_small():
     shipped = list((ROOT / "demo/assets").rglob("*.safetensors"))
     assert {path.relative_to(ROOT / "demo/assets").parts[0] for path in shipped} == {
-        "amused", "captioner", "classifier", "clip", "controlnet", "ip-adapter", "stable-diffusion", "stable-diffusion-shapes",
+        "amused", "captioner", "classifier", "clip", "controlnet", "ip-adapter", "stable-diffusion",
+        "stable-diffusion-shapes",
     }  # fmt: skip
     assert sum(path.stat().st_size for path in shipped) < 12e6 and max(path.stat().st_size for path in shipped) < 5e6
 
@@ -71,7 +73,8 @@ def test_the_shipped_models_of_shapes_do_what_they_are_for(tmp_path):
         sum(caption == f"a {colour} {shape}" for caption, (shape, colour) in zip(captions, concepts, strict=True)) >= 5
     )
     told, empty = read_prompts(str(tmp_path / "shapes"), [""], torch.device("cpu"))
-    guided = GuidedGenerator(str(tmp_path / "shapes"), torch.device("cpu"), empty, steps=10, guidance_scale=3, image_size=64,
+    guided = GuidedGenerator(str(tmp_path / "shapes"), torch.device("cpu"), empty, steps=10, guidance_scale=3,
+        image_size=64,
                              ip_adapter=str(tmp_path / "ip-adapter"), width=768)  # fmt: skip
     vectors = CLIPImageTargetBuilder(str(ROOT / "demo/assets/clip"), tmp_path).load()(pictures).float()
     right = 0

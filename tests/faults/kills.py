@@ -2,8 +2,8 @@
 
     python tests/faults/kills.py preparation --demo FOLDER --work FOLDER --kills 20 --seed 0
 
-What a script imports is imported once; each run of it is a fork of this process, so a run costs what it does and no imports.
-Prints one JSON object: kills, runs, differences, leftovers, processes left, and how often each thing was done.
+What a script imports is imported once; each run of it is a fork of this process, so a run costs what it does and no
+imports. Prints one JSON object: kills, runs, differences, leftovers, processes left, and how often each thing was done.
 """
 
 import argparse
@@ -87,7 +87,8 @@ def stages(demo: Path, store: Path, trained: Path, mapped_store: Path) -> dict[s
         ),
         "encoding": Stage(
             copy_store,
-            lambda work, on: [*generate, "--datasets_dir", work / "processed_lmdb", "--split", "train", "--num_samples", 1,
+            lambda work, on: [*generate, "--datasets_dir", work / "processed_lmdb", "--split", "train", "--num_samples",
+            1,
                               "--stage", "decode", "--max_new_tokens", 1, "--output_dir", work / "out"],
             lambda work: [work], (TokenCache, "_prepared"),
         ),
@@ -103,7 +104,8 @@ def stages(demo: Path, store: Path, trained: Path, mapped_store: Path) -> dict[s
         ),
         "mapper training": Stage(
             lambda work: None,
-            lambda work, on: ["finetune_eeg_to_image.py", "--datasets_dir", mapped_store, "--stimuli_dir", vi / "stimuli",
+            lambda work, on: ["finetune_eeg_to_image.py", "--datasets_dir", mapped_store, "--stimuli_dir",
+            vi / "stimuli",
                               "--output_dir", work / "run", "--foundation_dir", pth / "CSBrain.pth", "--clip_model",
                               pth / "clip", "--image_model", pth / "stable-diffusion", "--mapper", "mlp", "--epochs", 2,
                               "--warmup_epochs", 1, "--cuda", -1, *(["--resume"] if on else [])],
@@ -208,7 +210,7 @@ def count_calls(stage: Stage, calls: Path) -> None:
 
 
 def count_renames(log: Path, at: int | None) -> None:
-    """Number the moments at which files appear, last and go; die at one of them: before it where even, else behind it."""
+    """Number the moments at which files appear, last and go; die at one: before it where even, else behind it."""
     log.unlink(missing_ok=True)
     mine, n = os.getpid(), 0
 
@@ -279,6 +281,7 @@ def study(stage: Stage, base: Path, kills: int, seed: int) -> dict:
     seconds = min(whole["seconds"], again["seconds"])
     n_calls, n_done = whole["calls"], stage.done(work)
     n_renames = min(whole["renames"], again["renames"])  # the first run fills caches beside the store
+    moments = rng.sample(range(1, n_renames + 1), n_renames)  # each once, before one comes again
     while report["kills"] < kills:
         fresh(stage, work, log)
         here, calls, on = 0, 0, False
@@ -286,7 +289,10 @@ def study(stage: Stage, base: Path, kills: int, seed: int) -> dict:
             report["runs"] += 1
             last = report["kills"] >= kills
             by_rename = not last and report["kills"] % 2 == 0
-            when = {"at": rng.randint(1, n_renames)} if by_rename else {"after": rng.uniform(0, 0.8 * seconds)}
+            if by_rename:
+                when = {"at": moments[report["at_renames"] % n_renames]}
+            else:
+                when = {"after": rng.uniform(0, 0.8 * seconds)}
             done = run(stage, work, on, log, **({} if last else when))
             calls, on = calls + done["calls"], True
             report["processes_left"] += done["processes"]

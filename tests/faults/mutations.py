@@ -140,7 +140,8 @@ def replace_all(rng, data):
     ]
 
 
-BINARY = (flip_bit, set_byte, set_bytes, set_number, overwrite, truncate, extend, prepend, delete_block, duplicate_block,
+BINARY = (flip_bit, set_byte, set_bytes, set_number, overwrite, truncate, extend, prepend, delete_block,
+    duplicate_block,
           move_block, replace_all)  # fmt: skip
 
 # ---------------------------------------------------------------- damage to text
@@ -164,7 +165,8 @@ def change_digit(rng, data):
 
 
 def change_number(rng, data):
-    new = (b"0", b"-1", b"1", b"1.5", b"-{}", b"{}0", b"1e999", b"-1e999", b"NaN", b"Infinity", b"1e-320", b"4294967296",
+    new = (b"0", b"-1", b"1", b"1.5", b"-{}", b"{}0", b"1e999", b"-1e999", b"NaN", b"Infinity", b"1e-320",
+        b"4294967296",
            b"9223372036854775808", b"9" * 40, b"9" * 400, b"9" * 4200, b"9" * 5000, b'"{}"', b"[{}]")  # fmt: skip
     return changed(rng, data, NUMBER, new)
 
@@ -220,8 +222,10 @@ def nested(depth: int) -> list:
     return functools.reduce(lambda inner, _: [inner], range(depth), [])
 
 
-ODD = (None, True, False, 0, -1, 1, 3, 2**31, 2**63, -(2**63), 10**30, 1e308, float("nan"), float("inf"), 0.5, -0.0, "", "x",
-       "\ud800", "../../../x", "/etc/passwd", "A" * 5000, "\x1b[2J", "LlamaModel", [], [[]], {}, {"a": None}, [1, "a"], [-1, 0],
+ODD = (None, True, False, 0, -1, 1, 3, 2**31, 2**63, -(2**63), 10**30, 1e308, float("nan"), float("inf"), 0.5, -0.0, "",
+    "x",
+       "\ud800", "../../../x", "/etc/passwd", "A" * 5000, "\x1b[2J", "LlamaModel", [], [[]], {}, {"a": None}, [1, "a"],
+       [-1, 0],
        nested(200), {"__class__": "x"})  # fmt: skip
 
 
@@ -295,8 +299,10 @@ def odd_tensor(rng, value):
 
     if not isinstance(value, torch.Tensor):
         return ODD[rng.integers(len(ODD))]
-    ways = (lambda t: t.double(), lambda t: t.half(), lambda t: t.int(), lambda t: t * float("nan"), lambda t: t[:0], lambda t: t[None],
-            lambda t: t.flatten(), lambda t: t.to(torch.complex64), lambda t: t.to_sparse(), lambda t: t.reshape(-1)[0], lambda t: t.T,
+    ways = (lambda t: t.double(), lambda t: t.half(), lambda t: t.int(), lambda t: t * float("nan"), lambda t: t[:0],
+        lambda t: t[None],
+            lambda t: t.flatten(), lambda t: t.to(torch.complex64), lambda t: t.to_sparse(), lambda t: t.reshape(-1)[0],
+            lambda t: t.T,
             lambda t: t.to("meta"), lambda t: torch.cat([t, t]), lambda t: t.tolist(), lambda t: t.bool())  # fmt: skip
     return ways[rng.integers(len(ways))](value)
 
@@ -488,9 +494,11 @@ def make_edf(folder: Path, at: Places) -> None:
     def column(values, size):
         return "".join(f"{value:<{size}}" for value in values)
 
-    fixed = f"{'0':8}{'X X X X':80}{'Startdate 01-JAN-2026 X X X':80}{'01.01.26':8}{'00.00.00':8}{256 * (n + 1):<8}{'EDF+C':44}"
+    fixed = f"{'0':8}{'X X X X':80}{'Startdate 01-JAN-2026 X X X':80}{'01.01.26':8}{'00.00.00':8}"
+    fixed += f"{256 * (n + 1):<8}{'EDF+C':44}"
     header = (
-        column(names, 16) + column([""] * n, 80) + column(["uV"] * (n - 1) + [""], 8) + column([-3276.8] * (n - 1) + [-1], 8)
+        column(names, 16) + column([""] * n, 80) + column(["uV"] * (n - 1) + [""],
+            8) + column([-3276.8] * (n - 1) + [-1], 8)
         + column([3276.7] * (n - 1) + [1], 8) + column([-32768] * n, 8) + column([32767] * n, 8) + column([""] * n, 80)
         + column([1000] * (n - 1) + [width], 8) + column([""] * n, 32)
     )  # fmt: skip
@@ -512,7 +520,8 @@ def make_vhdr(folder: Path, at: Places) -> None:
     (folder / f"{STEM}.vhdr").write_text(
         "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nCodepage=UTF-8\n"
         f"DataFile={STEM}.eeg\nMarkerFile={STEM}.vmrk\nDataFormat=BINARY\nDataOrientation=MULTIPLEXED\n"
-        f"NumberOfChannels=32\nSamplingInterval=1000\n[Binary Infos]\nBinaryFormat=IEEE_FLOAT_32\n[Channel Infos]\n{channels}\n"
+        "NumberOfChannels=32\nSamplingInterval=1000\n[Binary Infos]\nBinaryFormat=IEEE_FLOAT_32\n[Channel "
+        f"Infos]\n{channels}\n"
     )
     (folder / f"{STEM}.vmrk").write_text(
         "Brain Vision Data Exchange Marker File, Version 1.0\n[Common Infos]\nCodepage=UTF-8\n"
@@ -529,7 +538,8 @@ def make_set(folder: Path, at: Places, data=None) -> None:
     events = np.array([(k + 1.0, str(code)) for k, code in EVENTS], dtype=[("latency", object), ("type", object)])
     eeg = {
         "setname": "", "nbchan": 32.0, "pnts": 8000.0, "trials": 1.0, "srate": 1000.0, "xmin": 0.0, "xmax": 8.0,
-        "data": vi_signal().astype(np.float32) if data is None else data, "chanlocs": labels, "event": events, "icawinv": [],
+        "data": vi_signal().astype(np.float32) if data is None else data, "chanlocs": labels, "event": events,
+        "icawinv": [],
         "icaweights": [], "icasphere": [], "epoch": [], "history": "",
     }  # fmt: skip
     scipy.io.savemat(folder / f"{STEM}.set", {"EEG": eeg}, appendmat=False)
@@ -998,8 +1008,10 @@ def make_kept_rows(folder: Path, at: Places) -> None:
     from evaluation import decoded_runs
 
     run = decoded_runs.read_run(at.trained)
-    run.record = {"arguments": {"window": [0.0, 2.0], "regions": ["central"], "downstream_dataset": "BCICIV2a", "datasets_dir": "store",
-                                "seed": 0, "protocol": "published"}, "fixed": {"window": [0.0, 2.0]}, "depends_on": {"store": "s"}}  # fmt: skip
+    run.record = {"arguments": {"window": [0.0, 2.0], "regions": ["central"], "downstream_dataset": "BCICIV2a",
+    "datasets_dir": "store",
+                                "seed": 0, "protocol": "published"}, "fixed": {"window": [0.0, 2.0]},
+                                "depends_on": {"store": "s"}}  # fmt: skip
     decoded_runs.keep_rows(run, folder / "kept")
 
 
@@ -1432,7 +1444,7 @@ class Bench:
         return work
 
     def listing(self) -> dict[str, tuple]:
-        """The healthy files, and what lies beside the work folder, with sizes and times: what native code may write to."""
+        """The healthy files, and what lies beside the work folder, with sizes and times: native code may write there."""
         places = (self.folder, self.folder / "work")
         found = [*(self.folder / "healthy").rglob("*"), *(path for place in places for path in place.glob("*"))]
         return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.is_file()}

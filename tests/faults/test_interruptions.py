@@ -37,7 +37,9 @@ def stop(running, when, number):
 
 
 def holds_a_file(unfinished):
-    """Whether an unfinished store has the trials of a recording (2.1 MB) for certain, since it has a part of the next one."""
+    """Whether an unfinished store has the trials of a recording (2.1 MB) for certain, since it has a part of the next
+    one.
+    """
     return unfinished.exists() and unfinished.stat().st_size > 3_000_000
 
 
@@ -84,7 +86,8 @@ def test_training_ends_in_one_line_and_goes_on(demo, few, process, tmp_path):
 def test_a_second_run_in_the_same_folder_is_refused(demo, vi_demo, trained, script, tmp_path, name):
     folder = tmp_path / "out"
     command, lock = {
-        "prepare": (["prepare_data.py", "--skip_download", "--raw_dir", demo.raw, "--lmdb_dir", folder], tmp_path / ".out.lock"),
+        "prepare": (["prepare_data.py", "--skip_download", "--raw_dir", demo.raw, "--lmdb_dir", folder],
+        tmp_path / ".out.lock"),
         "train": (["finetune_eeg_llm.py", *demo.training(folder)], folder / ".lock"),
         "map": (["finetune_eeg_to_image.py", *vi_demo.mapping(folder)], folder / ".lock"),
         "generate": (["generate.py", *demo.generation(trained, folder)], folder / ".lock"),

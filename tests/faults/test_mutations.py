@@ -70,7 +70,8 @@ def look_up():
 
 @pytest.mark.parametrize("name, read", [
     ("signal", crash), ("signal", os.abort), ("hang", lambda: time.sleep(60)), ("traceback", look_up),
-    ("traceback", lambda: os._exit(0)), ("traceback", lambda: os._exit(3)), (OTHER, lambda: "another"), (SAME, lambda: "healthy"),
+    ("traceback", lambda: os._exit(0)), ("traceback", lambda: os._exit(3)), (OTHER, lambda: "another"), (SAME,
+    lambda: "healthy"),
     ("poor refusal", refuse("a file is damaged")), ("poor refusal", lambda: sys.exit("damaged")),
     ("poor refusal", steer), ("poor refusal", babble),
     (REFUSED, refuse("x.mat is\ndamaged")),

@@ -1,4 +1,6 @@
-"""Pictures of seen images on a GPU: peak memory at the published sizes with random weights, and the same numbers as on the CPU; skips without one."""
+"""Pictures of seen images on a GPU: peak memory at the published sizes with random weights, and the same numbers as on
+the CPU; skips without one.
+"""
 
 import numpy as np
 import pytest
@@ -48,8 +50,10 @@ def sd15(tmp_path_factory):
     ControlNetModel.from_unet(unet).half().save_pretrained(folder / "controlnet")
     write_adapter(unet, folder / "ip/models/ip-adapter_sd15.safetensors", width=WIDTH)
     pipeline = StableDiffusionPipeline(
-        vae=half(AutoencoderKL, **VAE), unet=unet, tokenizer=tokenizer, text_encoder=half(CLIPTextModel, CLIPTextConfig(**text(TEXT_L, tokenizer))),
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1), safety_checker=None, feature_extractor=None,
+        vae=half(AutoencoderKL, **VAE), unet=unet, tokenizer=tokenizer, text_encoder=half(CLIPTextModel,
+        CLIPTextConfig(**text(TEXT_L, tokenizer))),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1), safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
     pipeline.save_pretrained(folder / "model")
@@ -63,7 +67,8 @@ def sdxl_turbo(tmp_path_factory):
     unet = half(UNet2DConditionModel, **SDXL)
     write_adapter(unet, folder / "ip/sdxl_models/ip-adapter_sdxl_vit-h.safetensors", width=WIDTH)
     pipeline = StableDiffusionXLPipeline(
-        vae=half(AutoencoderKL, **VAE, scaling_factor=0.13025, force_upcast=True), unet=unet, tokenizer=tokenizer, tokenizer_2=tokenizer,
+        vae=half(AutoencoderKL, **VAE, scaling_factor=0.13025, force_upcast=True), unet=unet, tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
         text_encoder=half(CLIPTextModel, CLIPTextConfig(**text(TEXT_L, tokenizer))),
         text_encoder_2=half(CLIPTextModelWithProjection, CLIPTextConfig(**text(TEXT_G, tokenizer))),
         scheduler=EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing"),

@@ -55,7 +55,8 @@ def stable_diffusion(tmp_path_factory):
             )),
             tokenizer=tokenizer,
             unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-            scheduler=DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1), feature_extractor=CLIPImageProcessorPil(),
+            scheduler=DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1),
+            feature_extractor=CLIPImageProcessorPil(),
             safety_checker=StableDiffusionSafetyChecker(CLIPConfig(  # the published repository has it
                 projection_dim=768, vision_config=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
                                                        num_attention_heads=16, patch_size=14, projection_dim=768),

@@ -159,7 +159,8 @@ run_script(main)
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_impatient_user_does_not_disturb_the_end(number, code):
-    script = subprocess.Popen([sys.executable, "-c", REPEATED], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    script = subprocess.Popen([sys.executable, "-c", REPEATED], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
                               text=True)  # fmt: skip
     assert script.stdout.readline() == "begun\n"
     for _ in range(8):

@@ -51,7 +51,8 @@ def test_files_are_listed_folder_by_folder_and_page_by_page(server):
     assert found[0].md5 == "0" * 32 and found[0].url == "https://osf.io/download/readme.txt"
 
 
-@pytest.mark.parametrize("content", [None, {"data": [{"attributes": {}}]}, {"data": [folder("x", "https://elsewhere.org/")]}, {"data": [folder("x", BASE)]}, []],
+@pytest.mark.parametrize("content", [None, {"data": [{"attributes": {}}]}, {"data": [folder("x",
+    "https://elsewhere.org/")]}, {"data": [folder("x", BASE)]}, []],
                          ids=["404", "keys", "another host", "a circle", "a list"])  # fmt: skip
 def test_a_list_that_cannot_be_had_says_what_to_do(server, content):
     server[BASE] = content
