@@ -109,6 +109,34 @@ def test_nothing_is_executed_that_a_file_says():
             assert "shell" not in keywords and keywords.get("allow_pickle") != "True", f"{path}: {name}"
 
 
+# ---------------------------------------------------------------- what keeps a script readable
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_is_short_and_asks_its_flags_seldom(script):
+    text = (ROOT / script).read_text()
+    (main,) = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == "main"]
+    asks = [
+        n
+        for n in ast.walk(ast.parse(text))
+        if isinstance(n, ast.If) and any(isinstance(x, ast.Name) and x.id == "args" for x in ast.walk(n.test))
+    ]
+    assert text.count("\n") <= 360 and main.end_lineno - main.lineno < 110 and len(asks) <= 12
+
+
+def test_lines_are_short_and_the_formatter_lays_them_out():
+    files = [path for path in ROOT.rglob("*.py") if ".venv" not in path.parts]
+    assert len(files) > 150
+    long = [f"{path}:{n}" for path in files for n, line in enumerate(path.open(), 1) if len(line) > 121]
+    assert not long, long[:10]
+    code = [path.read_text() for path in files if "tests" not in path.parts]
+    assert sum(text.count("# fmt: skip") for text in code) <= 60
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n") <= 150
+    blocks = "".join(readme.split("```")[1::2]).splitlines()
+    assert max(map(len, blocks)) <= 110
+
+
 def parser_of(script, monkeypatch):
     """The parser with which a script reads its arguments, and what it does with it left out."""
     caught = []
