@@ -182,7 +182,8 @@ def stimuli_of(run: Run, args: argparse.Namespace):  # noqa: ANN201 - stages.pic
     from stages.pictures import Stimuli
 
     description = load_description(decoded_runs.description_of(run))
-    folder = Path(args.stimuli_dir) if args.stimuli_dir else run.recorded_place("stimuli_dir") or Path()
+    recorded = run.recorded_place("stimuli_dir") or run.recorded_place("images_dir") or Path()
+    folder = Path(args.stimuli_dir) if args.stimuli_dir else recorded
     return Stimuli(description.stimuli, len(description.classes), folder)
 
 

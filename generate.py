@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_generation_flags(parser, "outputs/eeg2image")
     flags.add_trained_encoder_flags(parser)
     flags.add_text_flags(parser, TEXT_READOUTS)
-    flags.add_image_flags(parser, None, "data/VisualImagery/stimuli", schedulers=SCHEDULERS)
+    flags.add_image_flags(parser, None, "data/VisualImagery/stimuli", SCHEDULERS)
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, "published")

@@ -57,7 +57,8 @@ def parse_args() -> argparse.Namespace:
     steps("--structure_vae", help="run of train_structure.py --what vae, that makes maps of decoded latents")
     flags.add_generation_flags(parser, "outputs/eeg2img")
     image_model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    flags.add_image_flags(parser, image_model, "data/THINGS/images", ["--images_dir"], SCHEDULERS)
+    folder = ("--images_dir", "--stimuli_dir")
+    flags.add_image_flags(parser, image_model, "data/THINGS/images", SCHEDULERS, folder=folder)
     draw = parser.add_argument_group("drawing").add_argument
     draw("--ip_adapter", default="h94/IP-Adapter", help="folder in its layout, hub address, or a .safetensors file")
     draw("--ip_scale", type=flags.number, default=1.0, help="of the IP-Adapter's part")
@@ -153,7 +154,7 @@ def decode(args: argparse.Namespace, steps: list[Step], device, output_dir: Path
             "structure"
         )
     how = dict(zip(("foundation", "cache_dir", "device"), opened, strict=True)) | {"batch_size": args.batch_size}
-    decoded, others = decode_embedding(run, groups, Path(args.stimuli_dir), args.clip_model, cache, **how)
+    decoded, others = decode_embedding(run, groups, Path(args.images_dir), args.clip_model, cache, **how)
     kept = {"decoded": decoded.vectors} | {way: others[way] for way in others if way in args.compare}
     controls = {"encoder": checkpoint["shuffled"]}
     for step in steps:
@@ -249,9 +250,9 @@ def draw(args, steps: list[Step], rows: list[Row], image_model: str, clip_model:
     chosen = choose_samples(output_dir, rows, args.samples, kept["decoded"], embed)
     for row in rows:
         final.keep(row, opened_whole(file_of(output_dir, DECODED, row, chosen[row.index])))
-    stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.stimuli_dir))
+    stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.images_dir))
     final.finish(stimuli.of, (lambda row: file_of(output_dir, "ceiling", row)) if "ceiling" in args.compare else None)
-    columns = columns_of_steps(output_dir, rows, stimuli.of, Path(args.stimuli_dir), args.beside, args.compare)
+    columns = columns_of_steps(output_dir, rows, stimuli.of, Path(args.images_dir), args.beside, args.compare)
     for step in steps:
         if shown := step.column(output_dir, kept, 0, rows[0]):
             columns[shown[0]] = lambda row, step=step: step.column(output_dir, kept, place[row.index], row)[1]

@@ -32,8 +32,8 @@ def parse_args() -> argparse.Namespace:
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     add("--captions", help="captions.jsonl of caption_images.py: draw every test image from its own caption too")
     flags.add_generation_flags(parser, "outputs/text_states")
-    photos = "data/EEGImageNet/images", ["--images_dir"]
-    flags.add_image_flags(parser, "CompVis/stable-diffusion-v1-4", *photos, SCHEDULERS, "pndm")
+    photos, folder = "data/EEGImageNet/images", ("--images_dir", "--stimuli_dir")
+    flags.add_image_flags(parser, "CompVis/stable-diffusion-v1-4", photos, SCHEDULERS, "pndm", folder)
     # fmt: on
     parser.set_defaults(num_inference_steps=50, guidance_scale=7.5)  # as published
     return parser.parse_args()
@@ -122,7 +122,7 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
     if captions:
         about = {"told": "the stimulus's caption", "pictures": len(rows)}
         write_json(of_caption | about, output_dir / "true_class" / "true_class.json")
-    stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.stimuli_dir))
+    stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.images_dir))
     pictures.finish(stimuli.of, (lambda row: true_class_picture(output_dir, row)) if captions else None)
 
 

@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_trained_encoder_flags(parser)
     flags.add_text_flags(parser, TEXT_READOUTS)
     image_model = load_description("VI").image_model
-    flags.add_image_flags(parser, image_model, "data/VisualImagery/stimuli", schedulers=SCHEDULERS)
+    flags.add_image_flags(parser, image_model, "data/VisualImagery/stimuli", SCHEDULERS)
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, "published")

@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_generation_flags(parser, "outputs/vi_eeg2img")
     flags.add_trained_encoder_flags(parser)
-    flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", "data/VisualImagery/stimuli", schedulers=SCHEDULERS)
+    flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", "data/VisualImagery/stimuli", SCHEDULERS)
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, "published")

@@ -169,11 +169,9 @@ def main(args: argparse.Namespace) -> None:
         lines += retrieval.score_lines(run.name, rows)
         write_rows(rows, place / "retrieval.jsonl")
         before = read_json(folder / "run.json") if folder and (folder / "run.json").is_file() else {}
-        arguments = before.get("arguments", {}) | {
-            k: str(v) for k, v in vars(args).items() if k in ("datasets_dir", "images_dir")
-        }
-        record = before | {"arguments": arguments | {"stimuli_dir": args.images_dir}, "environment": environment()}
-        write_json(record, place / "run.json")
+        arguments = before.get("arguments", {})
+        arguments |= {"datasets_dir": str(args.datasets_dir), "images_dir": str(args.images_dir)}
+        write_json(before | {"arguments": arguments, "environment": environment()}, place / "run.json")
 
         # ------------------------------------------------------------ fewer repetitions; a sheet
         most = max(len(group.trials) for group in repetitions(run.dataset))

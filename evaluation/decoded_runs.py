@@ -38,7 +38,7 @@ ARGUMENTS = {
     "window": ("two numbers", _numbers),
     "regions": ("names", _texts),
     **dict.fromkeys(
-        ("downstream_dataset", "datasets_dir", "stimuli_dir", "protocol"), ("text", lambda v: isinstance(v, str))
+        ("downstream_dataset", "datasets_dir", "images_dir", "stimuli_dir", "protocol"), ("text", lambda v: isinstance(v, str))
     ),
 }
 
