@@ -23,17 +23,10 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         filters = 25
         self.mask_encoding = nn.Parameter(torch.zeros(in_dim), requires_grad=False)
-        self.proj_in = nn.Sequential(
-            nn.Conv2d(1, filters, (1, 49), stride=(1, 25), padding=(0, 24)),
-            nn.GroupNorm(5, filters),
-            nn.GELU(),
-            nn.Conv2d(filters, filters, (1, 3), padding=(0, 1)),
-            nn.GroupNorm(5, filters),
-            nn.GELU(),
-            nn.Conv2d(filters, filters, (1, 3), padding=(0, 1)),
-            nn.GroupNorm(5, filters),
-            nn.GELU(),
-        )
+        layers = [nn.Conv2d(1, filters, (1, 49), stride=(1, 25), padding=(0, 24)), nn.GroupNorm(5, filters), nn.GELU()]
+        for _ in range(2):
+            layers += [nn.Conv2d(filters, filters, (1, 3), padding=(0, 1)), nn.GroupNorm(5, filters), nn.GELU()]
+        self.proj_in = nn.Sequential(*layers)
         self.spectral_proj = nn.Sequential(nn.Linear(in_dim // 2 + 1, d_model), nn.Dropout(0.1))
         self.positional_encoding = nn.Sequential(nn.Conv2d(d_model, d_model, (19, 7), padding=(9, 3), groups=d_model))
 
@@ -52,16 +45,14 @@ class PatchEmbedding(nn.Module):
 class CSBrain(nn.Module):
     """The encoder.
 
-    in_dim, out_dim, d_model : int. Samples a patch, width of `proj_out`, width inside; 200 each in the published
-        model.
-    dim_feedforward, seq_len, n_layer, nhead : int. 800, any (kept for the published call; nothing depends on it), 12,
-        8.
+    in_dim, out_dim, d_model : int. Samples a patch, width of `proj_out`, width inside; published: 200 each.
+    dim_feedforward, n_layer, nhead : int. Published: 800, 12, 8.
+    seq_len : int. Kept for the published call; nothing depends on it.
     TemEmbed_kernel_sizes : list of 1-tuples. Kernels in patches and electrodes; [(1,), (3,), (5,)].
     brain_regions : sequence of int. Region code of every electrode in input order: 0 frontal, 1 parietal, 2 temporal,
         3 occipital, 4 central.
     sorted_indices : sequence of int. Electrodes region by region (ascending code). The output stays in this order.
-
-    area_config : dict. "region_<code>" to {"channels": n, "slice": slice in the sorted order}.
+    area_config : dict, made here. "region_<code>" to {"channels": n, "slice": slice in the sorted order}.
     Raises ValueError if `sorted_indices` is no permutation of the electrodes or does not go region by region.
     """
 
@@ -88,6 +79,7 @@ class CSBrain(nn.Module):
             start, n = codes.index(code), codes.count(code)
             self.area_config[f"region_{code}"] = {"channels": n, "slice": slice(start, start + n)}
         self.register_buffer("sorted_indices", torch.as_tensor(list(sorted_indices)), persistent=False)
+        self.electrode_order, self.width = [int(k) for k in sorted_indices], d_model
 
         kernels = list(TemEmbed_kernel_sizes)
         self.patch_embedding = PatchEmbedding(in_dim, d_model)
@@ -97,7 +89,7 @@ class CSBrain(nn.Module):
         self.proj_out = nn.Sequential(nn.Linear(d_model, out_dim))
         self.apply(_init_weights)
 
-    # ------------------------------------------------------------ what this project asks of an encoder (models/token_encoders.py)
+    # ------------------------------------------------------------ what an encoder has: models/token_encoders.py
 
     pretrained, lr = True, 1e-4  # the authors' learning rate when they train it on BCIC-IV-2a
     gives, takes_people = ("tokens",), False
@@ -106,24 +98,15 @@ class CSBrain(nn.Module):
     def build(cls, brain_regions: Sequence[int], sorted_indices: Sequence[int], **_) -> "CSBrain":
         return cls(brain_regions=brain_regions, sorted_indices=sorted_indices)
 
-    @property
-    def width(self) -> int:
-        return self.patch_embedding.spectral_proj[0].out_features
-
-    @property
-    def electrode_order(self) -> list[int]:
-        return self.sorted_indices.tolist()
-
     def prepare(self, x: np.ndarray, sfreq: float) -> np.ndarray:
         """(C, n_times) microvolts → (C, P, 200): patches of one second at 200 Hz, units of 100 µV."""
         return to_patches(x, sfreq)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """All but the mask token and the blocks of regions that this montage does not have."""
-        unused = [self.patch_embedding.mask_encoding]
-        for name, block in self.BrainEmbedEEGLayer.region_blocks.items():
-            unused += [] if name in self.area_config else block.parameters()
-        unused = {id(p) for p in unused}
+        blocks = self.BrainEmbedEEGLayer.region_blocks.items()
+        unused = {id(p) for name, block in blocks if name not in self.area_config for p in block.parameters()}
+        unused.add(id(self.patch_embedding.mask_encoding))
         return [p for p in self.parameters() if id(p) not in unused]
 
     # ------------------------------------------------------------ the published call
@@ -131,16 +114,14 @@ class CSBrain(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Encode a batch of trials.
 
-        x : (B, C, P, 200) float tensor. Patches of one second at 200 Hz, in units of 100 µV, electrodes in input
-            order.
+        x : (B, C, P, 200) float tensor. Patches of one second at 200 Hz, units of 100 µV, electrodes in input order.
         mask : (B, C, P) tensor, optional. 1 where a patch is replaced by `mask_encoding`; electrodes in **region
             order**, since the published code reorders the signal before it masks.
         Returns (B, C, P, 200) tensor, electrodes in **region order** (`sorted_indices`).
         """
         x = x[:, self.sorted_indices]
         h = self.patch_embedding(x, mask)
-        h = self.encoder(h, self.TemEmbedEEGLayer, self.BrainEmbedEEGLayer)
-        return self.proj_out(h)
+        return self.proj_out(self.encoder(h, self.TemEmbedEEGLayer, self.BrainEmbedEEGLayer))
 
 
 def _init_weights(module: nn.Module) -> None:

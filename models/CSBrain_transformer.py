@@ -15,10 +15,8 @@ def multiscale_convs(d_model: int, kernel_sizes: list[tuple[int]]) -> nn.ModuleL
     """Convolutions along one axis whose outputs, D/2 + D/4 + … + D/4, concatenate to D channels."""
     n = len(kernel_sizes)
     widths = [d_model // 2 ** min(i + 1, n - 1) for i in range(n)]  # 100, 50, 50 for three kernels
-    return nn.ModuleList(
-        nn.Conv2d(d_model, width, (kernel, 1), padding=(kernel // 2, 0))
-        for width, (kernel,) in zip(widths, kernel_sizes, strict=True)
-    )
+    pairs = zip(widths, kernel_sizes, strict=True)
+    return nn.ModuleList(nn.Conv2d(d_model, width, (k, 1), padding=(k // 2, 0)) for width, (k,) in pairs)
 
 
 class TemEmbedEEGLayer(nn.Module):
@@ -44,9 +42,8 @@ class BrainEmbedEEGLayer(nn.Module):
     def __init__(self, d_model: int, kernel_sizes: list[tuple[int]], area_config: dict):
         super().__init__()
         self.area_config = area_config
-        self.region_blocks = nn.ModuleDict(
-            {f"region_{code}": multiscale_convs(d_model, kernel_sizes) for code in REGION_CODES}
-        )
+        blocks = {f"region_{code}": multiscale_convs(d_model, kernel_sizes) for code in REGION_CODES}
+        self.region_blocks = nn.ModuleDict(blocks)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """(B, C, P, D) in region order → (B, C, P, D)."""
@@ -72,15 +69,12 @@ class CSBrain_TransformerEncoder(nn.Module):
 
     def __init__(self, n_layer: int, d_model: int, nhead: int, dim_feedforward: int, area_config: dict, dropout: float):
         super().__init__()
-        self.layers = nn.ModuleList(
-            CSBrain_TransformerEncoderLayer(d_model, nhead, dim_feedforward, area_config, dropout)
-            for _ in range(n_layer)
-        )
+        settings = d_model, nhead, dim_feedforward, area_config, dropout
+        self.layers = nn.ModuleList(CSBrain_TransformerEncoderLayer(*settings) for _ in range(n_layer))
 
     def forward(self, h: torch.Tensor, temporal: nn.Module, spatial: nn.Module) -> torch.Tensor:
         """(B, C, P, D) → (B, C, P, D); `temporal` and `spatial` are added before every layer."""
         for layer in self.layers:
             h = h + temporal(h)
-            h = h + spatial(h)
-            h = layer(h)
+            h = layer(h + spatial(h))
         return h

@@ -13,9 +13,8 @@ MAX_WINDOW = 5  # patches; the published window length
 def region_attention_mask(area_config: dict) -> torch.Tensor:
     """Which pairs of electrodes may attend to each other.
 
-    Group g takes electrode number g modulo the region's size from every region; a pair may attend
-    if some group holds both.
-
+    Group g takes electrode number g modulo the region's size from every region; a pair may attend if some group
+    holds both.
     area_config : dict. `CSBrain.area_config`: region name to {"channels": n, "slice": slice}.
     Returns (C, C) bool tensor, True where attention is **forbidden** (PyTorch's convention).
     """
@@ -29,10 +28,7 @@ def region_attention_mask(area_config: dict) -> torch.Tensor:
 
 
 class CSBrain_TransformerEncoderLayer(nn.Module):
-    """Pre-norm layer on (B, C, P, D) with electrodes in region order.
-
-    area_config : dict. `CSBrain.area_config`.
-    """
+    """Pre-norm layer on (B, C, P, D) with electrodes in region order; `area_config`: see `CSBrain`."""
 
     def __init__(self, d_model: int, nhead: int, dim_feedforward: int, area_config: dict, dropout: float = 0.1):
         super().__init__()
@@ -42,12 +38,8 @@ class CSBrain_TransformerEncoderLayer(nn.Module):
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.norm2 = nn.LayerNorm(d_model)
-        self.norm3 = nn.LayerNorm(d_model)
-        self.dropout1 = nn.Dropout(dropout)
-        self.dropout2 = nn.Dropout(dropout)
-        self.dropout3 = nn.Dropout(dropout)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))
+        self.dropout1, self.dropout2, self.dropout3 = (nn.Dropout(dropout) for _ in range(3))
         self.activation = nn.GELU()
 
         self.region_slices = [area["slice"] for area in area_config.values()]

@@ -41,12 +41,12 @@ POOLINGS = {
 }
 # --augment: functions of a training batch; what is random stands here and never in an encoder's prepare
 AUGMENTATIONS = {
-    "amplitude": "models.augmentations:amplitude",
-    "shift": "models.augmentations:shift",
+    "amplitude": "models.augmentations:amplitude",  # a gain a trial
+    "shift": "models.augmentations:shift",  # circular, in time
 }
 # --objective of finetune_eeg_to_clip.py, beside those that are not contrastive: functions, see models/contrastive.py
 CONTRASTIVE = {
-    "nce": "models.contrastive:info_nce",
+    "nce": "models.contrastive:info_nce"  # symmetric InfoNCE
 }
 # --mapper: see models/eeg_clip_mapper.py
 MAPPERS = {
@@ -77,10 +77,9 @@ IMAGE_FAMILIES = {
     "StableDiffusionXLPipeline": "models.image_generator:StableDiffusionXL",
     "AmusedPipeline": "models.image_generator:Amused",
 }
-
 # --scheduler: functions that give an image model its sampler
 SCHEDULERS = {
-    "dpm": "models.image_generator:published_sampler",
+    "dpm": "models.image_generator:published_sampler",  # the family's own
     "pndm": "models.image_generator:pndm",
 }
 

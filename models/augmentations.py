@@ -1,6 +1,6 @@
-"""Augmentations of training trials: what `--augment` chooses from. Each changes a batch in the training loop, and is kept nowhere.
+"""Augmentations of training trials, for `--augment`: each changes a batch in the training loop; nothing of it is kept.
 
-(B, …, T) what the encoder reads, (B,) labels → both, changed or not. PyTorch's seeded generator is the only source of chance.
+(B, …, T) what the encoder reads, (B,) labels → both, changed or not. All chance is from PyTorch's seeded generator.
 """
 
 import torch

@@ -15,15 +15,17 @@ from utils.hub import fetch_nothing
 HINT = "give a local folder in the hub's layout, whole, or a hub address"
 # model_type of config.json → class of transformers
 CAPTIONERS = {
-    "blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration", "git": "GitForCausalLM",
+    "blip": "BlipForConditionalGeneration",
+    "blip-2": "Blip2ForConditionalGeneration",
+    "git": "GitForCausalLM",
     "vision-encoder-decoder": "VisionEncoderDecoderModel",
-}  # fmt: skip
+}
 # model_type → where the part stands that turns pixels into tokens, for those whose tokens may come from elsewhere
 VISION = {"blip": "vision_model", "git": "git.image_encoder"}
 
 
 class _Given(nn.Module):
-    """Stands where pixels become tokens, and hands on tokens that are there already: (B, 1, n, width) → (B, n, width)."""
+    """Stands where pixels become tokens, and hands on given ones: (B, 1, n, width) → (B, n, width)."""
 
     def forward(self, pixel_values: torch.Tensor, **_) -> BaseModelOutputWithPooling:
         return BaseModelOutputWithPooling(last_hidden_state=pixel_values[:, 0])
@@ -32,25 +34,25 @@ class _Given(nn.Module):
 class Captioner:
     """A captioning model with beam search, so that an image gets the same caption again.
 
-    name : str. A folder laid out like `Salesforce/blip-image-captioning-base` or `microsoft/git-large-coco`, or a hub address.
+    name : str. A hub address, or a folder laid out like `Salesforce/blip-image-captioning-base` or
+        `microsoft/git-large-coco`.
     Raises UserError if it cannot be loaded or is of another kind.
     """
 
     def __init__(self, name: str, device: torch.device, beams: int = 5, max_tokens: int = 25, flag: str = "--model"):
-        self.name, self.device, self.beams, self.max_tokens, self.flag = name, device, beams, max_tokens, flag
+        self.name, self.device, self.beams, self.max_tokens = name, device, beams, max_tokens
+        self.what = f"{flag} {name}"
         safe = {"local_files_only": fetch_nothing(name, "config.json", flag), "trust_remote_code": False}
-        with loading(f"{flag} {name}", HINT):
-            kind = transformers.PretrainedConfig.get_config_dict(name, **safe)[0].get("model_type")
-        if kind not in CAPTIONERS:
-            raise UserError(f"{flag} {name} is a {kind}; expected one of {', '.join(CAPTIONERS)}")
+        with loading(self.what, HINT):
+            self.kind = transformers.PretrainedConfig.get_config_dict(name, **safe)[0].get("model_type")
+        if self.kind not in CAPTIONERS:
+            raise UserError(f"{self.what} is a {self.kind}; expected one of {', '.join(CAPTIONERS)}")
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-        self.model = (
-            load_whole(getattr(transformers, CAPTIONERS[kind]), name, flag, HINT, **safe, dtype=dtype).eval().to(device)
-        )
-        with loading(f"{flag} {name}", HINT):
+        model = load_whole(getattr(transformers, CAPTIONERS[self.kind]), name, flag, HINT, **safe, dtype=dtype)
+        self.model = model.eval().to(device)
+        with loading(self.what, HINT):
             self.images = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **safe)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, **safe)
-        self.kind = kind
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
         """One caption a picture; never empty."""
@@ -59,15 +61,15 @@ class Captioner:
     @torch.inference_mode()
     def vision_tokens(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """(B, n, width) float32: what the captioner's own vision part makes of pictures, on the CPU."""
-        with loading(f"{self.flag} {self.name}", HINT):
+        with loading(self.what, HINT):
             part = self.model.get_submodule(self._vision())
             return part(self._pixels(pictures)).last_hidden_state.float().cpu()
 
     def from_tokens(self, tokens: torch.Tensor) -> list[str]:
         """Captions from (B, n, width) tokens, in place of the vision part's."""
-        where = self._vision()
-        parent, _, leaf = where.rpartition(".")
-        parent, own = self.model.get_submodule(parent), self.model.get_submodule(where)
+        place, _, leaf = self._vision().rpartition(".")
+        parent = self.model.get_submodule(place)
+        own = getattr(parent, leaf)
         setattr(parent, leaf, _Given())
         try:
             return self._captions(tokens[:, None].to(self.device, self.model.dtype))
@@ -76,21 +78,18 @@ class Captioner:
 
     def _vision(self) -> str:
         if self.kind not in VISION:
-            raise UserError(
-                f"{self.flag} {self.name} is a {self.kind}; tokens can be given to {' and '.join(VISION)} only"
-            )
+            raise UserError(f"{self.what} is a {self.kind}; tokens can be given to {' and '.join(VISION)} only")
         return VISION[self.kind]
 
     def _pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        with loading(f"{self.flag} {self.name}", HINT):
+        with loading(self.what, HINT):
             pixels = self.images(list(pictures), return_tensors="pt")["pixel_values"]
             return pixels.to(self.device, self.model.dtype)
 
     @torch.inference_mode()
     def _captions(self, pixels: torch.Tensor) -> list[str]:
-        with loading(f"{self.flag} {self.name}", HINT):
-            ids = self.model.generate(
-                pixel_values=pixels, num_beams=self.beams, max_new_tokens=self.max_tokens, do_sample=False
-            )
+        settings = {"num_beams": self.beams, "max_new_tokens": self.max_tokens, "do_sample": False}
+        with loading(self.what, HINT):
+            ids = self.model.generate(pixel_values=pixels, **settings)
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [" ".join(text.split()) or "a picture" for text in texts]

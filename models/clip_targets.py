@@ -1,9 +1,10 @@
-"""What EEG of seen images is trained towards, image by image: CLIP embeddings of images and sentences, text states of captions, latents.
+"""What EEG of seen images is trained towards, image by image: CLIP embeddings, text states of captions, latents.
 
-Everything is kept in half precision, 256 images a file, keyed by the images' bytes and the model's files, never by names: 16,740
-images of CLIP ViT-H take 34 MB, and a run that dies loses one file's work.
+Everything is kept in half precision, 256 images a file, keyed by the images' bytes and the model's files, never by
+names: 16,740 images of CLIP ViT-H take 34 MB, and a run that dies loses one file's work.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -27,6 +28,10 @@ from utils.progress import progress
 
 FILE = 256  # images, sentences or captions a file of the cache
 BATCH = 32  # embedded at once
+FETCH = "--images_dir names the folder of the images that were seen"
+
+# ---------------------------------------------------------------- targets
+# Each has a `build` for some of its items; the model is loaded when the first of them is not in the cache.
 
 
 def image_targets(name: str, paths: Sequence[Path], cache_dir: Path) -> torch.Tensor:
@@ -37,29 +42,28 @@ def image_targets(name: str, paths: Sequence[Path], cache_dir: Path) -> torch.Te
     name : str. A folder laid out like `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`, or a hub address.
     Raises UserError if a file is missing or no picture, or the model cannot be loaded.
     """
-    builder, embed = CLIPImageTargetBuilder(name, cache_dir), []
+    embedder = functools.cache(CLIPImageTargetBuilder(name, cache_dir).load)
 
     def build(part: Sequence[Path]) -> torch.Tensor:
-        if not embed:
-            embed.append(builder.load())
-        return embed[0]([read_image(path) for path in part])
+        return embedder()([read_image(path) for path in part])
 
     return in_parts("image", name, paths, digests_of(paths), cache_dir, build)
 
 
 def sentence_targets(name: str, sentences: Sequence[str], cache_dir: Path) -> torch.Tensor:
     """(N, D) float16 projected CLIP embeddings of sentences."""
-    loaded = []
+
+    @functools.cache
+    def load() -> tuple:
+        transformers.logging.set_verbosity_error()
+        safe = {"local_files_only": fetch_nothing(name, "config.json", "--clip_model"), "trust_remote_code": False}
+        model = load_whole(CLIPTextModelWithProjection, name, "--clip_model", HINT, **safe, dtype=torch.float32)
+        with loading(f"--clip_model {name}", HINT):
+            return model.eval(), AutoTokenizer.from_pretrained(name, **safe)
 
     @torch.inference_mode()
     def build(part: Sequence[str]) -> torch.Tensor:
-        if not loaded:
-            transformers.logging.set_verbosity_error()
-            safe = {"local_files_only": fetch_nothing(name, "config.json", "--clip_model"), "trust_remote_code": False}
-            model = load_whole(CLIPTextModelWithProjection, name, "--clip_model", HINT, **safe, dtype=torch.float32)
-            with loading(f"--clip_model {name}", HINT):
-                loaded.append((model.eval(), AutoTokenizer.from_pretrained(name, **safe)))
-        model, tokenizer = loaded[0]
+        model, tokenizer = load()
         with loading(f"--clip_model {name}", HINT):
             ids = tokenizer(list(part), padding=True, truncation=True, max_length=77, return_tensors="pt")
             return model(ids.input_ids, ids.attention_mask).text_embeds.clone()
@@ -70,33 +74,34 @@ def sentence_targets(name: str, sentences: Sequence[str], cache_dir: Path) -> to
 def text_state_targets(image_model: str, captions: Sequence[str], cache_dir: Path) -> torch.Tensor:
     """(N, 77, D) float16 states of captions, as the image model's own text encoder gives them."""
     reader = CLIPTextTargetBuilder(image_model, cache_dir)
-    return in_parts(
-        "caption", image_model, captions, list(captions), cache_dir, lambda part: reader.encode(part)["states"]
-    )
+
+    def build(part: Sequence[str]) -> torch.Tensor:
+        return reader.encode(part)["states"]
+
+    return in_parts("caption", image_model, captions, list(captions), cache_dir, build)
 
 
 def vae_latent_targets(
     image_model: str, paths: Sequence[Path], cache_dir: Path, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """(N, 4, h, w) float16 latents of images, as the image model's VAE encodes them at the size that it draws, times its scaling factor.
+    """(N, 4, h, w) float16 latents of images at the size that the image model draws, times its VAE's scaling factor.
 
-    The mean of the encoder's Gaussian. For Stable Diffusion XL-Turbo and Stable Diffusion 1.5 images of 512², latents of 64².
+    The mean of the encoder's Gaussian. For Stable Diffusion XL-Turbo and 1.5: images of 512², latents of 64².
     """
-    loaded = []
+
+    @functools.cache
+    def load() -> tuple[AutoencoderKL, int]:
+        vae, edge = load_vae(image_model)
+        return vae.to(device), edge
 
     @torch.inference_mode()
     def build(part: Sequence[Path]) -> torch.Tensor:
-        if not loaded:
-            vae, edge = load_vae(image_model)
-            loaded.append((vae.to(device), edge))
-        vae, edge = loaded[0]
-        pictures = [read_image(path) for path in part]
-        x = torch.stack([_square(picture, edge) for picture in pictures])
+        vae, edge = load()
+        x = torch.stack([_square(read_image(path), edge) for path in part])
         with loading(f"--image_model {image_model}", HINT):
-            parts = [
-                vae.encode(some.to(device)).latent_dist.mean.cpu() for some in x.split(4)
-            ]  # 0.5 GB an image of 512²
-            return torch.cat(parts) * vae.config.scaling_factor
+            # four at once: an image of 512² takes 0.5 GB
+            latents = [vae.encode(four.to(device)).latent_dist.mean.cpu() for four in x.split(4)]
+            return torch.cat(latents) * vae.config.scaling_factor
 
     return in_parts("latent", image_model, paths, digests_of(paths), cache_dir, build)
 
@@ -125,11 +130,12 @@ def vision_token_targets(captioner, images: Sequence[str], paths: Sequence[Path]
 
     captioner : models.captioner.Captioner
     """
-    files = in_parts(
-        "vision token", captioner.name, paths, digests_of(paths), cache_dir,
-        lambda part: captioner.vision_tokens([read_image(path) for path in part]), on_disk=True,
-    )  # fmt: skip
-    return OnDisk(images, files)
+
+    def build(part: Sequence[Path]) -> torch.Tensor:
+        return captioner.vision_tokens([read_image(path) for path in part])
+
+    digests = digests_of(paths)
+    return OnDisk(images, in_parts("vision token", captioner.name, paths, digests, cache_dir, build, on_disk=True))
 
 
 class OnDisk:
@@ -145,7 +151,7 @@ class OnDisk:
         return self._open[number][within]
 
 
-FETCH = "--images_dir names the folder of the images that were seen"
+# ---------------------------------------------------------------- images, and the cache
 
 
 def image_paths(images: Sequence[str], folder: Path) -> list[Path]:
@@ -170,37 +176,42 @@ def digests_of(paths: Sequence[Path]) -> list[str]:
 
 
 def in_parts(
-    what: str, name: str, items: Sequence, digests: Sequence[str], cache_dir: Path, build: Callable, on_disk: bool = False,
-    identity: str | None = None,
-) -> torch.Tensor | list[Path]:  # fmt: skip
+    what: str,
+    name: str,
+    items: Sequence,
+    digests: Sequence,
+    cache_dir: Path,
+    build: Callable,
+    on_disk=False,
+    identity=None,
+) -> torch.Tensor | list[Path]:
     """Targets of all items, from the cache or built now, FILE at a time; `on_disk`: the files that hold them.
 
-    what : str. Kind of target. name : str. The model that gives them, for messages, and by its files (or `identity`) for the cache.
+    what : str. Kind of target.
+    name : str. The model that gives them, for messages, and by its files for the cache.
+    digests : sequence of str. What tells an item from another.
+    build : callable. Up to 32 items → (n, …) tensor.
+    identity : str, optional. In place of the model's files.
     """
-    identity, found, files, built = identity or model_identity(name), [], [], 0
+    identity, parts, files, built = identity or model_identity(name), [], [], 0
     with progress(total=len(items), desc=f"{what} targets", unit=what, leave=False) as bar:
         for start in range(0, len(items), FILE):
-            key = json.dumps([what, identity, digests[start : start + FILE]])
-            path = (
-                Path(cache_dir)
-                / f"{what.replace(' ', '_')}_targets-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-            )
+            part, own = items[start : start + FILE], digests[start : start + FILE]
+            key = hashlib.sha256(json.dumps([what, identity, own]).encode()).hexdigest()[:24]
+            path = Path(cache_dir) / f"{what.replace(' ', '_')}_targets-{key}.safetensors"
             kept = read_kept(path)
-            if kept is None or set(kept) != {"targets"} or len(kept["targets"]) != len(digests[start : start + FILE]):
-                part = items[start : start + FILE]
-                made = [build(part[k : k + BATCH]).half() for k in range(0, len(part), BATCH)]
-                kept = {"targets": torch.cat(made)}
-                if not torch.isfinite(kept["targets"]).all():
-                    raise UserError(
-                        f"{name} gives NaN, infinity or more than half precision holds; its weights are damaged"
-                    )
+            if kept is None or set(kept) != {"targets"} or len(kept["targets"]) != len(own):
+                made = torch.cat([build(part[k : k + BATCH]).half() for k in range(0, len(part), BATCH)])
+                if not torch.isfinite(made).all():
+                    fault = "gives NaN, infinity or more than half precision holds"
+                    raise UserError(f"{name} {fault}; its weights are damaged")
+                kept = {"targets": made}
                 keep(kept, path)
                 built += len(part)
             if on_disk and not path.is_file():
-                raise UserError(
-                    f"{path.parent} cannot be written, and {what}s are read from there; --cache_dir names another folder"
-                )
-            files.append(path) if on_disk else found.append(kept["targets"])
-            bar.update(len(kept["targets"]))
+                unwritten = f"{path.parent} cannot be written, and {what}s are read from there"
+                raise UserError(f"{unwritten}; --cache_dir names another folder")
+            files.append(path) if on_disk else parts.append(kept["targets"])
+            bar.update(len(own))
     print(f"{what} targets: {len(items)}, {f'{built} embedded now' if built else 'from the cache'}")
-    return files if on_disk else torch.cat(found)
+    return files if on_disk else torch.cat(parts)

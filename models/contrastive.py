@@ -1,12 +1,10 @@
-"""Contrastive training towards embeddings, and what retrieval among candidates is worth: losses, ranks, exact k-way scores."""
+"""Contrastive training towards embeddings, and retrieval among candidates: losses, ranks, exact k-way scores."""
 
 from math import comb, log
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-
-POSITIVES = ("image", "row")
 
 
 class LogitScale(nn.Module):
@@ -16,20 +14,18 @@ class LogitScale(nn.Module):
         super().__init__()
         self.logarithm, self.most = nn.Parameter(torch.tensor(log(first))), most
 
-    def forward(self) -> torch.Tensor:
+    def forward(self) -> Tensor:
         return self.logarithm.exp().clamp(max=self.most)
 
 
 def info_nce(
-    eeg: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor | float, images: torch.Tensor | None = None,
-    unit_eeg: bool = True,
-) -> torch.Tensor:  # fmt: skip
+    eeg: Tensor, targets: Tensor, scale: Tensor | float, images: Tensor | None = None, unit_eeg: bool = True
+) -> Tensor:
     """Symmetric InfoNCE of embeddings (B, D) and their targets (B, D); the targets are brought to unit length.
 
-    L = ½ Σ_rows −log softmax(s · e tᵀ) at the positives / B + the same over columns. An image that comes several times in a
-    batch is no negative of itself: with `images` the wanted distribution is uniform over its copies.
-
-    images : (B,) tensor, optional. Which image a row's target is. None: only the row itself is a positive, as published.
+    L = ½ Σ_rows −log softmax(s · e tᵀ) at the positives / B + the same over columns. An image that comes several times
+    in a batch is no negative of itself: with `images` the wanted distribution is uniform over its copies.
+    images : (B,) tensor, optional. Which image a row's target is. None: a row is its only positive, as published.
     unit_eeg : bool. Whether the embeddings are brought to unit length as well; UBP does not.
     """
     eeg = F.normalize(eeg, dim=-1) if unit_eeg else eeg
@@ -39,7 +35,7 @@ def info_nce(
     return (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted)) / 2
 
 
-def retrieval_ranks(eeg: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def retrieval_ranks(eeg: Tensor, candidates: Tensor, own: Tensor) -> Tensor:
     """(N,) ranks, best 1, of each embedding's own candidate by cosine; among equals it comes last.
 
     eeg : (N, D). candidates : (K, D). own : (N,) which candidate is an embedding's own.
@@ -51,7 +47,7 @@ def retrieval_ranks(eeg: torch.Tensor, candidates: torch.Tensor, own: torch.Tens
 def k_way(rank: int, n_candidates: int, k: int, top: int = 1) -> float:
     """The chance that the own candidate is among the best `top` of itself and k − 1 others drawn at random.
 
-    P = Σ_{j < top} C(r − 1, j) · C(n − r, k − 1 − j) / C(n − 1, k − 1), for rank r of n: exact, no distractors are drawn.
+    P = Σ_{j < top} C(r − 1, j) · C(n − r, k − 1 − j) / C(n − 1, k − 1), for rank r of n: exact, nothing is drawn.
     Raises ValueError where rank or k are out of range.
     """
     if not 1 <= rank <= n_candidates or not 1 <= k <= n_candidates or top < 1:

@@ -16,13 +16,13 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 from models.image_generator import HINT, load_image_model
 from models.loading import load_whole
 from models.poolings import FEATURES
+from models.token_encoders import AfterEncoder
 from utils.checkpoints import keep, read_kept
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
 
 QUERIES = 77  # CLIP's text length
 WIDTH = 512  # inside the mapper
-TOKEN_POSITIONS = ("none", "learned")
 
 # ---------------------------------------------------------------- mappers
 # (B, n, in_dim) EEG tokens → text states (B, 77, D), pooled vector (B, D), class logits (B, K)
@@ -38,15 +38,12 @@ class QFormerMapper(nn.Module):
     in_dim : int. Width of a token, 200 for CSBrain.
     """
 
-    def __init__(
-        self, n_classes=10, n_tokens=20, clip_width=768, token_positions="none", dropout=0.1, in_dim=FEATURES
-    ):  # fmt: skip
+    def __init__(self, n_classes=10, n_tokens=20, clip_width=768, token_positions="none", dropout=0.1, in_dim=FEATURES):
         super().__init__()
         self.n_tokens = n_tokens
         self.input_mlp, self.positions = input_layers(in_dim, n_tokens, token_positions, dropout)
-        layer = nn.TransformerEncoderLayer(
-            WIDTH, nhead=8, dim_feedforward=2 * WIDTH, dropout=dropout, batch_first=True, norm_first=True
-        )
+        order = {"batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(WIDTH, nhead=8, dim_feedforward=2 * WIDTH, dropout=dropout, **order)
         self.encoder = nn.TransformerEncoder(layer, num_layers=4, enable_nested_tensor=False)
         self.queries = nn.Parameter(0.02 * torch.randn(QUERIES, WIDTH))
         self.attention = nn.MultiheadAttention(WIDTH, num_heads=8, dropout=dropout, batch_first=True)
@@ -57,8 +54,7 @@ class QFormerMapper(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x = self.input_mlp(tokens)  # (B, n, 512)
-        if self.positions is not None:
-            x = x + self.positions
+        x = x if self.positions is None else x + self.positions
         x = self.encoder(x)  # (B, n, 512)
         queries = self.queries.expand(len(x), -1, -1)  # (B, 77, 512)
         attended, _ = self.attention(queries, x, x, need_weights=False)
@@ -73,9 +69,7 @@ class MLPMapper(nn.Module):
     Every text position gets the pooled vector and a learned vector of its own.
     """
 
-    def __init__(
-        self, n_classes=10, n_tokens=20, clip_width=768, token_positions="none", dropout=0.1, in_dim=FEATURES
-    ):  # fmt: skip
+    def __init__(self, n_classes=10, n_tokens=20, clip_width=768, token_positions="none", dropout=0.1, in_dim=FEATURES):
         super().__init__()
         self.n_tokens = n_tokens
         self.input_mlp, self.positions = input_layers(in_dim, n_tokens, token_positions, dropout)
@@ -85,8 +79,7 @@ class MLPMapper(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x = self.input_mlp(tokens)  # (B, n, 512)
-        if self.positions is not None:
-            x = x + self.positions
+        x = x if self.positions is None else x + self.positions
         pooled = self.to_pooled(x.mean(dim=1))  # (B, D)
         return pooled[:, None] + self.text_positions, pooled, self.head(pooled)
 
@@ -97,9 +90,7 @@ class LinearMapper(nn.Module):
     Every text position gets the pooled vector and a learned vector of its own.
     """
 
-    def __init__(
-        self, n_classes=10, n_tokens=20, clip_width=768, token_positions="none", dropout=0.1, in_dim=FEATURES
-    ):  # fmt: skip
+    def __init__(self, n_classes=10, n_tokens=20, clip_width=768, token_positions="none", dropout=0.1, in_dim=FEATURES):
         super().__init__()
         self.n_tokens = n_tokens
         self.text_positions = nn.Parameter(0.02 * torch.randn(QUERIES, clip_width))
@@ -112,50 +103,30 @@ class LinearMapper(nn.Module):
         return pooled[:, None] + self.text_positions, pooled, self.head(flat)
 
 
-def input_layers(
-    in_dim: int, n_tokens: int, token_positions: str, dropout: float
-) -> tuple[nn.Module, nn.Parameter | None]:
+def input_layers(in_dim: int, n_tokens: int, token_positions: str, dropout: float) -> tuple:
     """The MLP that every token goes through, and the learned positions, where there are any."""
-    mlp = nn.Sequential(
-        nn.Linear(in_dim, WIDTH), nn.LayerNorm(WIDTH), nn.GELU(), nn.Dropout(dropout), nn.Linear(WIDTH, WIDTH)
-    )
+    first, last = nn.Linear(in_dim, WIDTH), nn.Linear(WIDTH, WIDTH)
+    mlp = nn.Sequential(first, nn.LayerNorm(WIDTH), nn.GELU(), nn.Dropout(dropout), last)
     return mlp, nn.Parameter(0.02 * torch.randn(n_tokens, WIDTH)) if token_positions == "learned" else None
 
 
 EEGCLIPMapper = QFormerMapper  # the seed's name
 
 
-class EEGMapperModel(nn.Module):
-    """A mapper, with the encoder and the pooling before it where there are no cached tokens.
+class EEGMapperModel(AfterEncoder, nn.Module):
+    """A mapper, with the encoder and the pooling before it where there are no cached tokens: see `AfterEncoder`."""
 
-    encoder : nn.Module, optional
-    train_encoder : {"never", "joint", "always"}. "always" for encoders that start from scratch.
-    """
-
-    def __init__(
-        self, mapper: nn.Module, encoder: nn.Module | None = None, reducer: nn.Module | None = None,
-        train_encoder: str = "never",
-    ):  # fmt: skip
+    def __init__(self, mapper: nn.Module, encoder=None, reducer=None, train_encoder: str = "never"):
         super().__init__()
         self.mapper, self.encoder, self.reducer, self.train_encoder = mapper, encoder, reducer, train_encoder
 
     def set_phase(self, joint: bool) -> None:
         """Train the mapper, and the encoder as `train_encoder` says."""
         self.mapper.requires_grad_(True)
-        if self.encoder is not None:
-            self.encoder.requires_grad_(False)
-            if self.train_encoder == "always" or (joint and self.train_encoder == "joint"):
-                for parameter in self.encoder.trainable_parameters():
-                    parameter.requires_grad_(True)
-
-    def train(self, mode: bool = True) -> "EEGMapperModel":
-        super().train(mode)
-        if self.encoder is not None and not any(p.requires_grad for p in self.encoder.parameters()):
-            self.encoder.eval()  # a frozen encoder drops nothing out
-        return self
+        self.set_encoder_phase(joint)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.mapper(x if self.encoder is None else self.reducer(self.encoder(x)))
+        return self.mapper(self.encode(x))
 
 
 # ---------------------------------------------------------------- loss
@@ -163,24 +134,16 @@ class EEGMapperModel(nn.Module):
 
 @dataclass
 class MapperBatch:
-    """What a loss term may look at.
+    """What a loss term reads."""
 
-    states, pooled, logits : (B, 77, D), (B, D), (B, K) float tensors. The mapper's outputs.
-    label : (B,) int64
-    prototypes : (K, D). One target vector a class: CLIP embeddings of the photos (or of the prompts).
-    text_states : (K, 77, D). The image model's own text states of the class prompts.
-    temperature : float. τ of InfoNCE over the K prototypes.
-    label_smoothing : float. Of the head's cross-entropy.
-    """
-
-    states: torch.Tensor
+    states: torch.Tensor  # (B, 77, D), (B, D) and (B, K): the mapper's outputs
     pooled: torch.Tensor
     logits: torch.Tensor
-    label: torch.Tensor
-    prototypes: torch.Tensor
-    text_states: torch.Tensor
-    temperature: float = 0.5
-    label_smoothing: float = 0.0
+    label: torch.Tensor  # (B,) int64
+    prototypes: torch.Tensor  # (K, D), a target vector a class: CLIP embeddings of the photos, or of the prompts
+    text_states: torch.Tensor  # (K, 77, D): the image model's own text states of the class prompts
+    temperature: float = 0.5  # τ of InfoNCE over the K prototypes
+    label_smoothing: float = 0.0  # of the head's cross-entropy
 
     @property
     def cosines(self) -> torch.Tensor:
@@ -208,8 +171,7 @@ def mapper_loss(batch: MapperBatch, weights: Mapping[str, float]) -> tuple[torch
 
 def mean_pairwise_cosine(vectors: torch.Tensor) -> float:
     """Of all pairs of rows of (K, D): how alike the targets of different classes are."""
-    unit = F.normalize(vectors.float(), dim=-1)
-    k = len(unit)
+    unit, k = F.normalize(vectors.float(), dim=-1), len(vectors)
     return float(((unit @ unit.T).sum() - k) / (k * (k - 1)))
 
 
@@ -236,8 +198,8 @@ class CLIPImageTargetBuilder:
         """The model, as a function of pictures → (K, 768)."""
         transformers.logging.set_verbosity_error()  # the text tower's weights are left out on purpose
         safe = {"local_files_only": self.local, "trust_remote_code": False}
-        kind = CLIPVisionModelWithProjection
-        model = load_whole(kind, self.name, "--clip_model", HINT, **safe, dtype=torch.float32).eval()
+        settings = safe | {"dtype": torch.float32}
+        model = load_whole(CLIPVisionModelWithProjection, self.name, "--clip_model", HINT, **settings).eval()
         with loading(f"--clip_model {self.name}", HINT):
             processor = CLIPImageProcessorPil.from_pretrained(self.name, **safe)
 
@@ -270,10 +232,9 @@ class CLIPTextTargetBuilder:
         """The same, computed now: states and pooled. The model is loaded once."""
         reader = self._reader = getattr(self, "_reader", None) or load_image_model(self.name, for_reading=True)
         with loading(f"--image_model {self.name}", HINT):
-            return {
-                "states": torch.cat([reader.read_prompt(prompt).states for prompt in prompts]).clone(),
-                "pooled": torch.cat([reader.pooled_target(prompt) for prompt in prompts]).clone(),
-            }
+            states = torch.cat([reader.read_prompt(prompt).states for prompt in prompts]).clone()
+            pooled = torch.cat([reader.pooled_target(prompt) for prompt in prompts]).clone()
+        return {"states": states, "pooled": pooled}
 
 
 def _identity(name: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import EMBEDDERS, FEATURE_ENCODERS, choose
 from models.contrastive import LogitScale
@@ -23,16 +23,15 @@ class EEGEmbedding(nn.Module):
 
     name : str. A key of `EMBEDDERS` or `FEATURE_ENCODERS`.
     out : int. Width of the embedding, 77 · 768 for text states, or the number of classes.
-    electrodes, n_times, sfreq, units : of the trials, as they are read.
+    electrodes, n_times, sfreq, units : sequence of str, int, float in Hz, str. Of the trials, as they are read.
     n_tokens, token_width : int. For cached tokens of a frozen encoder: what it gives.
     de : {"gaussian", "published"}. Kind of differential entropy.
     settings : what else the encoder is made with, such as ATM's `positions`.
     """
 
     def __init__(
-        self, name: str, out: int, electrodes: Sequence[str], n_times: int, sfreq: float, units: str,
-        de: str = "gaussian", n_tokens: int = 0, token_width: int = 0, **settings,
-    ):  # fmt: skip
+        self, name, out, electrodes, n_times, sfreq, units, de="gaussian", n_tokens=0, token_width=0, **settings
+    ):
         super().__init__()
         self.sfreq, self.units, self.de, self.out = sfreq, units, de, out
         kind = embedder_named(name)
@@ -59,14 +58,14 @@ class EEGEmbedding(nn.Module):
         kind = choose(EMBEDDERS, name)
         return lambda x, sfreq: kind.prepare(x, sfreq, units)
 
-    def standardise_by(self, x: torch.Tensor) -> None:
+    def standardise_by(self, x: Tensor) -> None:
         """Take mean and standard deviation of (N, …) training features; a signal stays as it is."""
         if self.reads != "signal":
             flat = x.flatten(1).float()
             self.mean.copy_(flat.mean(dim=0))
             self.sd.copy_(flat.std(dim=0).clamp(min=1e-6))
 
-    def forward(self, x: torch.Tensor, subject_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, subject_ids: Tensor | None = None) -> Tensor:
         """(B, C, T), (B, 5 · C) or tokens (B, n, width); people's places in the table (B,) → (B, out) or (B, 77, D)."""
         if self.reads != "signal":
             x = (x.flatten(1) - self.mean) / self.sd
@@ -77,7 +76,7 @@ class EEGEmbedding(nn.Module):
 
 
 class FromScratch(nn.Module):
-    """An encoder of tokens that is trained from its first epoch, and a projection of all that it gives: (B, …) → (B, dim)."""
+    """An encoder of tokens, trained from epoch 1 on, and a projection of all its features: (B, …) → (B, dim)."""
 
     takes_people = False
 
@@ -92,5 +91,5 @@ class FromScratch(nn.Module):
     def prepare(self, x: np.ndarray, sfreq: float, units: str) -> np.ndarray:
         return self.encoder.prepare(x if units == "microvolts" else WHITENED * x, sfreq)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.project(self.encoder(x).flatten(1))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import peft
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, GenerationConfig
 
 from models.loading import load_whole, refuse_code
 from models.poolings import FEATURES, EEGTokenReducer
+from models.token_encoders import AfterEncoder
 from utils.checkpoints import as_bytes
 from utils.errors import UserError, loading
 from utils.files import read_json
@@ -24,43 +25,48 @@ LORA_R, LORA_ALPHA, LORA_TARGETS, LORA_DROPOUT = 8, 16, ("q_proj", "v_proj"), 0.
 
 
 class EEGProjection(nn.Module):
-    """(B, n, in_dim) EEG tokens → (B, n, hidden) embeddings; 4,616,192 parameters for CSBrain's 200 and TinyLlama's 2048."""
+    """(B, n, in_dim) EEG tokens → (B, n, hidden) embeddings.
+
+    4,616,192 parameters for CSBrain's 200 and TinyLlama's 2048.
+    """
 
     def __init__(self, hidden: int = 2048, in_dim: int = FEATURES, dropout: float = 0.1):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(in_dim, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(hidden, hidden), nn.LayerNorm(hidden),
-        )  # fmt: skip
+        first, second = nn.Linear(in_dim, hidden), nn.Linear(hidden, hidden)
+        norms = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.layers = nn.Sequential(first, norms[0], nn.GELU(), nn.Dropout(dropout), second, norms[1])
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         return self.layers(tokens)
 
 
-class EEGLanguageModel(nn.Module):
+class EEGLanguageModel(AfterEncoder, nn.Module):
     """A causal language model that reads EEG tokens inside the user's turn of its chat.
 
-    language_model : transformers or peft causal language model. Its base weights stay as they are; LoRA layers are
-        trained where `set_phase` says so.
+    language_model : causal language model of transformers or peft. `set_phase` trains its LoRA layers at most.
     tokenizer : its tokenizer, with a chat template
     system_prompt, user_prompt : str. `user_prompt` holds "{eeg}" once, where the EEG tokens stand.
-    encoder : nn.Module, optional. For prepared signals instead of cached tokens.
-    train_encoder : {"never", "joint", "always"}. "always" for encoders that start from scratch.
+    encoder, reducer, train_encoder : see `AfterEncoder`.
 
     Inputs `x` are what the encoder reads, (B, …); without an encoder, EEG tokens (B, n, D).
-
     Call `read_prefix` whenever the weights have changed and before anything is decoded: the text before the EEG is the
     same for every trial, so it is read once.
     """
 
     def __init__(
-        self, language_model, tokenizer, system_prompt: str, user_prompt: str, projection: EEGProjection,
-        encoder: nn.Module | None = None, reducer: EEGTokenReducer | None = None, train_encoder: str = "never",
-    ):  # fmt: skip
+        self,
+        language_model,
+        tokenizer,
+        system_prompt: str,
+        user_prompt: str,
+        projection: EEGProjection,
+        encoder: nn.Module | None = None,
+        reducer: EEGTokenReducer | None = None,
+        train_encoder: str = "never",
+    ):
         super().__init__()
         self.language_model, self.tokenizer = language_model, tokenizer
-        self.projection, self.encoder, self.reducer = projection, encoder, reducer
-        self.train_encoder = train_encoder
+        self.projection, self.encoder, self.reducer, self.train_encoder = projection, encoder, reducer, train_encoder
         before, after = split_prompt(tokenizer, system_prompt, user_prompt)
         self.register_buffer("before_ids", torch.tensor([before]), persistent=False)  # (1, L)
         self.register_buffer("after_ids", torch.tensor([after]), persistent=False)  # (1, S)
@@ -75,53 +81,37 @@ class EEGLanguageModel(nn.Module):
         """
         self.requires_grad_(False)
         trained = [*self.projection.parameters(), *(self.lora_parameters() if joint else [])]
-        with_encoder = self.train_encoder == "always" or (joint and self.train_encoder == "joint")
-        of_encoder = self.encoder.trainable_parameters() if with_encoder else []
-        for parameter in (*trained, *of_encoder):
+        for parameter in trained:
             parameter.requires_grad_(True)
-        return trained, of_encoder
+        return trained, self.set_encoder_phase(joint)
 
     def lora_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.language_model.named_parameters() if "lora_" in name]
 
-    def train(self, mode: bool = True) -> "EEGLanguageModel":
-        super().train(mode)
-        if self.encoder is not None and not any(p.requires_grad for p in self.encoder.parameters()):
-            self.encoder.eval()  # a frozen encoder drops nothing out
-        return self
-
     # ------------------------------------------------------------ training
 
-    def forward(
-        self, x: torch.Tensor, target_ids: torch.Tensor, target_mask: torch.Tensor, label_smoothing: float = 0.0
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, target_ids: Tensor, target_mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean next-token cross-entropy over the target tokens only.
 
-        target_ids : (B, T) int64. Answers, each ended by the end-of-sequence token, padded on the right with
-            anything.
+        target_ids : (B, T) int64. Answers, each ended by the end-of-sequence token; padded on the right with anything.
         target_mask : (B, T) bool. False where padded.
         """
         prompt = self._embed_prompt(x)  # (B, n + S, H)
         target = self._embed(target_ids[:, :-1]).to(prompt.dtype)  # (B, T − 1, H)
         cache, length = self._prefix_cache(len(x))
         seen = torch.ones(len(x), length + prompt.shape[1], dtype=torch.bool, device=target_mask.device)
+        mask, n_kept = torch.cat([seen, target_mask[:, :-1]], dim=1).long(), target_ids.shape[1]
+        embeds = torch.cat([prompt, target], dim=1)
         logits = self.language_model(
-            inputs_embeds=torch.cat([prompt, target], dim=1),
-            attention_mask=torch.cat([seen, target_mask[:, :-1]], dim=1).long(),
-            past_key_values=cache,
-            logits_to_keep=target_ids.shape[1],
-        ).logits  # (B, T, V)
-        loss = F.cross_entropy(
-            logits.float().transpose(1, 2), target_ids, reduction="none", label_smoothing=label_smoothing
-        )  # (B, T)
+            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, logits_to_keep=n_kept
+        ).logits.float()  # (B, T, V)
+        loss = F.cross_entropy(logits.mT, target_ids, reduction="none", label_smoothing=label_smoothing)  # (B, T)
         return (loss * target_mask).sum() / target_mask.sum()
 
     # ------------------------------------------------------------ decoding
 
     @torch.no_grad()
-    def decode(
-        self, x: torch.Tensor, sentences: Sequence[str], max_new_tokens: int = 64
-    ) -> tuple[list[str], torch.Tensor]:
+    def decode(self, x: Tensor, sentences: Sequence[str], max_new_tokens: int = 64) -> tuple[list[str], Tensor]:
         """Greedy text, and how likely each of the given sentences is.
 
         Returns the texts, and (B, K) scores: mean log-probability per token of each sentence with its end token.
@@ -133,22 +123,20 @@ class EEGLanguageModel(nn.Module):
         states = keys_and_values(out.past_key_values)
         return self._greedy(prompt, length, states, max_new_tokens), self._score(first, states, sentences)
 
-    def _greedy(self, prompt: torch.Tensor, length: int, states: list, max_new_tokens: int) -> list[str]:
+    def _greedy(self, prompt: Tensor, length: int, states: list, max_new_tokens: int) -> list[str]:
         """transformers' own `generate`, from the keys and values of all but the prompt's last token."""
         cache = DynamicCache([(k[:, :, :-1], v[:, :, :-1]) for k, v in states])
         prefix = prompt.new_zeros(len(prompt), length, prompt.shape[-1])  # cached, so only its length matters
         whole = torch.cat([prefix, prompt], dim=1)
-        eos = self.tokenizer.eos_token_id
+        seen = torch.ones(whole.shape[:2], dtype=torch.long, device=whole.device)
+        eos = {"eos_token_id": self.tokenizer.eos_token_id, "pad_token_id": self.tokenizer.eos_token_id}
+        greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, **eos)
         ids = self.language_model.generate(
-            inputs_embeds=whole, past_key_values=cache,
-            attention_mask=torch.ones(whole.shape[:2], dtype=torch.long, device=whole.device),
-            generation_config=GenerationConfig(
-                do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=eos
-            ),
-        )  # (B, new tokens)  # fmt: skip
+            inputs_embeds=whole, past_key_values=cache, attention_mask=seen, generation_config=greedy
+        )  # (B, new tokens)
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def _score(self, first: torch.Tensor, states: list, sentences: Sequence[str]) -> torch.Tensor:
+    def _score(self, first: Tensor, states: list, sentences: Sequence[str]) -> Tensor:
         """All sentences of some trials as one batch, over the keys and values of the prompt.
 
         Some: as many as keep the logits of a vocabulary of 32,000 under half a gigabyte.
@@ -164,10 +152,8 @@ class EEGLanguageModel(nn.Module):
         for trials in torch.arange(len(first), device=first.device).split(max(1, 64 // k)):
             n = len(trials)
             cache = DynamicCache([tuple(t[trials].repeat_interleave(k, dim=0) for t in layer) for layer in states])
-            out = self.language_model(
-                input_ids=ids[:, :-1].repeat(n, 1), past_key_values=cache, use_cache=True,
-                attention_mask=attention.repeat(n, 1),
-            )  # fmt: skip
+            how = {"past_key_values": cache, "use_cache": True, "attention_mask": attention.repeat(n, 1)}
+            out = self.language_model(input_ids=ids[:, :-1].repeat(n, 1), **how)
             logits = torch.cat([first[trials].repeat_interleave(k, dim=0)[:, None], out.logits.float()], dim=1)
             loss = F.cross_entropy(logits.transpose(1, 2), ids.repeat(n, 1), reduction="none")  # (n·K, T)
             scores.append(-(loss.view(n, k, longest) * mask).sum(dim=-1) / mask.sum(dim=-1))
@@ -175,19 +161,15 @@ class EEGLanguageModel(nn.Module):
 
     # ------------------------------------------------------------ parts
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """What the encoder reads → EEG tokens (B, n, D); without an encoder, tokens pass through."""
-        return x if self.encoder is None else self.reducer(self.encoder(x))
-
     @torch.no_grad()
     def read_prefix(self) -> None:
         """Keep the keys and values of the text before the EEG, as the weights are now."""
         self._prefix = self._prefix_states()
 
-    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+    def _embed(self, ids: Tensor) -> Tensor:
         return self.language_model.get_input_embeddings()(ids)
 
-    def _embed_prompt(self, x: torch.Tensor) -> torch.Tensor:
+    def _embed_prompt(self, x: Tensor) -> Tensor:
         """EEG tokens and the text behind them, (B, n + S, H), in the language model's own precision."""
         after = self._embed(self.after_ids).expand(len(x), -1, -1)
         return torch.cat([self.projection(self.encode(x)).to(after.dtype), after], dim=1)
@@ -207,12 +189,11 @@ class EEGLanguageModel(nn.Module):
         return DynamicCache(expanded), self.before_ids.shape[1]
 
     def _prefix_states(self) -> list:
-        return keys_and_values(
-            self.language_model(input_ids=self.before_ids, use_cache=True, logits_to_keep=1).past_key_values
-        )
+        out = self.language_model(input_ids=self.before_ids, use_cache=True, logits_to_keep=1)
+        return keys_and_values(out.past_key_values)
 
 
-def keys_and_values(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     """Per layer (B, heads, length, width); a `DynamicCache` made of them appends without changing them."""
     return [(layer.keys, layer.values) for layer in cache.layers]
 
@@ -223,23 +204,20 @@ def split_prompt(tokenizer, system_prompt: str, user_prompt: str) -> tuple[list[
     The chat is tokenised whole, with a token of its own where the EEG stands, so that neither part changes by being
     cut off; that token then goes, and no placeholder text is left. Where the template has no system role, the system
     prompt stands at the beginning of the user's turn.
-
     Raises UserError if the tokenizer has no chat template, or one that loses the user's turn.
     """
+    llm = f"--llm {tokenizer.name_or_path}"
     if not tokenizer.chat_template:
-        raise UserError(f"--llm {tokenizer.name_or_path}: no chat template; use a chat model such as TinyLlama-Chat")
+        raise UserError(f"{llm}: no chat template; use a chat model such as TinyLlama-Chat")
     if user_prompt.count(EEG_PLACE) != 1:
         raise ValueError(f"the user prompt must hold {EEG_PLACE} once")
     mark = "<|eeg-place|>"
     user = user_prompt.replace(EEG_PLACE, mark)
-    with_system = [{"role": "system", "content": system_prompt}, {"role": "user", "content": user}]
-    text = _apply(tokenizer, with_system)
+    text = _apply(tokenizer, [{"role": "system", "content": system_prompt}, {"role": "user", "content": user}])
     if text is None or system_prompt not in text:
         text = _apply(tokenizer, [{"role": "user", "content": f"{system_prompt}\n\n{user}"}])
     if text is None or text.count(mark) != 1:
-        raise UserError(
-            f"--llm {tokenizer.name_or_path}: its chat template does not keep a user's turn as it is written"
-        )
+        raise UserError(f"{llm}: its chat template does not keep a user's turn as it is written")
     marked = copy.deepcopy(tokenizer)
     marked.add_special_tokens({"additional_special_tokens": [mark]})
     ids = marked(text, add_special_tokens=False).input_ids
@@ -251,7 +229,6 @@ def _apply(tokenizer, chat: list[dict]) -> str | None:
     """The chat as text; None where the template refuses it, or fails in any other way.
 
     A template comes from a stranger. Jinja's sandbox lets it touch nothing, but it may loop for ever and multiply.
-
     Raises UserError for a template that is too long, gives too much, or asks for too much time or memory.
     """
     what = f"--llm {tokenizer.name_or_path}: its chat template"
@@ -275,31 +252,27 @@ def _apply(tokenizer, chat: list[dict]) -> str | None:
 def load_language_model(name: str, device: torch.device, quantize: bool, dtype: torch.dtype) -> tuple:
     """A causal language model and its tokenizer, from a local folder or the hub.
 
-    name : str. A folder laid out like `TinyLlama/TinyLlama-1.1B-Chat-v1.0` (nothing is downloaded then), or a hub
-        address.
+    name : str. A hub address, or a folder laid out like `TinyLlama/TinyLlama-1.1B-Chat-v1.0` (nothing is downloaded).
     quantize : bool. 4-bit NF4 with double quantisation (bitsandbytes).
     dtype : torch.dtype. Of the weights, and of the arithmetic on quantised ones.
     Raises UserError if the model cannot be loaded.
     """
     safe = {"local_files_only": fetch_nothing(name, "config.json", "--llm"), "trust_remote_code": False}
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, **nf4)
     hint = "give a local folder or a hub address, and --no_quantize where bitsandbytes does not support the device"
     refuse_code()
     with loading(f"--llm {name}", hint):
         tokenizer = AutoTokenizer.from_pretrained(name, **safe)
-    model = load_whole(
-        AutoModelForCausalLM, name, "--llm", hint, **safe, dtype=dtype, device_map={"": device},
-        quantization_config=config if quantize else None,
-    )  # fmt: skip
+    how = {"dtype": dtype, "device_map": {"": device}, "quantization_config": four_bits if quantize else None}
+    model = load_whole(AutoModelForCausalLM, name, "--llm", hint, **safe, **how)
     # a repository's own settings of generation (penalties, sampling) would change what is decoded
     end = tokenizer.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # Where the CPU can, bitsandbytes repacks a layer when it first sees evaluation and computes in bfloat16 from
-            # then on, training included; a run that evaluated and one that resumed would then differ.
+            # Where the CPU can, bitsandbytes repacks a layer when it first sees evaluation and computes in bfloat16
+            # from then on, training included; a run that evaluated and one that resumed would then differ.
             module.support_avx512bf16_for_cpu = False
     model = model.eval().requires_grad_(False)
     with loading(f"--llm {name}", hint):
@@ -313,8 +286,8 @@ def check_fits(model, tokenizer) -> None:
     n_tokens = model.get_input_embeddings().weight.shape[0]
     highest = max(tokenizer.get_vocab().values())
     if highest >= n_tokens or not isinstance(tokenizer.eos_token_id, int):
-        raise ValueError(f"its tokenizer has tokens up to {highest}, the model {n_tokens}, the end token is "
-                         f"{tokenizer.eos_token_id}")  # fmt: skip
+        tokens = f"its tokenizer has tokens up to {highest}, the model {n_tokens}"
+        raise ValueError(f"{tokens}, the end token is {tokenizer.eos_token_id}")
     logits = model(input_ids=torch.tensor([[tokenizer.eos_token_id]], device=model.device)).logits
     if not torch.isfinite(logits).all():
         raise ValueError("it gives NaN or infinity")
@@ -343,10 +316,10 @@ def add_lora(
 
 
 # what plain LoRA has in adapter_config.json: anything else computes something else
-PLAIN_LORA = {"peft_type": "LORA", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none",
-              "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layers_to_transform": None,
-              "use_qalora": False, "layer_replication": None, "trainable_token_indices": None,
-              "alora_invocation_tokens": None, "target_parameters": None}  # fmt: skip
+PLAIN_LORA = {"peft_type": "LORA", "bias": "none", "rank_pattern": {}, "alpha_pattern": {}}
+PLAIN_LORA |= dict.fromkeys(("use_rslora", "use_dora", "use_qalora", "fan_in_fan_out"), False)
+PLAIN_LORA |= dict.fromkeys(("modules_to_save", "layers_to_transform", "layer_replication", "target_parameters"))
+PLAIN_LORA |= dict.fromkeys(("trainable_token_indices", "alora_invocation_tokens"))
 
 
 def read_lora_settings(folder: Path) -> dict:
@@ -371,10 +344,10 @@ def read_lora_settings(folder: Path) -> dict:
 
 
 def lora_facts(model: peft.PeftModel) -> dict:
-    """What a checkpoint keeps of the adapter that was trained with it: rank, scale, layers, and a digest of its weights."""
-    config = model.peft_config["default"]
-    return {"r": config.r, "alpha": float(config.lora_alpha), "targets": sorted(config.target_modules),
-            "digest": _digest(peft.get_peft_model_state_dict(model))}  # fmt: skip
+    """What a checkpoint keeps of the adapter trained with it: rank, scale, layers, and a digest of its weights."""
+    config, digest = model.peft_config["default"], _digest(peft.get_peft_model_state_dict(model))
+    settings = {"r": config.r, "alpha": float(config.lora_alpha), "targets": sorted(config.target_modules)}
+    return settings | {"digest": digest}
 
 
 def load_lora(model: peft.PeftModel, folder: str | Path, facts: Mapping | None = None) -> None:
@@ -383,33 +356,29 @@ def load_lora(model: peft.PeftModel, folder: str | Path, facts: Mapping | None =
     facts : mapping, optional. `lora_facts` of the adapter that it has to be.
     Raises UserError if the folder is missing, is no adapter, one of another shape, or another one than `facts` says.
     """
-    folder = Path(folder)
-    file = folder / "adapter_model.safetensors"
+    file = Path(folder) / "adapter_model.safetensors"
     if not file.is_file():
         raise UserError(f"{folder} is not a LoRA folder (it has no adapter_model.safetensors); --lora_dir names one")
     with loading(str(file), "it is damaged; --lora_dir names another"):
         given = peft.load_peft_weights(str(folder), device="cpu")
-    wanted = peft.get_peft_model_state_dict(model)
-    wrong = [key for key in given.keys() | wanted.keys()
-             if key not in given or key not in wanted or given[key].shape != wanted[key].shape]  # fmt: skip
+    shapes = {key: tensor.shape for key, tensor in given.items()}
+    wanted = {key: tensor.shape for key, tensor in peft.get_peft_model_state_dict(model).items()}
+    wrong = sorted(key for key in shapes.keys() | wanted.keys() if shapes.get(key) != wanted.get(key))
     if wrong:
-        raise UserError(
-            f"{folder} is an adapter for another model: {sorted(wrong)[0]} and {len(wrong) - 1} more differ"
-        )
+        raise UserError(f"{folder} is an adapter for another model: {wrong[0]} and {len(wrong) - 1} more differ")
     peft.set_peft_model_state_dict(model, given)
     if facts is not None:
-        found = lora_facts(model) | {"digest": _digest(given)}
-        differ = [f"{name} {found[name]!r} and not {facts.get(name)!r}" for name in ("r", "alpha", "targets")
-                  if found[name] != facts.get(name)]  # fmt: skip
-        if found["digest"] != facts.get("digest"):
-            differ.append("other weights: damaged, or of another epoch")
-        if differ:
-            raise UserError(
-                f"{folder} is not the adapter that was saved with the projection: it has {'; '.join(differ)}"
-            )
+        own = lora_facts(model)
+        names = [name for name in ("r", "alpha", "targets") if own[name] != facts.get(name)]
+        faults = [f"{name} {own[name]!r} and not {facts.get(name)!r}" for name in names]
+        if _digest(given) != facts.get("digest"):
+            faults.append("other weights: damaged, or of another epoch")
+        if faults:
+            what = f"{folder} is not the adapter that was saved with the projection"
+            raise UserError(f"{what}: it has {'; '.join(faults)}")
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors and their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

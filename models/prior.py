@@ -1,6 +1,7 @@
 """Embedding of EEG → embedding of an image, by a small diffusion model; embedding of EEG → a captioner's vision tokens.
 
-Both as published with ATM (Li et al., NeurIPS 2024, arXiv 2403.07721). The prior's sizes for 1024 dimensions: 9,675,648 parameters.
+Both as published with ATM (Li et al., NeurIPS 2024, arXiv 2403.07721). The prior has 9,675,648 parameters for 1024
+dimensions.
 """
 
 import math
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import DDPMScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTHS = (1024, 512, 256, 128, 64)
@@ -16,11 +17,10 @@ SINUSOIDS = 512
 STEPS, GUIDANCE = 50, 5.0  # of sampling, as published
 
 
-def time_sinusoids(t: torch.Tensor, width: int = SINUSOIDS) -> torch.Tensor:
+def time_sinusoids(t: Tensor, width: int = SINUSOIDS) -> Tensor:
     """(B,) times → (B, width): cosines, then sines, of t · 10000^(−2i / width)."""
-    angle = t.float()[:, None] * torch.exp(
-        -math.log(10000) * torch.arange(width // 2, device=t.device) / (width // 2)
-    )  # (B, width / 2)
+    rates = torch.exp(-math.log(10000) * torch.arange(width // 2, device=t.device) / (width // 2))
+    angle = t.float()[:, None] * rates  # (B, width / 2)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
@@ -31,7 +31,7 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.linear_1, self.linear_2 = nn.Linear(SINUSOIDS, width), nn.Linear(width, width)
 
-    def forward(self, sinusoids: torch.Tensor) -> torch.Tensor:
+    def forward(self, sinusoids: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
 
 
@@ -42,54 +42,48 @@ class DiffusionPriorUNet(nn.Module):
     widths : sequence of int. Of the levels, from the entry inwards.
     """
 
-    def __init__(
-        self, dim: int = 1024, condition_dim: int = 1024, widths: Sequence[int] = WIDTHS, dropout: float = 0.1
-    ):
+    def __init__(self, dim: int = 1024, condition_dim: int = 1024, widths: Sequence[int] = WIDTHS):
         super().__init__()
-        back = tuple(reversed(widths))
         self.input_layer = nn.Sequential(nn.Linear(dim, widths[0]), nn.LayerNorm(widths[0]), nn.SiLU())
-        for way, sizes in (("encode", widths), ("decode", back)):
+        for way, sizes in (("encode", widths), ("decode", widths[::-1])):
             pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
-            layers = [nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.SiLU(), nn.Dropout(dropout)) for a, b in pairs]
+            layers = [nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.SiLU(), nn.Dropout(0.1)) for a, b in pairs]
             self.add_module(f"{way}_time_embedding", nn.ModuleList(TimeEmbedding(a) for a, _ in pairs))
             self.add_module(f"{way}_cond_embedding", nn.ModuleList(nn.Linear(condition_dim, a) for a, _ in pairs))
             self.add_module(f"{way}_layers", nn.ModuleList(layers))
         self.output_layer = nn.Linear(widths[0], dim)
 
-    def forward(
-        self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None, told: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
         """(B, D) noisy embeddings, (B,) times 0 to 999, (B, D') condition → (B, D) noise.
 
-        told : (B,) bool, optional. Which rows the condition is for; the others are as without one.
+        kept : (B,) bool, optional. Rows that keep their condition; the others are as without one.
         """
         sinusoids = time_sinusoids(t)
-        x, got = self.input_layer(x), []
-        for time, condition_of, layer in zip(
-            self.encode_time_embedding, self.encode_cond_embedding, self.encode_layers, strict=True
-        ):
-            got.append(x)  # what the way back adds again, before time and condition
-            x = layer(x + time(sinusoids) + self._told(condition_of, condition, told))
-        for time, condition_of, layer in zip(
-            self.decode_time_embedding, self.decode_cond_embedding, self.decode_layers, strict=True
-        ):
-            x = layer(x + time(sinusoids) + self._told(condition_of, condition, told)) + got.pop()
+        x, skipped = self.input_layer(x), []
+        parts = self.encode_time_embedding, self.encode_cond_embedding, self.encode_layers
+        for time, conditioned, layer in zip(*parts, strict=True):
+            skipped.append(x)  # what the way back adds again, before time and condition
+            x = layer(x + time(sinusoids) + self._shift(conditioned, condition, kept))
+        parts = self.decode_time_embedding, self.decode_cond_embedding, self.decode_layers
+        for time, conditioned, layer in zip(*parts, strict=True):
+            x = layer(x + time(sinusoids) + self._shift(conditioned, condition, kept)) + skipped.pop()
         return self.output_layer(x)
 
     @staticmethod
-    def _told(layer: nn.Linear, condition: torch.Tensor | None, told: torch.Tensor | None) -> torch.Tensor | float:
+    def _shift(layer: nn.Linear, condition: Tensor | None, kept: Tensor | None) -> Tensor | float:
         if condition is None:  # not even the bias
             return 0.0
-        return layer(condition) if told is None else layer(condition) * told[:, None]
+        return layer(condition) if kept is None else layer(condition) * kept[:, None]
 
 
 class DiffusionPrior(nn.Module):
     """The published network with its noise schedule, on standardised embeddings.
 
-    Times go from 0 to 999, β from 1e-4 to 0.02, linear. `clip_sample` is off: diffusers' default cuts at ±1 what has unit variance.
+    Times go from 0 to 999, β from 1e-4 to 0.02, linear. `clip_sample` is off: the default cuts at ±1 what has unit
+    variance.
 
     dim, condition_dim : int. Widths of the image's and of the EEG's embedding.
-    components : int, optional. Principal components that the network works in (see `standardise_by`); default: the dimensions.
+    components : int, optional. Principal components that the network works in (see `standardise_by`); default: none.
     """
 
     def __init__(
@@ -102,11 +96,11 @@ class DiffusionPrior(nn.Module):
         self.register_buffer("sd", torch.ones(inner))
         self.register_buffer("axes", torch.zeros(components, dim) if components else None)
 
-    def standardise_by(self, targets: torch.Tensor) -> None:
-        """Take mean and standard deviation of (N, D) training targets: of each dimension; or, of components, the axes and one scale for all.
+    def standardise_by(self, targets: Tensor) -> None:
+        """Take mean and deviations of (N, D) training targets; or, of components, the axes and one scale for all.
 
-        Embeddings of a small CLIP, or of few images, fill few dimensions. Noise fills all of them, and most of what a network learns
-        then is the noise where no embedding is.
+        Embeddings of a small CLIP, or of few images, fill few dimensions. Noise fills all of them, and most of what a
+        network learns then is the noise where no embedding is.
         """
         targets = targets.float()
         self.mean.copy_(targets.mean(dim=0))
@@ -117,12 +111,12 @@ class DiffusionPrior(nn.Module):
             self.axes.copy_(axes[: len(self.axes)])
             self.sd.fill_(float(((targets - self.mean) @ self.axes.T).square().mean().sqrt().clamp(min=1e-6)))
 
-    def standardised(self, x: torch.Tensor) -> torch.Tensor:
+    def standardised(self, x: Tensor) -> Tensor:
         """(B, D) embeddings → what the network works in."""
         x = x - self.mean
         return (x if self.axes is None else x @ self.axes.T) / self.sd
 
-    def restored(self, z: torch.Tensor) -> torch.Tensor:
+    def restored(self, z: Tensor) -> Tensor:
         """The way back: (B, D) embeddings."""
         z = z * self.sd
         return (z if self.axes is None else z @ self.axes) + self.mean
@@ -130,25 +124,25 @@ class DiffusionPrior(nn.Module):
     @staticmethod
     def schedule() -> DDPMScheduler:
         """A new schedule: it counts the steps of one sampling."""
-        return DDPMScheduler(
-            num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False
-        )
+        betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+        return DDPMScheduler(num_train_timesteps=1000, clip_sample=False, **betas)
 
-    def loss(self, target: torch.Tensor, condition: torch.Tensor, drop: float = 0.1) -> torch.Tensor:
-        """MSE of the noise at random times, for (B, D) embeddings of images; each row loses its condition with probability `drop`."""
+    def loss(self, target: Tensor, condition: Tensor, drop: float = 0.1) -> Tensor:
+        """MSE of the noise at random times, for (B, D) embeddings of images.
+
+        Each row loses its condition with probability `drop`.
+        """
         x = self.standardised(target)
         noise, t = torch.randn_like(x), torch.randint(0, 1000, (len(x),), device=x.device)
-        told = torch.rand(len(x), device=x.device) >= drop
+        kept = torch.rand(len(x), device=x.device) >= drop
         noisy = self.schedule().add_noise(x, noise, t)
-        return F.mse_loss(self.net(noisy, t, condition, told), noise)
+        return F.mse_loss(self.net(noisy, t, condition, kept), noise)
 
     @torch.no_grad()
-    def sample(
-        self, condition: torch.Tensor, seeds: Sequence[int], steps: int = STEPS, guidance: float = GUIDANCE
-    ) -> torch.Tensor:
+    def sample(self, condition: Tensor, seeds: Sequence[int], steps: int = STEPS, guidance: float = GUIDANCE) -> Tensor:
         """(B, D') embeddings of EEG → (B, D) embeddings of images, one for each row's seed.
 
-        A row's noise is its seed's, drawn on the CPU: it is the same in every batch and on every device, up to rounding.
+        A row's noise is its seed's, drawn on the CPU: the same in every batch and on every device, up to rounding.
         guidance : float. Times the difference that the condition makes; 1: the conditional noise itself.
         """
         self.eval()
@@ -158,25 +152,28 @@ class DiffusionPrior(nn.Module):
         x = torch.stack([torch.randn(len(self.sd), generator=g) for g in noise]).to(device)
         for t in schedule.timesteps:
             times = t.to(device).expand(len(x))
-            told, untold = self.net(x, times, condition), self.net(x, times)
-            x = schedule.step(untold + guidance * (told - untold), t, x, generator=noise).prev_sample
+            conditional, plain = self.net(x, times, condition), self.net(x, times)
+            x = schedule.step(plain + guidance * (conditional - plain), t, x, generator=noise).prev_sample
         return self.restored(x)
 
 
-def components_of(targets: torch.Tensor, share: float = 0.999) -> int:
+def components_of(targets: Tensor, share: float = 0.999) -> int:
     """How many principal components hold this share of the variance of (N, D) targets."""
     variance = torch.linalg.svdvals(targets.float() - targets.float().mean(dim=0)).square()
     return int((variance.cumsum(0) < share * variance.sum()).sum()) + 1
 
 
 class CaptionAdapter(nn.Module):
-    """Embedding of EEG (B, D) → the tokens that a captioner sees (B, n, width); 1,052,676 parameters for GIT's (257, 1024)."""
+    """Embedding of EEG (B, D) → the tokens that a captioner sees (B, n, width).
+
+    1,052,676 parameters for GIT's (257, 1024).
+    """
 
     def __init__(self, dim: int = 1024, n_tokens: int = 257, width: int = 1024):
         super().__init__()
         self.spread, self.spread_norm = nn.Linear(1, n_tokens), nn.LayerNorm(n_tokens)
         self.project, self.norm = nn.Linear(dim, width), nn.LayerNorm(width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.spread_norm(self.spread(x[..., None]))  # (B, D, n)
         return self.norm(self.project(x.transpose(1, 2)))  # (B, n, width)

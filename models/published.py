@@ -2,7 +2,7 @@
 
     model = from_published("atm", state_dict, kind="paper")
 
-Sizes are read off the shapes. What has no effect on the output is ignored by name; anything else that is not known is refused.
+Sizes are read off the shapes. What has no effect on the output is ignored by name; any other unknown name is refused.
 """
 
 import math
@@ -21,11 +21,15 @@ from utils.errors import UserError, reason
 # ---------------------------------------------------------------- names: published → ours
 
 TSCONV = {
-    r"enc_eeg\.0\.tsconv\.0\.": "tsconv.time.", r"enc_eeg\.0\.tsconv\.2\.": "tsconv.norm1.",
-    r"enc_eeg\.0\.tsconv\.4\.": "tsconv.space.", r"enc_eeg\.0\.tsconv\.5\.": "tsconv.norm2.",
-    r"enc_eeg\.0\.projection\.0\.": "tsconv.mix.", r"proj_eeg\.0\.": "project.first.",
-    r"proj_eeg\.1\.fn\.1\.": "project.second.", r"proj_eeg\.2\.": "project.norm.",
-}  # fmt: skip
+    r"enc_eeg\.0\.tsconv\.0\.": "tsconv.time.",
+    r"enc_eeg\.0\.tsconv\.2\.": "tsconv.norm1.",
+    r"enc_eeg\.0\.tsconv\.4\.": "tsconv.space.",
+    r"enc_eeg\.0\.tsconv\.5\.": "tsconv.norm2.",
+    r"enc_eeg\.0\.projection\.0\.": "tsconv.mix.",
+    r"proj_eeg\.0\.": "project.first.",
+    r"proj_eeg\.1\.fn\.1\.": "project.second.",
+    r"proj_eeg\.2\.": "project.norm.",
+}
 LAYER = r"encoder\.encoder\.attn_layers\.0\."
 ATM = {
     r"encoder\.enc_embedding\.value_embedding\.(?=weight|bias)": "embed.0.",
@@ -33,11 +37,16 @@ ATM = {
     r"encoder\.enc_embedding\.subject_embedding\.subject_embedding\.": "subjects.",
     r"encoder\.enc_embedding\.subject_embedding\.shared_embedding$": "stranger",
     **{LAYER + rf"attention\.{part}_projection\.": f"{part}." for part in ("query", "key", "value", "out")},
-    LAYER + r"conv1\.": "ff1.", LAYER + r"conv2\.": "ff2.", LAYER + r"norm1\.": "norm1.", LAYER + r"norm2\.": "norm2.",
-    r"encoder\.encoder\.norm\.": "norm.", **TSCONV,
-}  # fmt: skip
-UBP = {r"(brain\.)?model\.0\.": "project.first.", r"(brain\.)?model\.1\.f\.1\.": "project.second.",
-       r"(brain\.)?model\.2\.": "project.norm."}  # fmt: skip
+    **{LAYER + rf"conv{k}\.": f"ff{k}." for k in (1, 2)},
+    **{LAYER + rf"norm{k}\.": f"norm{k}." for k in (1, 2)},
+    r"encoder\.encoder\.norm\.": "norm.",
+    **TSCONV,
+}
+UBP = {
+    r"(brain\.)?model\.0\.": "project.first.",
+    r"(brain\.)?model\.1\.f\.1\.": "project.second.",
+    r"(brain\.)?model\.2\.": "project.norm.",
+}
 LOW_LEVEL = {r"subject_wise_linear\.0\.": "embed.", r"upsampler\.": "upsampler."}
 PRIOR = {r"(?=(input|output|(en|de)code)_)": ""}
 SAME = {r"(?=(conv1|depthwise_conv|separable_conv[12]|bn[123]?|fc[123]?|l[123])\.)": ""}
@@ -52,22 +61,17 @@ IDLE_ATM = (
 # ---------------------------------------------------------------- models, as large as the shapes say
 
 
-def _samples(width: int) -> int:
-    """The fewest samples for which TSConv gives so wide a vector."""
-    return (width // FILTERS - 1) * STEP + POOL + KERNEL - 1
-
-
 def _atm(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
     n_joint = sum(bool(re.fullmatch(r"embed\.\d+\.weight", name)) for name in shapes)
-    return nets.ATM(
-        n_chans=shapes["tsconv.space.weight"][2], n_times=shapes["subjects.weight"][1], dim=shapes["project.first.weight"][0],
-        n_subjects=shapes["subjects.weight"][0], n_linear=n_joint, **ATM_KINDS[kind],
-    )  # fmt: skip
+    n_chans, dim = shapes["tsconv.space.weight"][2], shapes["project.first.weight"][0]
+    n_subjects, n_times = shapes["subjects.weight"]
+    return nets.ATM(n_chans, n_times, dim, n_subjects, n_linear=n_joint, **ATM_KINDS[kind])
 
 
 def _nice(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
     dim, width = shapes["project.first.weight"]
-    return nets.NICE(shapes["tsconv.space.weight"][2], _samples(width), dim)
+    n_times = (width // FILTERS - 1) * STEP + POOL + KERNEL - 1  # the fewest for which TSConv gives so wide a vector
+    return nets.NICE(shapes["tsconv.space.weight"][2], n_times, dim)
 
 
 def _ubp(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
@@ -80,39 +84,23 @@ def _eegnet(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
     return nets.ImageNetEEGNet(n_classes, shapes["depthwise_conv.weight"][2], n_times=(10 * (width // 16) - 1) * 4 - 1)
 
 
-def _mlp(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
-    return nets.DEClassifier(shapes["l3.weight"][0], shapes["l1.weight"][1])
-
-
-def _de_mlp(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
-    return nets.DEMapper(shapes["fc1.weight"][1], (77, shapes["fc3.weight"][0] // 77))
-
-
 def _rgnn(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
     n_chans = (math.isqrt(8 * shapes["edge_weight"][0] + 1) - 1) // 2
     return nets.RGNN(shapes["fc.weight"][0], n_chans, shapes["lin.weight"][1])
 
 
 def _prior(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
-    widths = [
-        shapes[f"encode_layers.{level}.0.weight"]
-        for level in range(len({k for k in shapes if re.fullmatch(r"encode_layers\.\d+\.0\.weight", k)}))
-    ]
-    return DiffusionPriorUNet(
-        shapes["input_layer.0.weight"][1],
-        shapes["encode_cond_embedding.0.weight"][1],
-        (widths[0][1], *(narrow for narrow, _ in widths)),
-    )
+    n_levels = sum(bool(re.fullmatch(r"encode_layers\.\d+\.0\.weight", name)) for name in shapes)
+    levels = [shapes[f"encode_layers.{level}.0.weight"] for level in range(n_levels)]
+    dim, condition_dim = shapes["input_layer.0.weight"][1], shapes["encode_cond_embedding.0.weight"][1]
+    return DiffusionPriorUNet(dim, condition_dim, (levels[0][1], *(narrow for narrow, _ in levels)))
 
 
 def _low_level(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
-    doublings = sum(
-        re.fullmatch(r"upsampler\.\d+\.weight", name) is not None and shape[-1] == 4
-        for name, shape in shapes.items()
-        if len(shape) == 4
-    )
-    last = max(int(name.split(".")[1]) for name in shapes if re.fullmatch(r"upsampler\.\d+\.weight", name))
-    latents = (shapes[f"upsampler.{last}.weight"][1], 2**doublings, 2**doublings)
+    places = [int(name.split(".")[1]) for name in shapes if re.fullmatch(r"upsampler\.\d+\.weight", name)]
+    layers = [shapes[f"upsampler.{place}.weight"] for place in sorted(places)]
+    edge = 2 ** sum(len(shape) == 4 and shape[-1] == 4 for shape in layers)
+    latents = layers[-1][1], edge, edge
     return nets.LowLevel(shapes["upsampler.0.weight"][0] // 128, shapes["embed.weight"][1], latents)
 
 
@@ -122,8 +110,8 @@ PUBLISHED: dict[str, tuple[dict[str, str], str, Callable[..., nn.Module]]] = {
     "nice": (TSCONV, IDLE, _nice),
     "ubp": (UBP, IDLE, _ubp),
     "eegnet": (SAME, IDLE, _eegnet),
-    "mlp": (SAME, IDLE, _mlp),
-    "de_mlp": (SAME, IDLE, _de_mlp),
+    "mlp": (SAME, IDLE, lambda s, _: nets.DEClassifier(s["l3.weight"][0], s["l1.weight"][1])),
+    "de_mlp": (SAME, IDLE, lambda s, _: nets.DEMapper(s["fc1.weight"][1], (77, s["fc3.weight"][0] // 77))),
     "rgnn": (RGNN, IDLE, _rgnn),
     "low_level": (LOW_LEVEL, IDLE, _low_level),
     "prior": (PRIOR, IDLE, _prior),
@@ -143,39 +131,37 @@ def from_published(name: str, state_dict: Mapping[str, torch.Tensor], kind: str 
         raise UserError(f"{name}: no published model here; there are {', '.join(PUBLISHED)}")
     if kind not in ATM_KINDS:
         raise UserError(f"--checkpoint_kind {kind}: expected one of {', '.join(ATM_KINDS)}")
-    table, idle, make = PUBLISHED[name]
+    names, idle, make = PUBLISHED[name]
     renamed, unknown = {}, []
     for published, value in state_dict.items():
         if not isinstance(published, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"the published {name}: {str(published)[:80]} is no tensor under a name")
         if re.fullmatch(idle, published):
             continue
-        ours = next((re.sub(p, r, published, count=1) for p, r in table.items() if re.match(p, published)), None)
+        ours = next((re.sub(p, r, published, count=1) for p, r in names.items() if re.match(p, published)), None)
         if ours is None:
             unknown.append(published)
-        elif re.fullmatch(r"ff[12]\.weight", ours) and value.ndim == 3 and value.shape[-1] == 1:
-            renamed[ours] = value[..., 0].float()  # a Linear, published as a convolution of kernel 1
-        else:
-            renamed[ours] = value.float()
+            continue
+        if re.fullmatch(r"ff[12]\.weight", ours) and value.ndim == 3 and value.shape[-1] == 1:
+            value = value[..., 0]  # a Linear, published as a convolution of kernel 1
+        renamed[ours] = value.float()
     if unknown:
-        raise UserError(
-            f"the published {name} has no {unknown[0]!r} ({len(unknown)} names are unknown): is it another model?"
-        )
+        count = f"{len(unknown)} names are unknown"
+        raise UserError(f"the published {name} has no {unknown[0]!r} ({count}): is it another model?")
+    shapes = {key: value.shape for key, value in renamed.items()}
     try:
         with torch.device("meta"):
-            model = make({key: value.shape for key, value in renamed.items()}, kind)
+            model = make(shapes, kind)
         wanted = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     except KeyError as error:
         raise UserError(f"the published {name} lacks a weight ({error.args[0]})") from None
     except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
         raise UserError(f"the published {name} has shapes that do not fit together ({reason(error)})") from None
-    for key in sorted(set(wanted) | set(renamed)):
-        if key not in renamed or key not in wanted or renamed[key].shape != wanted[key]:
-            found, expected = (
-                tuple(of[key]) if key in of else "none" for of in ({k: v.shape for k, v in renamed.items()}, wanted)
-            )
-            raise UserError(f"the published {name}: {key} is {found}; expected {expected}")
+    for key in sorted(set(wanted) | set(shapes)):
+        if shapes.get(key) != wanted.get(key):
+            given, expected = (tuple(table[key]) if key in table else "none" for table in (shapes, wanted))
+            raise UserError(f"the published {name}: {key} is {given}; expected {expected}")
     with torch.device("cpu"):
-        model = make({key: value.shape for key, value in renamed.items()}, kind)
+        model = make(shapes, kind)
     model.load_state_dict(renamed, strict=False)  # num_batches_tracked only counts
     return model.eval()

@@ -1,6 +1,6 @@
-"""How the encoders of seen images were published: optimiser, batches, epochs, averaging; ATM's states. Sources: docs/methods.md.
+"""How the encoders of seen images were published: optimiser, batches, epochs, averaging; ATM's states.
 
-Imports nothing slow: a script's -h reads it.
+Sources: docs/methods.md. Imports nothing slow: a script's -h reads it.
 """
 
 from dataclasses import dataclass

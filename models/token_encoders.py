@@ -1,17 +1,17 @@
-"""Encoders whose features are pooled into tokens: what one is, two small ones that are trained from scratch, how any is made.
+"""Encoders whose features are pooled into tokens: what one is, two that are trained from scratch, how any is made.
 
 An encoder is an `nn.Module` with
     build(electrodes, brain_regions, sorted_indices, n_times, sfreq)   class method: made for trials of this kind
-    prepare(x, sfreq)       (n_chans, n_times) microvolts at `sfreq` Hz → what `forward` reads, as a NumPy array; not random
+    prepare(x, sfreq)       (n_chans, n_times) microvolts at `sfreq` Hz → NumPy array that `forward` reads; not random
     forward(x)              → features (B, C or 1, P, width): C electrodes, or 1 where it mixes them; P moments in time
     width                   of a feature
     electrode_order         input positions of the electrodes along C; None where it mixes them
-    pretrained              True: loaded from a checkpoint, frozen and cached by default; False: trained from the first epoch
+    pretrained              True: loaded from a checkpoint, frozen and cached by default; False: trained from epoch 1 on
     lr                      default of --encoder_lr
     gives, takes_people     ("tokens",), False
     trainable_parameters()  those that training may change
-`FEATURE_ENCODERS` in models/__init__.py lists them. Pipelines 4 to 6 project all that they give to one embedding; models/eeg_encoders.py
-has encoders that give one themselves.
+`FEATURE_ENCODERS` in models/__init__.py lists them. Pipelines 4 to 6 project all that they give to one embedding;
+models/eeg_encoders.py has encoders that give one themselves.
 """
 
 from collections.abc import Sequence
@@ -27,33 +27,27 @@ from utils.signals import resample
 
 
 def load_encoder(
-    name: str, checkpoint: str | None = None, allow_partial: bool = False, seed: int = 0, *,
-    electrodes: Sequence[str], brain_regions: Sequence[int], sorted_indices: Sequence[int], n_times: int, sfreq: float,
-) -> nn.Module:  # fmt: skip
+    name: str, checkpoint: str | None = None, allow_partial: bool = False, seed: int = 0, **trials
+) -> nn.Module:
     """An encoder for trials of one kind, in evaluation mode, without gradients.
 
     name : str. A key of `FEATURE_ENCODERS`.
-    checkpoint : str or None. Weights of a pretrained encoder; None gives random weights, for those who ask for them
-        by name.
+    checkpoint : str or None. Weights of a pretrained encoder; None: random ones, for those who ask for them by name.
     allow_partial : bool. See `load_weights`.
     seed : int. Of random weights.
     electrodes, brain_regions, sorted_indices : sequences. Names and CSBrain's region codes in input order; positions
         region by region.
-    n_times : int. Samples a trial, at `sfreq` Hz.
+    n_times, sfreq : int, float. Samples a trial, and their rate in Hz.
     Raises UserError if the checkpoint does not fit, or the encoder cannot read such trials.
     """
     torch.manual_seed(seed)
     kind = choose(FEATURE_ENCODERS, name)
-    encoder = kind.build(
-        electrodes=list(electrodes), brain_regions=list(brain_regions), sorted_indices=list(sorted_indices),
-        n_times=n_times, sfreq=sfreq,
-    )  # fmt: skip
+    encoder = kind.build(**trials)
     if not kind.pretrained:
         print(f"encoder: {name}, trained from scratch, {sum(p.numel() for p in encoder.parameters()):,} parameters")
     elif checkpoint is None:
-        print(
-            f"encoder: {name} with RANDOM weights (seed {seed}), as asked for; its features are not the published ones"
-        )
+        weights = f"RANDOM weights (seed {seed}), as asked for"
+        print(f"encoder: {name} with {weights}; its features are not the published ones")
     else:
         print(f"encoder: {checkpoint}: {load_weights(encoder, checkpoint, allow_partial)}")
     if hasattr(encoder, "proj_out"):
@@ -61,46 +55,76 @@ def load_encoder(
     return encoder.eval().requires_grad_(False)
 
 
-class EEGNet(nn.Module):
+class AfterEncoder:
+    """What models have that read EEG tokens: an encoder and a pooling before them, where no tokens are cached.
+
+    encoder, reducer : nn.Module, optional. Without them inputs are EEG tokens.
+    train_encoder : {"never", "joint", "always"}. "always" for encoders that start from scratch.
+    """
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """What the encoder reads → EEG tokens (B, n, D); without an encoder, tokens pass through."""
+        return x if self.encoder is None else self.reducer(self.encoder(x))
+
+    def set_encoder_phase(self, joint: bool) -> list[nn.Parameter]:
+        """Let the encoder be trained as `train_encoder` says; returns the parameters that are."""
+        if self.encoder is None:
+            return []
+        self.encoder.requires_grad_(False)
+        is_trained = self.train_encoder == "always" or (joint and self.train_encoder == "joint")
+        trained = self.encoder.trainable_parameters() if is_trained else []
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        return trained
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        if self.encoder is not None and not any(p.requires_grad for p in self.encoder.parameters()):
+            self.encoder.eval()  # a frozen encoder drops nothing out
+        return self
+
+
+class TrainedFromScratch(nn.Module):
+    """What both encoders below have: they mix the electrodes, and read (C, T) at `sfreq` Hz."""
+
+    pretrained, electrode_order, lr = False, None, 1e-3
+    gives, takes_people = ("tokens",), False
+
+    @classmethod
+    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, **_) -> nn.Module:
+        return cls(len(electrodes), int(n_times * cls.sfreq / sfreq))
+
+    def prepare(self, x: np.ndarray, sfreq: float) -> np.ndarray:
+        """(C, n_times) microvolts → (C, T) at the encoder's rate, in units of 10 µV."""
+        return (resample(x, sfreq, self.sfreq) / 10).astype(np.float32)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+
+class EEGNet(TrainedFromScratch):
     """EEGNet-8,2 (Lawhern et al., J. Neural Eng. 15:056013, 2018) up to its classifier: 16 features every 250 ms.
 
     n_chans, n_times : int. Electrodes; samples a trial at 128 Hz.
     dropout : float. 0.25 is the paper's value across people, 0.5 within a person.
     """
 
-    sfreq, pretrained, electrode_order, lr = 128.0, False, None, 1e-3
-    gives, takes_people = ("tokens",), False
-    filters, depth = 8, 2
+    sfreq, filters, depth = 128.0, 8, 2
     width = filters * depth
 
     def __init__(self, n_chans: int, n_times: int, dropout: float = 0.25):
         super().__init__()
-        f, d = self.filters, self.depth
+        f, wide = self.filters, self.width
         # kernels of even length: one zero more behind than before keeps the length
-        self.temporal = nn.Sequential(
-            nn.ZeroPad2d((31, 32, 0, 0)), nn.Conv2d(1, f, (1, 64), bias=False), nn.BatchNorm2d(f)
-        )
-        self.spatial = nn.Conv2d(f, f * d, (n_chans, 1), groups=f, bias=False)
-        self.after_spatial = nn.Sequential(nn.BatchNorm2d(f * d), nn.ELU(), nn.AvgPool2d((1, 4)), nn.Dropout(dropout))
-        self.separable = nn.Sequential(
-            nn.ZeroPad2d((7, 8, 0, 0)),
-            nn.Conv2d(f * d, f * d, (1, 16), groups=f * d, bias=False),
-            nn.Conv2d(f * d, self.width, 1, bias=False),
-            nn.BatchNorm2d(self.width), nn.ELU(), nn.AvgPool2d((1, 8)), nn.Dropout(dropout),
-        )  # fmt: skip
+        conv = nn.Conv2d(1, f, (1, 64), bias=False)
+        self.temporal = nn.Sequential(nn.ZeroPad2d((31, 32, 0, 0)), conv, nn.BatchNorm2d(f))
+        self.spatial = nn.Conv2d(f, wide, (n_chans, 1), groups=f, bias=False)
+        self.after_spatial = nn.Sequential(nn.BatchNorm2d(wide), nn.ELU(), nn.AvgPool2d((1, 4)), nn.Dropout(dropout))
+        convs = nn.Conv2d(wide, wide, (1, 16), groups=wide, bias=False), nn.Conv2d(wide, wide, 1, bias=False)
+        pooled = nn.BatchNorm2d(wide), nn.ELU(), nn.AvgPool2d((1, 8)), nn.Dropout(dropout)
+        self.separable = nn.Sequential(nn.ZeroPad2d((7, 8, 0, 0)), *convs, *pooled)
         if n_times < 32:
             raise UserError(f"trials are too short for eegnet, which pools over 0.25 s: {n_times} samples at 128 Hz")
-
-    @classmethod
-    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, **_) -> "EEGNet":
-        return cls(len(electrodes), int(n_times * cls.sfreq / sfreq))
-
-    def prepare(self, x: np.ndarray, sfreq: float) -> np.ndarray:
-        """(C, n_times) microvolts → (C, T) at 128 Hz, in units of 10 µV."""
-        return (resample(x, sfreq, self.sfreq) / 10).astype(np.float32)
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return list(self.parameters())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T) → (B, 1, T / 32, 16)."""
@@ -111,15 +135,13 @@ class EEGNet(nn.Module):
         return h.permute(0, 2, 3, 1)
 
 
-class ShallowFBCSPNet(nn.Module):
+class ShallowFBCSPNet(TrainedFromScratch):
     """ShallowFBCSPNet (Schirrmeister et al., Human Brain Mapping 38:5391, 2017) up to its classifier: log power.
 
     n_chans, n_times : int. Electrodes; samples a trial at 250 Hz.
     """
 
-    sfreq, pretrained, electrode_order, lr = 250.0, False, None, 1e-3
-    gives, takes_people = ("tokens",), False
-    filters = 40
+    sfreq, filters = 250.0, 40
     together = 4  # pooled moments, 60 ms apart, that make one token of 160 features
     width = filters * together
 
@@ -131,17 +153,6 @@ class ShallowFBCSPNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         if n_times < 24 + 75 + 15 * (self.together - 1):
             raise UserError(f"trials are too short for shallow, which needs 0.6 s: {n_times} samples at 250 Hz")
-
-    @classmethod
-    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, **_) -> "ShallowFBCSPNet":
-        return cls(len(electrodes), int(n_times * cls.sfreq / sfreq))
-
-    def prepare(self, x: np.ndarray, sfreq: float) -> np.ndarray:
-        """(C, n_times) microvolts → (C, T) at 250 Hz, in units of 10 µV."""
-        return (resample(x, sfreq, self.sfreq) / 10).astype(np.float32)
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return list(self.parameters())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T) → (B, 1, P, 160); a 4 s trial gives 15 tokens."""

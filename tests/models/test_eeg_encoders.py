@@ -1,4 +1,4 @@
-"""Encoders of the image-decoding systems: golden vectors of the published classes, counts, gradients, bad checkpoints."""
+"""Encoders of the image-decoding systems: golden vectors of published classes, counts, gradients, bad checkpoints."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from utils.errors import UserError
 GAINS = {"query_projection.weight": 6, "key_projection.weight": 6, "attn_layers.0.conv1.weight": 4, "model.0.weight": 4,
          "proj_eeg.0.weight": 16}  # fmt: skip
 OF_NET = {
-    "atm": (nets.ATM, (63, 250)), "nice": (nets.NICE, (63, 250)), "ubp": (nets.UBP, (17, 250)), "sgdm": (nets.SGDM, (63, 250)),
+    "atm": (nets.ATM, (63, 250)), "nice": (nets.NICE, (63, 250)), "ubp": (nets.UBP, (17, 250)), "sgdm": (nets.SGDM, (63,
+    250)),
     "eegnet": (nets.ImageNetEEGNet, (62, 400)), "mlp": (nets.DEClassifier, (310,)), "rgnn": (nets.RGNN, (310,)),
 }  # fmt: skip
 
@@ -81,8 +82,10 @@ def test_the_others_are_the_published_ones(golden, name):
 
 
 @pytest.mark.parametrize("net, settings, count", [
-    (nets.ATM, {}, 3_075_412), (nets.NICE, {}, 2_630_912), (nets.UBP, {}, 5_404_672),  # and one more, the logit scale of the loss
-    (nets.SGDM, {"dim": 512}, 3_741_312), (nets.SGDM, {"dim": 1536}, 4_790_912), (nets.SGDM, {"n_chans": 64, "n_times": 500, "dim": 512}, 3_839_360),
+    # and one more, the logit scale of the loss
+    (nets.ATM, {}, 3_075_412), (nets.NICE, {}, 2_630_912), (nets.UBP, {}, 5_404_672),
+    (nets.SGDM, {"dim": 512}, 3_741_312), (nets.SGDM, {"dim": 1536}, 4_790_912), (nets.SGDM, {"n_chans": 64,
+    "n_times": 500, "dim": 512}, 3_839_360),
     (nets.DEMapper, {}, 123_593_472), (nets.LowLevel, {}, 143_333_268),
     *((nets.ImageNetEEGNet, {"n_classes": k}, n) for k, n in ((80, 16_064), (40, 9_624), (8, 4_472))),
     *((nets.DEClassifier, {"n_classes": k}, n) for k, n in ((80, 123_600), (40, 118_440), (8, 114_312))),

@@ -174,10 +174,14 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in ran
 
 
 @pytest.mark.parametrize("template, message", [
-    (ENDLESS, "not read after"), ("{% macro m(n) %}{% for k in range(99999) %}{{ m(n) if n < 0 }}{% endfor %}{% endmacro %}"
-     "{% for a in range(99999) %}{{ m(1) }}{% endfor %}", "not read after"), ("{{ (7 ** (10**8)) % 3 }}", "not read after"),
-    ("{{ 'x' * 10**11 }}", "more memory"), ("{{ [0] * 10**10 }}", "more memory"), ("{{ '%2000000000d' % 1 }}", "more memory"),
-    ("{% set s = namespace(v='x' * 10**7) %}{% for k in range(60) %}{% set s.v = s.v ~ s.v %}{% endfor %}", "more memory|not read"),
+    (ENDLESS, "not read after"),
+    ("{% macro m(n) %}{% for k in range(99999) %}{{ m(n) if n < 0 }}{% endfor %}{% endmacro %}"
+     "{% for a in range(99999) %}{{ m(1) }}{% endfor %}", "not read after"), ("{{ (7 ** (10**8)) % 3 }}",
+     "not read after"),
+    ("{{ 'x' * 10**11 }}", "more memory"), ("{{ [0] * 10**10 }}", "more memory"), ("{{ '%2000000000d' % 1 }}",
+    "more memory"),
+    ("{% set s = namespace(v='x' * 10**7) %}{% for k in range(60) %}{% set s.v = s.v ~ s.v %}{% endfor %}",
+    "more memory|not read"),
     ("{# " + "x" * 100_000 + " #}" + TURNS, "more than 100000 characters"),
     (TURNS + "{% for a in range(99999) %}0123456789{% endfor %}0123456789", "makes 1000... characters"),
 ], ids=lambda value: value[:30])  # fmt: skip
@@ -192,9 +196,12 @@ def test_a_chat_template_may_take_neither_time_nor_memory(model, monkeypatch, te
 
 
 @pytest.mark.parametrize("template", [
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ a.b.c }}", "{{ 1 + 'a' }}", "{{ 1 // 0 }}",
-    "{{ '%d' % 'a' }}", "{{ range(10**9) | list }}", "{{ [] | first | upper | attr('x') + 1 }}", "{% for %}", "{{", "{% include '/etc/passwd' %}",
-    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ " + "(" * 30_000 + "1" + ")" * 30_000 + " }}", "{{ " + "not " * 20_000 + "1 }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ a.b.c }}", "{{ 1 + 'a' }}",
+    "{{ 1 // 0 }}",
+    "{{ '%d' % 'a' }}", "{{ range(10**9) | list }}", "{{ [] | first | upper | attr('x') + 1 }}", "{% for %}", "{{",
+    "{% include '/etc/passwd' %}",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ " + "(" * 30_000 + "1" + ")" * 30_000 + " }}",
+    "{{ " + "not " * 20_000 + "1 }}",
     "{% for a in [1] %}" * 300 + "{% endfor %}" * 300, "{{ messages | tojson(indent='x' * 9) | int(base='a') }}",
 ], ids=lambda template: template[:30])  # fmt: skip
 def test_a_chat_template_that_fails_in_any_way_is_refused_in_one_line(model, template):

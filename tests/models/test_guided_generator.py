@@ -1,4 +1,6 @@
-"""IP-Adapter, image to image and ControlNet: as diffusers' own calls, alone and in batches, from the hub's layouts, and refusals."""
+"""IP-Adapter, image to image and ControlNet: as diffusers' own calls, alone and in batches, from the hub's layouts, and
+refusals.
+"""
 
 import json
 import shutil
@@ -42,7 +44,8 @@ def write_adapter(unet, path, width=768, seed=0):
         return scale * torch.randn(*shape, generator=generator)
 
     cross = unet.config.cross_attention_dim
-    state = {"image_proj.proj.weight": noise(4 * cross, width, scale=width**-0.5), "image_proj.proj.bias": torch.zeros(4 * cross),
+    state = {"image_proj.proj.weight": noise(4 * cross, width, scale=width**-0.5),
+        "image_proj.proj.bias": torch.zeros(4 * cross),
              "image_proj.norm.weight": torch.ones(cross), "image_proj.norm.bias": torch.zeros(cross)}  # fmt: skip
     names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
     for k, name in enumerate(names):
@@ -55,7 +58,9 @@ def write_adapter(unet, path, width=768, seed=0):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The shipped Stable Diffusion of shapes and its ControlNet, and an adapter of random weights in the layout of h94/IP-Adapter."""
+    """The shipped Stable Diffusion of shapes and its ControlNet, and an adapter of random weights in the layout of
+    h94/IP-Adapter.
+    """
     folder = tmp_path_factory.mktemp("guided")
     complete_image_model(ROOT / "demo/assets/stable-diffusion-shapes", folder / "sd")
     unet = UNet2DConditionModel.from_pretrained(folder / "sd/unet").float()
@@ -124,7 +129,8 @@ def test_a_map_draws_what_diffusers_draws_along_it(models, empty):
     net = ControlNetModel.from_pretrained(models / "controlnet", dtype=torch.float32)
     pipeline = diffusers_own(models, "StableDiffusionControlNetPipeline", controlnet=net)
     theirs = pipeline(
-        "a photo of a dog", image=edges.resize((64, 64)), num_inference_steps=4, guidance_scale=3.0, height=64, width=64,
+        "a photo of a dog", image=edges.resize((64, 64)), num_inference_steps=4, guidance_scale=3.0, height=64,
+        width=64,
         controlnet_conditioning_scale=0.5, generator=torch.Generator("cpu").manual_seed(5),
     ).images[0]  # fmt: skip
     generator = made(models, empty, controlnet=str(models / "controlnet"))
@@ -153,12 +159,14 @@ def test_latents_begin_what_diffusers_begins_from_them(models, empty):
 def test_a_picture_of_a_batch_is_what_it_is_alone(models, empty, parts, scale):
     generator = made(
         models, empty, guidance_scale=scale, ip_adapter=str(models / "ip") if "embedding" in parts else None, width=768,
-        controlnet=str(models / "controlnet") if "structure" in parts else None, strength=0.8 if "latents" in parts else None,
+        controlnet=str(models / "controlnet") if "structure" in parts else None,
+        strength=0.8 if "latents" in parts else None,
     )  # fmt: skip
     torch.manual_seed(1)
     edges = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (64, 64, 3), np.uint8)) for k in range(4)]
     guidance = [
-        Guidance(empty[1], torch.randn(768) if "embedding" in parts else None, torch.randn(4, 16, 16) if "latents" in parts else None,
+        Guidance(empty[1], torch.randn(768) if "embedding" in parts else None, torch.randn(4, 16,
+            16) if "latents" in parts else None,
                  edges[k] if "structure" in parts else None)
         for k in range(4)
     ]  # fmt: skip
@@ -180,20 +188,23 @@ def turbo(tmp_path_factory):
     text = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=37, projection_dim=32, num_hidden_layers=2,
                 num_attention_heads=4, max_position_embeddings=77)  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64), layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        sample_size=16, block_out_channels=(32, 64), layers_per_block=1, down_block_types=("DownBlock2D",
+        "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4), use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=8, transformer_layers_per_block=(1, 2),
         projection_class_embeddings_input_dim=80, cross_attention_dim=64, norm_num_groups=8,
     )  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         latent_channels=4, norm_num_groups=8, sample_size=64,
     )  # fmt: skip
     scheduler = EulerAncestralDiscreteScheduler(
         beta_schedule="scaled_linear", timestep_spacing="trailing", steps_offset=1
     )
     pipeline = StableDiffusionXLPipeline(
-        vae, CLIPTextModel(CLIPTextConfig(**text)), CLIPTextModelWithProjection(CLIPTextConfig(**text)), tokenizer, tokenizer,
+        vae, CLIPTextModel(CLIPTextConfig(**text)), CLIPTextModelWithProjection(CLIPTextConfig(**text)), tokenizer,
+        tokenizer,
         unet, scheduler, force_zeros_for_empty_prompt=True, add_watermarker=False,
     )  # fmt: skip
     pipeline.save_pretrained(folder / "sdxl")

@@ -125,8 +125,10 @@ def test_no_code_runs_that_a_processor_of_an_image_model_brings(vi_pth, tmp_path
 
 
 @pytest.mark.parametrize("part, named", [
-    ("text_encoder", ["transformers", "AutoModel"]), ("text_encoder", ["evil", "Evil"]), ("scheduler", ["evil", "Evil"]),
-    ("unet", ["diffusers", "DiffusionPipeline.from_pretrained"]), ("unet", ["builtins", "exec"]), ("vae", ["diffusers", "AutoModel"]),
+    ("text_encoder", ["transformers", "AutoModel"]), ("text_encoder", ["evil", "Evil"]), ("scheduler", ["evil",
+    "Evil"]),
+    ("unet", ["diffusers", "DiffusionPipeline.from_pretrained"]), ("unet", ["builtins", "exec"]), ("vae", ["diffusers",
+    "AutoModel"]),
     ("unet", ["diffusers", "NoSuchClass"]), ("tokenizer", ["transformers", "AutoTokenizer"]),
 ])  # fmt: skip
 def test_no_part_of_an_image_model_is_anything_but_a_class_of_the_libraries(vi_pth, tmp_path, yes, part, named):
@@ -311,7 +313,8 @@ def test_a_weight_that_is_missing_is_not_made_up(demo, tmp_path, part):
 @pytest.mark.parametrize("file, change", [
     ("config.json", lambda text: text.replace('"num_hidden_layers": 3', '"num_hidden_layers": 4')),
     ("config.json", lambda text: text.replace('"hidden_act": "silu"', '"hidden_act": "sulu"')),
-    ("config.json", lambda text: text[:50]), ("config.json", lambda text: "[" * 100_000), ("config.json", lambda text: "[]"),
+    ("config.json", lambda text: text[:50]), ("config.json", lambda text: "[" * 100_000), ("config.json",
+    lambda text: "[]"),
     ("tokenizer.json", lambda text: text[:-200]), ("tokenizer.json", lambda text: text.replace('"vocab"', '"vocap"')),
     ("tokenizer_config.json", lambda text: "3"), ("chat_template.jinja", lambda text: "{% for"),
 ])  # fmt: skip

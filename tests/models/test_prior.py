@@ -1,4 +1,4 @@
-"""The diffusion prior and the caption adapter: the published network, its sampler step by step, what a batch changes."""
+"""The diffusion prior and the caption adapter: the published network, its sampler by steps, what a batch changes."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_the_published_prior_gives_its_golden_vectors_with_and_without_condition
         assert (model(x, t, condition) - vectors["y"]).abs().max() <= 1e-5
         assert (model(x, t) - vectors["y_unconditional"]).abs().max() <= 1e-5
         nobody = model(
-            x, t, condition, told=torch.zeros(3, dtype=torch.bool)
+            x, t, condition, kept=torch.zeros(3, dtype=torch.bool)
         )  # a dropped condition is none, bias and all
         assert (nobody - vectors["y_unconditional"]).abs().max() <= 1e-5
     del state["encode_layers.2.0.bias"]

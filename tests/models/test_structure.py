@@ -24,7 +24,8 @@ def test_a_map_is_bright_where_grey_changes_and_dark_elsewhere():
 @pytest.mark.parametrize("change", ["size", "contrast", "mode"])
 def test_a_map_does_not_depend_on_size_contrast_or_mode(change):
     base = structure_map(square(256, (64, 64, 192, 192)))
-    other = {"size": square(512, (128, 128, 384, 384)), "contrast": square(256, (64, 64, 192, 192), ink=(220, 180, 180)),
+    other = {"size": square(512, (128, 128, 384, 384)), "contrast": square(256, (64, 64, 192, 192), ink=(220, 180,
+        180)),
              "mode": square(256, (64, 64, 192, 192)).convert("L")}[change]  # fmt: skip
     assert np.corrcoef(base.ravel(), structure_map(other).ravel())[0, 1] > 0.97
 
