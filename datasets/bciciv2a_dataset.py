@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from datasets.bciciv2a_llm_dataset import DESCRIPTION
 from datasets.splits import split_trials
 from datasets.store import open_store
@@ -28,10 +26,8 @@ class BCICIV2aDataset:
     def __len__(self) -> int:
         return len(self.trials)
 
-    def _patches(self, index: int) -> np.ndarray:
-        return to_patches(self.store.read(self.trials[index]), self.store.sfreq)
-
     def __getitem__(self, index: int) -> tuple:
         import torch  # slow to import, and a script's -h reads the datasets' files
 
-        return torch.from_numpy(self._patches(index)), self.trials[index].label
+        trial = self.trials[index]
+        return torch.from_numpy(to_patches(self.store.read(trial), self.store.sfreq)), trial.label

@@ -5,7 +5,6 @@ BCI Competition IV, data set 2a (Tangermann et al., Frontiers in Neuroscience 6:
 (Pfurtscheller & Lopes da Silva, Clinical Neurophysiology 110, 1999).
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,8 +28,7 @@ MONTAGE = Montage(
 )
 FILES = tuple(f"A0{subject}{session}.mat" for subject in range(1, 10) for session in "TE")
 CALIBRATION_STRUCTS = 3  # what the published preprocessing drops from every file, A04T's real runs among them
-TRIAL_SETS = ("published", "all")
-EXPECTED_TRIALS = {
+EXPECTED_TRIALS = {  # by --trial_set
     "published": {"train": 2784, "val": 1152, "test": 1152},
     "all": {"train": 2880, "val": 1152, "test": 1152},
 }
@@ -39,7 +37,7 @@ FIRST_STRUCTS = "dropped: first three structs"
 
 def files(raw_dir: Path) -> list[Path]:
     """A01T.mat … A09E.mat that are there."""
-    return sorted(path for path in raw_dir.glob("*.mat") if re.fullmatch(r"A0[1-9][TE]\.mat", path.name))
+    return sorted(path for path in raw_dir.glob("*.mat") if path.name in FILES)
 
 
 def recordings(path: Path, trial_set: str = "published") -> Iterator[Recording]:
@@ -67,14 +65,12 @@ def closing(options: dict, sources: list[dict], counts: Counter) -> tuple[dict, 
     sets = {name: "/".join(str(expected[split]) for split in SPLITS) for name, expected in EXPECTED_TRIALS.items()}
     n_lost = sum(n for (fate, *_), n in counts.items() if fate == FIRST_STRUCTS)
     n_runs = counts["recordings", "task runs among the first three structs"]
-    lines = [
-        f"--trial_set {options['trial_set']}. The complete data give {sets['published']} trials (published) or "
-        f"{sets['all']} (all):",
+    asked, advice = options["trial_set"], " Use --trial_set all to keep them." if n_lost else ""
+    return {"expected": EXPECTED_TRIALS[asked]}, [
+        f"--trial_set {asked}. The complete data give {sets['published']} trials (published) or {sets['all']} (all):",
         "the published splits drop the first three structs of every file as calibration; A04T has one calibration run,",
-        f"so two real runs go too. Here that cost {n_lost} trials in {n_runs} runs."
-        + (" Use --trial_set all to keep them." if n_lost else ""),
+        f"so two real runs go too. Here that cost {n_lost} trials in {n_runs} runs.{advice}",
     ]
-    return {"expected": EXPECTED_TRIALS[options["trial_set"]]}, lines
 
 
 DESCRIPTION = DatasetDescription(
@@ -128,9 +124,9 @@ DESCRIPTION = DatasetDescription(
     window_starts="the `trial` sample (the fixation cross; the cue comes 2 s after it)",
     options={
         "trial_set": (
-            TRIAL_SETS,
-            "published: drop the first three structs of every file, as the published splits do, which costs A04T two real "
-            "runs (2784/1152/1152 trials); all: drop only runs without trials (2880/1152/1152)",
+            tuple(EXPECTED_TRIALS),
+            "published: drop the first three structs of every file, as the published splits do, which costs A04T two "
+            "real runs (2784/1152/1152 trials); all: drop only runs without trials (2880/1152/1152)",
         )
     },
     files=files,

@@ -5,7 +5,6 @@ sessions 1 to 3, `B0xE.mat` sessions 4 and 5, one struct a session.
 """
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +15,16 @@ from datasets.montage import Montage
 from datasets.recording import Recording
 
 SFREQ = 250.0  # Hz
+FILES = tuple(f"B0{subject}{session}.mat" for subject in range(1, 10) for session in "TE")
+HANDS = (0, 1)  # the labels that 2a and 2b share, with their words
 SESSIONS_BEFORE = {"T": 0, "E": 3}  # sessions that stand in the person's other file
 EXPECTED_TRIALS = {"train": 3600, "val": 1440, "test": 1440}  # 120 in sessions 1 and 2, 160 in 3 to 5; people differ
 
 
 def files(raw_dir: Path) -> list[Path]:
     """B01T.mat … B09E.mat that are there; a person's T before E, so that sessions stand in order."""
-    found = [path for path in raw_dir.glob("*.mat") if re.fullmatch(r"B0[1-9][TE]\.mat", path.name)]
-    return sorted(found, key=lambda path: (path.stem[:3], -ord(path.stem[3])))
+    recorded = [path for path in raw_dir.glob("*.mat") if path.name in FILES]
+    return sorted(recorded, key=lambda path: FILES.index(path.name))
 
 
 def recordings(path: Path) -> Iterator[Recording]:
@@ -39,7 +40,6 @@ def closing(options: dict, sources: list[dict], counts: Counter) -> tuple[dict, 
     return {"expected": EXPECTED_TRIALS}, ["expected: 120 trials in sessions 1 and 2, 160 in sessions 3 to 5"]
 
 
-HANDS = (0, 1)  # the labels that 2a and 2b share, with their words
 DESCRIPTION = dataclasses.replace(
     BCICIV2A,
     name="BCICIV2b",
@@ -61,6 +61,6 @@ DESCRIPTION = dataclasses.replace(
         "https://lampx.tugraz.at/~bci/database/004-2014/",
         "http://bnci-horizon-2020.eu/database/data-sets/004-2014/",
     ),
-    all_files=tuple(f"B0{subject}{session}.mat" for subject in range(1, 10) for session in "TE"),
+    all_files=FILES,
     closing=closing,
 )

@@ -1,4 +1,4 @@
-"""Reader of BNCI Horizon 2020's MATLAB files (sets 001-2014 and 004-2014): one file in, its runs, trials and labels out."""
+"""Reader of BNCI Horizon 2020's MATLAB files (sets 001-2014 and 004-2014): runs, trials and labels of one file."""
 
 from pathlib import Path
 
@@ -46,13 +46,13 @@ def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq
     if len(structs) == 0:
         raise UserError(f"{path}: 'data' is empty; expected runs")
     return [
-        _run(struct, number, f"{path}: run {number}", electrodes, n_classes, sfreq)
-        for number, struct in enumerate(structs, start=1)
+        _run(path, number, structs[number - 1], electrodes, n_classes, sfreq) for number in range(1, len(structs) + 1)
     ]
 
 
-def _run(struct, number: int, where: str, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> Recording:
+def _run(path: Path, number: int, struct, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> Recording:
     """Check one struct of the cell and take what is needed."""
+    where = f"{path}: run {number}"
     if isinstance(struct, np.ndarray) and struct.size == 1:  # a struct inside the cell comes as a 1 × 1 array
         struct = struct.item()
     missing = [name for name in ("X", "trial", "y", "fs") if not hasattr(struct, name)]
@@ -60,8 +60,8 @@ def _run(struct, number: int, where: str, electrodes: tuple[str, ...], n_classes
         raise UserError(f"{where} has no field {', '.join(missing)}; expected X, trial, y, fs")
     try:
         x = np.asarray(struct.X, dtype=np.float64)
-        trial, y = (np.asarray(v, dtype=np.float64).ravel() for v in (struct.trial, struct.y))
-        artifacts = np.asarray(getattr(struct, "artifacts", []), dtype=np.float64).ravel()
+        columns = (struct.trial, struct.y, getattr(struct, "artifacts", []))
+        trial, y, artifacts = (np.asarray(column, dtype=np.float64).ravel() for column in columns)
         fs = float(np.asarray(struct.fs, dtype=np.float64).ravel()[0])
     except (TypeError, ValueError, IndexError) as error:
         raise UserError(f"{where} holds something else than numbers ({error})") from None
@@ -85,11 +85,5 @@ def _run(struct, number: int, where: str, electrodes: tuple[str, ...], n_classes
         raise UserError(f"{where} has a trial at sample {nowhere[0]:g}")
     if len(artifacts) != len(trial):
         artifacts = np.zeros(len(trial))
-    return Recording(
-        np.ascontiguousarray(signal),
-        fs,
-        trial.astype(int) - 1,
-        y.astype(int) - 1,
-        number=number,
-        artifacts=artifacts > 0,
-    )
+    signal, onsets, labels = np.ascontiguousarray(signal), trial.astype(int) - 1, y.astype(int) - 1
+    return Recording(signal, fs, onsets, labels, number=number, artifacts=artifacts > 0)

@@ -26,91 +26,63 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """The facts of one dataset.
+    """The facts of one dataset. A mapping has labels as keys where nothing else is said."""
 
-    name : str. As on the command line.
-    classes : tuple of str. Names by label. Empty where the store says them (see `of_store`).
-    keywords : mapping of int to tuple of str. Words that name a class in decoded text, by label.
-    phrasings : mapping of int to tuple of str. Target texts for training, by label; the first is the canonical one
-        that scoring uses.
-    image_prompts : mapping of int to str. What the image model is asked to draw, by label.
-    stimuli : mapping of int to str. What the person saw, by label: "arrow left" is drawn, a file name is looked up in
-        the stimuli folder. A trial with an image of its own (`Trial.image`) overrides it.
-    system_prompt, user_prompt : str. The chat; "{eeg}" in the user's turn marks where the EEG tokens stand.
-    epochs, warmup_epochs : int. Epochs of EEG → text training, warm-up included in `epochs`.
-    image_model : str. The image model that pictures are drawn with by default.
-    people : mapping of split to tuple of str. Who is in which split as published. Empty where the stored file itself
-        says it (CBraMod's layout).
-    test_sessions : tuple of str. The sessions that `--protocol within:PERSON` tests on; the others train. Empty: the
-        later half.
-    tasks : tuple of str. By label, the kind of recording that the class occurs in, where recordings do not hold all
-        classes; else empty.
-    window : (float, float). Default of --tmin and --tmax, seconds after a trial's reference sample.
-    window_starts : str. What that sample is.
-    reference : {"average", "none"}. "average" subtracts the mean over electrodes at each sample.
-    extra_channels : int. Channels that stored trials may have behind the electrodes; they are not read.
-    options : mapping of name to (choices, help). What `recordings` can be told, as flags of prepare_data.py; the first
-        choice is the default.
-    files : callable, optional. Folder → its recordings' files, in the store's order. None: the dataset comes in
-        CBraMod's layout.
-    recordings : callable, optional. (file, options) → `Recording`s, one an uninterrupted run.
-    addresses : tuple of str. Where the raw files are, tried in this order; empty where a script of its own fetches
-        them.
-    all_files : tuple of str. Names of the raw files of the complete dataset.
-    closing : callable, optional. (options, sources, counts) → columns {heading: {split: trials}} and lines for the
-        end of preparation: what was expected, and what the user should know.
-
-    Of datasets of seen images, which have no words:
-    prepare_piece : callable, optional. (`Piece`, settings, scale, options) → trials, counts, facts; in place of
-        `recordings`, where raw files are too large to be prepared at once or hold trials that are cut already.
-    table : callable, optional. (metadata, counts) → lines in place of the closing table by class.
-    parts : callable, optional. (trials, seed) → "train", "val" or "test" for each: splits by what was seen.
-    apart : str. What such splits keep apart: "concept" (nothing that is tested was trained on) or "image".
-    looks_at : (float, float), optional. What models read by default, seconds after the image's onset (default: all).
-    channels : mapping of name to tuple of str. Sets of electrodes with a name of their own.
-    granularities : callable, optional. Store's metadata → {name: labels}: parts of the classes.
-    some_electrodes : bool. Whether a store may hold some of the electrodes only.
-    caution : str. What must stand beside every score of a protocol that trains on the tested person (`splits.caution`).
-    """
-
-    name: str
+    name: str  # as on the command line
     montage: Montage
-    classes: tuple[str, ...]
-    keywords: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    phrasings: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    image_prompts: Mapping[int, str] = field(default_factory=dict)
+    classes: tuple[str, ...]  # names by label; empty where the store says them (see `of_store`)
+
+    # words
+    keywords: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # that name a class in decoded text
+    phrasings: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # texts to train on; scoring uses the first
+    image_prompts: Mapping[int, str] = field(default_factory=dict)  # what the image model is asked to draw
+    # What the person saw: "arrow left" is drawn, a file name is looked up in the stimuli folder. A trial with an image
+    # of its own (`Trial.image`) overrides it.
     stimuli: Mapping[int, str] = field(default_factory=dict)
     system_prompt: str = ""
-    user_prompt: str = ""
-    epochs: int = 0
+    user_prompt: str = ""  # the EEG tokens stand at "{eeg}"
+
+    # training and drawing by default
+    epochs: int = 0  # of EEG → text training, warm-up included
     warmup_epochs: int = 0
     image_model: str = ""
-    people: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    test_sessions: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    window: tuple[float, float] = (0.0, 4.0)
-    window_starts: str = "the trial's start"
-    reference: str = "average"
-    extra_channels: int = 0
+
+    # who trains and who tests
+    people: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by published split; empty: the store says it
+    test_sessions: tuple[str, ...] = ()  # of `--protocol within:PERSON`, the others train; empty: the later half
+    tasks: tuple[str, ...] = ()  # by label, the kind of recording with this class; empty: recordings hold all classes
+
+    # preparation
+    window: tuple[float, float] = (0.0, 4.0)  # default of --tmin and --tmax, seconds after a trial's reference sample
+    window_starts: str = "the trial's start"  # what that sample is
+    reference: str = "average"  # or "none"; "average" subtracts the mean over electrodes at each sample
+    extra_channels: int = 0  # that stored trials may have behind the electrodes; they are not read
+    # Options of `recordings`, flags of prepare_data.py: name → (choices, help); the first choice is the default.
     options: Mapping[str, tuple[tuple[str, ...], str]] = field(default_factory=dict)
-    files: Callable[[Path], list] | None = None
-    recordings: Callable[..., Iterator] | None = None
-    addresses: tuple[str, ...] = ()
-    all_files: tuple[str, ...] = ()
+    files: Callable[[Path], list] | None = None  # folder → its files, in the store's order; None: CBraMod's layout
+    recordings: Callable[..., Iterator] | None = None  # (file, options) → `Recording`s, one an uninterrupted run
+    addresses: tuple[str, ...] = ()  # of the raw files, tried in this order; empty: a script of its own fetches them
+    all_files: tuple[str, ...] = ()  # names of the raw files of the complete dataset
+    # (options, sources, counts) → columns {heading: {split: trials}} and lines for the end of preparation: what was
+    # expected, and what the user should know
     closing: Callable[..., tuple[dict, list[str]]] | None = None
+
+    # datasets of seen images, which have no words
+    # (`Piece`, settings, scale, options) → trials, counts, facts; in place of `recordings`, where raw files are too
+    # large to be prepared at once or hold trials that are cut already
     prepare_piece: Callable | None = None
-    table: Callable[..., list[str]] | None = None
-    parts: Callable | None = None
-    apart: str = "image"
-    looks_at: tuple[float, float] | None = None
-    channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    granularities: Callable[[Mapping], dict[str, list[int]]] | None = None
-    some_electrodes: bool = False
-    caution: str = ""
+    table: Callable[..., list[str]] | None = None  # (metadata, counts) → lines in place of the closing table by class
+    parts: Callable | None = None  # (trials, the store's trials) → "train", "val" or "test" for each, by what was seen
+    apart: str = "image"  # what `parts` keeps apart: "concept" (nothing that is tested was trained on) or "image"
+    looks_at: tuple[float, float] | None = None  # what models read by default, seconds after the onset; None: all
+    channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name → a set of electrodes
+    granularities: Callable[[Mapping], dict[str, list[int]]] | None = None  # store's metadata → {name: labels}
+    some_electrodes: bool = False  # whether a store may hold some of the electrodes only
+    caution: str = ""  # stands beside every score of a protocol that trains on the tested person (`splits.caution`)
 
     @property
     def canonical(self) -> list[str]:
-        """The sentence that stands for each class when likelihoods are compared; its name where there are no sentences."""
+        """What stands for each class when likelihoods are compared: its first sentence, or else its name."""
         return [self.phrasings[label][0] if self.phrasings else name for label, name in enumerate(self.classes)]
 
     def of_store(self, meta: Mapping, labels: Sequence[int] | None = None) -> "DatasetDescription":
@@ -118,15 +90,15 @@ class DatasetDescription:
 
         Raises ValueError if the store does not say its classes, or has electrodes that the dataset has not.
         """
-        made = self
-        if not self.classes:
+        classes, montage = self.classes, self.montage
+        if not classes:
             classes = meta.get("classes")
             if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
                 raise ValueError("it does not say which classes it has")
-            made = replace(made, classes=tuple(classes))
         if self.some_electrodes and "electrodes" in meta:
-            made = replace(made, montage=self.montage.part(meta["electrodes"]))
-        return made if labels is None else replace(made, classes=tuple(made.classes[label] for label in labels))
+            montage = montage.part(meta["electrodes"])
+        kept = classes if labels is None else [classes[label] for label in labels]
+        return replace(self, classes=tuple(kept), montage=montage)
 
     def named_channels(self, asked: Sequence[str]) -> list[str] | None:
         """Regions and electrodes behind what `--channels` names; None for all of them."""
@@ -149,7 +121,7 @@ class DatasetDescription:
         """The class that a text names.
 
         Keywords match whole words only ("background" is not "round", "start" is not "star"), in any case. The class
-        with the most matches wins; a tie or no match is −1. The words of a keyword may be joined by hyphens or white space.
+        with the most matches wins; a tie or no match is −1. Hyphens or white space may join the words of a keyword.
         """
 
         def matches(keyword: str) -> int:

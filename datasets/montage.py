@@ -19,25 +19,28 @@ class Montage:
     topology: dict[int, tuple[str, ...]]
 
     def part(self, names: Sequence[str]) -> "Montage":
-        """The part of it that these regions and electrodes name, in the same order. ValueError names what it has not."""
+        """The part that these regions and electrodes name, in the same order; ValueError names what is not there."""
         codes = {REGION_NAMES[code]: code for code in self.topology}
         unknown = [str(name) for name in names if name not in codes and name not in self.electrodes]
         if unknown or not names:
-            said = ", ".join(unknown) or "(none named)"
-            raise ValueError(f"it has no region or electrode {said}; it has {', '.join((*codes, *self.electrodes))}")
+            asked = ", ".join(unknown) or "(none named)"
+            raise ValueError(f"it has no region or electrode {asked}; it has {', '.join((*codes, *self.electrodes))}")
         inside = {name for name in names if name in self.electrodes}
         inside |= {name for region, code in codes.items() if region in names for name in self.topology[code]}
-        topology = {code: tuple(name for name in of if name in inside) for code, of in self.topology.items()}
+        topology = {code: tuple(name for name in region if name in inside) for code, region in self.topology.items()}
         electrodes = tuple(name for name in self.electrodes if name in inside)
-        return Montage(electrodes, {code: of for code, of in topology.items() if of})
+        return Montage(electrodes, {code: region for code, region in topology.items() if region})
 
     @classmethod
     def by_letters(cls, electrodes: Sequence[str]) -> "Montage":
         """Regions by the letters of an electrode's name (ATM's): Fp AF F, FC C, CP P, FT T TP, PO O CB."""
-        letters = {"FP": 0, "AF": 0, "F": 0, "CP": 1, "P": 1, "FT": 2, "T": 2, "TP": 2, "PO": 3, "O": 3, "CB": 3,
-                   "FC": 4, "C": 4}  # fmt: skip
-        of = {name: letters[name.upper().rstrip("Z0123456789")] for name in electrodes}
-        topology = {code: tuple(name for name in electrodes if of[name] == code) for code in sorted(set(of.values()))}
+        letters = {0: "FP AF F", 1: "CP P", 2: "FT T TP", 3: "PO O CB", 4: "FC C"}  # by region code
+        code_of = {prefix: code for code, prefixes in letters.items() for prefix in prefixes.split()}
+        region_of = {name: code_of[name.upper().rstrip("Z0123456789")] for name in electrodes}
+        topology = {
+            code: tuple(name for name in electrodes if region_of[name] == code)
+            for code in sorted({*region_of.values()})
+        }
         return cls(tuple(electrodes), topology)
 
     @property

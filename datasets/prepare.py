@@ -1,35 +1,45 @@
-"""One way from raw recordings to a store, for every dataset: recordings → filter → window → trials → store → closing table."""
+"""One way from raw recordings to a store, for every dataset.
+
+Recordings → filter → window → trials → store → closing table.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from datasets.description import SPLITS, DatasetDescription
 from datasets.preprocessing import Preprocessing, filter_run, window
-from datasets.recording import DTYPE, Piece, Recording, Trial, source_of
+from datasets.recording import DTYPE, Piece, Prepared, Recording, Trial, source_of
 from datasets.store import StoreWriter
 from utils.errors import UserError
 from utils.files import code_digest, environment
 from utils.workers import WorkerLost, in_order
 
 AMPLITUDES = (1.0, 200.0)  # microvolts, the median electrode's standard deviation after filtering
+UNIT_HINT = "is the unit wrong? --scale sets a factor and goes on (--scale 1: as it is)"
 # An electrode's standard deviation over the median electrode's, after filtering and before the common average is taken
 # off. In the real recordings at hand (BCIC-IV-2b of 7 people, PhysioNet's S001 as 2a and VI) 0.57 to 2.2, with the
 # average off 0.48 to 3.0. Loose electrodes reach some ten times the median; a wrong unit is a factor of 256 or more.
 RATIOS = (0.01, 100.0)
 
-SIMULATED = (
-    "SIMULATED.txt"  # in the raw folder of recordings that prepare_demo.py wrote; says so all the way to the tables
-)
+# In the raw folder of recordings that prepare_demo.py wrote; tables and figures say so.
+SIMULATED = "SIMULATED.txt"
 
 
 def prepare(
-    description: DatasetDescription, files: Sequence[Path | Piece], lmdb_dir: Path, settings: Preprocessing,
-    workers: int, scale: float | None = None, options: dict | None = None, facts: dict | None = None,
-) -> None:  # fmt: skip
+    description: DatasetDescription,
+    files: Sequence[Path | Piece],
+    lmdb_dir: Path,
+    settings: Preprocessing,
+    workers: int,
+    scale: float | None = None,
+    options: dict | None = None,
+    facts: dict | None = None,
+) -> None:
     """Write the store of a dataset, file by file, and print the closing table. After an interruption, go on.
 
     files : sequence of Path or Piece. Raw files, in the store's order, whichever worker is done first.
@@ -41,37 +51,31 @@ def prepare(
     Raises UserError if a file is damaged, amplitudes cannot be right, or nothing is left.
     """
     options = options or {}
-    meta = {
-        "dataset": description.name, "electrodes": description.montage.electrodes, "classes": description.classes,
-        "options": options, "preprocessing": settings.as_dict(), "scale_flag": scale, "environment": environment(),
-        "sfreq": 0.0, "sources": [], "counts": {}, "simulated": is_simulated(files), **(facts or {}),
-    }  # fmt: skip
+    meta = {"dataset": description.name, "electrodes": description.montage.electrodes, "classes": description.classes}
+    meta |= {"options": options, "preprocessing": settings.as_dict(), "scale_flag": scale, "environment": environment()}
+    meta |= {"sfreq": 0.0, "sources": [], "counts": {}, "simulated": is_simulated(files)} | (facts or {})
     writer = StoreWriter(lmdb_dir, meta | {"code": code_digest()})
     if writer.notes:
         go_on(writer, files)
     try:
         jobs = [(description, file, settings, scale, options) for file in files[len(writer.notes) :]]
-        for kept, found, source in in_order(prepare_file, jobs, workers, "preparing"):
+        for trials, counts, source in in_order(prepare_file, jobs, workers, "preparing"):
             check_rate(source, writer.notes)
-            writer.add(kept, {"counts": list(found.items()), "source": source})
+            writer.add(trials, {"counts": list(counts.items()), "source": source})
         counts = Counter()
         for note in writer.notes:
             counts.update({tuple(key): n for key, n in note["counts"]})
         if not any(fate == "kept" for fate, *_ in counts):
             dropped = sum(n for (fate, *_), n in counts.items() if fate.startswith("dropped"))
-            raise UserError(
-                f"none of the {len(files)} recordings gives a trial: "
-                + (f"{dropped} were dropped" if dropped else "no events in them")
-                + f"; {files[0]} is the first"
-            )
+            cause = f"{dropped} were dropped" if dropped else "no events in them"
+            raise UserError(f"none of the {len(files)} recordings gives a trial: {cause}; {files[0]} is the first")
     except BaseException as error:
         wrong = isinstance(error, UserError) and not isinstance(error, WorkerLost)
         if wrong or not writer.notes:
             writer.discard()  # what is wrong has to be put right first, and the parts may be wrong with it
         else:
-            print(
-                f"{len(writer.notes)} of {len(files)} files are prepared and kept; the same command goes on behind them"
-            )
+            done = f"{len(writer.notes)} of {len(files)} files are prepared and kept"
+            print(f"{done}; the same command goes on behind them")
         raise
     meta["sources"] = [note["source"] for note in writer.notes]
     meta["sfreq"] = max(rates(meta["sources"]), default=0.0)
@@ -102,87 +106,100 @@ def rates(sources: Sequence[dict]) -> set[float]:
 
 def check_rate(source: dict, notes: Sequence[dict]) -> None:
     """Raise UserError where a file has another sampling rate than those before it."""
-    found = rates([source, *(note["source"] for note in notes)])
-    if len(found) > 1:
-        raise UserError(f"{source['name']} has another sampling rate ({found} Hz) than the files before it")
+    sfreqs = rates([source, *(note["source"] for note in notes)])
+    if len(sfreqs) > 1:
+        raise UserError(f"{source['name']} has another sampling rate ({sfreqs} Hz) than the files before it")
 
 
 def prepare_file(
     description: DatasetDescription, path: Path | Piece, settings: Preprocessing, scale: float | None, options: dict
 ) -> tuple[list[tuple[Trial, np.ndarray]], Counter, dict]:
     """All trials of one file; counts by (fate, subject, label) and of recordings by kind; the file's facts."""
-    if description.prepare_piece:
-        kept, counts, facts = description.prepare_piece(path, settings, scale, options)
-        return kept, counts, source_of(path) | {"recordings": facts}
-    kept, counts, facts = [], Counter(), []
+    prepared = description.prepare_piece or partial(_prepare_recordings, description)
+    trials, counts, facts = prepared(path, settings, scale, options)
+    return trials, counts, source_of(path) | {"recordings": facts}
+
+
+def _prepare_recordings(
+    description: DatasetDescription, path: Path, settings: Preprocessing, scale: float | None, options: dict
+) -> Prepared:
+    """The trials of a file of uninterrupted runs."""
+    trials, counts, facts = [], Counter(), []
     for recording in description.recordings(path, **options):
         counts["recordings", recording.kind] += 1
-        counts.update({(cause, recording.subject, what): n for (cause, what), n in recording.left_out.items()})
-        trials, amplitude = cut_trials(recording, path, settings, scale, counts, description.montage.electrodes)
-        kept += trials
-        facts.append({
-            "subject": recording.subject, "session": recording.session, "run": recording.run, "kind": recording.kind,
-            "sfreq": recording.sfreq, "median_sd_microvolts": amplitude, **recording.notes,
-        })  # fmt: skip
-    return kept, counts, source_of(path) | {"recordings": facts}
+        counts.update({(cause, recording.subject, label): n for (cause, label), n in recording.left_out.items()})
+        cut, sd = cut_trials(recording, path, settings, scale, counts, description.montage.electrodes)
+        trials += cut
+        origin = {"subject": recording.subject, "session": recording.session, "run": recording.run}
+        amplitude = {"kind": recording.kind, "sfreq": recording.sfreq, "median_sd_microvolts": sd}
+        facts.append(origin | amplitude | recording.notes)
+    return trials, counts, facts
 
 
 def cut_trials(
-    recording: Recording, path: Path, settings: Preprocessing, scale: float | None, counts: Counter,
-    electrodes: Sequence[str],
-) -> tuple[list[tuple[Trial, np.ndarray]], float | None]:  # fmt: skip
+    recording: Recording, path: Path, settings: Preprocessing, scale: float | None, counts: Counter, electrodes: tuple
+) -> tuple[list[tuple[Trial, np.ndarray]], float | None]:
     """Filter one run and cut its trials; also its amplitude. Counts what is kept and what is dropped.
 
-    Electrodes that never change are named in the recording's notes.
+    electrodes : tuple of str. Names of the signal's rows; those that never change are named in the recording's notes.
 
     Raises UserError if the run is too short, its rate does not fit the filter, or its amplitude, or one electrode's
         against the others, is out of range.
     """
-    signal, sfreq = recording.signal, recording.sfreq
+    signal, sfreq, n_trials = recording.signal, recording.sfreq, len(recording.onsets)
     if settings.h_freq >= sfreq / 2 or sfreq != round(sfreq):
         raise UserError(f"{path} is sampled at {sfreq:g} Hz; expected a whole number above {2 * settings.h_freq:g}")
-    if not len(recording.onsets):
+    if not n_trials:
         return [], None
     if signal.shape[1] < sfreq * (settings.tmax - settings.tmin):
         raise UserError(f"{path} has {signal.shape[1]} samples, less than one window; fetch it again")
     if scale is not None:
         signal *= scale
     filtered = filter_run(signal, sfreq, settings)
-    flat, ratios = compare_electrodes(signal, filtered, sfreq, settings)
-    if flat.any():
-        recording.notes["flat_electrodes"] = [electrodes[k] for k in np.flatnonzero(flat)]
-        print(f"notice: {path}: {', '.join(recording.notes['flat_electrodes'])} never change; kept as they are")
-    odd = np.flatnonzero(~((ratios >= RATIOS[0]) & (ratios <= RATIOS[1])) & ~flat)
-    if scale is None and len(odd):
-        found = ", ".join(f"{electrodes[k]} is {ratios[k]:.3g}" for k in odd[:5]) + (" …" if len(odd) > 5 else "")
-        raise UserError(
-            f"{path}: of the electrodes' standard deviations after filtering, {found} times the median; expected "
-            f"{RATIOS[0]:g} to {RATIOS[1]:g} times: is a unit wrong? --scale 1 goes on with all as they are"
-        )
+    _check_electrodes(recording, filtered, path, settings, scale, electrodes)
     amplitude = float(np.median([chan.std() for chan in filtered]))  # microvolts
-    if scale is None and not AMPLITUDES[0] <= amplitude <= AMPLITUDES[1]:
-        raise UserError(
-            f"{path}: the median electrode's standard deviation after filtering is {amplitude:.4g} microvolts; expected "
-            f"{AMPLITUDES[0]:g} to {AMPLITUDES[1]:g}: is the unit wrong? --scale sets a factor and goes on (--scale 1: as it is)"
-        )
-    n = len(recording.onsets)
-    numbers = np.arange(1, n + 1) if recording.numbers is None else recording.numbers
-    artifacts = np.zeros(n, bool) if recording.artifacts is None else recording.artifacts
-    kept = []
-    for place, (onset, label) in enumerate(zip(recording.onsets, recording.labels.tolist(), strict=True)):
+    check_amplitude(f"{path}: the median electrode's standard deviation after filtering", amplitude, scale)
+    numbers = range(1, n_trials + 1) if recording.numbers is None else map(int, recording.numbers)
+    artifacts = [False] * n_trials if recording.artifacts is None else recording.artifacts
+    images, labels, trials = recording.images or [""] * n_trials, recording.labels.tolist(), []
+    columns = zip(recording.onsets, labels, numbers, images, artifacts, strict=True)
+    for onset, label, number, image, is_artifact in columns:
         samples = window(onset, sfreq, settings)
         if samples.start < 0 or samples.stop > signal.shape[1]:
             counts["dropped: window leaves the run", recording.subject, label] += 1
             continue
-        number = int(numbers[place])
         key = f"{recording.subject}-{recording.session}-r{recording.run}-t{number:03d}"
-        image = recording.images[place] if recording.images else ""
         trial = Trial(key, label, recording.subject, recording.session, recording.run, number, image)
-        kept.append((trial, filtered[:, samples].astype(DTYPE)))
+        trials.append((trial, filtered[:, samples].astype(DTYPE)))
         counts["kept", recording.subject, label] += 1
-        if artifacts[place]:
+        if is_artifact:
             counts["of these marked as artifact", recording.subject, label] += 1
-    return kept, round(amplitude, 3)
+    return trials, round(amplitude, 3)
+
+
+def check_amplitude(what: str, microvolts: float, scale: float | None, hint: str = UNIT_HINT) -> None:
+    """Raise UserError where an amplitude cannot be right, and no `scale` says that it is."""
+    low, high = AMPLITUDES
+    if scale is None and not low <= microvolts <= high:
+        raise UserError(f"{what} is {microvolts:.4g} microvolts; expected {low:g} to {high:g}: {hint}")
+
+
+def _check_electrodes(
+    recording: Recording, filtered: np.ndarray, path: Path, settings: Preprocessing, scale: float | None, names: tuple
+) -> None:
+    """Note electrodes that never change; raise UserError where one's amplitude does not fit the others'."""
+    flat, ratios = compare_electrodes(recording.signal, filtered, recording.sfreq, settings)
+    if flat.any():
+        recording.notes["flat_electrodes"] = [names[k] for k in np.flatnonzero(flat)]
+        print(f"notice: {path}: {', '.join(recording.notes['flat_electrodes'])} never change; kept as they are")
+    low, high = RATIOS
+    odd = np.flatnonzero(~((ratios >= low) & (ratios <= high)) & ~flat)
+    if scale is None and len(odd):
+        some = ", ".join(f"{names[k]} is {ratios[k]:.3g}" for k in odd[:5]) + (" …" if len(odd) > 5 else "")
+        raise UserError(
+            f"{path}: of the electrodes' standard deviations after filtering, {some} times the median; expected "
+            f"{low:g} to {high:g} times: is a unit wrong? --scale 1 goes on with all as they are"
+        )
 
 
 def compare_electrodes(
@@ -202,9 +219,16 @@ def compare_electrodes(
 
 
 def closing_table(description: DatasetDescription, meta: dict, counts: Counter) -> None:
-    """Print files and recordings, trials kept and dropped by cause, by the published splits, against what was expected."""
-    if description.table:
-        return print("", *description.table(meta, counts), _in_all(meta), sep="\n")
+    """Print trials kept and dropped, against what was expected, and what the store holds in all."""
+    lines = description.table(meta, counts) if description.table else _table_by_class(description, meta, counts)
+    n_chans, n_times = meta["shape"]
+    shape = f"{n_chans} electrodes × {n_times} samples at {meta['sfreq']:g} Hz"
+    lines.append(f"{meta['n_trials']} trials of {shape}, {meta['units']}; fingerprint {meta['fingerprint'][:16]}")
+    print("", *lines, sep="\n")
+
+
+def _table_by_class(description: DatasetDescription, meta: dict, counts: Counter) -> list[str]:
+    """Print files, recordings and trials kept and dropped by cause, by the published splits; what else to say."""
     kinds = [f"{n} {key[1]}" for key, n in counts.items() if key[0] == "recordings"]
     people = {recording["subject"] for source in meta["sources"] for recording in source["recordings"]}
     print(f"\nfiles {len(meta['sources'])}, people {len(people)}: {', '.join(kinds)}\n")
@@ -219,18 +243,11 @@ def closing_table(description: DatasetDescription, meta: dict, counts: Counter) 
     for split in (*SPLITS, *({"other"} & set(split_of.values()))):
         for fate in fates:
             row = [sum(counts[fate, who, label] for who in people if split_of[who] == split) for label in labels]
-            expected = [f"{column.get(split, 0):{size}d}" for column in columns.values()] if fate == "kept" else []
-            print(f"{split:6}{fate:{width}}" + "".join(f"{n:{size}d}" for n in (*row, sum(row))) + "".join(expected))
+            expected = [column.get(split, 0) for column in columns.values()] if fate == "kept" else []
+            print(f"{split:6}{fate:{width}}" + "".join(f"{n:{size}d}" for n in (*row, sum(row), *expected)))
         if split not in split_of.values():
-            lines.append(
-                f"notice: no {split} trials; the people of the published {split} split are not among the files"
-            )
+            people_of = f"the people of the published {split} split"
+            lines.append(f"notice: no {split} trials; {people_of} are not among the files")
     if meta["scale_flag"] is not None:
         lines.insert(0, f"--scale {meta['scale_flag']:g} was applied to all recordings; amplitudes were not checked")
-    print("", *lines, _in_all(meta), sep="\n")
-
-
-def _in_all(meta: dict) -> str:
-    n_chans, n_times = meta["shape"]
-    return (f"{meta['n_trials']} trials of {n_chans} electrodes × {n_times} samples at {meta['sfreq']:g} Hz, "
-            f"{meta['units']}; fingerprint {meta['fingerprint'][:16]}")  # fmt: skip
+    return lines

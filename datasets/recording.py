@@ -1,4 +1,4 @@
-"""What a dataset's file yields: an uninterrupted run of a recording, or a piece of a large file; and one trial of it."""
+"""What a dataset's file yields: an uninterrupted run of a recording, or a piece of a large file; and one trial."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.files import source_record
 
 DTYPE = np.dtype("<f4")  # of stored samples
@@ -14,57 +15,36 @@ DTYPE = np.dtype("<f4")  # of stored samples
 
 @dataclass
 class Recording:
-    """One uninterrupted run.
+    """One uninterrupted run."""
 
-    signal : (n_chans, n_times) float64 array. EEG electrodes in montage order, microvolts.
-    sfreq : float. Hz.
-    onsets : (n_trials,) int array. 0-based sample of each trial's reference point.
-    labels : (n_trials,) int array. 0-based class.
-    run : int. Counts within the session from 1.
-    number : int. Position in its file, from 1.
-    numbers : (n_trials,) int array, optional. Number of each trial within its run; 1, 2, … where it is not given.
-    images : list of str. What was shown in each trial, where it differs within a class; else empty.
-    artifacts : (n_trials,) bool array, optional. Marked by the expert.
-    left_out : Counter. Trials that the dataset's file leaves out: (cause, label or text) → how many.
-    kind : str. What the closing table counts it as.
-    notes : dict. Facts for the store's record of sources.
-    """
-
-    signal: np.ndarray
-    sfreq: float
-    onsets: np.ndarray
-    labels: np.ndarray
+    signal: np.ndarray  # (n_chans, n_times) float64: EEG electrodes in montage order, microvolts
+    sfreq: float  # Hz
+    onsets: np.ndarray  # (n_trials,) int: 0-based sample of each trial's reference point
+    labels: np.ndarray  # (n_trials,) int: 0-based class
     subject: str = ""
     session: str = ""
-    run: int = 1
-    number: int = 1
-    numbers: np.ndarray | None = None
-    images: list[str] = field(default_factory=list)
-    artifacts: np.ndarray | None = None
-    left_out: Counter = field(default_factory=Counter)
-    kind: str = "task runs"
-    notes: dict = field(default_factory=dict)
+    run: int = 1  # counts within the session from 1
+    number: int = 1  # position in its file, from 1
+    numbers: np.ndarray | None = None  # (n_trials,) int: of each trial within its run; None: 1, 2, …
+    images: list[str] = field(default_factory=list)  # shown in each trial, where it differs within a class; else empty
+    artifacts: np.ndarray | None = None  # (n_trials,) bool: marked by the expert
+    left_out: Counter = field(default_factory=Counter)  # by the dataset's file: (cause, label or text) → n trials
+    kind: str = "task runs"  # what the closing table counts it as
+    notes: dict = field(default_factory=dict)  # facts for the store's record of sources
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Where a trial comes from and what was imagined or seen.
+    """Where a trial comes from and what was imagined or seen."""
 
-    key : str. Unique in its store.
-    label : int. 0-based class.
-    run, trial : int. `trial` counts within its run; both from 1.
-    image : str. What was shown, where it differs within a class; else empty.
-    checksum : int. CRC-32 of the stored samples.
-    """
-
-    key: str
-    label: int
+    key: str  # unique in its store
+    label: int  # 0-based class
     subject: str
     session: str
-    run: int
-    trial: int
-    image: str = ""
-    checksum: int = 0
+    run: int  # from 1
+    trial: int  # counts within its run from 1
+    image: str = ""  # what was shown, where it differs within a class; else empty
+    checksum: int = 0  # CRC-32 of the stored samples
 
     @property
     def whose_session(self) -> str:
@@ -74,17 +54,28 @@ class Trial:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a raw file that is too large to be prepared at once.
-
-    path : Path
-    start, stop : int. Which trials, rows or items of it; the dataset's file knows what is counted.
-    beside : tuple of Path. Other files that these trials depend on.
-    """
+    """A part of a raw file that is too large to be prepared at once."""
 
     path: Path
-    start: int
-    stop: int
-    beside: tuple[Path, ...] = ()
+    start: int  # first trial, row or item of it; the dataset's file knows what is counted
+    stop: int  # excluded
+    beside: tuple[Path, ...] = ()  # other files that these trials depend on
+
+    @classmethod
+    def all_of(cls, path: Path, n: int, size: int, beside: tuple[Path, ...] = ()) -> "list[Piece]":
+        """A file of `n` items in pieces of `size`; the last may be smaller."""
+        return [cls(path, start, min(start + size, n), beside) for start in range(0, n, size)]
+
+
+# trials with their (n_chans, n_times) microvolts, counts by (fate, subject, label or part), facts of recordings
+Prepared = tuple[list[tuple[Trial, np.ndarray]], Counter, list[dict]]
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What tells a file from one that takes its place: size and time; UserError where it is missing."""
+    if not path.is_file():
+        raise UserError(f"{path} is not there; docs/datasets.md says where it comes from")
+    return path.stat().st_size, path.stat().st_mtime_ns
 
 
 def source_of(file: Path | Piece) -> dict:

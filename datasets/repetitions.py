@@ -12,32 +12,28 @@ from datasets.trials import TrialDataset, permuted_within_recordings
 
 @dataclass(frozen=True)
 class Group:
-    """Trials of one person and one image.
-
-    trials : tuple of int. Places in the split; the mean of what they hold is what a model reads.
-    first : int. Place of the first repetition, used or not: it tells the response, whatever image a control gives it.
-    """
+    """Trials of one person and one image."""
 
     subject: str
     image: str
     label: int
-    trials: tuple[int, ...]
-    first: int
+    trials: tuple[int, ...]  # places in the split; the mean of what they hold is what a model reads
+    first: int  # place of the first repetition, used or not: it tells the response, whatever image a control gives it
 
 
 def repetitions(dataset: TrialDataset) -> list[Group]:
-    """Every image of every person of a split with all its repetitions, in the order of their first ones."""
-    found = defaultdict(list)
+    """Every image of every person of a split with all its repetitions, person by person in the order of their first."""
+    places_of = defaultdict(list)
     for place, trial in enumerate(dataset.trials):
-        found[trial.subject, trial.image].append(place)
-    return [Group(subject, image, dataset.labels[of[0]], tuple(of), of[0])
-            for (subject, image), of in sorted(found.items(), key=lambda item: (item[0][0], item[1][0]))]  # fmt: skip
+        places_of[trial.subject, trial.image].append(place)
+    groups = [Group(*key, dataset.labels[places[0]], tuple(places), places[0]) for key, places in places_of.items()]
+    return sorted(groups, key=lambda group: (group.subject, group.first))
 
 
 def averages(dataset: TrialDataset, n: int) -> list[Group]:
     """Groups of `n` repetitions each, none of them used twice; what is left over makes a smaller group."""
-    return [Group(g.subject, g.image, g.label, g.trials[start : start + n], g.first)
-            for g in repetitions(dataset) for start in range(0, len(g.trials), n)]  # fmt: skip
+    groups = repetitions(dataset)
+    return [replace(g, trials=g.trials[k : k + n]) for g in groups for k in range(0, len(g.trials), n)]
 
 
 def some_repetitions(groups: Sequence[Group], n: int | None, seed: int) -> list[Group]:
@@ -45,9 +41,9 @@ def some_repetitions(groups: Sequence[Group], n: int | None, seed: int) -> list[
     if n is None:
         return list(groups)
     chosen = []
-    for g in groups:
-        rng = np.random.default_rng((seed, g.first))
-        chosen.append(replace(g, trials=tuple(sorted(rng.permutation(g.trials)[:n].tolist()))))
+    for group in groups:
+        rng = np.random.default_rng((seed, group.first))
+        chosen.append(replace(group, trials=tuple(sorted(rng.permutation(group.trials)[:n].tolist()))))
     return chosen
 
 
@@ -73,11 +69,11 @@ class Averages:
 
     def __getitem__(self, index: int) -> dict:
         group = self.groups[index]
-        of = [self.dataset[place]["x"] for place in group.trials]
-        x = of[0] if len(of) == 1 else sum(of[1:], of[0].clone()) / len(of)
-        told = {name: table[group.image].float() for name, table in self.targets.items()}
+        x, *others = (self.dataset[place]["x"] for place in group.trials)
+        x = sum(others, x.clone()) / len(group.trials) if others else x
         subject = self.place.get(group.subject, -1)
-        return {"x": x, "label": group.label, "image": self.number[group.image], "subject": subject, "index": index} | told
+        item = {"x": x, "label": group.label, "image": self.number[group.image], "subject": subject, "index": index}
+        return item | {name: table[group.image].float() for name, table in self.targets.items()}
 
 
 def with_shuffled_images(dataset: TrialDataset, seed: int) -> TrialDataset:
@@ -90,14 +86,14 @@ def shuffled_images(
 ) -> tuple[list[Trial], list[int]]:
     """Trials and labels of the control, in which images change places.
 
-    whole : bool. False: over single trials, within each recording, as training and validation of the control. True: an image's
-        trials stay together and get another image, so that averages stay averages of one response, as its test.
+    whole : bool. False: over single trials, within each recording, as training and validation of the control. True: an
+        image's trials stay together and get another image, so that averages stay averages of one response, as its test.
     """
     if whole:
-        rng = np.random.default_rng((seed, len(trials)))
         images = sorted({trial.image for trial in trials})
         label_of = {trial.image: label for trial, label in zip(trials, labels, strict=True)}
-        other = dict(zip(images, rng.permutation(images).tolist(), strict=True))
+        permuted = np.random.default_rng((seed, len(trials))).permutation(images).tolist()
+        other = dict(zip(images, permuted, strict=True))
         return [replace(t, image=other[t.image]) for t in trials], [label_of[other[t.image]] for t in trials]
     sources = permuted_within_recordings(trials, seed)
     new = [replace(trial, image=trials[source].image) for trial, source in zip(trials, sources, strict=True)]

@@ -1,24 +1,24 @@
-"""Protocols: which trials of a store train, validate and test. Chosen by the run, with `--protocol NAME` or `NAME:PERSON`.
+"""Protocols: which trials of a store train, validate and test. A run chooses: `--protocol NAME` or `NAME:PERSON`.
 
-published      the people of the published splits
-loso:PERSON    leave one subject out: PERSON tests; of the others, in alphabetical order and starting behind PERSON (after
-               the last one comes the first), as many validate as in the published splits (one where there are none); the rest trains
-within:PERSON  one person across sessions: the dataset's test sessions test; of the earlier ones the last validates where
-               there are three sessions or more in all. With two, nothing validates and the last epoch is tested
+published        the people of the published splits
+loso:PERSON      leave one subject out: PERSON tests. The others follow in alphabetical order (behind the last comes the
+                 first): as many validate as in the published splits (one where there are none), the rest train
+within:PERSON    one person across sessions: the dataset's test sessions test; of the earlier ones the last validates
+                 where there are three sessions or more in all. With two, nothing validates; the last epoch is tested
 people:TEST/VAL  these people test and validate, all others train: people:B06+B07/B05
 
-Datasets of seen images say themselves which trials test (`DatasetDescription.parts`): THINGS by concept, EEG-ImageNet by position
-in the block. There
-within:PERSON  one person's training trials train, the held-out ones validate, the test trials test
-cross:PERSON   PERSON's test trials test; training and held-out trials of all others train and validate
-joint          all people as in within
-day:PERSON     one person across days: another day tests, of the first day the held-out trials validate and the others train
+Datasets of seen images say themselves which trials test (`DatasetDescription.parts`): THINGS by concept, EEG-ImageNet
+by position in the block. There
+within:PERSON    one person's training trials train, the held-out ones validate, the test trials test
+cross:PERSON     PERSON's test trials test; training and held-out trials of all others train and validate
+joint            all people as in within
+day:PERSON       another day of one person tests; of the first day the held-out trials validate and the others train
 
 Nothing that tests is ever used to choose: `check_no_leak` asks what the protocol promises (no person, or no session and
 no trial, in two splits). `--setting NAME --subject PERSON` is another spelling of `--protocol NAME:PERSON`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from datasets.description import SPLITS, DatasetDescription
@@ -30,8 +30,8 @@ Split = dict[str, list[Trial]]
 
 def published(store, description: DatasetDescription, person: str) -> Split:
     """The published people; a file in CBraMod's layout says itself who is where."""
-    where = store.own_splits or {t.key: description.split_of(t.subject) for t in store.trials}
-    return {split: [t for t in store.trials if where[t.key] == split] for split in SPLITS}
+    split_of = store.own_splits or {t.key: description.split_of(t.subject) for t in store.trials}
+    return {split: [t for t in store.trials if split_of[t.key] == split] for split in SPLITS}
 
 
 def leave_one_subject_out(store, description: DatasetDescription, person: str) -> Split:
@@ -40,31 +40,27 @@ def leave_one_subject_out(store, description: DatasetDescription, person: str) -
     place = people.index(person)
     others = [*people[place + 1 :], *people[:place]]
     n_val = min(max(len(description.people.get("val", ())), 1), len(others) - 1)
-    chosen = {person: "test"} | dict.fromkeys(others[:n_val], "val") | dict.fromkeys(others[n_val:], "train")
-    return {split: [t for t in store.trials if chosen[t.subject] == split] for split in SPLITS}
+    return _by_person(store, {person: "test"} | dict.fromkeys(others[:n_val], "val"))
 
 
 def within_person(store, description: DatasetDescription, person: str) -> Split:
     """`person` alone: later sessions test, earlier ones train; of seen images the test trials test."""
-    _people(store, person, at_least=1)
-    trials = [t for t in store.trials if t.subject == person]
     if description.parts:
-        return _by_part(trials, description, store)
+        return _by_part(_trials_of(store, person), description, store)
     return across_sessions(store, description, person)
 
 
 def across_sessions(store, description: DatasetDescription, person: str) -> Split:
     """The sessions of `person`: later ones test, earlier ones train."""
-    _people(store, person, at_least=1)
-    trials = [t for t in store.trials if t.subject == person]
+    trials = _trials_of(store, person)
     sessions = sorted({t.session for t in trials})
     test = [s for s in sessions if s in description.test_sessions] or sessions[(len(sessions) + 1) // 2 :]
     earlier = [s for s in sessions if s not in test]
     if not test or not earlier:
         raise UserError(f"{store.path}: {person} has session {', '.join(sessions)} only; within needs two")
-    val = earlier[-1:] if len(earlier) > 1 else []
-    chosen = dict.fromkeys(test, "test") | dict.fromkeys(val, "val")
-    return {split: [t for t in trials if chosen.get(t.session, "train") == split] for split in SPLITS}
+    n_train = max(len(earlier) - 1, 1)
+    sessions_of = {"train": earlier[:n_train], "val": earlier[n_train:], "test": test}
+    return {split: [t for t in trials if t.session in sessions_of[split]] for split in SPLITS}
 
 
 def named_people(store, description: DatasetDescription, person: str) -> Split:
@@ -72,21 +68,21 @@ def named_people(store, description: DatasetDescription, person: str) -> Split:
     named = [side.split("+") for side in person.split("/")]
     if len(named) != 2 or not all(all(side) for side in named):
         raise UserError(f"--protocol people:{person}: expected people:TEST/VAL, as in people:B06+B07/B05")
-    (test, val), chosen = named, {}
-    for split, people in (("test", test), ("val", val)):
+    split_of = {}
+    for split, people in zip(("test", "val"), named, strict=True):
         for one in people:
             _people(store, one, at_least=3)
-            if one in chosen:
+            if one in split_of:
                 raise UserError(f"--protocol people:{person} names {one} twice; a person may be in one split only")
-            chosen[one] = split
-    return {split: [t for t in store.trials if chosen.get(t.subject, "train") == split] for split in SPLITS}
+            split_of[one] = split
+    return _by_person(store, split_of)
 
 
 def other_people(store, description: DatasetDescription, person: str) -> Split:
     """Test trials of `person`; training and held-out trials of all others."""
     _people(store, person, at_least=2)
     splits = _by_part(store.trials, description, store)
-    splits = {mode: [t for t in of if (t.subject == person) == (mode == "test")] for mode, of in splits.items()}
+    splits = {split: [t for t in splits[split] if (t.subject == person) == (split == "test")] for split in SPLITS}
     return _unseen(splits, description)
 
 
@@ -95,39 +91,61 @@ def joint(store, description: DatasetDescription, person: str) -> Split:
     return _unseen(_by_part(store.trials, description, store), description)
 
 
-_SAID: set[tuple] = set()
-
-
-def _unseen(splits: Split, description: DatasetDescription) -> Split:
-    """Where people saw the images in different orders: no image that tests is trained on by anybody, and none that validates."""
-    if description.apart != "image":
-        return splits
-    tested = {t.image for t in splits["test"]}
-    val = [t for t in splits["val"] if t.image not in tested]
-    kept = [t for t in splits["train"] if t.image not in tested | {t.image for t in val}]
-    left_out = len(splits["train"]) + len(splits["val"]) - len(kept) - len(val)
-    if left_out and (said := (len(splits["test"]), left_out)) not in _SAID:
-        _SAID.add(said)  # every split of a run asks for it
-        print(
-            f"notice: {left_out} training and validation trials are left out: another person's test trials show the same images"
-        )
-    return {"train": kept, "val": val, "test": splits["test"]}
-
-
 def across_days(store, description: DatasetDescription, person: str) -> Split:
     """Another day of `person` tests; all trials of the first day train, but for those that validate."""
     if not description.parts:
         return across_sessions(store, description, person)
-    _people(store, person, at_least=1)
-    trials = [t for t in store.trials if t.subject == person]
-    first, parts = min(t.session for t in trials), description.parts(trials, store.trials)
-    if all(t.session == first for t in trials):
+    trials = _trials_of(store, person)
+    first = min(t.session for t in trials)
+    later = [t for t in trials if t.session != first]
+    if not later:
         raise UserError(f"{store.path}: {person} has session {first} only; day needs two")
-    split = {
-        t.key: "test" if t.session != first else "val" if part == "val" else "train"
-        for t, part in zip(trials, parts, strict=True)
-    }
-    return {mode: [t for t in trials if split[t.key] == mode] for mode in SPLITS}
+    parts = description.parts(trials, store.trials)
+    val = [t for t, part in zip(trials, parts, strict=True) if part == "val" and t.session == first]
+    train = [t for t, part in zip(trials, parts, strict=True) if part != "val" and t.session == first]
+    return {"train": train, "val": val, "test": later}
+
+
+_NOTICES: set[tuple] = set()  # printed already: every split of a run asks for them
+
+
+def _unseen(splits: Split, description: DatasetDescription) -> Split:
+    """Leave out the images that test or validate from the splits that come before.
+
+    Where people saw the images in different orders, an image that tests one of them trains another.
+    """
+    if description.apart != "image":
+        return splits
+    tested = {t.image for t in splits["test"]}
+    val = [t for t in splits["val"] if t.image not in tested]
+    train = [t for t in splits["train"] if t.image not in tested | {t.image for t in val}]
+    left_out = len(splits["train"]) + len(splits["val"]) - len(train) - len(val)
+    notice = (len(splits["test"]), left_out)
+    if left_out and notice not in _NOTICES:
+        _NOTICES.add(notice)
+        shown = "another person's test trials show the same images"
+        print(f"notice: {left_out} training and validation trials are left out: {shown}")
+    return {"train": train, "val": val, "test": splits["test"]}
+
+
+def _people(store, person: str, at_least: int = 1) -> list[str]:
+    """All people of a store; UserError where `person` is none of them, or they are too few."""
+    people = sorted({t.subject for t in store.trials})
+    if person not in people:
+        raise UserError(f"{store.path} has no person {person or '(none named)'}; it has {', '.join(people)}")
+    if len(people) < at_least:
+        raise UserError(f"{store.path} has {len(people)} people; leaving one out needs {at_least} or more")
+    return people
+
+
+def _trials_of(store, person: str) -> list[Trial]:
+    _people(store, person)
+    return [t for t in store.trials if t.subject == person]
+
+
+def _by_person(store, split_of: Mapping[str, str]) -> Split:
+    """All trials by their person's split; who is not named trains."""
+    return {split: [t for t in store.trials if split_of.get(t.subject, "train") == split] for split in SPLITS}
 
 
 def _by_part(trials: Sequence[Trial], description: DatasetDescription, store) -> Split:
@@ -140,29 +158,19 @@ def _by_part(trials: Sequence[Trial], description: DatasetDescription, store) ->
 
 @dataclass(frozen=True)
 class Protocol:
-    """How trials are dealt out, and what a score under it means.
+    """How trials are dealt out, and what a score under it means."""
 
-    split : callable. (store, description, person) → trials by split.
-    apart : tuple of str. What may not be in two splits: "person", "session"; "tested person", "tested session" (neither
-        trained nor validated on); "seen": what the dataset of seen images keeps apart, concepts or images.
-    apart_of_images : tuple of str, optional. The same for datasets of seen images, where it differs.
-    takes_person : bool. Whether a name stands behind it, as in loso:A03.
-    complete : bool. Whether each trial of the store has to be in a split.
-    fold : bool. Whether it is one of several that test on one person each: their rows make one line of a table.
-    may_lack_val : bool. Whether nothing may be left to validate on; the last epoch is tested then.
-    trains_on_tested : bool. Whether the tested person's other trials are trained on.
-    repeats_images : bool. Whether the test shows the images that were trained on.
-    """
-
-    split: Callable[..., Split]
+    split: Callable[..., Split]  # (store, description, person) → trials by split
+    # What may not be in two splits: "person", "session"; "tested person", "tested session" (neither trained nor
+    # validated on); "seen": what the dataset of seen images keeps apart, concepts or images.
     apart: tuple[str, ...]
-    apart_of_images: tuple[str, ...] | None = None
-    takes_person: bool = True
-    complete: bool = False
-    fold: bool = False
-    may_lack_val: bool = False
-    trains_on_tested: bool = False
-    repeats_images: bool = False
+    apart_of_images: tuple[str, ...] | None = None  # the same for datasets of seen images, where it differs
+    takes_person: bool = True  # whether a name stands behind it, as in loso:A03
+    complete: bool = False  # whether each trial of the store has to be in a split
+    fold: bool = False  # whether it is one of several that test on one person each: their rows make a line of a table
+    may_lack_val: bool = False  # whether nothing may be left to validate on; the last epoch is tested then
+    trains_on_tested: bool = False  # whether the tested person's other trials are trained on
+    repeats_images: bool = False  # whether the test shows the images that were trained on
 
     @property
     def tests_strangers(self) -> bool:
@@ -183,7 +191,7 @@ PROTOCOLS = {
 
 
 def protocol_named(protocol: str) -> tuple[Protocol, str]:
-    """The record of "loso:A03", and its person; UserError where there is none of that name, or its person is missing."""
+    """The record of "loso:A03", and its person; UserError for an unknown name, or where its person is missing."""
     name, _, person = protocol.partition(":")
     if name not in PROTOCOLS or (PROTOCOLS[name].takes_person and not person):
         raise UserError(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}, as in loso:A03")
@@ -207,11 +215,10 @@ def split_trials(store, description: DatasetDescription, protocol: str = "publis
     """
     named, person = protocol_named(protocol)
     splits = named.split(store, description, person)
-    if named.complete and (left := without_split(store, splits)):
-        unknown = ", ".join(sorted({t.subject for t in left}))
-        raise UserError(
-            f"{store.path}: {unknown} is in no {protocol} split of {description.name}; choose another --protocol"
-        )
+    if named.complete and (left_out := without_split(store, splits)):
+        people = ", ".join(sorted({t.subject for t in left_out}))
+        where = f"no {protocol} split of {description.name}"
+        raise UserError(f"{store.path}: {people} is in {where}; choose another --protocol")
     for promise in promises(description, protocol):
         check_no_leak(splits, promise, store.path)
     return splits
@@ -219,7 +226,7 @@ def split_trials(store, description: DatasetDescription, protocol: str = "publis
 
 def without_split(store, splits: Split) -> list[Trial]:
     """The trials of a store that are in none of the splits."""
-    inside = {t.key for of in splits.values() for t in of}
+    inside = {t.key for trials in splits.values() for t in trials}
     return [t for t in store.trials if t.key not in inside]
 
 
@@ -244,11 +251,9 @@ def print_caution(description: DatasetDescription, protocol: str) -> None:
 
 def check_no_leak(splits: Split, promise: str, path) -> None:
     """Raise UserError where a trial, or what the protocol promises to keep apart, is in two splits."""
-    kinds = {
+    value_of = {
         "person": lambda t: t.subject,
-        "tested person": lambda t: t.subject,
         "session": lambda t: f"{t.subject} session {t.session}",
-        "tested session": lambda t: f"{t.subject} session {t.session}",
         "concept": lambda t: f"label {t.label}",
         "image": lambda t: t.image,
         "trial": lambda t: t.key,
@@ -257,17 +262,7 @@ def check_no_leak(splits: Split, promise: str, path) -> None:
         for kind in dict.fromkeys((promise, "trial")):
             if kind.startswith("tested") and b == "val":
                 continue
-            both = {kinds[kind](t) for t in splits[a]} & {kinds[kind](t) for t in splits[b]} - {""}
+            value = value_of[kind.removeprefix("tested ")]
+            both = ", ".join(sorted({value(t) for t in splits[a]} & {value(t) for t in splits[b]} - {""})[:5])
             if both:
-                raise UserError(
-                    f"{path}: {', '.join(sorted(both)[:5])} in both {a} and {b}; a {kind} may be in one split only"
-                )
-
-
-def _people(store, person: str, at_least: int) -> Sequence[str]:
-    people = sorted({t.subject for t in store.trials})
-    if person not in people:
-        raise UserError(f"{store.path} has no person {person or '(none named)'}; it has {', '.join(people)}")
-    if len(people) < at_least:
-        raise UserError(f"{store.path} has {len(people)} people; leaving one out needs {at_least} or more")
-    return people
+                raise UserError(f"{path}: {both} in both {a} and {b}; a {kind} may be in one split only")

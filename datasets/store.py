@@ -1,8 +1,9 @@
 """The trial store: an LMDB that a reader maps without copying or unpickling.
 
-Layout, version 2. `meta`: JSON (format, version, units, sfreq, electrodes, window, filter, sources, counts, fingerprint).
-`trials`: JSON list, one row a trial (see `Trial`). Every other key: one trial's samples, (n_chans, n_times) microvolts as
-raw little-endian float32. Who trains and who tests is chosen when trials are loaded (`datasets.splits`).
+Layout, version 2. `meta`: JSON (format, version, units, sfreq, electrodes, window, filter, sources, counts,
+fingerprint). `trials`: JSON list, one row a trial (see `Trial`). Every other key: one trial's samples, (n_chans,
+n_times) microvolts as raw little-endian float32. A run chooses who trains and who tests when it loads trials
+(`datasets.splits`).
 """
 
 import hashlib
@@ -32,7 +33,7 @@ PLAN, PART = b"\0plan", b"\0part-%06d"  # no trial's key begins with a zero
 
 
 class StoreWriter:
-    """A store in the making, beside its place: each part is on the disk once it is added, and a later run goes on behind it.
+    """A store in the making, beside its place: an added part is on the disk, and a later run goes on behind it.
 
     path : Path. The store's folder; what is there is replaced only once the new one is whole.
     plan : dict. What the parts depend on, for JSON. An unfinished store of another plan, or a damaged one, is removed.
@@ -43,9 +44,7 @@ class StoreWriter:
     def __init__(self, path: Path, plan: dict):
         self.path, self.folder = path, path.with_name(f".{path.name}.unfinished")
         self.plan = json.dumps(plan).encode()
-        self.notes: list[dict] = []
-        self.rows: dict[str, dict] = {}
-        self.shape, self.map_size, self._digest = None, 64 << 20, hashlib.sha256()
+        self._begin()
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise UserError(f"{self.folder} is in the way, and is no unfinished store; remove it")
         if self.folder.is_dir():
@@ -54,19 +53,24 @@ class StoreWriter:
             except Exception:  # a damaged one fails in many ways
                 self.discard()
 
+    def _begin(self) -> None:
+        self.notes: list[dict] = []
+        self.rows: dict[str, dict] = {}
+        self.shape, self.map_size, self._digest = None, 64 << 20, hashlib.sha256()
+
     def _read(self) -> None:
         """Take over the parts that are there; ValueError where they are of another plan or damaged."""
-        there = LMDBFile(self.folder)
-        there.check_free_pages()  # the lmdb library goes by them when the next part is written
-        if bytes(there.get(PLAN) or b"") != self.plan:
+        file = LMDBFile(self.folder)
+        file.check_free_pages()  # the lmdb library goes by them when the next part is written
+        if bytes(file.get(PLAN) or b"") != self.plan:
             raise ValueError
-        while (part := there.get(PART % len(self.notes))) is not None:
+        while (part := file.get(PART % len(self.notes))) is not None:
             checksum, _, text = bytes(part).partition(b" ")
             if crc32(text) != int(checksum):
                 raise ValueError
             content = json.loads(text)
             for row in content["trials"]:
-                raw = there.get(row["key"])
+                raw = file.get(row["key"])
                 if raw is None or crc32(raw) != row["checksum"]:
                     raise ValueError
                 self._digest.update(row["key"].encode() + raw)
@@ -77,14 +81,13 @@ class StoreWriter:
     def discard(self) -> None:
         """Remove all parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.notes, self.rows, self.shape, self.map_size = [], {}, None, 64 << 20
-        self._digest = hashlib.sha256()
+        self._begin()
 
     def add(self, part: Sequence[tuple[Trial, np.ndarray]], note: dict | None = None) -> None:
         """Write one part's trials, all or none of them.
 
-        part : sequence of (Trial, samples). Samples are float32 arrays (n_chans, n_times) in microvolts, all of one shape.
-            `Trial.checksum` is filled in here.
+        part : sequence of (Trial, samples). Samples are float32 arrays (n_chans, n_times) in microvolts, all of one
+            shape. `Trial.checksum` is filled in here.
         note : dict, optional. What a later run needs to know of this part, for JSON.
         Raises UserError if the disk is full, a key comes twice or the samples have several shapes.
         """
@@ -92,10 +95,8 @@ class StoreWriter:
         for trial, samples in part:
             self.shape = self.shape or samples.shape
             if samples.shape != self.shape or samples.ndim != 2 or samples.dtype != DTYPE:
-                raise UserError(
-                    f"trial {trial.key} is {samples.dtype} {samples.shape}; the others are {self.shape}: all "
-                    "recordings of a store need one sampling rate and one window"
-                )
+                kinds = f"trial {trial.key} is {samples.dtype} {samples.shape}; the others are {self.shape}"
+                raise UserError(f"{kinds}: all recordings of a store need one sampling rate and one window")
             if trial.key in self.rows or trial.key in rows:
                 raise UserError(f"two trials have the key {trial.key}; is a recording there twice?")
             raws[trial.key] = np.ascontiguousarray(samples, DTYPE).tobytes()
@@ -119,21 +120,19 @@ class StoreWriter:
         """Write the list of trials and the facts, and put the store in its place.
 
         meta : dict. Facts to keep; `sfreq` (Hz) is required.
-        Returns dict: The metadata as written, with `n_trials`, `shape` and `fingerprint` (SHA-256 of keys and samples in
-            order; labels are not part of it, so features computed from the samples stay valid when labels change).
+        Returns dict: The metadata as written, with `n_trials`, `shape` and `fingerprint`: SHA-256 of keys and samples
+            in order. Labels are not part of it: features of the samples stay valid when labels change.
         """
-        listed = json.dumps(list(self.rows.values())).encode()
-        meta = meta | {
-            "format": FORMAT, "version": VERSION, "dtype": DTYPE.str, "units": meta.get("units", "microvolts"), "shape": self.shape,
-            "n_trials": len(self.rows), "fingerprint": self._digest.hexdigest(), "trials_checksum": crc32(listed),
-        }  # fmt: skip
+        trials = json.dumps(list(self.rows.values())).encode()
+        meta = meta | {"format": FORMAT, "version": VERSION, "dtype": DTYPE.str}
+        meta |= {"units": meta.get("units", "microvolts"), "shape": self.shape, "n_trials": len(self.rows)}
+        meta |= {"fingerprint": self._digest.hexdigest(), "trials_checksum": crc32(trials)}
         facts = json.dumps(meta).encode()
-        self.map_size += 3 * (len(listed) + len(facts))
-        if (
-            not self.folder.is_dir() or bytes(LMDBFile(self.folder).get(b"meta") or b"") != facts
-        ):  # else it ended behind this
+        self.map_size += 3 * (len(trials) + len(facts))
+        written = LMDBFile(self.folder).get(b"meta") if self.folder.is_dir() else None
+        if bytes(written or b"") != facts:  # else an earlier run ended behind this
             with self._transaction() as put:
-                put(b"trials", listed)
+                put(b"trials", trials)
                 put(b"meta", facts)
                 put(b"meta_checksum", str(crc32(facts)).encode())
         if self.path.is_dir():
@@ -148,15 +147,14 @@ class StoreWriter:
 
     @contextmanager
     def _transaction(self) -> Iterator[Callable[[bytes, bytes], bool]]:
-        """One transaction on the disk. The file is opened anew each time, so that its bytes do not tell of interruptions."""
+        """One transaction on the disk. Opened anew each time: the file's bytes do not tell of interruptions."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with lmdb.open(str(self.folder), map_size=self.map_size, lock=False) as env, env.begin(write=True) as txn:
                 yield txn.put
         except lmdb.Error as error:
-            raise UserError(
-                f"cannot write the store {self.path}: {error}; free some disk space and run again"
-            ) from None
+            advice = "free some disk space and run again"
+            raise UserError(f"cannot write the store {self.path}: {error}; {advice}") from None
 
 
 def write_store(path: Path, meta: dict, parts: Iterable[Sequence[tuple[Trial, np.ndarray]]]) -> dict:
@@ -200,7 +198,7 @@ class TrialStore:
         if not isinstance(self.meta, dict) or self.meta.get("format") != FORMAT:
             raise UserError(f"{path} is not a trial store of this project; make one with prepare_data.py")
         if self.meta.get("version") != VERSION:
-            script = {"VI": "prepare_data_vi.py"}.get(str(self.meta.get("dataset")), "prepare_data.py")
+            script = "prepare_data_vi.py" if self.meta.get("dataset") == "VI" else "prepare_data.py"
             raise UserError(
                 f"{path} is a store of version {self.meta.get('version')}; this code reads version {VERSION}: make it "
                 f"anew with python {script} --skip_download --lmdb_dir {path} --overwrite"
@@ -211,14 +209,13 @@ class TrialStore:
             self.trials = [Trial(**row) for row in json.loads(rows)]
             check_kinds(self.meta, self.sfreq, self.shape, self.trials)
             self.listed = crc32(rows)
-            whole = self.listed == self.meta["trials_checksum"]
-            whole &= bytes(self._file.get("meta_checksum") or b"") == str(crc32(facts)).encode()
+            checksums = self.meta["trials_checksum"], bytes(self._file.get("meta_checksum") or b"")
+            whole = checksums == (self.listed, str(crc32(facts)).encode())
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             whole = False
         if not whole:
-            raise UserError(
-                f"{path} is damaged: its facts or its list of trials are not what was written; make it anew with --overwrite"
-            )
+            damage = "its facts or its list of trials are not what was written"
+            raise UserError(f"{path} is damaged: {damage}; make it anew with --overwrite")
         self.fingerprint = f"{self.meta['fingerprint']}-{self._file.last_txnid}"
         self._verified: set[str] = set()
         self._n_bytes = DTYPE.itemsize * self.shape[0] * self.shape[1]  # of a trial
@@ -237,22 +234,19 @@ class TrialStore:
         """Raise UserError where a trial's stored samples are not those that were written."""
         raw = self._file.get(trial.key) if raw is None else raw
         if raw is None or len(raw) != self._n_bytes or crc32(raw) != trial.checksum:
-            raise UserError(
-                f"{self.path} is damaged: the samples of trial {trial.key} are not those that were written; make the "
-                "store anew with --overwrite"
-            )
+            damage = f"the samples of trial {trial.key} are not those that were written"
+            raise UserError(f"{self.path} is damaged: {damage}; make the store anew with --overwrite")
         self._verified.add(trial.key)
 
 
 def check_kinds(meta: dict, sfreq: float, shape: tuple, trials: Sequence[Trial]) -> None:
-    """Raise ValueError where a store's facts are of another kind than `StoreWriter` writes: checksums tell no intent."""
+    """Raise ValueError where facts are of another kind than `StoreWriter` writes: checksums tell no intent."""
     electrodes = meta.get("electrodes", [])
     texts = [meta["fingerprint"], *(electrodes if isinstance(electrodes, list) else [None])]
     texts += [text for t in trials for text in (t.key, t.subject, t.session, t.image)]
     numbers = [*shape, *(number for t in trials for number in (t.label, t.run, t.trial, t.checksum))]
-    if not all(isinstance(text, str) for text in texts) or not all(
-        type(number) is int and number >= 0 for number in numbers
-    ):
+    natural = all(type(number) is int and number >= 0 for number in numbers)
+    if not natural or not all(isinstance(text, str) for text in texts):
         raise ValueError("a fact of another kind")
     if len(shape) != 2 or not 0 <= sfreq < 1e6:  # NaN is neither; without trials, nobody knows the rate
         raise ValueError("a shape or a rate that cannot be")

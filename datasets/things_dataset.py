@@ -1,10 +1,10 @@
-"""THINGS-EEG2: 16,740 photos of 1,854 things, seen by 10 people in 4 sessions; 63 electrodes. Everything particular to it.
+"""THINGS-EEG2: 16,740 photos of 1,854 things, seen by 10 people in 4 sessions; 63 electrodes.
 
-Gifford et al., NeuroImage 264:119754, 2022; OSF 3jk45. A photo is there for 100 ms and a new one comes every 200 ms, so one second
-after an onset also holds the responses to the next four photos. Layouts of a person's folder `sub-XX`:
-raw   ses-0Y/raw_eeg_{training,test}.npy   the authors' recordings: a pickled dict, volts at 1000 Hz, codes in the channel `stim`
-npy   preprocessed_eeg_{training,test}.npy  NICE's and ATM's pickles (63 electrodes) and the authors' (17): cut and whitened
-pt    *train*.pt, *test*.pt                 UBP's
+Gifford et al., NeuroImage 264:119754, 2022; OSF 3jk45. A photo is there for 100 ms and a new one comes every 200 ms, so
+one second after an onset also holds the responses to the next four photos. Layouts of a person's folder `sub-XX`:
+raw   ses-0Y/raw_eeg_{training,test}.npy   the authors' recordings: a pickled dict, volts at 1000 Hz, codes in `stim`
+npy   preprocessed_eeg_{training,test}.npy NICE's and ATM's pickles (63 electrodes), the authors' (17): cut and whitened
+pt    *train*.pt, *test*.pt                UBP's
 """
 
 import re
@@ -18,15 +18,17 @@ import numpy as np
 
 from datasets.description import DatasetDescription
 from datasets.montage import Montage
-from datasets.prepare import AMPLITUDES
+from datasets.prepare import check_amplitude
 from datasets.preprocessing import Preprocessing
-from datasets.recording import DTYPE, Piece, Trial
-from readers.pickles import StoredArray, read_pickled
+from datasets.recording import DTYPE, Piece, Prepared, Trial, stamp
+from readers.pickles import read_pickled
+from readers.stored_array import StoredArray
 from utils.errors import UserError
 
 ELECTRODES = tuple(
-    "Fp1 Fp2 AF7 AF3 AFz AF4 AF8 F7 F5 F3 F1 F2 F4 F6 F8 FT9 FT7 FC5 FC3 FC1 FCz FC2 FC4 FC6 FT8 FT10 T7 C5 C3 C1 Cz C2 C4 C6 "
-    "T8 TP9 TP7 CP5 CP3 CP1 CPz CP2 CP4 CP6 TP8 TP10 P7 P5 P3 P1 Pz P2 P4 P6 P8 PO7 PO3 POz PO4 PO8 O1 Oz O2".split()
+    "Fp1 Fp2 AF7 AF3 AFz AF4 AF8 F7 F5 F3 F1 F2 F4 F6 F8 FT9 FT7 FC5 FC3 FC1 FCz FC2 FC4 FC6 FT8 "
+    "FT10 T7 C5 C3 C1 Cz C2 C4 C6 T8 TP9 TP7 CP5 CP3 CP1 CPz CP2 CP4 CP6 TP8 TP10 P7 P5 P3 P1 Pz "
+    "P2 P4 P6 P8 PO7 PO3 POz PO4 PO8 O1 Oz O2".split()
 )
 POSTERIOR = tuple("P7 P5 P3 P1 Pz P2 P4 P6 P8 PO7 PO3 POz PO4 PO8 O1 Oz O2".split())  # the authors' 17, and UBP's
 SUBJECTS = tuple(f"sub-{number:02d}" for number in range(1, 11))
@@ -48,20 +50,21 @@ def image_list(raw_dir: Path, images_dir: Path | None) -> dict[str, list[str]]:
 
     From image_metadata.npy in `raw_dir` or `images_dir`; else from the folders themselves, in alphabetical order.
 
-    Raises UserError if neither is there, or a folder has another number of images than the others or than the metadata say.
+    Raises UserError if neither is there, or a folder has another number of images than the others or than the metadata
+        say.
     """
-    folders = [folder for folder in (raw_dir, images_dir) if folder is not None]
-    metadata = next((f / "image_metadata.npy" for f in folders if (f / "image_metadata.npy").is_file()), None)
+    files = [folder / "image_metadata.npy" for folder in (raw_dir, images_dir) if folder is not None]
+    metadata = next((file for file in files if file.is_file()), None)
     listed = _by_metadata(metadata) if metadata else None
     if images_dir is not None and images_dir.is_dir():
-        found = _by_folders(images_dir, None if listed is None else _per_folder(listed))
-        if listed is not None and (lacking := sorted(set(sum(listed.values(), [])) - set(sum(found.values(), [])))):
+        stored = _by_folders(images_dir, listed or {})
+        listed = listed or stored
+        if lacking := sorted(set(sum(listed.values(), [])) - set(sum(stored.values(), []))):
             raise UserError(f"{images_dir / lacking[0]} is missing ({len(lacking)} images are); fetch it again")
-        listed = listed or found
     if listed is None:
         raise UserError(
-            f"no image_metadata.npy in {raw_dir}, and no images in {images_dir}: one of them says which image a code means; "
-            "osf.io/jum2f has both"
+            f"no image_metadata.npy in {raw_dir}, and no images in {images_dir}: one of them says which image a code "
+            "means; osf.io/jum2f has both"
         )
     for part in PARTS:
         if not listed[part]:
@@ -70,52 +73,54 @@ def image_list(raw_dir: Path, images_dir: Path | None) -> dict[str, list[str]]:
 
 
 def _by_metadata(path: Path) -> dict[str, list[str]]:
-    content = read_pickled(path)
     wanted = {f"{short}_img_{what}" for short in ("train", "test") for what in ("concepts", "files")}
-    if not isinstance(content, dict) or not wanted <= set(content):
-        raise UserError(f"{path} is no image metadata: expected a dict with {', '.join(sorted(wanted))}")
-    listed = {}
+    content, listed = _read_dict(path, "image metadata", wanted), {}
     for part, short in (("training", "train"), ("test", "test")):
-        concepts, files = (list(content[f"{short}_img_{what}"]) for what in ("concepts", "files"))
-        if len(concepts) != len(files) or not all(_plain(str(name)) for name in (*concepts, *files)):
+        folders, files = (list(content[f"{short}_img_{what}"]) for what in ("concepts", "files"))
+        if len(folders) != len(files) or not all(_is_file_name(str(name)) for name in (*folders, *files)):
             raise UserError(f"{path}: its {part} concepts and files are no list of names, one an image")
-        listed[part] = [f"{part}_images/{c}/{f}" for c, f in zip(concepts, files, strict=True)]
+        listed[part] = [f"{part}_images/{folder}/{file}" for folder, file in zip(folders, files, strict=True)]
     return listed
 
 
-def _plain(name: str) -> bool:
+def _read_dict(path: Path, kind: str, wanted: set[str]) -> dict:
+    content = read_pickled(path)
+    if not isinstance(content, dict) or not wanted <= set(content):
+        raise UserError(f"{path} is no {kind}: expected a dict with {', '.join(sorted(wanted))}")
+    return content
+
+
+def _is_file_name(name: str) -> bool:
     return re.fullmatch(r"[^/\\\0]+", name) is not None and name not in (".", "..")
 
 
-def _by_folders(images_dir: Path, per_folder: dict[str, int] | None) -> dict[str, list[str]]:
-    listed = {}
+def _by_folders(images_dir: Path, listed: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Images that are there, by part. `listed`: by the metadata, which tell how many a folder has."""
+    stored = {}
     for part in PARTS:
         folders = sorted(p for p in (images_dir / f"{part}_images").glob("*") if p.is_dir() and p.name[0] != ".")
-        of = {folder: sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES) for folder in folders}
-        usual = (per_folder or {}).get(part) or Counter(map(len, of.values())).most_common(1)[0][0] if of else 0
-        usual = 1 if part == "test" else usual
-        for folder, files in of.items():
-            if len(files) != usual:
-                raise UserError(
-                    f"{folder} has {len(files)} images; expected {usual}, as codes count them: "
-                    f"{', '.join(p.name for p in files[:3]) or 'none'}"
-                )
-        listed[part] = [f"{part}_images/{p.parent.name}/{p.name}" for files in of.values() for p in files]
-    return listed
+        names = {f: sorted(p.name for p in f.iterdir() if p.suffix.lower() in IMAGES) for f in folders}
+        stored[part] = [f"{part}_images/{folder.name}/{name}" for folder in folders for name in names[folder]]
+        usual = 1 if part == "test" else _images_per_folder(listed.get(part) or stored[part])
+        for folder in folders:
+            if (n := len(names[folder])) != usual:
+                some = ", ".join(names[folder][:3]) or "none"
+                raise UserError(f"{folder} has {n} images; expected {usual}, as codes count them: {some}")
+    return stored
 
 
-def _per_folder(listed: dict[str, list[str]]) -> dict[str, int]:
-    return {part: Counter(Counter(name.split("/")[1] for name in of).values()).most_common(1)[0][0]
-            for part, of in listed.items() if of}  # fmt: skip
+def _images_per_folder(images: Sequence[str]) -> int:
+    per_folder = Counter(image.split("/")[1] for image in images)
+    return Counter(per_folder.values()).most_common(1)[0][0] if images else 0
 
 
 def concept_of(image: str) -> str:
-    """ "training_images/00001_aardvark/aardvark_01b.jpg" → "aardvark"."""
+    """Give the name, "aardvark", of "training_images/00001_aardvark/aardvark_01b.jpg"."""
     return re.sub(r"^\d+_", "", image.split("/")[1])
 
 
 def concepts(images: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Names by label: of training, then of test; a concept that is in both has one label, and is found out as a leak."""
+    """Names by label: of training, then of test. A concept that is in both has one label: a leak that is found out."""
     return tuple(dict.fromkeys(concept_of(image) for part in PARTS for image in images[part]))
 
 
@@ -137,7 +142,7 @@ def pieces(raw_dir: Path, subjects: Sequence[str], sessions: Sequence[str], layo
     layout : str or None. None: what is there, raw before npy before pt.
     Raises UserError if a person has none of the layouts, or a session or a part is missing.
     """
-    found = []
+    cut = []
     for subject in subjects:
         folder = raw_dir / subject
         kind = layout or layout_of(folder)
@@ -148,46 +153,35 @@ def pieces(raw_dir: Path, subjects: Sequence[str], sessions: Sequence[str], layo
             )
         if kind == "raw":
             for session in sessions:
-                of = {part: _raw_file(folder / f"ses-{int(session):02d}", part) for part in PARTS}
-                for part, path in of.items():
-                    n = len(_events(path, _stamp(path))[0])
-                    beside = (of["training"],) if part == "test" else ()
-                    found += [Piece(path, start, min(start + EVENTS, n), beside) for start in range(0, n, EVENTS)]
+                training, test = (_raw_file(folder / f"ses-{int(session):02d}", part) for part in PARTS)
+                for path, beside in ((training, ()), (test, (training,))):  # a session is whitened by its training part
+                    cut += Piece.all_of(path, len(_events(path, stamp(path))[0]), EVENTS, beside)
         else:
             for part in PARTS:
                 path = folder / f"preprocessed_eeg_{part}.npy" if kind == "npy" else _pt_file(folder, part)
-                n = _cut(path, _stamp(path)).n_images
-                found += [Piece(path, start, min(start + ROWS, n)) for start in range(0, n, ROWS)]
-    return found
+                cut += Piece.all_of(path, _cut(path, stamp(path)).n_images, ROWS)
+    return cut
 
 
 def electrodes_of(path: Path) -> tuple[str, ...]:
     """The electrodes that trials of a raw file have."""
-    return ELECTRODES if "raw_eeg" in path.name else _cut(path, _stamp(path)).names
+    return ELECTRODES if "raw_eeg" in path.name else _cut(path, stamp(path)).names
 
 
 def _raw_file(folder: Path, part: str) -> Path:
-    names = [f"raw_eeg_{part}.npy", *(["raw_eeg_train.npy"] if part == "training" else [])]
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None:
-        raise UserError(
-            f"{folder / names[0]} is missing; fetch it, or say with --sessions which sessions are to be used"
-        )
-    return found
+    names = {"training": ("raw_eeg_training.npy", "raw_eeg_train.npy"), "test": ("raw_eeg_test.npy",)}[part]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        missing = folder / names[0]
+        raise UserError(f"{missing} is missing; fetch it, or say with --sessions which sessions are to be used")
+    return path
 
 
 def _pt_file(folder: Path, part: str) -> Path:
-    found = sorted(path for path in folder.glob("*.pt") if ("train" in path.name) == (part == "training"))
-    if len(found) != 1:
-        raise UserError(f"{folder} has {len(found)} .pt files of the {part} part; expected one")
-    return found[0]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """What tells a file from one that takes its place while it is kept in memory."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; fetch it again")
-    return path.stat().st_size, path.stat().st_mtime_ns
+    paths = sorted(path for path in folder.glob("*.pt") if ("train" in path.name) == (part == "training"))
+    if len(paths) != 1:
+        raise UserError(f"{folder} has {len(paths)} .pt files of the {part} part; expected one")
+    return paths[0]
 
 
 # ---------------------------------------------------------------- the authors' recordings
@@ -201,14 +195,13 @@ class _Raw:
     picks: list[int]  # rows of the electrodes, in the order of `ELECTRODES`
     stim: int
     sfreq: float
+    before: int  # samples from an onset to its epoch's first one, −200,
+    after: int  # and to its last one, 1000
 
 
 @lru_cache(maxsize=4)
-def _raw(path: Path, stamp: tuple[int, int]) -> _Raw:
-    content = read_pickled(path)
-    wanted = {"raw_eeg_data", "ch_names", "ch_types", "sfreq"}
-    if not isinstance(content, dict) or not wanted <= set(content):
-        raise UserError(f"{path} is no raw recording: expected a dict with {', '.join(sorted(wanted))}")
+def _raw(path: Path, version: tuple[int, int]) -> _Raw:
+    content = _read_dict(path, "raw recording", {"raw_eeg_data", "ch_names", "ch_types", "sfreq"})
     signal, names, types = content["raw_eeg_data"], [str(n) for n in content["ch_names"]], list(content["ch_types"])
     if isinstance(signal, np.ndarray):  # a small one is read at once
         signal = _InMemory(signal)
@@ -219,7 +212,8 @@ def _raw(path: Path, stamp: tuple[int, int]) -> _Raw:
     sfreq = content["sfreq"]
     if not isinstance(sfreq, (int, float)) or sfreq < SFREQ or sfreq % SFREQ:
         raise UserError(f"{path} is sampled at {sfreq} Hz; expected a multiple of {SFREQ:g} Hz")
-    return _Raw(signal, _picks(path, names), types.index("stim"), float(sfreq))
+    before, after = (round(second * sfreq) for second in EPOCH)
+    return _Raw(signal, _picks(path, names), types.index("stim"), float(sfreq), before, after)
 
 
 class _InMemory:
@@ -235,22 +229,20 @@ class _InMemory:
         return self._array[:, start:stop]
 
 
-def _picks(path: Path, names: Sequence[str], some: bool = False) -> list[int]:
+def _picks(path: Path, names: list[str], some: bool = False) -> list[int]:
     """Where the electrodes are among a file's channels, in the order of `ELECTRODES`; `some`: those that are there."""
     twice = [name for name, n in Counter(names).items() if n > 1]
     lacking = [name for name in ELECTRODES if name not in names]
     if twice or (lacking and not some) or len(lacking) == len(ELECTRODES):
-        raise UserError(
-            f"{path}: expected the electrodes {', '.join(ELECTRODES[:3])}, …; "
-            + (f"{twice[0]} is there twice" if twice else f"{', '.join(lacking[:5])} is not among its ch_names")
-        )
-    return [list(names).index(name) for name in ELECTRODES if name in names]
+        fault = f"{twice[0]} is there twice" if twice else f"{', '.join(lacking[:5])} is not among its ch_names"
+        raise UserError(f"{path}: expected the electrodes {', '.join(ELECTRODES[:3])}, …; {fault}")
+    return [names.index(name) for name in ELECTRODES if name in names]
 
 
 @lru_cache(maxsize=4)
-def _events(path: Path, stamp: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _events(path: Path, version: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Samples and codes of all events of a recording, in order."""
-    raw = _raw(path, stamp)
+    raw = _raw(path, version)
     stim = raw.signal.rows(raw.stim, raw.stim + 1)[0]
     if not np.isfinite(stim).all():
         raise UserError(f"{path}: its stim channel holds NaN or infinity")
@@ -259,45 +251,40 @@ def _events(path: Path, stamp: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]
 
 
 @lru_cache(maxsize=4)
-def _kept_events(
-    path: Path, stamp: tuple[int, int], n_images: int, part: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _kept_events(path: Path, version: tuple[int, int], n_images: int, part: str) -> tuple[np.ndarray, ...]:
     """Onsets (samples), images (from 0) and fate of every event: "kept", "dropped: …"."""
-    at, codes = _events(path, stamp)
-    whole = codes.astype(np.int64)
-    wrong = np.flatnonzero((whole != codes) | (((whole < 1) | (whole > n_images)) & (whole != TARGET)))
+    onsets, values = _events(path, version)
+    codes = values.astype(np.int64)
+    wrong = np.flatnonzero((codes != values) | (((codes < 1) | (codes > n_images)) & (codes != TARGET)))
     if len(wrong):
         raise UserError(
-            f"{path}: the event code {codes[wrong[0]]:g} at sample {at[wrong[0]]} is none of 1 to {n_images} ({part} images) "
-            f"or {TARGET} (catch target); does the recording belong to these images?"
+            f"{path}: the event code {values[wrong[0]]:g} at sample {onsets[wrong[0]]} is none of 1 to {n_images} "
+            f"({part} images) or {TARGET} (catch target); does the recording belong to these images?"
         )
     seen, fates = Counter(), []
-    for code in whole.tolist():
+    for code in codes.tolist():
         seen[code] += 1
-        beyond = code != TARGET and seen[code] > KEPT[part]
-        fates.append(
-            "dropped: catch target"
-            if code == TARGET
-            else f"dropped: beyond {KEPT[part]} repetitions"
-            if beyond
-            else "kept"
-        )
-    return at, whole - 1, np.array(fates)
+        if code == TARGET:
+            fates.append("dropped: catch target")
+        else:
+            fates.append("kept" if seen[code] <= KEPT[part] else f"dropped: beyond {KEPT[part]} repetitions")
+    return onsets, codes - 1, np.array(fates)
 
 
-def _epochs(path: Path, at: np.ndarray, scale: float) -> np.ndarray:
-    """(n, 63, 300) microvolts around onsets, baseline taken off, at 250 Hz: MNE's Epochs and their resample, piece by piece."""
+def _epochs(path: Path, onsets: np.ndarray, scale: float) -> np.ndarray:
+    """(n, 63, 300) microvolts around onsets, baseline taken off, at 250 Hz: as MNE's Epochs and their resample."""
     from mne.filter import resample
 
-    raw = _raw(path, _stamp(path))
-    before, after = (round(second * raw.sfreq) for second in EPOCH)  # −200, 1000
-    start = int(at.min()) + before
-    stretch = raw.signal.lines(start, int(at.max()) + after + 1)[raw.picks] * scale
-    if not np.isfinite(stretch).all():
-        bad = ELECTRODES[int(np.argmin(np.isfinite(stretch).all(axis=1)))]
-        raise UserError(f"{path}: {bad} holds NaN or infinity near sample {int(at.min())}; fetch it again")
-    x = np.stack([stretch[:, onset + before - start : onset + after + 1 - start] for onset in at])  # (n, 63, 1201)
-    x -= x[..., : 1 - before].mean(axis=-1, keepdims=True)  # the onset itself is the baseline's last sample
+    raw = _raw(path, stamp(path))
+    first, last = int(onsets.min()), int(onsets.max())
+    stretch = raw.signal.lines(first + raw.before, last + raw.after + 1)[raw.picks] * scale
+    finite = np.isfinite(stretch).all(axis=1)
+    if not finite.all():
+        bad = ELECTRODES[int(np.argmin(finite))]
+        raise UserError(f"{path}: {bad} holds NaN or infinity near sample {first}; fetch it again")
+    n_times = raw.after + 1 - raw.before
+    x = np.stack([stretch[:, start : start + n_times] for start in onsets - first])  # (n, 63, 1201)
+    x -= x[..., : 1 - raw.before].mean(axis=-1, keepdims=True)  # the onset itself is the baseline's last sample
     if raw.sfreq == SFREQ:
         return x[..., : round((EPOCH[1] - EPOCH[0]) * SFREQ)]
     return resample(x, SFREQ, raw.sfreq, npad="auto", pad="edge", verbose="ERROR")
@@ -310,16 +297,15 @@ def whitener(covariance: np.ndarray, where: Path) -> np.ndarray:
     """Σ^(−1/2) of a covariance (C, C): what makes its electrodes uncorrelated and of unit variance."""
     values, vectors = np.linalg.eigh(covariance)
     if not values[0] > 1e-12 * values[-1]:
-        raise UserError(
-            f"{where}: its covariance has no inverse: an electrode never changes, or is another's copy; --whiten none goes on"
-        )
+        cause = "an electrode never changes, or is another's copy"
+        raise UserError(f"{where}: its covariance has no inverse: {cause}; --whiten none goes on")
     return (vectors / np.sqrt(values)) @ vectors.T
 
 
 def shrunk_covariance(x: np.ndarray) -> np.ndarray:
-    """(C, C) covariance over time of one repetition (C, T), shrunk by Ledoit and Wolf's rule on standardised channels.
+    """(C, C) covariance over time of a repetition (C, T), shrunk by Ledoit and Wolf's rule on standardised channels.
 
-    Ledoit & Wolf, J. Multivar. Anal. 88, 2004, by scikit-learn; what MVNN (Guggenmos et al., NeuroImage 173, 2018) uses.
+    Ledoit & Wolf, J. Multivar. Anal. 88, 2004, by scikit-learn; MVNN (Guggenmos et al., NeuroImage 173, 2018) uses it.
     """
     from sklearn.covariance import ledoit_wolf
 
@@ -330,26 +316,25 @@ def shrunk_covariance(x: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def session_whitener(path: Path, stamp: tuple[int, int], n_images: int, scale: float) -> np.ndarray:
+def session_whitener(path: Path, version: tuple[int, int], n_images: int, scale: float) -> np.ndarray:
     """Σ^(−1/2) of a session: mean over repetitions, then over images, of its training part's covariances."""
-    at, images, fates = _kept_events(path, stamp, n_images, "training")
-    good = np.flatnonzero((fates == "kept") & _inside(path, at))
+    onsets, images, fates = _kept_events(path, version, n_images, "training")
+    good = np.flatnonzero((fates == "kept") & _inside(path, onsets))
     if not len(good):
         raise UserError(f"{path} has no training images to whiten by; --whiten none goes on without")
     repetitions = Counter(images[good].tolist())
     total = np.zeros((len(ELECTRODES), len(ELECTRODES)))
     for start in range(0, len(good), EVENTS):
-        of = good[start : start + EVENTS]
-        for x, image in zip(_epochs(path, at[of], scale), images[of].tolist(), strict=True):
+        block = good[start : start + EVENTS]
+        for x, image in zip(_epochs(path, onsets[block], scale), images[block].tolist(), strict=True):
             total += shrunk_covariance(x) / repetitions[image]
     return whitener(total / len(repetitions), path)
 
 
-def _inside(path: Path, at: np.ndarray) -> np.ndarray:
+def _inside(path: Path, onsets: np.ndarray) -> np.ndarray:
     """Which onsets have their whole epoch in the recording."""
-    raw = _raw(path, _stamp(path))
-    before, after = (round(second * raw.sfreq) for second in EPOCH)
-    return (at + before >= 0) & (at + after < raw.signal.shape[1])
+    raw = _raw(path, stamp(path))
+    return (onsets + raw.before >= 0) & (onsets + raw.after < raw.signal.shape[1])
 
 
 # ---------------------------------------------------------------- arrays that are cut already
@@ -359,64 +344,70 @@ def _inside(path: Path, at: np.ndarray) -> np.ndarray:
 class _Cut:
     """A preprocessed file that is open for reading."""
 
-    eeg: StoredArray  # (n_images, n_repetitions, C, T), or (n, C, T)
+    eeg: "StoredArray | _InMemory"  # (n_images, repetitions, C, T), or (n_images × repetitions, C, T)
     picks: list[int]
     names: tuple[str, ...]  # electrodes, in the order of `picks`
     times: np.ndarray  # seconds, of the samples that are there
     sfreq: float
     repetitions: int
+    rows_per_image: int  # of `eeg`
     images: tuple[str, ...]  # of every row of the flat array; empty where the order of codes tells
     sessions: tuple[str, ...]
 
     @property
     def n_images(self) -> int:
-        return self.eeg.shape[0] // (1 if len(self.eeg.shape) == 4 else self.repetitions)
+        return self.eeg.shape[0] // self.rows_per_image
 
 
 @lru_cache(maxsize=4)
-def _cut(path: Path, stamp: tuple[int, int]) -> _Cut:
-    content = read_pickled(path)
+def _cut(path: Path, version: tuple[int, int]) -> _Cut:
     key = "eeg" if path.suffix == ".pt" else "preprocessed_eeg_data"
-    if not isinstance(content, dict) or not {key, "ch_names", "times"} <= set(content):
-        raise UserError(f"{path} is no preprocessed recording: expected a dict with {key}, ch_names and times")
+    content = _read_dict(path, "preprocessed recording", {key, "ch_names", "times"})
     eeg, names = content[key], [str(name) for name in content["ch_names"]]
     eeg = _InMemory(eeg) if isinstance(eeg, np.ndarray) else eeg
-    if (
-        not hasattr(eeg, "shape")
-        or len(eeg.shape) not in (3, 4)
-        or eeg.dtype.kind != "f"
-        or eeg.shape[-2] != len(names)
-    ):
-        raise UserError(f"{path}: {key} is {getattr(eeg, 'shape', type(eeg).__name__)} for {len(names)} electrodes")
-    times, n = np.asarray(_plain_array(content["times"]), float).ravel(), eeg.shape[-1]
+    shape = getattr(eeg, "shape", ())
+    if len(shape) not in (3, 4) or eeg.dtype.kind != "f" or shape[-2] != len(names):
+        kind = getattr(eeg, "shape", type(eeg).__name__)
+        raise UserError(f"{path}: {key} is {kind} for {len(names)} electrodes")
+    times, sfreq = _times(path, content["times"], shape[-1])
+    images = _per_row(path, content, "img", shape)
+    rows_per_image = 1 if len(shape) == 4 else _rows_per_image(path, key, images)
+    repetitions = shape[1] if len(shape) == 4 else rows_per_image
+    sessions, picks = _per_row(path, content, "session", shape), _picks(path, names, some=True)
+    electrodes = tuple(names[k] for k in picks)
+    return _Cut(eeg, picks, electrodes, times, sfreq, repetitions, rows_per_image, images, sessions)
+
+
+def _times(path: Path, stored: object, n_times: int) -> tuple[np.ndarray, float]:
+    """Seconds of the samples that are there, and their rate, Hz; files may list those before the onset as well."""
+    times = np.asarray(_in_memory(stored), float).ravel()
     after = times[times >= -1e-6]
-    if len(times) < 2 or not np.isfinite(times).all() or n not in (len(times), len(after)):
-        raise UserError(
-            f"{path}: times has {len(times)} values ({len(after)} from the onset on), the data {n} samples; expected as many"
-        )
-    sfreq = round(1 / float(np.diff(times).mean()), 3)
-    images = _per_row(path, content, "img", eeg) if "img" in content else ()
-    flat = len(eeg.shape) == 3
-    if flat and not images:
+    if len(times) < 2 or not np.isfinite(times).all() or n_times not in (len(times), len(after)):
+        listed = f"{len(times)} values ({len(after)} from the onset on)"
+        raise UserError(f"{path}: times has {listed}, the data {n_times} samples; expected as many")
+    return times if n_times == len(times) else after, round(1 / float(np.diff(times).mean()), 3)
+
+
+def _rows_per_image(path: Path, key: str, images: tuple[str, ...]) -> int:
+    if not images:
         raise UserError(f"{path}: {key} has no axis of repetitions, and no img says which image a row is")
     counts = Counter(images)
-    repetitions = counts.most_common(1)[0][1] if flat else eeg.shape[1]
-    if flat and (odd := next((image for image, n in counts.items() if n != repetitions), None)):
-        raise UserError(f"{path}: {odd} has {counts[odd]} rows, other images {repetitions}; expected as many of each")
-    sessions = _per_row(path, content, "session", eeg) if "session" in content else ()
-    picks = _picks(path, names, some=True)
-    return _Cut(eeg, picks, tuple(names[k] for k in picks), times if n == len(times) else after, sfreq,
-                repetitions, images, sessions)  # fmt: skip
+    usual = counts.most_common(1)[0][1]
+    if odd := next((image for image, n in counts.items() if n != usual), None):
+        raise UserError(f"{path}: {odd} has {counts[odd]} rows, other images {usual}; expected as many of each")
+    return usual
 
 
-def _plain_array(value: object) -> object:
+def _in_memory(value: object) -> object:
     return value.all() if isinstance(value, StoredArray) else value
 
 
-def _per_row(path: Path, content: dict, key: str, eeg) -> tuple[str, ...]:
-    """One text for every row of the flat array: as it is given, or a text an image, repeated."""
-    values = [str(v) for v in np.asarray(_plain_array(content[key])).ravel().tolist()]
-    n = eeg.shape[0] * (eeg.shape[1] if len(eeg.shape) == 4 else 1)
+def _per_row(path: Path, content: dict, key: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """One text for every row of the flat array: as it is given, or a text an image, repeated; empty where none is."""
+    if key not in content:
+        return ()
+    values = [str(v) for v in np.asarray(_in_memory(content[key])).ravel().tolist()]
+    n = shape[0] * (shape[1] if len(shape) == 4 else 1)
     if not values or n % len(values):
         raise UserError(f"{path}: {key} has {len(values)} values for {n} trials")
     return tuple(value for value in values for _ in range(n // len(values)))
@@ -425,84 +416,75 @@ def _per_row(path: Path, content: dict, key: str, eeg) -> tuple[str, ...]:
 # ---------------------------------------------------------------- a piece → trials
 
 
-def prepare_piece(
-    piece: Piece, settings: Preprocessing, scale: float | None, options: dict
-) -> tuple[list[tuple[Trial, np.ndarray]], Counter, list[dict]]:
+def prepare_piece(piece: Piece, settings: Preprocessing, scale: float | None, options: dict) -> Prepared:
     """The trials of a piece; counts by (fate, subject, part); facts. `options`: whiten, images by part, concepts."""
     part = "test" if "test" in piece.path.name else "training"
     prepare = _prepare_raw if "raw_eeg" in piece.path.name else _prepare_cut
     return prepare(piece, settings, scale, options, part)
 
 
-def _prepare_raw(piece: Piece, settings: Preprocessing, scale: float | None, options: dict, part: str) -> tuple:
+def _prepare_raw(piece: Piece, settings: Preprocessing, scale: float | None, options: dict, part: str) -> Prepared:
     path, images = piece.path, options["images"]
     subject, session = path.parent.parent.name, str(int(path.parent.name.removeprefix("ses-")))
-    at, codes, fates = _kept_events(path, _stamp(path), len(images[part]), part)
-    fates = np.where((fates == "kept") & ~_inside(path, at), "dropped: window leaves the recording", fates)
-    of = np.arange(piece.start, piece.stop)
-    counts = Counter((fate, subject, part) for fate in fates[of].tolist())
-    good, kept, amplitude = of[fates[of] == "kept"], [], None
+    onsets, codes, fates = _kept_events(path, stamp(path), len(images[part]), part)
+    fates = np.where((fates == "kept") & ~_inside(path, onsets), "dropped: window leaves the recording", fates)
+    events = np.arange(piece.start, piece.stop)
+    counts = Counter((fate, subject, part) for fate in fates[events].tolist())
+    good, trials, amplitude = events[fates[events] == "kept"], [], None
     if len(good):
         microvolts = 1e6 * (1.0 if scale is None else scale)
-        x = _epochs(path, at[good], microvolts)  # (n, 63, 300)
+        x = _epochs(path, onsets[good], microvolts)  # (n, 63, 300)
         amplitude = float(np.median(x.std(axis=-1)))
-        if scale is None and not AMPLITUDES[0] <= amplitude <= AMPLITUDES[1]:
-            raise UserError(
-                f"{path}: the median standard deviation of an epoch is {amplitude:.4g} microvolts; expected {AMPLITUDES[0]:g} "
-                f"to {AMPLITUDES[1]:g}: is the unit wrong? --scale sets a factor and goes on (--scale 1: as it is)"
-            )
+        check_amplitude(f"{path}: the median standard deviation of an epoch", amplitude, scale)
         flat = [name for name, sd in zip(ELECTRODES, x.std(axis=(0, 2)), strict=True) if sd == 0]
         if flat and not piece.start:
             print(f"notice: {path}: {', '.join(flat)} never changes; kept as it is")
         if options["whiten"] == "epochs":
             training = piece.beside[0] if piece.beside else path
-            x = session_whitener(training, _stamp(training), len(images["training"]), microvolts) @ x
+            x = session_whitener(training, stamp(training), len(images["training"]), microvolts) @ x
         start, stop = (round((second - EPOCH[0]) * SFREQ) for second in (settings.tmin, settings.tmax))
         for place, samples in zip(good.tolist(), x[..., start:stop].astype(DTYPE), strict=True):
-            kept.append((_trial(subject, session, part, place + 1, images[part][codes[place]], options), samples))
-    facts = {"subject": subject, "session": session, "run": PARTS[part], "kind": "raw", "sfreq": SFREQ,
-             "median_sd_microvolts": amplitude}  # fmt: skip
-    return kept, counts, [facts]
+            trials.append((_trial(subject, session, part, place + 1, images[part][codes[place]], options), samples))
+    return trials, counts, [_facts(subject, session, part, "raw", SFREQ, amplitude)]
 
 
-def _prepare_cut(piece: Piece, settings: Preprocessing, scale: float | None, options: dict, part: str) -> tuple:
-    path, images = piece.path, options["images"][part]
-    found, subject = _cut(path, _stamp(path)), path.parent.name
-    flat = len(found.eeg.shape) == 3
-    if not found.images and found.n_images != len(images):
-        raise UserError(f"{path} has {found.n_images} images; image_metadata.npy or the folders list {len(images)}")
-    each = found.repetitions
-    rows = (piece.start * each, piece.stop * each) if flat else (piece.start, piece.stop)
-    x = found.eeg.rows(*rows)
-    x = x.reshape(-1, *x.shape[-2:])[:, found.picks]
-    if found.times[0] > settings.tmin + 0.5 / found.sfreq:
-        raise UserError(f"{path} begins {found.times[0]:g} s after the onset; --tmin {settings.tmin:g} asks for more")
-    keep = (found.times >= settings.tmin - 1e-6) & (found.times < settings.tmax - 1e-6)
+def _prepare_cut(piece: Piece, settings: Preprocessing, scale: float | None, options: dict, part: str) -> Prepared:
+    path, images, subject = piece.path, options["images"][part], piece.path.parent.name
+    cut = _cut(path, stamp(path))
+    if not cut.images and cut.n_images != len(images):
+        raise UserError(f"{path} has {cut.n_images} images; image_metadata.npy or the folders list {len(images)}")
+    if cut.times[0] > settings.tmin + 0.5 / cut.sfreq:
+        raise UserError(f"{path} begins {cut.times[0]:g} s after the onset; --tmin {settings.tmin:g} asks for more")
+    keep = (cut.times >= settings.tmin - 1e-6) & (cut.times < settings.tmax - 1e-6)
+    each = cut.repetitions
+    x = cut.eeg.rows(piece.start * cut.rows_per_image, piece.stop * cut.rows_per_image)
+    x = x.reshape(-1, *x.shape[-2:])[:, cut.picks]  # (n_images × n_repetitions, C, T)
     x = np.asarray(x[..., keep], DTYPE) * np.float32(1.0 if scale is None else scale)
-    if not np.isfinite(x).all():
-        row = int(np.argmin(np.isfinite(x).all(axis=(1, 2))))
-        raise UserError(
-            f"{path}: repetition {row % each + 1} of image {piece.start + row // each + 1} holds NaN or infinity"
-        )
-    kept = []
-    for k, samples in enumerate(x):
-        row = piece.start * each + k
-        image = _known(path, found.images[row], images) if found.images else images[row // each]
-        session = found.sessions[row] if found.sessions else "all"
-        kept.append((_trial(subject, session, part, row + 1, image, options), samples))
-    counts = Counter({("kept", subject, part): len(kept)})
-    facts = {"subject": subject, "session": "all", "run": PARTS[part], "kind": path.suffix[1:], "sfreq": found.sfreq,
-             "median_sd_microvolts": None}  # fmt: skip
-    return kept, counts, [facts]
+    finite = np.isfinite(x).all(axis=(1, 2))
+    if not finite.all():
+        image, repetition = divmod(int(np.argmin(finite)), each)
+        where = f"repetition {repetition + 1} of image {piece.start + image + 1}"
+        raise UserError(f"{path}: {where} holds NaN or infinity")
+    trials = []
+    for row, samples in enumerate(x, start=piece.start * each):
+        image = _known(path, cut.images[row], images) if cut.images else images[row // each]
+        session = cut.sessions[row] if cut.sessions else "all"
+        trials.append((_trial(subject, session, part, row + 1, image, options), samples))
+    facts = _facts(subject, "all", part, path.suffix[1:], cut.sfreq, None)
+    return trials, Counter({("kept", subject, part): len(trials)}), [facts]
+
+
+def _facts(subject: str, session: str, part: str, kind: str, sfreq: float, amplitude: float | None) -> dict:
+    origin = {"subject": subject, "session": session, "run": PARTS[part], "kind": kind}
+    return origin | {"sfreq": sfreq, "median_sd_microvolts": amplitude}
 
 
 def _known(path: Path, image: str, images: Sequence[str]) -> str:
     """The image that a file's own path means, by its folder and name."""
     tail = "/".join(Path(image.replace("\\", "/")).parts[-2:])
-    found = _by_tail(tuple(images)).get(tail)
-    if found is None:
+    if (known := _by_tail(tuple(images)).get(tail)) is None:
         raise UserError(f"{path} names the image {tail}, which is not among the images; are they of another data set?")
-    return found
+    return known
 
 
 @lru_cache(maxsize=2)
@@ -520,33 +502,26 @@ def _trial(subject: str, session: str, part: str, number: int, image: str, optio
 
 def table(meta: dict, counts: Counter) -> list[str]:
     """A line a person and part: trials kept, expected and complete; what was dropped, by cause; repetitions."""
-    n_images = {part: len(of) for part, of in meta["options"]["images"].items()}
-    n_sessions = defaultdict(set)
-    kinds = {}
-    for source in meta["sources"]:
-        for r in source["recordings"]:
-            n_sessions[r["subject"], r["run"]].add(r["session"])
-            kinds[r["subject"]] = r["kind"]
+    n_images = {part: len(images) for part, images in meta["options"]["images"].items()}
+    sessions, kinds = defaultdict(set), {}
+    for recording in (recording for source in meta["sources"] for recording in source["recordings"]):
+        sessions[recording["subject"], recording["run"]].add(recording["session"])
+        kinds[recording["subject"]] = recording["kind"]
     fates = sorted({fate for fate, *_ in counts if str(fate).startswith("dropped")})
-    lines = [
-        f"{'':10}{'part':10}{'trials':>8}{'expected':>10}"
-        + "".join(f"{f.removeprefix('dropped: '):>28}" for f in fates)
-    ]
+    heads = "".join(f"{fate.removeprefix('dropped: '):>28}" for fate in fates)
+    lines = [f"{'':10}{'part':10}{'trials':>8}{'expected':>10}{heads}"]
+    # a concept is shown in two of four sessions, twice each: half of the images, two times, a session
+    in_session = {"training": KEPT["training"] // 2, "test": KEPT["test"]}
     for subject in sorted(kinds):
         for part, run in PARTS.items():
-            of = len(n_sessions[subject, run])
-            # a concept is shown in two of four sessions, twice each: half of the images, two times, a session
-            each = n_images[part] * (KEPT["training"] // 2 if part == "training" else KEPT["test"])
-            expected = of * each if kinds[subject] == "raw" else n_images[part] * (4 if part == "training" else 80)
+            n_sessions = len(sessions[subject, run]) if kinds[subject] == "raw" else len(SESSIONS)
+            expected = n_sessions * n_images[part] * in_session[part]
             cells = "".join(f"{counts[fate, subject, part]:28d}" for fate in fates)
             lines.append(f"{subject:10}{part:10}{counts['kept', subject, part]:8d}{expected:10d}{cells}")
-    lines += [
-        "",
-        f"expected: {n_images['training']} training images 4 times, {n_images['test']} test images 80 times (raw: as many of that as "
-        "there are sessions); the data set has 16,540 and 200, of 10 people in 4 sessions",
-    ]
-    lacking = [subject for subject in SUBJECTS if subject not in kinds]
-    if lacking:
+    usual = f"{n_images['training']} training images 4 times, {n_images['test']} test images 80 times"
+    design = "the data set has 16,540 and 200, of 10 people in 4 sessions"
+    lines += ["", f"expected: {usual} (raw: as many of that as there are sessions); {design}"]
+    if lacking := [subject for subject in SUBJECTS if subject not in kinds]:
         lines.append(f"not prepared: {', '.join(lacking)}")
     if meta["options"]["whiten"] == "none" and "raw" in kinds.values():
         lines.append("not whitened: microvolts, as --encoder csbrain reads them")
@@ -556,9 +531,7 @@ def table(meta: dict, counts: Counter) -> list[str]:
 def parts(trials: Sequence[Trial], of_store: Sequence[Trial]) -> list[str]:
     """Test images test; the training images of some concepts, the same in every run, validate; the others train."""
     training = sorted({t.label for t in of_store if t.image.startswith("training_images/")})
-    n = min(
-        HELD_OUT, max(2, len(training) // 6)
-    )  # of the published 1,654 concepts, 100; one alone could not be confused
+    n = min(HELD_OUT, max(2, len(training) // 6))  # 100 of the published 1,654; one alone could not be confused
     held_out = set(np.random.default_rng(0).choice(training, n, replace=False).tolist()) if len(training) > 3 else set()
     return ["test" if t.image.startswith("test_images/") else "val" if t.label in held_out else "train" for t in trials]
 

@@ -30,8 +30,8 @@ class TrialDataset:
     store : TrialStore or CBraModStore, optional. Where it is open already.
     granularity : str, optional. Which part of the classes, for datasets that have `granularities`.
 
-    Items are dicts: `x`, `label`, `image` and `subject` (texts), `index`. `x` is the (n_chans, n_times) float32 signal in
-    microvolts at `sfreq` Hz; of a `prepared` dataset what an encoder reads, of one `with_tokens` its tokens.
+    Items are dicts: `x`, `label`, `image` and `subject` (texts), `index`. `x` is the (n_chans, n_times) float32 signal
+    in microvolts at `sfreq` Hz; of a `prepared` dataset what an encoder reads, of one `with_tokens` its tokens.
     `trials[i]` tells item i's subject, session, run and number. What changes a dataset returns another one.
 
     Raises UserError if the store has other electrodes or labels than the dataset.
@@ -40,25 +40,28 @@ class TrialDataset:
     description: DatasetDescription  # set by each dataset
 
     def __init__(
-        self, data_dir: str | Path, mode: str, protocol: str = "published",
-        description: DatasetDescription | None = None, store=None, granularity: str | None = None,
-    ):  # fmt: skip
+        self,
+        data_dir: str | Path,
+        mode: str,
+        protocol: str = "published",
+        description: DatasetDescription | None = None,
+        store=None,
+        granularity: str | None = None,
+    ):
         self.store = store or open_store(data_dir)
-        self.description, of = self._description(description or self.description, granularity)
+        self.description, classes = self._description(description or self.description, granularity)
         self._check_store()
         self.trials: list[Trial] = split_trials(self.store, self.description, protocol)[mode]
-        self.labels = [trial.label for trial in self.trials]
-        if of is not None:  # the classes that were asked for, counted anew
-            self.trials = [trial for trial in self.trials if trial.label in of]
-            self.labels = [of.index(trial.label) for trial in self.trials]
+        if classes is not None:
+            self.trials = [trial for trial in self.trials if trial.label in classes]
+        self.labels = [classes.index(trial.label) if classes else trial.label for trial in self.trials]  # counted anew
         self.mode, self.sfreq = mode, self.store.sfreq
         self._prepare: Callable | None = None
         self.tokens = None  # (N, n, width) tensor
         self._kept: dict[int, object] = {}  # prepared trials
-        self._look_at(None, None)
+        self._select(None, None)
         n_classes = len(self.description.classes)
-        wrong = {label for label in self.labels if not 0 <= label < n_classes}
-        if wrong:
+        if wrong := {label for label in self.labels if not 0 <= label < n_classes}:
             raise UserError(f"{self.store.path}: label {min(wrong)} in {mode}; expected 0 to {n_classes - 1}")
 
     def _description(self, description: DatasetDescription, granularity: str | None) -> tuple:
@@ -69,19 +72,18 @@ class TrialDataset:
                 return description.of_store(meta), None
             if not description.granularities:
                 raise UserError(f"--granularity {granularity}: {description.name} has one set of classes")
-            parts = description.granularities(meta)
-            if granularity not in parts:
-                raise UserError(f"--granularity {granularity}: {path} has {', '.join(('all', *parts))}")
-            return description.of_store(meta, parts[granularity]), parts[granularity]
+            labels = description.granularities(meta)
+            if granularity not in labels:
+                raise UserError(f"--granularity {granularity}: {path} has {', '.join(('all', *labels))}")
+            return description.of_store(meta, labels[granularity]), labels[granularity]
         except ValueError as error:
             raise UserError(f"{path} is no store of {description.name}: {error}") from None
 
     def _check_store(self) -> None:
         """Whether the store is one of this dataset."""
         name, electrodes, path = self.description.name, self.description.montage.electrodes, self.store.path
-        of = self.store.meta.get("dataset", name)
-        if of != name:
-            raise UserError(f"{path} is a store of {of}; expected {name}")
+        if (stored := self.store.meta.get("dataset", name)) != name:
+            raise UserError(f"{path} is a store of {stored}; expected {name}")
         n_chans, n_times = self.store.shape
         if n_times and n_chans not in (len(electrodes), len(electrodes) + self.description.extra_channels):
             raise UserError(f"{path}: trials are ({n_chans}, {n_times}); {name} has {len(electrodes)} electrodes")
@@ -98,7 +100,7 @@ class TrialDataset:
         Raises UserError if the trials have no such part.
         """
         made = self._another()
-        made._look_at(window, regions)
+        made._select(window, regions)
         return made
 
     def prepared(self, prepare: Callable) -> "TrialDataset":
@@ -107,8 +109,6 @@ class TrialDataset:
         Raises UserError if `prepare` gives something else each time: what is random would stay as it was drawn first,
             in validation and test as well. It belongs into the training loop (`AUGMENTATIONS` in models/__init__.py).
         """
-        made = self._another()
-        made._prepare = prepare
         if len(self):
             once, again = (np.asarray(prepare(self.samples(self.trials[0]), self.sfreq)) for _ in range(2))
             if once.shape != again.shape or not np.array_equal(once, again, equal_nan=once.dtype.kind == "f"):
@@ -116,13 +116,11 @@ class TrialDataset:
                     "prepare() of this encoder is random, and what it gives is kept: augment in the training loop "
                     "(AUGMENTATIONS in models/__init__.py, --augment)"
                 )
-        return made
+        return self._another(_prepare=prepare)
 
     def with_tokens(self, tokens: "torch.Tensor") -> "TrialDataset":  # noqa: F821
         """The same trials as tokens (N, n, width) that a frozen encoder gave."""
-        made = self._another()
-        made.tokens = tokens
-        return made
+        return self._another(tokens=tokens)
 
     def shuffled(self, seed: int) -> "TrialDataset":
         """The shuffled-label control: see `shuffled_labels`."""
@@ -130,16 +128,15 @@ class TrialDataset:
 
     def relabelled(self, trials: Sequence[Trial], labels: Sequence[int]) -> "TrialDataset":
         """The same samples under other labels, or images, trial by trial."""
-        made = self._another()
-        made.trials, made.labels = list(trials), list(labels)
-        return made
+        return self._another(trials=list(trials), labels=list(labels))
 
-    def _another(self) -> "TrialDataset":
+    def _another(self, **changes) -> "TrialDataset":
         made = copy.copy(self)
-        made._kept = {}
+        vars(made).update(changes, _kept={})
         return made
 
-    def _look_at(self, window: Sequence[float] | None, regions: Sequence[str] | None) -> None:
+    def _select(self, window: Sequence[float] | None, regions: Sequence[str] | None) -> None:
+        """Note which samples and electrodes of the stored trials are read."""
         montage, n_times = self.description.montage, self.store.shape[1]
         start, stop = 0, n_times
         if window is not None and n_times:
@@ -153,9 +150,8 @@ class TrialDataset:
             raise UserError(f"--regions: {self.description.name}: {error}") from None
         self.window, self.regions = None if window is None else list(window), None if regions is None else list(regions)
         self._cut = slice(start, stop)
-        self._picks = slice(len(montage.electrodes))  # channels behind the dataset's electrodes stay behind
-        if regions is not None:
-            self._picks = [montage.electrodes.index(name) for name in self.montage.electrodes]
+        picks = [montage.electrodes.index(name) for name in self.montage.electrodes]
+        self._picks = slice(len(picks)) if regions is None else picks  # channels behind the electrodes stay behind
 
     # ------------------------------------------------------------ items
 
@@ -182,7 +178,7 @@ class TrialDataset:
         return self._kept[index]
 
     def samples(self, trial: Trial) -> np.ndarray:
-        """(n_chans, n_times) float32 microvolts of the part that is looked at."""
+        """(n_chans, n_times) float32 microvolts of the part that is read."""
         return self.store.read(trial)[self._picks, self._cut]
 
     def signal(self, index: int) -> "torch.Tensor":  # noqa: F821
@@ -198,9 +194,9 @@ class TrialDataset:
 
     @property
     def facts(self) -> dict:
-        """What a checkpoint keeps of the trials that it was trained on: length, rate (Hz), preprocessing, part of them."""
-        return {"n_times": self.n_times, "sfreq": self.sfreq, "preprocessing": self.store.meta.get("preprocessing"),
-                "window": self.window, "regions": self.regions, "units": self.units}  # fmt: skip
+        """What a checkpoint keeps of the trials that trained it: length, rate (Hz), preprocessing, part of them."""
+        stored = {"n_times": self.n_times, "sfreq": self.sfreq, "preprocessing": self.store.meta.get("preprocessing")}
+        return stored | {"window": self.window, "regions": self.regions, "units": self.units}
 
     @property
     def units(self) -> str:
@@ -214,7 +210,7 @@ class TrialDataset:
 
     @property
     def n_times(self) -> int:
-        """Samples of a trial that are looked at."""
+        """Samples of a trial that are read."""
         return self._cut.stop - self._cut.start
 
     def spread(self, n: int) -> list[int]:
@@ -231,22 +227,24 @@ class TrialDataset:
 
 
 def load_splits(
-    data_dir: str | Path, description: DatasetDescription, protocol: str, window: Sequence[float] | None = None,
-    regions: Sequence[str] | None = None, granularity: str | None = None,
-) -> dict[str, TrialDataset]:  # fmt: skip
+    data_dir: str | Path,
+    description: DatasetDescription,
+    protocol: str,
+    window: Sequence[float] | None = None,
+    regions: Sequence[str] | None = None,
+    granularity: str | None = None,
+) -> dict[str, TrialDataset]:
     """All three splits of a store, opened once. A split may be empty. `window` and `regions` as in `TrialDataset.part`.
 
-    Raises UserError if nothing is there to train on, or nothing validates under a protocol that chooses by
-        validation.
+    Raises UserError if nothing is there to train on, or nothing validates under a protocol that chooses by validation.
     """
     store = open_store(data_dir)
     splits = {mode: TrialDataset(data_dir, mode, protocol, description, store, granularity) for mode in SPLITS}
     splits = {mode: dataset.part(window, regions) for mode, dataset in splits.items()}
     for mode in ("train",) if protocol_named(protocol)[0].may_lack_val else ("train", "val"):
         if not len(splits[mode]):
-            raise UserError(
-                f"{data_dir} has no {mode} trials under --protocol {protocol}; training needs train and val"
-            )
+            lacking = f"no {mode} trials under --protocol {protocol}"
+            raise UserError(f"{data_dir} has {lacking}; training needs train and val")
     if not len(splits["val"]):
         print(f"notice: {protocol} leaves no session to validate on; the last epoch is tested, and nothing is chosen")
     return splits
@@ -266,8 +264,9 @@ class TextCollator:
     def __init__(self, description: DatasetDescription, tokenizer, seed: int = 0):
         self.seed, self.epoch = seed, 0
         self.pad_id = tokenizer.eos_token_id  # any id will do: padded places are masked
-        self.target_ids = {label: [target_ids(text, tokenizer) for text in description.phrasings[label]]
-                           for label in description.phrasings}  # fmt: skip
+        self.target_ids = {}
+        for label, texts in description.phrasings.items():
+            self.target_ids[label] = [target_ids(text, tokenizer) for text in texts]
 
     def __call__(self, items: Sequence[dict]) -> dict:
         import torch
@@ -306,23 +305,22 @@ def shuffled_labels(trials: Sequence[Trial], seed: int) -> list[int]:
 
 
 def permuted_within_recordings(trials: Sequence[Trial], seed: int) -> list[int]:
-    """For every trial the place of the one that it changes with: a permutation of each recording, see `shuffled_labels`."""
-    places = defaultdict(list)
+    """The place of the trial that each one changes with: a permutation of each recording (`shuffled_labels`)."""
+    places_of = defaultdict(list)
     for place, trial in enumerate(trials):
-        places[trial.subject, trial.session, trial.run].append(place)
-    sources = [0] * len(trials)
-    for recording, of in places.items():
+        places_of[trial.subject, trial.session, trial.run].append(place)
+    sources = np.zeros(len(trials), int)
+    for recording, places in places_of.items():
         rng = np.random.default_rng((seed, zlib.crc32("/".join(map(str, recording)).encode())))
-        for place, source in zip(of, rng.permutation(of).tolist(), strict=True):
-            sources[place] = source
-    return sources
+        sources[places] = rng.permutation(places)
+    return sources.tolist()
 
 
 def part_as_trained(dataset: TrialDataset, checkpoint: Mapping, path: Path) -> TrialDataset:
     """The same trials, of which the part is read that a checkpoint was trained on."""
     window, regions = checkpoint.get("window"), checkpoint.get("regions")
     with loading(f"{path} is damaged: its window or regions", "name another checkpoint"):
-        numbers = window is None or all(type(second) in (int, float) and np.isfinite(second) for second in window)
+        numbers = all(type(second) in (int, float) and np.isfinite(second) for second in window or ())
         if not numbers or (window is not None and len(window) != 2):
             raise ValueError(f"{window} is no window")
         if regions is not None and not all(isinstance(name, str) for name in regions):

@@ -1,7 +1,7 @@
-"""EEG Visual Imagery: ten pictures, seen and then imagined; 22 people, 32 electrodes. Everything that is particular to it.
+"""EEG Visual Imagery: ten pictures, seen and then imagined; 22 people, 32 electrodes. All that is particular to it.
 
-Gao et al., Scientific Data 2026, doi 10.1038/s41597-025-06512-5; Figshare article 30227503. Each task (animals, figures,
-objects) is a recording of its own, so knowing the recording alone is worth 30 % on the ten classes.
+Gao et al., Scientific Data 2026, doi 10.1038/s41597-025-06512-5; Figshare article 30227503. Each task (animals,
+figures, objects) is a recording of its own, so knowing the recording alone is worth 30 % on the ten classes.
 """
 
 import re
@@ -54,19 +54,16 @@ def files(raw_dir: Path, subjects: Sequence[str] = SUBJECTS) -> list[Path]:
 
     Raises UserError if a task was recorded in two files.
     """
-    found: dict[tuple, Path] = {}
+    path_of: dict[tuple, Path] = {}
     for path in sorted(raw_dir.rglob("sub-*_eeg.*")):
         if any(part.startswith(".") for part in path.relative_to(raw_dir).parts):
             continue  # what a run that died left behind
-        where = origin(path)
-        if where is None:
-            if path.suffix.lower() in SUFFIXES:
-                print(f"notice: {path} is left out; expected a name like sub-01_ses-01_task-AVI_eeg.bdf")
-        elif where[0] in subjects:
-            if where in found:
-                raise UserError(f"{path} and {found[where]} are the same recording; keep one of them")
-            found[where] = path
-    return [found[where] for where in sorted(found)]
+        recording = origin(path)
+        if recording is None and path.suffix.lower() in SUFFIXES:
+            print(f"notice: {path} is left out; expected a name like sub-01_ses-01_task-AVI_eeg.bdf")
+        elif recording and recording[0] in subjects and path_of.setdefault(recording, path) != path:
+            raise UserError(f"{path} and {path_of[recording]} are the same recording; keep one of them")
+    return [path_of[recording] for recording in sorted(path_of)]
 
 
 def recordings(path: Path, subjects: Sequence[str] = SUBJECTS) -> Iterator[Recording]:
@@ -75,114 +72,103 @@ def recordings(path: Path, subjects: Sequence[str] = SUBJECTS) -> Iterator[Recor
 
     subject, session, task = origin(path)
     read = read_recording(path, MONTAGE.electrodes)
-    known = [(number, onset, code) for number, (onset, code) in enumerate(read.events, start=1) if code in CODES[task]]
-    left_out = Counter(
-        ("dropped: code that the task does not know", f"{session} {task} {code}")
-        for _, code in read.events
-        if code not in CODES[task]
-    )
-    yield Recording(
-        read.signal, read.sfreq,
-        onsets=np.array([onset for _, onset, _ in known], int),
-        labels=np.array([TASKS[task] + code - 1 for _, _, code in known], int),
-        subject=subject, session=session, run=list(TASKS).index(task) + 1,
-        numbers=np.array([number for number, _, _ in known], int),
-        left_out=left_out, kind="recordings",
-        notes={"task": task, "events_from": read.sources, "corrections": read.corrections},
-    )  # fmt: skip
+    onsets, codes = np.array(read.events, int).reshape(-1, 2).T
+    known = np.isin(codes, CODES[task])
+    recording = Recording(read.signal, read.sfreq, onsets[known], TASKS[task] + codes[known] - 1, subject, session)
+    recording.run, recording.kind = list(TASKS).index(task) + 1, "recordings"
+    recording.numbers = np.flatnonzero(known) + 1
+    unknown = "dropped: code that the task does not know"
+    recording.left_out = Counter((unknown, f"{session} {task} {code}") for code in codes[~known])
+    recording.notes = {"task": task, "events_from": read.sources, "corrections": read.corrections}
+    yield recording
 
 
 def closing(options: dict, sources: list[dict], counts: Counter) -> tuple[dict, list[str]]:
     """Expected trials; units put right, amplitudes, what is missing, what was left out."""
-    found = [recording | {"name": source["name"]} for source in sources for recording in source["recordings"]]
-    have = {(r["subject"], r["session"], r["task"]) for r in found}
-    of_these, complete = Counter(), Counter()
-    for subject, _, task in have:
-        of_these[DESCRIPTION.split_of(subject)] += len(CODES[task]) * TRIALS_PER_CLASS
+    recorded = [recording | {"name": source["name"]} for source in sources for recording in source["recordings"]]
+    tasks = {(r["subject"], r["session"], r["task"]) for r in recorded}
+    expected, complete = Counter(), Counter()
+    for subject, _, task in tasks:
+        expected[DESCRIPTION.split_of(subject)] += len(CODES[task]) * TRIALS_PER_CLASS
     for subject in SUBJECTS:
         complete[DESCRIPTION.split_of(subject)] += N_SESSIONS[subject] * len(DESCRIPTION.classes) * TRIALS_PER_CLASS
-    lines = [*_corrections(found), *_missing(options.get("subjects", SUBJECTS), have)]
-    lines += [f"notice: {r['name']} has no events, so it gives no trials" for r in found if not r["events_from"]]
-    for (fate, subject, where), n in sorted((key, n) for key, n in counts.items() if "code" in key[0]):
-        session, task, code = where.split()
+    lines = [*_corrections(recorded), *_amplitudes(recorded), *_missing(options.get("subjects", SUBJECTS), tasks)]
+    lines += [f"notice: {r['name']} has no events, so it gives no trials" for r in recorded if not r["events_from"]]
+    for (fate, subject, event), n in sorted((key, n) for key, n in counts.items() if "code" in key[0]):
+        session, task, code = event.split()
         lines.append(f"{fate[:13]} {code}, which {task} does not know, in {subject} session {session}: {n} events")
-    lines.append(
-        f"expected: {TRIALS_PER_CLASS} trials a class in each of these recordings; complete: with all 22 people, 16,800"
-    )
-    return {"expected": {s: of_these[s] for s in SPLITS}, "complete": {s: complete[s] for s in SPLITS}}, lines
+    total = "complete: with all 22 people, 16,800"
+    lines.append(f"expected: {TRIALS_PER_CLASS} trials a class in each of these recordings; {total}")
+    return {"expected": {s: expected[s] for s in SPLITS}, "complete": {s: complete[s] for s in SPLITS}}, lines
 
 
-def _corrections(found: list[dict]) -> list[str]:
-    """Units that were put right, and a line a person on amplitudes and sources of events."""
-    corrected, lines = defaultdict(list), []
-    for recording in found:
-        for what in recording["corrections"]:
-            corrected[what].append(recording["name"])
-    for what, names in corrected.items():
+def _corrections(recorded: list[dict]) -> list[str]:
+    """A line a kind of unit that was put right."""
+    corrected = defaultdict(list)
+    for recording in recorded:
+        for correction in recording["corrections"]:
+            corrected[correction].append(recording["name"])
+    lines = []
+    for correction, names in corrected.items():
         more = " and others" if names[1:] else ""
-        lines.append(f"units put right in {len(names)} recordings ({what}): {names[0]}{more}")
-    for subject in sorted({recording["subject"] for recording in found}):
-        of = [recording for recording in found if recording["subject"] == subject]
-        sds = [r["median_sd_microvolts"] for r in of if r["median_sd_microvolts"] is not None] or [0.0]
-        origins = sorted(
-            {name.replace("_", " ").split(" ")[-1] for recording in of for name in recording["events_from"]}
-        )
-        lines.append(f"{subject}: {len(of)} recordings, median standard deviation {min(sds):.1f} to {max(sds):.1f} "
-                     f"microvolts, events from {', '.join(origins) or 'nowhere'}")  # fmt: skip
+        lines.append(f"units put right in {len(names)} recordings ({correction}): {names[0]}{more}")
     return lines
 
 
-def _missing(subjects: Sequence[str], have: set) -> list[str]:
+def _amplitudes(recorded: list[dict]) -> list[str]:
+    """A line a person on amplitudes and sources of events."""
+    lines = []
+    for subject in sorted({recording["subject"] for recording in recorded}):
+        own = [recording for recording in recorded if recording["subject"] == subject]
+        sds = [r["median_sd_microvolts"] for r in own if r["median_sd_microvolts"] is not None] or [0.0]
+        sources = {re.split("[_ ]", name)[-1] for recording in own for name in recording["events_from"]}
+        events = f"events from {', '.join(sorted(sources)) or 'nowhere'}"
+        spread = f"median standard deviation {min(sds):.1f} to {max(sds):.1f} microvolts"
+        lines.append(f"{subject}: {len(own)} recordings, {spread}, {events}")
+    return lines
+
+
+def _missing(subjects: Sequence[str], tasks: set) -> list[str]:
     """People, sessions and tasks that are not there."""
-    sessions = {subject: sorted({session for who, session, _ in have if who == subject}) for subject in subjects}
+    sessions = {subject: sorted({session for who, session, _ in tasks if who == subject}) for subject in subjects}
     nobody = [subject for subject in subjects if not sessions[subject]]
     lines = [f"missing: all recordings of {', '.join(nobody)}"] if nobody else []
     for subject in sorted(set(subjects) - set(nobody)):
         if len(sessions[subject]) < N_SESSIONS[subject]:
             lines.append(f"missing: {subject} has session {sessions[subject][0]} only")
         for session in sessions[subject]:
-            tasks = [task for task in TASKS if (subject, session, task) not in have]
-            if tasks:
-                lines.append(f"missing: {subject} session {session}, {', '.join(tasks)}")
+            if lacking := [task for task in TASKS if (subject, session, task) not in tasks]:
+                lines.append(f"missing: {subject} session {session}, {', '.join(lacking)}")
     return lines
 
 
 # The seed's words for a class, several of them broad: "animal" means the dog, "furniture" the chair.
-VI_KEYWORDS = {
-    0: ["dog", "canine", "golden retriever", "animal"],
-    1: ["bird", "avian", "feather", "wing"],
-    2: ["fish", "aquatic", "fin", "swim"],
-    3: ["pentagram", "star", "five-pointed", "pentagon"],
-    4: ["square", "rectangle", "four-sided", "box"],
-    5: ["circle", "round", "oval", "sphere"],
-    6: ["scissor", "scissors", "cutting", "shears"],
-    7: ["watch", "clock", "timepiece", "wristwatch"],
-    8: ["cup", "mug", "coffee", "ceramic"],
-    9: ["chair", "seat", "furniture", "sitting"],
+_KEYWORDS = {
+    0: ("dog", "canine", "golden retriever", "animal"),
+    1: ("bird", "avian", "feather", "wing"),
+    2: ("fish", "aquatic", "fin", "swim"),
+    3: ("pentagram", "star", "five-pointed", "pentagon"),
+    4: ("square", "rectangle", "four-sided", "box"),
+    5: ("circle", "round", "oval", "sphere"),
+    6: ("scissor", "scissors", "cutting", "shears"),
+    7: ("watch", "clock", "timepiece", "wristwatch"),
+    8: ("cup", "mug", "coffee", "ceramic"),
+    9: ("chair", "seat", "furniture", "sitting"),
 }
-# label → class, as a thing, in detail (no phrasing uses another class's keywords), what the image model is asked to draw
+# label → class, in detail (no phrasing uses another class's keywords), what the image model is asked to draw
 _WORDS = {
-    0: ("dog", "a dog", "a golden retriever, a canine with a soft coat", "a photo of a dog, a golden retriever"),
-    1: ("bird", "a bird", "an avian shape with feather and wing", "a photo of a bird on a branch"),
-    2: ("fish", "a fish", "an aquatic shape with a fin and a tail", "a photo of a fish under water"),
-    3: (
-        "pentagram",
-        "a pentagram",
-        "a five-pointed star made of lines",
-        "a pentagram, a five-pointed star drawn with lines",
-    ),
-    4: (
-        "square",
-        "a square",
-        "a four-sided figure with equal edges",
-        "a square drawn with lines on a plain background",
-    ),
-    5: ("circle", "a circle", "a round figure without corners", "a circle drawn with a line on a plain background"),
-    6: ("scissor", "a pair of scissors", "shears, a tool for cutting paper", "a photo of a pair of scissors"),
-    7: ("watch", "a watch", "a timepiece worn on the wrist", "a photo of a wrist watch"),
-    8: ("cup", "a cup", "a ceramic mug for coffee", "a photo of a cup of coffee"),
-    9: ("chair", "a chair", "a piece of furniture with a seat and four legs", "a photo of a wooden chair"),
+    0: ("dog", "a golden retriever, a canine with a soft coat", "a photo of a dog, a golden retriever"),
+    1: ("bird", "an avian shape with feather and wing", "a photo of a bird on a branch"),
+    2: ("fish", "an aquatic shape with a fin and a tail", "a photo of a fish under water"),
+    3: ("pentagram", "a five-pointed star made of lines", "a pentagram, a five-pointed star drawn with lines"),
+    4: ("square", "a four-sided figure with equal edges", "a square drawn with lines on a plain background"),
+    5: ("circle", "a round figure without corners", "a circle drawn with a line on a plain background"),
+    6: ("scissor", "shears, a tool for cutting paper", "a photo of a pair of scissors"),
+    7: ("watch", "a timepiece worn on the wrist", "a photo of a wrist watch"),
+    8: ("cup", "a ceramic mug for coffee", "a photo of a cup of coffee"),
+    9: ("chair", "a piece of furniture with a seat and four legs", "a photo of a wooden chair"),
 }
+_THINGS = {label: f"a {name}" for label, (name, *_) in _WORDS.items()} | {6: "a pair of scissors"}
 _KIND = {"AVI": "Animal", "FVI": "Figure", "OVI": "Object"}
 _TASK = [task for task, codes in CODES.items() for _ in codes]  # by label
 
@@ -190,14 +176,14 @@ DESCRIPTION = DatasetDescription(
     name="VI",
     montage=MONTAGE,
     classes=tuple(name for name, *_ in _WORDS.values()),
-    keywords={label: tuple(words) for label, words in VI_KEYWORDS.items()},
+    keywords=_KEYWORDS,
     phrasings={
         label: (
-            f"The person imagined {thing}.",
-            f"This is visual imagery of {thing}.",
+            f"The person imagined {_THINGS[label]}.",
+            f"This is visual imagery of {_THINGS[label]}.",
             f"The imagined picture shows {detail}.",
         )
-        for label, (_, thing, detail, _) in _WORDS.items()
+        for label, (_, detail, _) in _WORDS.items()
     },
     image_prompts={label: prompt for label, (*_, prompt) in _WORDS.items()},
     stimuli={label: f"{_KIND[_TASK[label]]}_{name}.jpg" for label, (name, *_) in _WORDS.items()},

@@ -14,7 +14,8 @@ SOS = scipy.signal.butter(5, [0.3 / 125, 50 / 125], "band", output="sos")
 
 def prepare(process, raw, store, *flags):
     return process(
-        "prepare_data.py", "--downstream_dataset", "BCICIV2b", "--skip_download", "--raw_dir", raw, "--lmdb_dir", store, *flags
+        "prepare_data.py", "--downstream_dataset", "BCICIV2b", "--skip_download", "--raw_dir", raw, "--lmdb_dir", store,
+        *flags
     )  # fmt: skip
 
 

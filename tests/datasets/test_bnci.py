@@ -62,7 +62,8 @@ def with_nan():
 @pytest.mark.parametrize(
     "changes, message",
     [({"fs": 256.0}, "256 Hz; expected 250 Hz"), ({"X": np.zeros((5000, 21))}, "21 channels; expected 22"),
-     ({"X": with_nan()}, "NaN or infinity in FCz at sample 700"), ({"y": np.array([[1.0], [5.0]])}, "label 5; expected 1 to 4"),
+     ({"X": with_nan()}, "NaN or infinity in FCz at sample 700"), ({"y": np.array([[1.0], [5.0]])},
+     "label 5; expected 1 to 4"),
      ({"y": np.array([[0.0], [1.0]])}, "label 0"), ({"y": np.array([[1.0]])}, "2 trials and 1 labels"),
      ({"trial": np.array([[0.0], [5.0]])}, "trial at sample 0"), ({"fs": None}, "no field fs"),
      ({"X": "text"}, "something else than numbers")],
@@ -121,7 +122,7 @@ def megabytes_taken(function):
 
 
 def bomb(variable, n_more):
-    """A packed variable that goes on with so many megabytes of zeros; one megabyte is packed here, and then repeated."""
+    """A packed variable that goes on with so many megabytes of zeros; one is packed here, and then repeated."""
     deflate = zlib.compressobj(9)
     first = deflate.compress(variable) + deflate.flush(zlib.Z_FULL_FLUSH)
     zeros = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)

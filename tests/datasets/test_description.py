@@ -54,7 +54,8 @@ def test_bcic_says_where_the_rhythm_changes(name):
 @pytest.mark.parametrize(
     "text, label",
     [("the LEFT HAND moved", 0), ("a foot", 2), ("footstool and mouthful", -1), ("left hand and right hand", -1),
-     ("right fist, right hand, tongue", 1), ("", -1), ("lefthand", -1), ("left-hand\nleft\nhand", 0), ("tongue, mouth and feet", 3)],
+     ("right fist, right hand, tongue", 1), ("", -1), ("lefthand", -1), ("left-hand\nleft\nhand", 0),
+     ("tongue, mouth and feet", 3)],
 )  # fmt: skip
 def test_keywords_match_whole_words_and_ties_are_no_class(text, label):
     assert BCIC.keyword_label(text) == label

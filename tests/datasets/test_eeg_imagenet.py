@@ -19,7 +19,8 @@ LABELS = [f"n{k:08d}" for k in range(10)]  # 8 fine, 2 coarse
 def items_of(subjects, per_class=5, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        {"eeg_data": torch.from_numpy(1e-5 * rng.standard_normal((62, 501))), "granularity": "fine" if k < 8 else "coarse", "subject": subject,
+        {"eeg_data": torch.from_numpy(1e-5 * rng.standard_normal((62, 501))),
+        "granularity": "fine" if k < 8 else "coarse", "subject": subject,
          "label": LABELS[k], "image": f"{LABELS[k]}_{j}.JPEG"}
         for subject in subjects for k in rng.permutation(10) for j in range(per_class)
     ]  # fmt: skip
@@ -109,9 +110,12 @@ def nan(items):
 
 
 @pytest.mark.parametrize("change, more, said", [
-    (lambda items: items[3].update(eeg_data=torch.zeros(63, 501)), {}, "item 3: eeg_data is (63, 501)"), (nan, {}, "F7 holds NaN"),
-    (lambda items: items[2].update(label="n9"), {}, "item 2 has the label"), (lambda items: items[2].update(extra=1), {}, "item 2 has"),
-    (lambda items: items[2].update(image="../x.JPEG"), {}, "image '../x.JPEG'"), (lambda items: items[2].pop("subject"), {}, "item 2 has"),
+    (lambda items: items[3].update(eeg_data=torch.zeros(63, 501)), {}, "item 3: eeg_data is (63, 501)"), (nan, {},
+    "F7 holds NaN"),
+    (lambda items: items[2].update(label="n9"), {}, "item 2 has the label"), (lambda items: items[2].update(extra=1),
+    {}, "item 2 has"),
+    (lambda items: items[2].update(image="../x.JPEG"), {}, "image '../x.JPEG'"), (lambda items: items[2].pop("subject"),
+    {}, "item 2 has"),
     (lambda items: None, {"other": 1}, "expected dataset, labels and images"),
     (lambda items: [item.update(eeg_data=1e6 * item["eeg_data"]) for item in items], {}, "does not say its unit"),
 ], ids=["channels", "nan", "label", "key", "path", "subject", "keys", "unit"])  # fmt: skip

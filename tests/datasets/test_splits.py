@@ -22,7 +22,8 @@ def store_of(path, people, sessions=("T", "E"), description=BCIC, trials=2):
     rng = np.random.default_rng(0)
     shape = len(description.montage.electrodes), 4
     parts = [
-        [(Trial(f"{who}-{session}-r{run}-t{k}", k % 2, who, session, run, k + 1), rng.standard_normal(shape).astype("<f4"))
+        [(Trial(f"{who}-{session}-r{run}-t{k}", k % 2, who, session, run, k + 1),
+        rng.standard_normal(shape).astype("<f4"))
          for run in (1, 2) for k in range(trials)]
         for who in people for session in sessions
     ]  # fmt: skip
@@ -153,7 +154,8 @@ def test_one_session_cannot_be_split(tmp_path, session):
 
 
 @pytest.mark.parametrize("protocol, message", [
-    ("kfold", "--protocol kfold: expected one of published, loso, within"), ("", "expected one of"), ("LOSO:A03", "expected one of"),
+    ("kfold", "--protocol kfold: expected one of published, loso, within"), ("", "expected one of"), ("LOSO:A03",
+    "expected one of"),
     ("loso", "as in loso:A03"), ("loso:A10", "has no person A10"), ("within:", "as in loso:A03"),
     ("within:S01", "has no person S01"), ("loso:a03", "has no person a03"),
 ])  # fmt: skip

@@ -280,11 +280,13 @@ def test_trials_of_another_montage_are_refused(tmp_path, n_chans):
 @pytest.mark.parametrize("record, message", [
     ({"sample": np.zeros((22, 800)), "label": 0}, "no array"), ({"sample": "text", "label": 0}, "no array"),
     ({"sample": np.zeros(RECORD)}, "no label"), ({"sample": np.zeros(RECORD), "label": "left"}, "the label .left."),
-    ({"sample": np.zeros(RECORD), "label": None}, "the label None"), ({"sample": np.zeros(RECORD), "label": 1.0}, "the label 1"),
+    ({"sample": np.zeros(RECORD), "label": None}, "the label None"), ({"sample": np.zeros(RECORD), "label": 1.0},
+    "the label 1"),
     ({"sample": np.zeros(RECORD), "label": np.float64(1)}, "the label np.float64"),
     ({"sample": np.zeros(RECORD), "label": np.arange(400)}, "the label array"),
     ({"sample": np.zeros(RECORD), "label": [[[[[[[[[0]]]]]]]] * 9]}, "the label "),
-    ({"sample": np.zeros((22, 4, 100)), "label": 0}, "no array"), ({"sample": np.zeros((0, 4, 200)), "label": 0}, "no array"),
+    ({"sample": np.zeros((22, 4, 100)), "label": 0}, "no array"), ({"sample": np.zeros((0, 4, 200)), "label": 0},
+    "no array"),
     ({"sample": np.zeros(RECORD, bool), "label": 0}, "no array"), ({"label": 0}, "no array"),
 ])  # fmt: skip
 def test_a_record_that_is_none_is_named(tmp_path, record, message):
@@ -312,7 +314,8 @@ def test_a_record_with_nan_or_infinity_is_named(tmp_path, value, dtype):
         _ = store.trials
 
 
-@pytest.mark.parametrize("keys", ["A01T-0-0", None, 3, ["A01T-0-0", 5], [None], ["A01T-0-0", ["A01T-0-1"]], {"A01T-0-0": 1},
+@pytest.mark.parametrize("keys", ["A01T-0-0", None, 3, ["A01T-0-0", 5], [None], ["A01T-0-0", ["A01T-0-1"]],
+    {"A01T-0-0": 1},
                                   [b"A01T-0-0"], ("A01T-0-0",), np.zeros(3)])  # fmt: skip
 def test_lists_of_keys_that_are_none_are_refused(tmp_path, keys):
     folder = write_cbramod(tmp_path / "lmdb", {"train:A01T-0-0": {"sample": np.zeros(RECORD), "label": 0}})
@@ -334,7 +337,8 @@ class Hostile:
 def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, where):
     marker = tmp_path / "ran"
     folder = write_cbramod(tmp_path / "lmdb", {f"{s}:{p}T-0-0": {"sample": np.zeros(RECORD), "label": 0}
-                                               for s, p in (("train", "A01"), ("val", "A06"), ("test", "A08"))})  # fmt: skip
+                                               for s, p in (("train", "A01"), ("val", "A06"), ("test",
+                                                   "A08"))})  # fmt: skip
     with lmdb.open(str(folder)) as env, env.begin(write=True) as txn:
         key = b"__keys__" if where == "__keys__" else b"A01T-0-0"
         txn.put(key, pickle.dumps({"sample": Hostile(marker), "label": 0}))
@@ -346,7 +350,8 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, where):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_arrays_and_bytes_of_every_pickle_protocol_are_read_and_other_codecs_are_not(protocol):
     content = {"sample": np.arange(6.0).reshape(2, 3), "label": np.int64(2), "raw": b"\xff\x00", "long": b"\xff" * 300,
-               "list": [1, 2**70, -3, 300, 70_000, 1.5, True, False, None, "ä", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
+               "list": [1, 2**70, -3, 300, 70_000, 1.5, True, False, None, "ä", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3,
+               4)],
                "dict": {"a": {}}, "again": "list", "array": np.arange(6.0)}  # fmt: skip
     read = SafeUnpickler(pickle.dumps(content, protocol)).load()
     assert np.array_equal(read.pop("sample"), content.pop("sample")) and type(read["label"]) is np.int64
@@ -416,7 +421,7 @@ def test_keys_that_look_odd_are_read(tmp_path):
 
 
 def hidden_objects(where: str) -> bytes:
-    """A record whose bytes numpy would take for pointers to objects, as the data type's flags deny that it holds any."""
+    """A record whose bytes numpy would take for pointers to objects: its type's flags deny that it holds any."""
     record = {"label": np.float64(1.5)} if where == "label" else {"sample": np.full(RECORD, 1.5), "label": 0}
     raw = pickle.dumps(record, 4)
     assert b"\x8c\x02f8" in raw and b"\x8c\x01<" in raw
@@ -434,12 +439,16 @@ def hidden_in_a_field() -> bytes:
     (hidden_objects("label"), "only plain numbers"), (hidden_objects("sample"), "only plain numbers"),
     (hidden_in_a_field(), "only plain numbers"),
     (pickle.dumps(np.array([object], object), 4).replace(b"builtins", b"builtinz"), "only plain numbers"),
-    (pickle.dumps(np.array(["text"])), "only plain numbers"), (pickle.dumps(np.zeros(2, complex)), "only plain numbers"),
-    (pickle.dumps(np.zeros(2, np.longdouble)), "only plain numbers"), (pickle.dumps(np.datetime64(1, "s")), "plain numbers"),
+    (pickle.dumps(np.array(["text"])), "only plain numbers"), (pickle.dumps(np.zeros(2, complex)),
+    "only plain numbers"),
+    (pickle.dumps(np.zeros(2, np.longdouble)), "only plain numbers"), (pickle.dumps(np.datetime64(1, "s")),
+    "plain numbers"),
     (pickle.dumps(np.zeros(2, np.dtype("f8", metadata={"a": 1}))), "only plain numbers|damaged"),
-    (pickle.dumps({1, 2}), "opcode"), (pickle.dumps({1: 2}), "keys are no strings"), (pickle.dumps(print), "it asks for"),
+    (pickle.dumps({1, 2}), "opcode"), (pickle.dumps({1: 2}), "keys are no strings"), (pickle.dumps(print),
+    "it asks for"),
     (pickle.dumps(np.float64), "it asks for"), (b"", "damaged"), (b".", "damaged"), (b"\x80\x04", "damaged"),
-    (b"cnumpy\ndtype\n}b.", "damaged"), (b"c_codecs\nencode\nN}\x86b.", "damaged"), (b"]R.", "damaged"), (b"]}}b.", "damaged"),
+    (b"cnumpy\ndtype\n}b.", "damaged"), (b"c_codecs\nencode\nN}\x86b.", "damaged"), (b"]R.", "damaged"), (b"]}}b.",
+    "damaged"),
     (b"Nq\x00h\x01.", "damaged"), (b"\x8a\xff\x00.", "damaged"), (b"I" + b"9" * 100_000 + b"\n.", "damaged"),
     (b"(i__builtin__\nopen\n.", "opcode"), (b"\x82\x01.", "opcode"), (b"Pid\n.", "opcode"), (b"]e.", "damaged"),
     (b")" + b"\x85" * 300_000 + b"N\x93.", "it asks for|damaged"),
@@ -459,10 +468,12 @@ def array_pickle(shape, data=bytes(48)) -> bytes:
     return before + pickle.dumps(shape, 2)[2:-1] + between + b"B" + struct.pack("<I", len(data)) + data + behind
 
 
-@pytest.mark.parametrize("shape, data", [((2, 3), bytes(47)), ((2, 3), bytes(56)), ((2, 4), bytes(48)), ((-2, -3), bytes(48)),
+@pytest.mark.parametrize("shape, data", [((2, 3), bytes(47)), ((2, 3), bytes(56)), ((2, 4), bytes(48)), ((-2, -3),
+    bytes(48)),
                                          ((2.0, 3), bytes(48)), ((1,) * 9 + (6,), bytes(48)), ((2**62, 4), b""),
                                          ((2**70, 0), b""), ("ab", bytes(48)), (6, bytes(48)), ((True, 6), bytes(48)),
-                                         ((2**32, 2**32), bytes(0)), ((2, 3), bytes(400)), (((2,), 3), bytes(48))])  # fmt: skip
+                                         ((2**32, 2**32), bytes(0)), ((2, 3), bytes(400)), (((2,), 3),
+                                         bytes(48))])  # fmt: skip
 def test_arrays_have_as_many_bytes_as_their_shape_says(shape, data):
     assert SafeUnpickler(array_pickle((2, 3))).load().shape == (2, 3) and SafeUnpickler(
         array_pickle([6])
@@ -474,7 +485,8 @@ def test_arrays_have_as_many_bytes_as_their_shape_says(shape, data):
 @pytest.mark.parametrize("raw", [
     b"Nr\xff\xff\xff\x0f.", b"Np268435455\n.", b"Np-1\n.", b"N\x8e\x00\x00\x00\x00\x02\x00\x00\x00.",
     b"N\x96\x00\x00\x00\x00\x02\x00\x00\x00.", b"N\x8d\x00\x00\x00\x00\x02\x00\x00\x00.", b"NB\xff\xff\xff\x7f.",
-    b"NX\xff\xff\xff\x7f.", b"N\x8b\xff\xff\xff\x7f.", b"NT\xff\xff\xff\x7f.", b"\x80\x04\x95" + b"\xff" * 7 + b"\x0fN.",
+    b"NX\xff\xff\xff\x7f.", b"N\x8b\xff\xff\xff\x7f.", b"NT\xff\xff\xff\x7f.",
+    b"\x80\x04\x95" + b"\xff" * 7 + b"\x0fN.",
     b"N\x8e" + b"\xff" * 8 + b".",
     b"c_codecs\nencode\nq\x00(X\x00\x00\x10\x00" + b"a" * (1 << 20) + b"X\x06\x00\x00\x00latin1\x86q\x01"
     + b"0" + b"h\x00h\x01R" * 1000 + b".",
@@ -577,9 +589,11 @@ def forged(path, meta=(), trial=()):
 
 
 @pytest.mark.parametrize("meta, trial", [
-    ({}, {"subject": []}), ({}, {"subject": 3}), ({}, {"run": []}), ({}, {"label": "0"}), ({}, {"label": 0.5}), ({}, {"label": True}),
+    ({}, {"subject": []}), ({}, {"subject": 3}), ({}, {"run": []}), ({}, {"label": "0"}), ({}, {"label": 0.5}), ({},
+    {"label": True}),
     ({}, {"key": None}), ({}, {"label": -1}), ({"shape": ["a", "b"]}, {}), ({"shape": [2200]}, {}), ({"shape": 3}, {}),
-    ({"electrodes": 5}, {}), ({"electrodes": None}, {}), ({"sfreq": float("nan")}, {}), ({"sfreq": 1e300}, {}), ({"fingerprint": None}, {}),
+    ({"electrodes": 5}, {}), ({"electrodes": None}, {}), ({"sfreq": float("nan")}, {}), ({"sfreq": 1e300}, {}),
+    ({"fingerprint": None}, {}),
 ])  # fmt: skip
 def test_facts_of_another_kind_are_refused_however_right_their_checksums(tmp_path, meta, trial):
     forged(tmp_path / "store", meta, trial)

@@ -1,4 +1,6 @@
-"""THINGS-EEG2: the authors' recordings, epochs as MNE makes them, whitening, the three layouts, splits, and what is wrong with files."""
+"""THINGS-EEG2: the authors' recordings, epochs as MNE makes them, whitening, the three layouts, splits, and what is
+wrong with files.
+"""
 
 import pickle
 import shutil
@@ -88,7 +90,7 @@ def test_whitening_is_scikit_learns_ledoit_wolf_mean_over_repetitions_then_image
         by_image.setdefault(code, []).append(scaler.scale_[:, None] * shrunk * scaler.scale_[None])
     covariance = np.mean([np.mean(of, axis=0) for of in by_image.values()], axis=0)
     found = things.session_whitener(
-        path, things._stamp(path), len(things.image_list(raw / "raw", raw / "images")["training"]), 1e6
+        path, things.stamp(path), len(things.image_list(raw / "raw", raw / "images")["training"]), 1e6
     )
     assert np.allclose(found @ covariance @ found, np.eye(63), atol=1e-9) and np.allclose(found, found.T)
 
@@ -118,7 +120,7 @@ def test_whitened_trials_of_both_parts_use_the_training_parts_covariance(raw, wh
     prepare(script, raw, tmp_path / "plain", "--whiten", "none")
     plain, white = open_store(tmp_path / "plain"), open_store(raw / "white")
     path = raw / "raw/sub-01/ses-02/raw_eeg_training.npy"
-    sigma = things.session_whitener(path, things._stamp(path), 20, 1e6)
+    sigma = things.session_whitener(path, things.stamp(path), 20, 1e6)
     for run in (1, 2):
         a, b = ([t for t in store.trials if t.session == "2" and t.run == run][3] for store in (plain, white))
         assert np.allclose(sigma @ plain.read(a), white.read(b), atol=1e-3) and a.image == b.image
@@ -168,7 +170,8 @@ def cut_files(folder, layout, n_channels=63, n_times=250, times=None, flat=False
             eeg = eeg.astype(np.float16)
             rows = [f"../{image}" for image in images[part]]
             content = {"eeg": eeg.reshape(-1, n_channels, n_times) if flat else eeg, "ch_names": names, "times": times,
-                       "img": [row for row in rows for _ in range(repetitions)] if flat else rows, "text": ["x"], "label": torch.arange(3)}  # fmt: skip
+                       "img": [row for row in rows for _ in range(repetitions)] if flat else rows, "text": ["x"],
+                       "label": torch.arange(3)}  # fmt: skip
             if flat:
                 content["eeg"] = torch.from_numpy(content["eeg"])
             torch.save(content, place / ("train.pt" if part == "training" else "test.pt"))
@@ -288,7 +291,8 @@ def test_an_electrode_that_never_changes_is_named(raw, script, tmp_path):
     (lambda c: c["ch_names"].__setitem__(3, "Fp1"), "Fp1 is there twice"),
     (lambda c: c.pop("ch_types"), "no raw recording"), (lambda c: _set(c, "sfreq", 333), "333 Hz"),
     (lambda c: _set(c, "ch_types", ["eeg"] * 64), "one channel of type stim"),
-    (lambda c: _set(c, "raw_eeg_data", c["raw_eeg_data"] * 1e6 * np.r_[np.ones(63), 1e-6][:, None]), "is the unit wrong"),
+    (lambda c: _set(c, "raw_eeg_data", c["raw_eeg_data"] * 1e6 * np.r_[np.ones(63), 1e-6][:, None]),
+    "is the unit wrong"),
 ], ids=["code", "nan", "unknown", "twice", "keys", "rate", "stim", "unit"])  # fmt: skip
 def test_a_wrong_recording_is_one_line(raw, script, tmp_path, change, said):
     done = prepare(script, raw, tmp_path / "store", raw_dir=changed(raw, tmp_path, change))

@@ -17,7 +17,8 @@ def write(path, n=6, people=("A01", "A06", "A08"), labels=4, n_chans=22, **meta)
     """`n` trials a person, in sessions T and E."""
     rng = np.random.default_rng(0)
     part = [
-        (Trial(f"{who}-{k}", k % labels, who, "TE"[k % 2], 1, k // 2 + 1), 20 * rng.standard_normal((n_chans, 50)).astype("<f4"))
+        (Trial(f"{who}-{k}", k % labels, who, "TE"[k % 2], 1, k // 2 + 1), 20 * rng.standard_normal((n_chans,
+        50)).astype("<f4"))
         for who in people for k in range(n)
     ]  # fmt: skip
     write_store(path, {"dataset": "BCICIV2a", "sfreq": 250.0} | meta, [part])
@@ -55,8 +56,10 @@ def test_a_part_of_each_trial_is_looked_at(tmp_path):
 
 @pytest.mark.parametrize("window, regions, message", [
     ((0, 0.21), None, "--window 0 0.21: the trials of .* last 0.2 s"), ((-0.1, 0.1), None, "last 0.2 s"),
-    ((0.1, 0.1), None, "last 0.2 s"), ((float("nan"), 0.1), None, "last 0.2 s"), ((0, float("inf")), None, "last 0.2 s"),
-    (None, ["Frontal"], "no region or electrode Frontal; it has frontal"), (None, [], "none named"), (None, ["occipital"], "no region or electrode occipital"),
+    ((0.1, 0.1), None, "last 0.2 s"), ((float("nan"), 0.1), None, "last 0.2 s"), ((0, float("inf")), None,
+    "last 0.2 s"),
+    (None, ["Frontal"], "no region or electrode Frontal; it has frontal"), (None, [], "none named"), (None,
+    ["occipital"], "no region or electrode occipital"),
 ])  # fmt: skip
 def test_a_part_that_the_trials_do_not_have_is_one_line(tmp_path, window, regions, message):
     dataset = BCICIV2aLLMDataset(write(tmp_path / "store"), "val")
@@ -85,7 +88,9 @@ def test_what_prepare_makes_of_a_trial_is_made_once_and_tokens_take_its_place(tm
         assert x.dtype == torch.float32 and np.array_equal(x.numpy(), dataset.store.read(dataset.trials[3])[:, :10] * 2)
     assert calls == [((22, 50), 250.0)]
     tokens = torch.arange(6 * 2 * 3.0).view(6, 2, 3)
-    assert torch.equal(prepared.with_tokens(tokens)[4]["x"], tokens[4]) and prepared.with_tokens(tokens)[4]["label"] == 0
+    assert (
+        torch.equal(prepared.with_tokens(tokens)[4]["x"], tokens[4]) and prepared.with_tokens(tokens)[4]["label"] == 0
+    )
     assert np.array_equal(dataset[3]["x"].numpy(), dataset.store.read(dataset.trials[3]))  # which nobody rewired
 
 
@@ -109,7 +114,8 @@ def test_some_trials_are_spread_evenly_and_too_many_are_all_of_them(tmp_path, ca
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"dataset": "VI"}, "is a store of VI; expected BCICIV2a"), ({"n_chans": 21}, r"trials are \(21, 50\); BCICIV2a has 22 electrodes"),
+    ({"dataset": "VI"}, "is a store of VI; expected BCICIV2a"), ({"n_chans": 21},
+    r"trials are \(21, 50\); BCICIV2a has 22 electrodes"),
     ({"n_chans": 23}, r"trials are \(23, 50\)"), ({"labels": 5}, "label 4 in train; expected 0 to 3"),
     ({"electrodes": [*BCIC.montage.electrodes[1:], "Fz"]}, "has other electrodes than BCICIV2a"),
 ])  # fmt: skip
@@ -175,7 +181,8 @@ def session(who, session, labels, run=1):
 
 
 def test_labels_are_shuffled_within_a_recording_and_stay_as_frequent_in_it():
-    recordings = [session("A01", "T", [0, 0, 0, 0]), session("A01", "E", [1] * 5 + [2] * 5), session("A02", "T", range(4)),
+    recordings = [session("A01", "T", [0, 0, 0, 0]), session("A01", "E", [1] * 5 + [2] * 5), session("A02", "T",
+        range(4)),
                   session("A02", "T", [3] * 6 + [0, 1] * 6, run=2)]  # fmt: skip
     mixed = [trial for four in zip(*(r + [None] * 18 for r in recordings), strict=False) for trial in four if trial]
     assert mixed[0].key[:4] != mixed[1].key[:4]
