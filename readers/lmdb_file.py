@@ -1,8 +1,8 @@
-"""LMDB files, read without trusting a byte of them: a damaged file ends in one line, where the lmdb library would crash.
+"""LMDB files, read without trusting a byte: a damaged file ends in one line, where the lmdb library would crash.
 
 Format: LMDB 0.9, data version 1, as mdb.c writes it on 64-bit little-endian machines. A file is a row of pages of one
-size. Pages 0 and 1 hold the facts (meta pages); of the two the one of the later transaction counts. It names the root of
-a B-tree of branch pages (keys, and pages below) and leaf pages (keys and values); a large value lies in a chain of
+size. Pages 0 and 1 hold the facts (meta pages); of the two the one of the later transaction counts. It names the root
+of a B-tree of branch pages (keys, and pages below) and leaf pages (keys and values); a large value lies in a chain of
 overflow pages, one after the other. Free pages may hold anything.
 """
 
@@ -50,8 +50,8 @@ class LMDBFile:
     Raises UserError if there is no such file, or it is truncated, damaged or of another version.
 
     Values in overflow pages are looked at when they are asked for, so a large file opens without being read. Works in
-    forked and in spawned processes; a spawned one maps the file anew, and raises UserError if it has changed. Nobody may
-    shorten the file meanwhile: the system kills a process that reads a mapped page which is gone.
+    forked and in spawned processes; a spawned one maps the file anew, and raises UserError if it has changed. Nobody
+    may shorten the file meanwhile: the system kills a process that reads a mapped page which is gone.
     """
 
     def __init__(self, folder: Path):
@@ -173,7 +173,7 @@ def _read_facts(file: Path, view: memoryview) -> Facts:
 def _walk(
     file: Path, view: memoryview, facts: Facts, integer_keys: bool = False
 ) -> tuple[dict[bytes, Place], list[tuple[int, int]]]:
-    """Find all records, and the pages in use (first, how many); UserError at the first thing that LMDB would not have written."""
+    """Find all records, and the pages in use (first, how many); UserError at what LMDB would not have written."""
     size, n_pages = facts.page_size, facts.last_page + 1
     found: dict[bytes, Place] = {}
     key, visited = b"", set()

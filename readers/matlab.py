@@ -1,8 +1,13 @@
-"""Check of MATLAB v5 files before SciPy reads them: a walk through the file's structure that keeps nothing of its content.
+"""Check of MATLAB v5 files before SciPy reads them: a walk through a file's structure that keeps none of its content.
 
 "MAT-File Format", MathWorks, level 5. SciPy believes what such a file declares: it makes room for all cells at once,
-unpacks without limit, and a type that does not exist, or nesting that does not end, crash the process.
+unpacks without limit, and a type that does not exist crashes the process.
 """
+
+# Why not SciPy alone, in a process with a limit of memory? SciPy 1.17 was tried so on 3,900 damaged files and 32 made
+# ones. None hung, and 7 crashes and most bombs would have become refusals. But of what the walk refuses it read 369
+# damaged files as if they were whole, 3 as other numbers, and 5 of the made ones. The limit has to leave a file of 2 MB
+# 3 GB: one that unpacks to 2 GB took 2.3 GB and 9 s, in each worker (the walk: 8 MB), and without /proc there is none.
 
 import struct
 import zlib
@@ -30,10 +35,11 @@ class _Fault(Exception):
 def check_mat(path: Path) -> int:
     """Make sure that a MATLAB v5 file is whole, and that SciPy can read it without harm.
 
-    Returns int: Bytes of memory that the content takes: 8 for a real number, whatever it is stored in. For versions 4 and
-        7.3, which are left to SciPy, an estimate from the file's size.
-    Raises UserError if the file is truncated or damaged, declares more than it holds, unpacks to more than MAX_RATIO times
-        its size, or takes more memory than LOADED_RATIO times its size; small files may take SMALL and LOADED_SMALL.
+    Returns int: Bytes of memory that the content takes: 8 for a real number, whatever it is stored in. For versions 4
+        and 7.3, which are left to SciPy, an estimate from the file's size.
+    Raises UserError if the file is truncated or damaged, declares more than it holds, unpacks to more than MAX_RATIO
+        times its size, or takes more memory than LOADED_RATIO times its size; small files may take SMALL and
+        LOADED_SMALL.
     """
     try:
         size = path.stat().st_size
@@ -112,7 +118,7 @@ class _Walk:
             source.close()
 
     def element(self, source, end: int, keep: int = 0) -> tuple[int, int, bytes]:
-        """The type and the number of bytes of the next element; the bytes themselves where they may be `keep` at most."""
+        """Read the type and the number of bytes of the next element; the bytes too where they may be `keep` at most."""
         tag = source.read(8)
         kind, n = self.two(tag)
         if kind >> 16:  # a small one: its bytes stand in the tag

@@ -32,6 +32,9 @@ TIMES = ("onset", "sample", "latency")  # columns of events.tsv
 VHDR = re.compile(
     r"^[ \t]*(DataFile|MarkerFile|NumberOfChannels|BinaryFormat)[ \t]*[=:](.*)$", re.IGNORECASE | re.MULTILINE
 )
+# bytes that a channel's fields have in a BDF or EDF header
+LIMITS = ("physical_min", "physical_max", "digital_min", "digital_max")
+WIDTHS = dict(labels=16, transducer=80, dimensions=8) | dict.fromkeys(LIMITS, 8) | dict(prefilter=80, n_samples=8)
 VHDR_BYTES = {"INT_16": 2, "INT_32": 4, "IEEE_FLOAT_32": 4}
 MARKER = re.compile(r"^Mk\d+=[^,\n]*,[^,\n]*,\s*(\d{1,15}),", re.MULTILINE)
 
@@ -64,33 +67,8 @@ def read_recording(path: Path, electrodes: Sequence[str]) -> ReadFile:
     Raises UserError if the file is truncated or damaged, asks for more than a recording needs, names a file elsewhere,
         lacks an electrode, holds NaN, or its sources of events disagree.
     """
-    check_header(path, electrodes)
-    size = sum(file.stat().st_size for file in [path, *companions(path)])
-    content = CONTENT_RATIO * size
-    if path.suffix.lower() == ".set":
-        with reading(path, size, 0):
-            content += check_mat(path)
-    try:
-        with reading(path, size, content):
-            raw = READERS[path.suffix.lower()](path, preload=False, verbose="ERROR")
-            check_beside(path, raw.filenames)
-            names = {name.lower(): name for name in raw.ch_names}
-            missing = [name for name in electrodes if name.lower() not in names]
-            if missing:
-                raise UserError(
-                    f"{path} has no electrode {', '.join(missing)}; it has {', '.join(raw.ch_names)[:1000]}"
-                )
-            signal = raw.get_data(picks=[names[name.lower()] for name in electrodes])  # (n_chans, n_times) volts
-            events = {"annotations": annotated_events(raw)}
-            if "status" in names:
-                events["Status"] = status_events(raw.get_data(picks=[names["status"]])[0])
-    except UserError:
-        raise
-    except Exception as error:  # damaged files fail in many ways inside the readers
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({reason}); it is damaged, fetch it again") from None
-
-    sfreq, n_times = float(raw.info["sfreq"]), signal.shape[1]
+    signal, sfreq, events = _through_mne(path, electrodes)
+    n_times = signal.shape[1]
     if not 0 < sfreq < 1e6:
         raise UserError(f"{path} is sampled at {sfreq:g} Hz; it is damaged, fetch it again")
     signal *= 1e6
@@ -114,11 +92,40 @@ def read_recording(path: Path, electrodes: Sequence[str]) -> ReadFile:
     return ReadFile(signal, sfreq, chosen, sources, [what for _, what in corrections])
 
 
+def _through_mne(path: Path, electrodes: Sequence[str]) -> tuple[np.ndarray, float, dict[str, list]]:
+    """Read the signal, (n_chans, n_times) in what MNE takes for volts, its rate in Hz, and events by their source."""
+    check_header(path, electrodes)
+    size = sum(file.stat().st_size for file in [path, *companions(path)])
+    content = CONTENT_RATIO * size
+    if path.suffix.lower() == ".set":
+        with reading(path, size, 0):
+            content += check_mat(path)
+    try:
+        with reading(path, size, content):
+            raw = READERS[path.suffix.lower()](path, preload=False, verbose="ERROR")
+            check_beside(path, raw.filenames)
+            names = {name.lower(): name for name in raw.ch_names}
+            missing = [name for name in electrodes if name.lower() not in names]
+            if missing:
+                known = _short(", ".join(raw.ch_names), 1000)
+                raise UserError(f"{path} has no electrode {', '.join(missing)}; it has {known}")
+            signal = raw.get_data(picks=[names[name.lower()] for name in electrodes])
+            events = {"annotations": annotated_events(raw)}
+            if "status" in names:
+                events["Status"] = status_events(raw.get_data(picks=[names["status"]])[0])
+    except UserError:
+        raise
+    except Exception as error:  # damaged files fail in many ways inside the readers
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({reason}); it is damaged, fetch it again") from None
+    return signal, float(raw.info["sfreq"]), events
+
+
 # ---------------------------------------------------------------- files that a file names
 
 
 def companions(path: Path) -> list[Path]:
-    """The files that are read with a recording: what a BrainVision header names, the data beside an EEGLAB file.
+    """List what is read with a recording: what a BrainVision header names, the data beside an EEGLAB file.
 
     Raises UserError if a BrainVision header names a file in another folder, or one that is missing or truncated.
     """
@@ -142,14 +149,14 @@ def companions(path: Path) -> list[Path]:
         last = max(map(int, MARKER.findall(markers)), default=0)
         if more or n_times < last:
             raise UserError(
-                f"{data} is truncated: {data.stat().st_size} bytes are {n_times} samples of {n_chans} channels and {more} "
-                f"bytes, and the last marker is at sample {last}; fetch it again"
+                f"{data} is truncated: {data.stat().st_size} bytes are {n_times} samples of {n_chans} channels and "
+                f"{more} bytes, and the last marker is at sample {last}; fetch it again"
             )
     return files
 
 
 def _text(path: Path) -> str:
-    """A header or a list of markers in text."""
+    """Read a header or a list of markers in text."""
     if path.stat().st_size > MAX_TEXT:
         raise UserError(
             f"{path} has {path.stat().st_size} bytes; expected a text of {MAX_TEXT} at most, fetch it again"
@@ -169,39 +176,36 @@ def check_beside(path: Path, files: Sequence[str | Path]) -> None:
             raise UserError(f"{path} names the file {_short(str(file))}; expected one beside it, in {folder}")
 
 
-def _short(text: str) -> str:
-    """What a file says, fit for a message."""
-    return "".join(c if c.isprintable() else "?" for c in text[:200])
+def _short(text: str, most: int = 200) -> str:
+    """Make what a file says fit for a message."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
 
 
 # ---------------------------------------------------------------- BDF and EDF headers
 
 
 def read_header(path: Path) -> dict:
-    """The fields of a BDF or EDF header that decide on units and size (European Data Format, Kemp et al. 1992).
+    """Read what decides on units and size in a BDF or EDF header (European Data Format, Kemp et al. 1992).
 
-    Returns dict: labels, dimensions (lists of str); physical_min, physical_max, digital_min, digital_max (lists of float,
-        NaN where there is no number); n_samples (list of int, of a record); duration (of a record, float, seconds);
-        n_records (-1: left open), header_bytes, n_chans (int).
+    Returns dict: labels, dimensions (lists of str); physical_min, physical_max, digital_min, digital_max (lists of
+        float, NaN where there is no number); n_samples (list of int, of a record); duration (of a record, float,
+        seconds); n_records (-1: left open), header_bytes, n_chans (int).
     Raises ValueError where a count is no whole number.
     """
     with open(path, "rb") as file:
         fixed = file.read(256)
         n = int(fixed[252:256])
         per_channel = file.read(256 * max(n, 0))
-    widths = dict(labels=16, transducer=80, dimensions=8, physical_min=8, physical_max=8, digital_min=8, digital_max=8,
-                  prefilter=80, n_samples=8)  # fmt: skip
     fields, start = {}, 0
-    for name, width in widths.items():
+    for name, width in WIDTHS.items():
         column = per_channel[start : start + width * n]
         fields[name] = [column[k * width : (k + 1) * width].decode("latin-1").strip() for k in range(n)]
         start += width * n
-    return {
-        "labels": fields["labels"], "dimensions": fields["dimensions"],
-        **{name: [_number(v) for v in fields[name]] for name in widths if name.endswith(("_min", "_max"))},
-        "n_samples": [int(v) for v in fields["n_samples"]], "duration": _number(fixed[244:252].decode("latin-1")),
-        "n_records": int(fixed[236:244]), "header_bytes": int(fixed[184:192]), "n_chans": n,
-    }  # fmt: skip
+    header = {name: fields[name] for name in ("labels", "dimensions")}
+    header |= {name: [_number(v) for v in fields[name]] for name in LIMITS}
+    header["n_samples"] = [int(v) for v in fields["n_samples"]]
+    header["duration"] = _number(fixed[244:252].decode("latin-1"))
+    return header | dict(n_records=int(fixed[236:244]), header_bytes=int(fixed[184:192]), n_chans=n)
 
 
 def _number(text: str) -> float:
@@ -235,7 +239,8 @@ def check_header(path: Path, electrodes: Sequence[str]) -> None:
     if n_records == -1:
         if data < record or data % record:
             raise UserError(
-                f"{path} is truncated: {data} bytes of data are no whole number of records of {record} bytes; fetch it again"
+                f"{path} is truncated: {data} bytes of data are no whole number of records of {record} bytes; "
+                "fetch it again"
             )
         n_records = data // record
         print(f"notice: {path}: its header leaves the number of records open; {n_records} are there")
@@ -243,13 +248,13 @@ def check_header(path: Path, electrodes: Sequence[str]) -> None:
     content = 8 * len(electrodes) * n_records * max(header["n_samples"])
     if content > max(LOADED_SMALL, LOADED_RATIO * size):
         raise UserError(
-            f"{path} has {size} bytes and would take {content >> 20} MB: one channel has {max(header['n_samples'])} samples a "
-            "record; it is damaged, fetch it again"
+            f"{path} has {size} bytes and would take {content >> 20} MB: one channel has {max(header['n_samples'])} "
+            "samples a record; it is damaged, fetch it again"
         )
 
 
 def _faults(header: dict, electrodes: Sequence[str]) -> Iterator[str]:
-    """What cannot be right in a header: what was found, and what was expected."""
+    """Yield what cannot be right in a header: what was found, and what was expected."""
     n = header["n_chans"]
     if n < 1:
         yield f"{n} channels; expected 1 or more"
@@ -271,7 +276,7 @@ def _faults(header: dict, electrodes: Sequence[str]) -> Iterator[str]:
 
 
 def unit_corrections(path: Path, electrodes: Sequence[str]) -> list[tuple[np.ndarray, str]]:
-    """What must be multiplied to what MNE reads, per electrode: [((n_chans,) factors, what it is), …]."""
+    """Find what MNE's numbers must be multiplied by, per electrode: [((n_chans,) factors, what it is), …]."""
     if path.suffix.lower() not in SAMPLE_BYTES:
         return []
     header = read_header(path)
@@ -293,7 +298,7 @@ def unit_corrections(path: Path, electrodes: Sequence[str]) -> list[tuple[np.nda
 
 
 def status_events(status: np.ndarray) -> list[tuple[int, int]]:
-    """Onsets of all values but the resting one, which is the most frequent (0 or 131071)."""
+    """Find onsets of all values but the resting one, which is the most frequent (0 or 131071)."""
     values, counts = np.unique(status.astype(int), return_counts=True)
     rest = values[counts.argmax()]
     onsets = np.flatnonzero(np.diff(status.astype(int), prepend=rest))
@@ -301,7 +306,7 @@ def status_events(status: np.ndarray) -> list[tuple[int, int]]:
 
 
 def annotated_events(raw: mne.io.BaseRaw) -> list[tuple[int, int]]:
-    """Annotations that are a number, perhaps behind "S" or "Stimulus/"; all others say something else."""
+    """Take annotations that are a number, perhaps behind "S" or "Stimulus/"; all others say something else."""
 
     def code(description: str) -> int | None:
         number = ANNOTATION.fullmatch(description.strip())
@@ -314,7 +319,7 @@ def annotated_events(raw: mne.io.BaseRaw) -> list[tuple[int, int]]:
 
 
 def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:
-    """Events of a BIDS `events.tsv`: `onset` in seconds, or `sample` or `latency` in samples, and `value`.
+    """Read a BIDS `events.tsv`: `onset` in seconds, or `sample` or `latency` in samples, and `value`.
 
     Raises UserError if a column is missing, a number is none, or `onset` and samples disagree.
     """
@@ -326,11 +331,14 @@ def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:
             rows = csv.DictReader(file, delimiter="\t")
             columns = list(rows.fieldnames or [])
             times = [name for name in TIMES if name in columns]
-            if columns and (not times or any(columns.count(name) > 1 for name in (*times, "value"))
-                            or "value" not in columns):  # fmt: skip
-                found = _short(", ".join(columns))
-                raise UserError(f"{path} has the columns {found}; expected onset (or sample) and value, each once")
+            each_once = times and all(columns.count(name) == 1 for name in (*times, "value"))
+            found = f"the columns {_short(', '.join(columns))}" if columns else "no columns in its first line"
+            wrong = UserError(f"{path} has {found}; expected onset (or sample) and value, each once")
+            if columns and not each_once:
+                raise wrong
             for row in rows:
+                if not columns:
+                    raise wrong
                 events.append(_event(row, times, sfreq, f"{path}, line {rows.line_num}"))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text with tabs ({error})") from None
@@ -338,7 +346,7 @@ def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:
 
 
 def _event(row: dict, times: list[str], sfreq: float, where: str) -> tuple[int, int]:
-    """One line of an `events.tsv`."""
+    """Read one line of an `events.tsv`."""
     try:
         samples = [float(row[name]) * (sfreq if name == "onset" else 1) for name in times if row[name] != "n/a"]
         samples = [round(sample) for sample in samples]

@@ -208,11 +208,14 @@ def test_a_truncated_file_is_said_to_be(tmp_path, keep):
 @pytest.mark.parametrize("field, format, value, message", [
     ("version", "<I", 2, "format version 2; this code reads version 1"), ("version", "<I", 999, "version 999"),
     ("page size", "<I", 8192, "beginning is damaged"), ("page size", "<I", 0, "beginning is damaged"),
-    ("flags", "<H", 4, "kind that is not read"), ("depth", "<H", 1, "leaf page"), ("depth", "<H", 33, "tree"), ("depth", "<H", 0, "tree"),
+    ("flags", "<H", 4, "kind that is not read"), ("depth", "<H", 1, "leaf page"), ("depth", "<H", 33, "tree"),
+    ("depth", "<H", 0, "tree"),
     ("depth", "<H", 5, "branch page"), ("entries", "<Q", 3, "records where it says 3"),
-    ("entries", "<Q", 10**18, "where it says"), ("root", "<Q", 2**64 - 1, "tree"), ("root", "<Q", 10**9, "where it cannot"),
+    ("entries", "<Q", 10**18, "where it says"), ("root", "<Q", 2**64 - 1, "tree"),
+    ("root", "<Q", 10**9, "where it cannot"),
     ("root", "<Q", 0, "where it cannot"), ("root", "<Q", 2**63, "where it cannot"),
-    ("last page", "<Q", 10**9, "truncated"), ("last page", "<Q", 2**64 - 1, "truncated"), ("last page", "<Q", 3, "where"),
+    ("last page", "<Q", 10**9, "truncated"), ("last page", "<Q", 2**64 - 1, "truncated"),
+    ("last page", "<Q", 3, "where"),
 ])  # fmt: skip
 def test_facts_that_cannot_be_are_found(tmp_path, field, format, value, message):
     written(tmp_path / "lmdb", values(np.random.default_rng(0), 300, [100, 5000]))
@@ -238,8 +241,13 @@ def tree(path):
     return file, root, nodes, [PAGE * struct.unpack_from("<I", file, node)[0] for node in nodes]
 
 
-@pytest.mark.parametrize("damage", ["loop", "shared leaf", "outside", "another page", "no node", "key order", "key length",
-                                    "value length", "chain outside", "chain's flags", "shared chain"])  # fmt: skip
+DAMAGE = (
+    "loop, shared leaf, outside, another page, no node, key order, key length, value length, chain outside, "
+    "chain's flags, shared chain"
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGE.split(", "))
 def test_trees_that_cannot_be_are_found(tmp_path, damage):
     """Each of these made the library loop, crash or return other bytes."""
     folder = tmp_path / "lmdb"
@@ -252,7 +260,8 @@ def test_trees_that_cannot_be_are_found(tmp_path, damage):
         "outside": {first: ("<I", 10**6)}, "another page": {leaf: ("<Q", other // PAGE)},
         "no node": {leaf + 16: ("<H", 4090)}, "key order": {nodes[1] + 8: ("<3s", b"000")},
         "key length": {nodes[1] + 6: ("<H", 0)}, "value length": {nodes[1]: ("<H", 4000)},
-        "chain outside": {nodes[0] + 11: ("<Q", len(file) // PAGE - 1)}, "chain's flags": {chain * PAGE + 10: ("<H", 2)},
+        "chain outside": {nodes[0] + 11: ("<Q", len(file) // PAGE - 1)},
+        "chain's flags": {chain * PAGE + 10: ("<H", 2)},
         "shared chain": {nodes[0] + 11: ("<Q", chain + 1)},
     }  # fmt: skip
     assert content(folder) == expected

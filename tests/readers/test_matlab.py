@@ -137,14 +137,19 @@ def test_many_variables_share_one_limit(tmp_path):
 EMPTY = element(14, b"")
 FIELD = element(5, struct.pack("<i", 8)) + element(1, b"name\0\0\0\0")
 
+NAMES = (
+    "cells, cells of two sizes, cells beyond 64 bits, structs, structs and fields, doubles, bytes, no imaginary part, "
+    "characters, sparse columns"
+)
+
 
 @pytest.mark.parametrize("content", [
     matrix(1, (1, 1_500_000_000), b""), matrix(1, (50_000, 30_000), EMPTY), matrix(1, (2**31 - 1,) * 8, EMPTY),
-    matrix(2, (1, 1_500_000_000), FIELD), matrix(2, (1, 3), FIELD + EMPTY * 2), matrix(6, (1, 10**9), element(9, bytes(8))),
+    matrix(2, (1, 1_500_000_000), FIELD), matrix(2, (1, 3), FIELD + EMPTY * 2),
+    matrix(6, (1, 10**9), element(9, bytes(8))),
     matrix(6, (1, 9), element(2, bytes(8))), matrix(6, (1, 1), element(9, bytes(8)), flags=1 << 11),
     matrix(4, (1, 10**9), element(16, b"text")), matrix(5, (9, 10**9), element(5, bytes(8)) * 3),
-], ids=["cells", "cells of two sizes", "cells beyond 64 bits", "structs", "structs and fields", "doubles", "bytes", "no imaginary part",
-        "characters", "sparse columns"])  # fmt: skip
+], ids=NAMES.split(", "))  # fmt: skip
 @pytest.mark.parametrize("compressed", [False, True])
 def test_more_than_the_bytes_that_are_there_cannot_be_declared(tmp_path, content, compressed):
     (tmp_path / "a.mat").write_bytes(HEADER["<"] + (packed(content, 0) if compressed else content))
@@ -153,7 +158,8 @@ def test_more_than_the_bytes_that_are_there_cannot_be_declared(tmp_path, content
 
 
 @pytest.mark.parametrize("content", [
-    matrix(2, (1, 1_500_000_000), element(5, struct.pack("<i", 8)) + element(1, b"")), matrix(4, (1, 2 * 10**9), element(16, b"")),
+    matrix(2, (1, 1_500_000_000), element(5, struct.pack("<i", 8)) + element(1, b"")),
+    matrix(4, (1, 2 * 10**9), element(16, b"")),
 ], ids=["structs without fields", "text without bytes"])  # fmt: skip
 def test_what_needs_no_bytes_may_not_take_memory_either(tmp_path, content):
     (tmp_path / "a.mat").write_bytes(HEADER["<"] + content)
@@ -177,14 +183,17 @@ def nested(depth):
 
 
 @pytest.mark.parametrize("content, message", [
-    (nested(100), "nested deeper"), (matrix(6, (1, 1), element(100, bytes(8))), "of type 100"), (matrix(99, (1, 1), b""), "class 99"),
+    (nested(100), "nested deeper"), (matrix(6, (1, 1), element(100, bytes(8))), "of type 100"),
+    (matrix(99, (1, 1), b""), "class 99"),
     (matrix(2, (1, 1), element(5, struct.pack("<i", 0)) + element(1, b"name")), "field names"),
     (matrix(2, (1, 1), element(5, struct.pack("<i", -8)) + element(1, b"name")), "field names"),
     (matrix(2, (1, 1), element(5, struct.pack("<i", 4)) + element(1, b"name") + EMPTY), "without an end"),
     (matrix(2, (1, 1), element(5, struct.pack("<i", 1)) + element(1, bytes(20_000))), "of 20000 bytes"),
     (matrix(1, (1, 1), element(9, bytes(8))), "type 9"), (matrix(6, (-1, -1), element(9, bytes(8))), "the size"),
-    (matrix(6, (1, 1), element(9, bytes(8)) + EMPTY), "says less"), (element(9, bytes(8)), "type 9"), (element(14, b""), "0 bytes"),
-    (matrix(6, (1, 1), element(9, bytes(8)), length=2**32 - 8), "are left"), (packed(element(9, bytes(8)), 0), "type 9"),
+    (matrix(6, (1, 1), element(9, bytes(8)) + EMPTY), "says less"), (element(9, bytes(8)), "type 9"),
+    (element(14, b""), "0 bytes"),
+    (matrix(6, (1, 1), element(9, bytes(8)), length=2**32 - 8), "are left"),
+    (packed(element(9, bytes(8)), 0), "type 9"),
     (element(15, b"no zlib stream at all"), "zlib|error"), (b"\0\0\0", "inside a tag"),
 ])  # fmt: skip
 def test_structures_that_would_crash_or_mislead_scipy_are_refused(tmp_path, content, message):

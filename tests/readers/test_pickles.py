@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from readers.pickles import StoredArray, read_pickled
+from readers.pickles import read_pickled
+from readers.stored_array import StoredArray
 from tests.conftest import ROOT
 from utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 CONTENT = {
-    "preprocessed_eeg_data": RNG.standard_normal((150, 4, 7, 50)), "ch_names": ["Pz", "Oz"], "times": np.linspace(-0.2, 1, 300),
+    "preprocessed_eeg_data": RNG.standard_normal((150, 4, 7, 50)), "ch_names": ["Pz", "Oz"],
+    "times": np.linspace(-0.2, 1, 300),
     "sfreq": np.float64(250), "n": np.int64(3), "names": np.array(["a", "bb"]), "mixed": np.array(["x", None], object),
 }  # fmt: skip
 
@@ -112,6 +114,64 @@ def test_a_file_that_ends_early_is_one_line(tmp_path, kind):
         with pytest.raises(UserError) as error:
             read_pickled(tmp_path / "cut.npy")
         assert "\n" not in str(error.value)
+
+
+def test_a_key_that_is_nested_deep_is_refused_and_does_not_end_the_process(tmp_path):
+    """To hash it, Python needs more stack than there is."""
+    (tmp_path / "x.npy").write_bytes(b"})" + b"\x85" * 300_000 + b"Ns.")
+    code = "import sys; from readers.pickles import read_pickled; read_pickled(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.npy"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "UserError" in done.stderr and "keys are no" in done.stderr
+
+
+NO_DATA = {
+    "function in a tuple": b"]cnumpy\nndarray\na]cnumpy\ndtype\na\x86.",
+    "function in a list": b"]cnumpy\ndtype\na.",
+    "data type in the making": b"cnumpy\ndtype\n(Vf8\ntR.",
+    "long bytes": b"\x80\x04\x8e" + (1 << 20).to_bytes(8, "little") + bytes(1 << 20) + b".",
+}
+
+
+@pytest.mark.parametrize("text", NO_DATA.values(), ids=NO_DATA)
+def test_what_is_no_data_is_refused_wherever_it_stands(tmp_path, text):
+    (tmp_path / "x.npy").write_bytes(text)
+    with pytest.raises(UserError, match="is no data"):
+        read_pickled(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("n", [12, 200_000])
+def test_a_bare_array_is_read_in_either_order(tmp_path, n):
+    array = np.asfortranarray(RNG.standard_normal((n, 3)))
+    np.save(tmp_path / "x.npy", array)
+    assert same(read_pickled(tmp_path / "x.npy"), array)
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 5])
+def test_an_array_with_its_axes_in_another_order_is_read_whole(tmp_path, protocol):
+    array = np.ascontiguousarray(RNG.standard_normal((300, 20, 60))).transpose(1, 2, 0)
+    (tmp_path / "x.npy").write_bytes(pickle.dumps({"swapped": array, "columns": np.asfortranarray(array)}, protocol))
+    found = read_pickled(tmp_path / "x.npy")
+    assert same(found["swapped"], array) and same(found["columns"], array)
+    if protocol == 5:
+        assert np.array_equal(found["swapped"].rows(2, 4), array[2:4])
+
+
+@pytest.mark.parametrize("new", ["\u0431", "\u0800"], ids=["another character", "fewer characters"])
+def test_text_that_stands_for_no_bytes_is_refused(tmp_path, new):
+    raw = pickle.dumps({"eeg": RNG.standard_normal((200, 1000))}, 2)
+    at = raw.index("\u00e9".encode(), len(raw) // 2)
+    (tmp_path / "x.npy").write_bytes(raw[:at] + new.encode() + raw[at + len(new.encode()) :])
+    with pytest.raises(UserError):
+        read_pickled(tmp_path / "x.npy")["eeg"].all()
+
+
+@pytest.mark.parametrize("change", [-5, 1, 1000])
+def test_frames_of_another_length_are_refused(tmp_path, change):
+    raw = pickle.dumps({"ch_names": ["Pz", "Oz"]}, 4)
+    length = int.from_bytes(raw[3:11], "little") + change
+    (tmp_path / "x.npy").write_bytes(raw[:3] + length.to_bytes(8, "little") + raw[11:])
+    with pytest.raises(UserError):
+        read_pickled(tmp_path / "x.npy")
 
 
 def test_lengths_that_lie_are_refused(tmp_path):

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-from datasets import mne_recordings
 from datasets.visual_imagery_llm_dataset import MONTAGE as VI
 from datasets.visual_imagery_llm_dataset import SUBJECTS, files, origin, recordings
 from demo.vi_like import write_bdf, write_fif, write_tsv
-from readers.recordings import status_events
+from readers import recordings as reader
 from utils import limits
 from utils.errors import UserError
 
@@ -16,7 +15,7 @@ EVENTS = [(500, 1), (1500, 2), (2500, 3)]
 
 
 def read_recording(path):
-    return mne_recordings.read_recording(path, VI.electrodes)
+    return reader.read_recording(path, VI.electrodes)
 
 
 @pytest.fixture
@@ -74,7 +73,8 @@ def write_vhdr(path, signal):
     path.write_text(
         "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nCodepage=UTF-8\n"
         f"DataFile={stem.name}.eeg\nMarkerFile={stem.name}.vmrk\nDataFormat=BINARY\nDataOrientation=MULTIPLEXED\n"
-        f"NumberOfChannels=32\nSamplingInterval=1000\n[Binary Infos]\nBinaryFormat=IEEE_FLOAT_32\n[Channel Infos]\n{channels}\n"
+        "NumberOfChannels=32\nSamplingInterval=1000\n[Binary Infos]\nBinaryFormat=IEEE_FLOAT_32\n"
+        f"[Channel Infos]\n{channels}\n"
     )
     stem.with_suffix(".vmrk").write_text(
         "Brain Vision Data Exchange Marker File, Version 1.0\n[Common Infos]\nCodepage=UTF-8\n"
@@ -143,7 +143,7 @@ def test_electrodes_are_picked_by_name_and_not_by_position(eeg, signal):
 def test_status_rests_at_its_most_frequent_value(rest):
     status = np.full(1000, rest)
     status[100:110], status[110:112], status[500] = 3, 2, 1
-    assert status_events(status) == [(100, 3), (110, 2), (500, 1)]
+    assert reader.status_events(status) == [(100, 3), (110, 2), (500, 1)]
 
 
 def test_a_cropped_fif_counts_samples_from_its_own_start(eeg, signal):
@@ -157,7 +157,8 @@ def test_a_cropped_fif_counts_samples_from_its_own_start(eeg, signal):
 
 
 @pytest.mark.parametrize("change, message", [
-    ([(500, 1), (1500, 2), (2502, 3)], "event 3 is code 3 at sample 2502"), ([(500, 1), (1500, 3), (2500, 3)], "event 2 is code 3"),
+    ([(500, 1), (1500, 2), (2502, 3)], "event 3 is code 3 at sample 2502"),
+    ([(500, 1), (1500, 3), (2500, 3)], "event 2 is code 3"),
     (EVENTS[:2], "2 events in sub-01_ses-01_task-AVI_events.tsv, 3 in Status"),
 ])  # fmt: skip
 def test_a_tsv_that_disagrees_with_status_is_refused(eeg, signal, change, message):
@@ -171,7 +172,8 @@ def test_a_tsv_that_disagrees_with_status_is_refused(eeg, signal, change, messag
 
 @pytest.mark.parametrize("text, message", [
     ("onset\tvalue\n0.5\tx\n", "line 2.*expected numbers"), ("start\tvalue\n1\t1\n", "columns start, value"),
-    ("onset\tlatency\tvalue\n0.5\t900\t1\n", r"samples \[500, 900\]"), ("onset\tvalue\n99\t1\n", "an event at sample 99000"),
+    ("onset\tlatency\tvalue\n0.5\t900\t1\n", r"samples \[500, 900\]"),
+    ("onset\tvalue\n99\t1\n", "an event at sample 99000"),
 ])  # fmt: skip
 def test_a_damaged_tsv_is_refused_with_its_line(eeg, signal, text, message):
     write_fif(name(eeg, ".fif"), signal, [])
@@ -180,8 +182,10 @@ def test_a_damaged_tsv_is_refused_with_its_line(eeg, signal, text, message):
         read_recording(name(eeg, ".fif"))
 
 
-@pytest.mark.parametrize("content", ["onset\tvalue\n0.5\t1\n".encode("utf-16"), "onset\tvalue\tn\n0.5\t1\té\n".encode("latin-1"),
-                                     b"onset\tvalue\n0.5\t1.9\n"])  # fmt: skip
+UTF_16, LATIN_1 = "onset\tvalue\n0.5\t1\n".encode("utf-16"), "onset\tvalue\tn\n0.5\t1\té\n".encode("latin-1")
+
+
+@pytest.mark.parametrize("content", [UTF_16, LATIN_1, b"onset\tvalue\n0.5\t1.9\n"])
 def test_a_tsv_in_another_encoding_or_with_half_codes_is_refused(eeg, signal, content):
     write_fif(name(eeg, ".fif"), signal, [])
     (eeg / "sub-01_ses-01_task-AVI_events.tsv").write_bytes(content)
@@ -252,8 +256,8 @@ def field(name, electrode=0, n=33):
     fixed = {"header": (184, 8), "records": (236, 8), "duration": (244, 8), "channels": (252, 4)}
     if name in fixed:
         return fixed[name]
-    widths = {"label": 16, "transducer": 80, "dimension": 8, "physical_min": 8, "physical_max": 8, "digital_min": 8,
-              "digital_max": 8, "prefilter": 80, "samples": 8}  # fmt: skip
+    limits = dict(physical_min=8, physical_max=8, digital_min=8, digital_max=8)
+    widths = dict(label=16, transducer=80, dimension=8) | limits | dict(prefilter=80, samples=8)
     before = sum(width for other, width in widths.items() if list(widths).index(other) < list(widths).index(name))
     return 256 + n * before + electrode * widths[name], widths[name]
 
@@ -268,14 +272,16 @@ def say(path, name, text):
 @pytest.mark.parametrize("suffix", [".bdf", ".edf"])
 @pytest.mark.parametrize("name_of, text, message", [
     ("duration", "nan", "a record lasts nan s; expected more than 0"), ("duration", "0", "a record lasts 0 s"),
-    ("duration", "-1", "a record lasts -1 s"), ("duration", "inf", "a record lasts inf s"), ("duration", "1 s", "a record lasts nan s"),
+    ("duration", "-1", "a record lasts -1 s"), ("duration", "inf", "a record lasts inf s"),
+    ("duration", "1 s", "a record lasts nan s"),
     ("duration", "1e-308", "sampled at inf Hz|cannot be read"), ("channels", "0", "0 channels; expected 1 or more"),
     ("channels", "-5", "-5 channels"), ("channels", "x", "header is damaged"), ("header", "256", "256 bytes; expected"),
     ("header", "9999999", "9999999 bytes; expected"), ("records", "0", "0 records; expected 1 or more, or -1"),
     ("records", "-2", "-2 records"), ("records", "9", "is truncated"), ("samples", "0", "0 samples a record of Fpz"),
     ("samples", "-1", "-1 samples"), ("samples", "99999999", "is truncated"),
     ("physical_min", "nan", "nan and .* for the physical limits of Fpz; expected two different"),
-    ("physical_max", "inf", "inf for the physical limits"), ("physical_min", "", "nan and"), ("digital_max", "-inf", "digital limits of Fpz"),
+    ("physical_max", "inf", "inf for the physical limits"), ("physical_min", "", "nan and"),
+    ("digital_max", "-inf", "digital limits of Fpz"),
     ("digital_min", "32767", "32767 and 32767 for the digital limits of Fpz"),
 ])  # fmt: skip
 def test_a_header_that_cannot_be_right_is_refused(eeg, signal, suffix, name_of, text, message):
@@ -284,6 +290,14 @@ def test_a_header_that_cannot_be_right_is_refused(eeg, signal, suffix, name_of, 
     say(path, name_of, text)
     with pytest.raises(UserError, match=f"{path.name}.*({message})"):
         read_recording(path)
+
+
+def test_names_of_channels_that_cannot_be_printed_are_not(eeg, signal):
+    write_edf(name(eeg, ".edf"), signal)
+    say(name(eeg, ".edf"), "label", "F\xad\x1b")  # a soft hyphen, which a terminal does not show
+    with pytest.raises(UserError, match="has no electrode Fpz") as error:
+        read_recording(name(eeg, ".edf"))
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("suffix", [".bdf", ".edf"])
@@ -352,12 +366,17 @@ def test_one_channel_at_a_rate_of_its_own_may_not_blow_up_all_others(eeg, signal
 
 
 @pytest.mark.parametrize("content, message", [
-    (bytes(range(256)) * 20, "cannot be read as UTF-8|columns"), (b"\x00" * 500, "columns|cannot be read"), (b"onset\n0.5\n", "columns onset"),
-    (b"onset\tvalue\nnan\t1\n", "line 2.*expected numbers"), (b"onset\tvalue\ninf\t1\n", "line 2"), (b"onset\tvalue\n-inf\t1\n", "line 2"),
-    (b"onset\tvalue\n0.5\tnan\n", "line 2"), (b"onset\tvalue\n0.5\tinf\n", "line 2"), (b"onset\tvalue\n1e300\t1\n", "line 2"),
+    (bytes(range(256)) * 20, "cannot be read as UTF-8|columns"), (b"\x00" * 500, "columns|cannot be read"),
+    (b"onset\n0.5\n", "columns onset"), (b"\nonset\tvalue\n0.5\t1\n", "no columns in its first line"),
+    (b"onset\tvalue\nnan\t1\n", "line 2.*expected numbers"), (b"onset\tvalue\ninf\t1\n", "line 2"),
+    (b"onset\tvalue\n-inf\t1\n", "line 2"),
+    (b"onset\tvalue\n0.5\tnan\n", "line 2"), (b"onset\tvalue\n0.5\tinf\n", "line 2"),
+    (b"onset\tvalue\n1e300\t1\n", "line 2"),
     (b"onset\tvalue\n0.5\t1e300\n", "line 2"), (b"sample\tvalue\n%s\t1\n" % (b"9" * 400), "line 2"),
-    (b"onset\tvalue\n0.5\t1\n\n0.6\n", "line 4"), (b"onset\tvalue\tvalue\n0.5\t1\t2\n", "columns onset, value, value; expected .* once"),
-    (b"onset\tonset\tvalue\n0.5\t1\t2\n", "columns onset, onset, value"), (b"onset\tvalue\n0.5\t%s\n" % (b"1" * 200_000), "field larger"),
+    (b"onset\tvalue\n0.5\t1\n\n0.6\n", "line 4"),
+    (b"onset\tvalue\tvalue\n0.5\t1\t2\n", "columns onset, value, value; expected .* once"),
+    (b"onset\tonset\tvalue\n0.5\t1\t2\n", "columns onset, onset, value"),
+    (b"onset\tvalue\n0.5\t%s\n" % (b"1" * 200_000), "field larger"),
     (b"\x1b[2J" * 90, r"columns \?"),
 ])  # fmt: skip
 def test_a_table_of_events_that_cannot_be_right_ends_in_a_short_line(eeg, signal, content, message):
@@ -385,9 +404,11 @@ def test_columns_that_are_not_read_may_come_twice(eeg, signal):
 
 
 @pytest.mark.parametrize("entry, message", [
-    ("DataFile=../../../../secret.eeg", "names the file .*secret.eeg; expected one beside it"), ("DataFile=/etc/passwd", "names the file /etc/passwd"),
+    ("DataFile=../../../../secret.eeg", "names the file .*secret.eeg; expected one beside it"),
+    ("DataFile=/etc/passwd", "names the file /etc/passwd"),
     ("MarkerFile=../secret.vmrk", "names the file"), ("MarkerFile=/etc/passwd", "names the file /etc/passwd"),
-    ("markerfile : /etc/passwd", "names the file /etc/passwd"), ("DataFile=sub/data.eeg", "names the file"), ("DataFile=", "names the file"),
+    ("markerfile : /etc/passwd", "names the file /etc/passwd"), ("DataFile=sub/data.eeg", "names the file"),
+    ("DataFile=", "names the file"),
     ("DataFile=gone.eeg", "gone.eeg, which is missing"), ("MarkerFile=gone.vmrk", "gone.vmrk, which is missing"),
     ("DataFile=" + "x" * 5000, "which is missing"), ("DataFile=a\0b", "which is missing"),
 ])  # fmt: skip
