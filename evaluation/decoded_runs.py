@@ -11,18 +11,15 @@ from math import isfinite
 from pathlib import Path
 
 from datasets.description import DATASETS, load_description
+from datasets.recording import Trial
 from datasets.splits import PROTOCOLS
 from stages.rows import Row, read_rows, signed
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.paths import ROOT, written_whole
 
-DECODED = (
-    "decoded_test.jsonl",
-    "decoded.jsonl",
-    "retrieval.jsonl",
-    "decoded_test.jsonl.gz",
-)  # the last: kept under docs/results/
+# files of decoded trials; the last one is kept under docs/results/
+DECODED = "decoded_test.jsonl", "decoded.jsonl", "retrieval.jsonl", "decoded_test.jsonl.gz"
 
 
 def _numbers(value: object) -> bool:
@@ -30,18 +27,17 @@ def _numbers(value: object) -> bool:
 
 
 def _texts(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+    return isinstance(value, list) and bool(value) and all(map(_text, value))
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 # arguments in a run.json that more is made of than a comparison → what they must be
-ARGUMENTS = {
-    "window": ("two numbers", _numbers),
-    "regions": ("names", _texts),
-    **dict.fromkeys(
-        ("downstream_dataset", "datasets_dir", "images_dir", "stimuli_dir", "protocol"), ("text", lambda v: isinstance(v, str))
-    ),
-}
-
+ARGUMENTS = {"window": ("two numbers", _numbers), "regions": ("names", _texts)}
+TEXTS = ("downstream_dataset", "datasets_dir", "images_dir", "stimuli_dir", "protocol")
+ARGUMENTS |= dict.fromkeys(TEXTS, ("text", _text))
 LEAST_TRIALS = 10  # shuffled labels of fewer may be the same by chance
 
 # ---------------------------------------------------------------- a run
@@ -52,7 +48,7 @@ class Run:
     """Decoded trials, and how they came about.
 
     name : str. The folder's name, with as many of its parents as tell it from the others.
-    place : Path
+    place : Path. The folder, or the file of decoded trials.
     rows : list of Row
     record : dict. Its run.json; empty without one.
     """
@@ -65,15 +61,21 @@ class Run:
     @property
     def trials(self) -> list[tuple]:
         """What was decoded, and its label; a control has other labels."""
-        return [(r.index, r.subject, r.session, r.run, r.trial, r.true_label) for r in self.rows]
+        return [(row.index, *origin(row), row.true_label) for row in self.rows]
 
     @property
     def argument(self) -> dict:
         arguments = self.record.get("arguments")
         return arguments if isinstance(arguments, dict) else {}
 
+    @property
+    def depends_on(self) -> dict:
+        """Fingerprints of what it was made from, as its record says; empty where it says nothing."""
+        depends = self.record.get("depends_on")
+        return depends if isinstance(depends, dict) else {}
+
     def recorded_place(self, argument: str) -> Path | None:
-        """A place that the run's record names; what is relative to where the run was started, is looked for in the project as well."""
+        """A place that the run's record names, relative to where the run was started or to the project."""
         place = self.argument.get(argument)
         if not place:
             return None
@@ -101,6 +103,11 @@ class Run:
     @property
     def main_readout(self) -> str:
         return next(iter(self.rows[0].readouts))
+
+
+def origin(trial: Row | Trial) -> tuple[str, str, int, int]:
+    """Where a decoded row, or a trial of a store, comes from: person, session, run, number within the run."""
+    return trial.subject, trial.session, trial.run, trial.trial
 
 
 def decoded_file(place: Path) -> Path | None:
@@ -132,9 +139,8 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
     for place in places:
         if not place.exists():
             raise UserError(f"{place} is not there")
-    places = list(
-        dict.fromkeys(inner for place in places for inner in runs_in(Path(os.path.normpath(place.absolute()))))
-    )
+    named = [Path(os.path.normpath(place.absolute())) for place in places]
+    places = list(dict.fromkeys(inner for place in named for inner in runs_in(place)))
     skipped = [place for place in places if decoded_file(place) is None]
     if len(skipped) == len(places):
         raise UserError(f"{', '.join(map(str, places))}: no {' or '.join(DECODED)} there; train or decode first")
@@ -177,14 +183,12 @@ def file_names(runs: Sequence[Run]) -> list[str]:
 
 
 def keep_rows(run: Run, place: Path) -> None:
-    """Copy a run's rows, packed, and its record: what its lines are made from. UserError where that is the run's own place."""
+    """Copy a run's rows, packed, and its record. UserError where that is the run's own place."""
     if place.resolve() == run.place.resolve():
         raise UserError(f"--keep_rows: {place} is the run's own folder; choose another one")
-    packed = gzip.compress(
-        "".join(json.dumps(content) + "\n" for content in signed(map(asdict, run.rows))).encode(), mtime=0
-    )
+    lines = "".join(json.dumps(content) + "\n" for content in signed(map(asdict, run.rows)))
     with written_whole(place / "decoded_test.jsonl.gz") as unfinished:
-        unfinished.write_bytes(packed)
+        unfinished.write_bytes(gzip.compress(lines.encode(), mtime=0))
     if run.record:
         write_json(run.record, place / "run.json")
 
@@ -202,18 +206,11 @@ def read_control(run: Run, suffix: str) -> Run | None:
         raise UserError(f"{place} is not a shuffled-label control: it was made without --shuffle_labels; move it away")
     if [t[:-1] for t in control.trials] != [t[:-1] for t in run.trials]:
         raise UserError(f"{place} is not the control of this run: it was tested on other trials; move it away")
-    labels = [[t[-1] for t in one.trials] for one in (control, run)]
     steps = control.record.get("shuffled")  # of generate_eeg2img.py: which steps are controls
-    of_steps = isinstance(steps, list) and bool(steps) and "encoder" not in steps
-    if of_steps:
+    several_classes = len({row.true_label for row in run.rows}) > 1
+    if isinstance(steps, list) and steps and "encoder" not in steps:
         print(f"notice: {place} is a control of {', '.join(map(str, steps))} alone: its encoder read true labels")
-    if (
-        not of_steps
-        and place != run.place
-        and len(set(labels[1])) > 1
-        and len(run.rows) >= LEAST_TRIALS
-        and labels[0] == labels[1]
-    ):
+    elif place != run.place and several_classes and len(run.rows) >= LEAST_TRIALS and control.trials == run.trials:
         raise UserError(f"{place} is not a shuffled-label control: its labels are the run's own; move it away")
     if not control.record:
         print(f"notice: {place} has no run.json: nobody can tell whether it was trained on shuffled labels")
@@ -223,7 +220,7 @@ def read_control(run: Run, suffix: str) -> Run | None:
 
 
 def runs_and_controls(places: Sequence[Path], suffix: str) -> tuple[list[Run], dict[Path, Run | None]]:
-    """The runs of these places, and each one's control by its place; what is another run's control is no run of its own."""
+    """The runs of these places, and each one's control by its place; another run's control is no run of its own."""
     runs = read_runs(places)
     controls = {run.place: read_control(run, suffix) for run in runs}
     beside = {control.place for control in controls.values() if control}  # stands in the line of its run
@@ -231,21 +228,15 @@ def runs_and_controls(places: Sequence[Path], suffix: str) -> tuple[list[Run], d
 
 
 def whole_of(run: Run, runs: Sequence[Run]) -> Run | None:
-    """Another run whose test trials hold all of this one's with the same answers: this one was drawn from them, or as often as it."""
-    own = {
-        trial: {name: read.label for name, read in row.readouts.items()}
-        for trial, row in zip(run.trials, run.rows, strict=True)
-    }
-    for other in runs:
-        if other is not run and len(other.rows) >= len(own) and set(own) <= set(other.trials):
-            theirs = zip(other.trials, other.rows, strict=True)
-            if own == {
-                trial: {name: read.label for name, read in row.readouts.items()}
-                for trial, row in theirs
-                if trial in own
-            }:
-                return other
-    return None
+    """Another run whose test trials hold all of this one's with the same answers: this one was drawn from them."""
+    own = _answers(run).items()
+    return next((other for other in runs if other is not run and own <= _answers(other).items()), None)
+
+
+def _answers(run: Run) -> dict[tuple, dict[str, int]]:
+    """Trial → read-out → label."""
+    labels = [{name: readout.label for name, readout in row.readouts.items()} for row in run.rows]
+    return dict(zip(run.trials, labels, strict=True))
 
 
 # ---------------------------------------------------------------- several runs
@@ -257,10 +248,10 @@ def belong_together(runs: Sequence[Run]) -> list[list[Run]]:
     for number, run in enumerate(runs):
         key = number
         if isinstance(run.record.get("fixed"), dict):
-            of_rows = tuple(run.rows[0].readouts), None if is_fold(run) else len(run.rows)
-            key = (settings_but_for(run), is_fold(run), repr(run.record.get("depends_on")), of_rows)
+            n_trials = None if is_fold(run) else len(run.rows)
+            key = settings_but_for(run), repr(run.record.get("depends_on")), tuple(run.rows[0].readouts), n_trials
         groups[key].append(run)
-    return [part for group in groups.values() for part in _without_repeats(group)]
+    return [part for group in groups.values() for part in _parts(group)]
 
 
 def settings_but_for(run: Run, *loose: str) -> str:
@@ -270,23 +261,20 @@ def settings_but_for(run: Run, *loose: str) -> str:
     return repr([kind, *sorted((k, repr(v)) for k, v in run.record["fixed"].items() if k not in left_out)])
 
 
-def _by_folds(group: list[Run]) -> list[list[Run]]:
-    """Seeds whose folds are the same people in one group; others apart: a mean over them would mean nothing."""
+def _parts(group: list[Run]) -> list[list[Run]]:
+    """A group as it is; or each run alone where a seed and fold is there twice (another folder of the same run).
+
+    Seeds whose folds are other people are parts of their own: a mean over them would mean nothing.
+    """
+    if len({(run.seed, run.protocol) for run in group}) < len(group):
+        return [[run] for run in group]
     people = defaultdict(set)
     for run in group:
-        people[run.seed].add(run.protocol)
-    kinds = list(dict.fromkeys(frozenset(of) for of in people.values()))
-    if len(kinds) > 1:
+        people[run.seed].add(run.protocol if is_fold(run) else "all")
+    folds = list(dict.fromkeys(map(frozenset, people.values())))
+    if len(folds) > 1:
         print(f"notice: the seeds of {group_name(group)} have different folds; they stand in lines of their own")
-    return [[run for run in group if people[run.seed] == kind] for kind in kinds]
-
-
-def _without_repeats(group: list[Run]) -> list[list[Run]]:
-    """A group as it is, or each run alone where a seed and fold is there twice (another folder of the same run)."""
-    kinds = [(run.seed, run.protocol) for run in group]
-    if len(set(kinds)) < len(kinds):
-        return [[run] for run in group]
-    return _by_folds(group) if is_fold(group[0]) else [group]
+    return [[run for run in group if people[run.seed] == of_seed] for of_seed in folds]
 
 
 def is_fold(run: Run) -> bool:
@@ -301,12 +289,9 @@ def description_of(run: Run) -> str:
     if asked in DATASETS and load_description(asked).parts:  # its store says its classes
         return asked
     names = [asked] if asked in DATASETS else list(DATASETS)
-    said = {row.true_label: row.true_name for row in run.rows}
-    fit = []
-    for name in names:
-        classes = load_description(name).classes
-        if len(classes) == run.n_classes and all(classes[label] == of for label, of in said.items()):
-            fit.append(name)
+    described = {name: load_description(name).classes for name in names}
+    named = {row.true_label: row.true_name for row in run.rows}.items()
+    fit = [k for k, known in described.items() if len(known) == run.n_classes and named <= set(enumerate(known))]
     if len(fit) != 1:
         raise UserError(f"{run.place}: its classes are those of {' and of '.join(fit) or 'no dataset here'}")
     return fit[0]
@@ -319,31 +304,26 @@ def group_name(group: Sequence[Run]) -> str:
     names = [run.name for run in group]
     before = os.path.commonprefix(names)
     after = os.path.commonprefix([name[len(before) :][::-1] for name in names])[::-1]
-    common = (
-        re.sub(r"((^|[-_./])(seed|s|loso|fold|sub-?)0*)?[-_.:]?$", "", before, flags=re.IGNORECASE) + after or names[0]
-    )
-    seeds = {run.seed for run in group}
-    folds = {run.protocol for run in group} if is_fold(group[0]) else ()
-    said = [f"{len(folds)} folds"] * (len(folds) > 1) + [f"{len(seeds)} seeds"] * (len(seeds) > 1)
-    return f"{common} ({', '.join(said)})"
+    number = r"((^|[-_./])(seed|s|loso|fold|sub-?)0*)?[-_.:]?$"  # what stands before a seed or a person
+    common = re.sub(number, "", before, flags=re.IGNORECASE) + after or names[0]
+    folds = {run.protocol for run in group if is_fold(group[0])}
+    counts = {"folds": len(folds), "seeds": len({run.seed for run in group})}
+    return f"{common} ({', '.join(f'{n} {kind}' for kind, n in counts.items() if n > 1)})"
 
 
 def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """A name for each group, and no name twice."""
     names = [group_name(group) for group in groups]
-    return [
-        name if names.count(name) == 1 else f"{name}, {group[0].name}"
-        for name, group in zip(names, groups, strict=True)
-    ]
+    first = [group[0].name for group in groups]
+    return [name if names.count(name) == 1 else f"{name}, {run}" for name, run in zip(names, first, strict=True)]
 
 
 def families(groups: Sequence[Sequence[Run]], by: str) -> list[list[int]]:
     """Places of the groups that differ in one flag alone, such as --window, where there are two or more of them."""
-    found = defaultdict(list)
-    for place, group in enumerate(groups):
-        if isinstance(group[0].record.get("fixed"), dict):
-            same = settings_but_for(group[0], by, "model_dir", "output_dir")
-            depends = group[0].record.get("depends_on")
-            store = depends.get("store") if isinstance(depends, dict) else None
-            found[same, repr(store), group[0].main_readout].append(place)
-    return [places for places in found.values() if len({repr(groups[k][0].argument.get(by)) for k in places}) > 1]
+    alike = defaultdict(list)
+    first = [group[0] for group in groups]
+    for place, run in enumerate(first):
+        if isinstance(run.record.get("fixed"), dict):
+            settings = settings_but_for(run, by, "model_dir", "output_dir")
+            alike[settings, repr(run.depends_on.get("store")), run.main_readout].append(place)
+    return [places for places in alike.values() if len({repr(first[k].argument.get(by)) for k in places}) > 1]

@@ -1,5 +1,6 @@
-"""Figures of `evaluate.py`: all lines, confusion, reliability; of ablations, a curve over windows and a map of regions."""
+"""Figures of `evaluate.py`: all lines, confusion, reliability; of ablations a curve over windows, a map of regions."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,9 +27,8 @@ def plain(text: str) -> str:
 
 def confusion_figure(run: Run, path: Path) -> None:
     """How many trials of each true class were decoded as each class, or as none, by the first read-out."""
-    readout, rows = run.main_readout, run.rows
+    readout, rows, n_classes = run.main_readout, run.rows, run.n_classes
     names = {row.true_label: row.true_name for row in rows}
-    n_classes = run.n_classes
     counts = confusion([r.true_label for r in rows], [r.readouts[readout].label for r in rows], n_classes)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axis = plt.subplots(figsize=(1.5 + 0.8 * n_classes, 1 + 0.7 * n_classes), layout="constrained")
@@ -43,7 +43,7 @@ def confusion_figure(run: Run, path: Path) -> None:
 
 
 def reliability_figure(run: Run, path: Path) -> None:
-    """Accuracy by confidence, for every read-out with probabilities; on the dashed line probabilities can be believed."""
+    """Accuracy by confidence, for every read-out with probabilities; on the dashed line they can be believed."""
     figure, axis = plt.subplots(figsize=(4, 4.2), layout="constrained")
     axis.plot([0, 1], [0, 1], "--", color="grey", lw=1)
     for name in tables.with_probabilities(run.rows):
@@ -52,13 +52,8 @@ def reliability_figure(run: Run, path: Path) -> None:
         x, y, n = np.array(bins).T
         axis.plot(x, y, "-", lw=1, label=f"{plain(name)}, expected error {error:.3f}")
         axis.scatter(x, y, s=10 + 200 * n / n.sum())  # as large as its trials are many
-    axis.set(
-        xlabel="confidence",
-        ylabel="accuracy",
-        xlim=(0, 1),
-        ylim=(0, 1),
-        title=f"{plain(run.name)}, n = {len(run.rows)}",
-    )
+    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axis.set_title(f"{plain(run.name)}, n = {len(run.rows)}")
     figure.legend(fontsize=8, loc="outside lower center")
     save(figure, path)
 
@@ -73,8 +68,8 @@ def accuracy_figure(lines: Sequence[dict], path: Path) -> None:
         axis.plot(100 * line["chance"], y, "|", color="black", ms=12, label="chance" if y == 0 else None)
         if "control" in line:
             axis.plot(100 * line["control"], y, "x", color="firebrick", label="control")
-    axis.set(yticks=range(len(lines)), yticklabels=[plain(f"{line['run']}, {line['readout']}") for line in lines],
-             xlabel="accuracy (%)", xlim=(0, 100))  # fmt: skip
+    axis.set_yticks(range(len(lines)), [plain(f"{line['run']}, {line['readout']}") for line in lines])
+    axis.set(xlabel="accuracy (%)", xlim=(0, 100))
     axis.invert_yaxis()
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one of each
     figure.legend(handles.values(), handles.keys(), fontsize=8, ncols=3, loc="outside lower center")
@@ -93,7 +88,7 @@ def spread_of(line: dict) -> tuple[float, float]:
 
 
 def ablation_figures(groups: Sequence[Sequence[Run]], of_group: Sequence[dict], folder: Path) -> list[Path]:
-    """windows_N.png and regions_N.png of the groups of runs that differ in that alone. `of_group`: each group's line."""
+    """windows_N.png and regions_N.png of the groups that differ in that alone. `of_group`: each group's line."""
     made = []
     for number, family in enumerate(families(groups, "window"), start=1):
         curve = sorted((of_group[k] for k in family if of_group[k]["window"]), key=lambda line: line["window"][1])
@@ -113,21 +108,23 @@ def repetitions_figure(curve: Sequence[tuple[int, Sequence[dict]]], name: str, p
     curve : sequence of (repetitions, lines of `retrieval.score_lines`).
     """
     figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
-    numbers = [n for n, _ in curve]
-    first = [line for line in curve[0][1] if line["read-out"] == curve[0][1][0]["read-out"]]
-    for person in (line["person"] for line in first):
-        of = [
-            next(line for line in lines if line["person"] == person and line["read-out"] == first[0]["read-out"])
-            for _, lines in curve
-        ]
-        mean = person == first[-1]["person"]
-        axis.plot(numbers, [100 * line["top-1"] for line in of], "o-" if mean else "-", ms=4, color="C0" if mean else "lightgrey",
-                  label=f"top-1, {person}" if mean else None, zorder=2 if mean else 1)  # fmt: skip
-        if mean:
-            axis.plot(numbers, [100 * line["top-5"] for line in of], "s--", ms=4, color="C1", label=f"top-5, {person}")
-    axis.axhline(100 * first[0]["chance"], color="grey", ls="--", lw=1, label="chance, top-1")
-    axis.set(xscale="log", xticks=numbers, xticklabels=numbers, xlabel="averaged test repetitions", ylabel="retrieved (%)", ylim=(0, 100),
-             title=f"{plain(name)}, n = {first[-1]['n']}, {first[0]['candidates']} candidates")  # fmt: skip
+    numbers, readout = [n for n, _ in curve], curve[0][1][0]["read-out"]
+    of_people = defaultdict(list)  # person → lines by number of repetitions
+    for _, lines in curve:
+        for line in lines:
+            if line["read-out"] == readout:
+                of_people[line["person"]].append(line)
+    *people, everybody = of_people
+    for person in people:
+        axis.plot(numbers, [100 * line["top-1"] for line in of_people[person]], "-", ms=4, color="lightgrey", zorder=1)
+    for k, style, color in ((1, "o-", "C0"), (5, "s--", "C1")):
+        share = [100 * line[f"top-{k}"] for line in of_people[everybody]]
+        axis.plot(numbers, share, style, ms=4, color=color, label=f"top-{k}, {everybody}")
+    mean = of_people[everybody][0]
+    axis.axhline(100 * mean["chance"], color="grey", ls="--", lw=1, label="chance, top-1")
+    axis.set(xscale="log", xticks=numbers, xticklabels=numbers, ylim=(0, 100))
+    axis.set(xlabel="averaged test repetitions", ylabel="retrieved (%)")
+    axis.set_title(f"{plain(name)}, n = {mean['n']}, {mean['candidates']} candidates")
     axis.minorticks_off()
     figure.legend(fontsize=8, ncols=3, loc="outside lower center")
     axis.spines[["top", "right"]].set_visible(False)
@@ -149,8 +146,8 @@ def windows_figure(lines: Sequence[dict], path: Path) -> None:
     if with_control:
         axis.plot(*zip(*with_control, strict=True), "x", color="firebrick", label="control")
     start = min(line["window"][0] for line in lines)
-    axis.set(xlabel=f"window from {start:g} s to … (s)", ylabel="accuracy (%)", ylim=(0, 100),
-             title=f"{plain(lines[-1]['run'])}, n = {lines[0]['n']}")  # fmt: skip
+    axis.set(xlabel=f"window from {start:g} s to … (s)", ylabel="accuracy (%)", ylim=(0, 100))
+    axis.set_title(f"{plain(lines[-1]['run'])}, n = {lines[0]['n']}")
     axis.legend(fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)
@@ -173,30 +170,25 @@ def regions_figure(lines: Sequence[dict], montage: Montage, path: Path) -> bool:
         return False
     info = mne.create_info(list(montage.electrodes), 100.0, "eeg")
     info.set_montage("standard_1005")
-    panels = [
-        ("left out: points lost", {r: 100 * (whole["accuracy"] - line["accuracy"]) for r, line in out.items()}),
-        ("alone: accuracy (%)", {r: 100 * line["accuracy"] for r, line in alone.items()}),
-    ]
-    shown = [sum(region in values for region in montage.region_names) for _, values in panels]  # electrodes
-    panels = [panel for panel, n in zip(panels, shown, strict=True) if n >= LEAST_ELECTRODES]
+    lost = {r: 100 * (whole["accuracy"] - line["accuracy"]) for r, line in out.items()}
+    kept = {r: 100 * line["accuracy"] for r, line in alone.items()}
+    panels = [("left out: points lost", lost, -1, "RdBu_r"), ("alone: accuracy (%)", kept, 0, "viridis")]
+    electrodes = [sum(region in values for region in montage.region_names) for _, values, *_ in panels]
+    panels = [panel for panel, n in zip(panels, electrodes, strict=True) if n >= LEAST_ELECTRODES]
     if not panels:
         return False
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.4), layout="constrained", squeeze=False)
-    for axis, (title, values) in zip(axes[0], panels, strict=True):
-        of = np.array([values.get(region, np.nan) for region in montage.region_names])
-        known = np.flatnonzero(np.isfinite(of))
-        largest = max(abs(of[known]).max(), 1e-6)
-        lost = title.startswith("left out")
-        image, _ = mne.viz.plot_topomap(
-            of[known], mne.pick_info(info, known), axes=axis, show=False, contours=0, image_interp="nearest",
-            vlim=(-largest, largest) if lost else (0, largest), cmap="RdBu_r" if lost else "viridis",
-        )  # fmt: skip
+    for axis, (title, values, lowest, colours) in zip(axes[0], panels, strict=True):
+        of_electrode = np.array([values.get(region, np.nan) for region in montage.region_names])
+        known = np.flatnonzero(np.isfinite(of_electrode))
+        largest = max(abs(of_electrode[known]).max(), 1e-6)
+        style = {"contours": 0, "image_interp": "nearest", "vlim": (lowest * largest, largest), "cmap": colours}
+        positions = mne.pick_info(info, known)
+        image, _ = mne.viz.plot_topomap(of_electrode[known], positions, axes=axis, show=False, **style)
         figure.colorbar(image, ax=axis, shrink=0.7)
-        said = ", ".join(f"{region} {value:.0f}" for region, value in values.items())
-        axis.set_title(f"{title}\n{said}", fontsize=8)
-    figure.suptitle(
-        f"{plain(whole['run'])}: {100 * whole['accuracy']:.1f} % with all regions, n = {whole['n']}", fontsize=10
-    )
+        axis.set_title(f"{title}\n{', '.join(f'{region} {value:.0f}' for region, value in values.items())}", fontsize=8)
+    title = f"{plain(whole['run'])}: {100 * whole['accuracy']:.1f} % with all regions, n = {whole['n']}"
+    figure.suptitle(title, fontsize=10)
     save(figure, path)
     return True
 

@@ -1,4 +1,4 @@
-"""How like the stimuli drawn pictures are: the metrics of reconstruction tables, beside random pairs and the true class.
+"""How like the stimuli drawn pictures are: metrics of reconstruction tables, beside random pairs and the true class.
 
 After the evaluation of Ozcelik and VanRullen (Scientific Reports 13:15666, 2023), which the tables of this field use.
 Stimuli are shown to several trials here, so two-way identification asks against trials with another stimulus only.
@@ -34,7 +34,7 @@ COMPARED = {
 CONTROL, OVER_CONTROL = "shuffled-label control", "as decoded, above the control"
 # what must be alike in two runs of generate_eeg2img.py, beside how they drew, for a step to be all that differs
 ALIKE = ("model_dir", "split", "protocol", "seed", "num_samples", "shuffle_labels", "prior_steps", "prior_guidance")
-TOLD = {"conditioning", "prior"}  # what a picture's recipe says of the steps themselves
+STEPS_OF_RECIPE = {"conditioning", "prior"}  # what a picture's recipe says of the steps themselves
 
 # ---------------------------------------------------------------- the metrics
 
@@ -102,11 +102,11 @@ class Pictures:
 
     rows : list of Row
     stimuli, drawn : list of PIL.Image
-    true_class : list of PIL.Image. Drawn from the true class's prompt (draw_true_class.py); empty where that was not run.
+    true_class : list of PIL.Image. Drawn from the true class's prompt; empty where draw_true_class.py was not run.
     model : str. The image model, as a picture says.
     ceiling : str. What the pictures of `true_class` were drawn from, in words.
-    recipe : dict. How all were drawn, see `way_of`.
     others : dict. What further pictures of the same trials were drawn from, in words → list of PIL.Image.
+    recipe : dict. How all were drawn, see `way_of`.
     """
 
     rows: list[Row]
@@ -122,41 +122,43 @@ class Pictures:
 def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictures:
     """UserError if a picture is missing or damaged, or those of the true classes were drawn in another way."""
     names = PictureFolder(folder, rows, {}, 0)
-    drawn = [_read(names.path("generated", row)) for row in rows]
-    ceiling = [true_class_picture(folder, row) for row in rows]
-    recipes = [drawn_with(names.path("generated", row)) or {} for row in rows]
-    for row, recipe in zip(rows, recipes, strict=True):
+    paths = [names.path("generated", row) for row in rows]
+    drawn, recipes = [_read(path) for path in paths], [drawn_with(path) or {} for path in paths]
+    for path, row, recipe in zip(paths, rows, recipes, strict=True):
         if recipe.get("embedding", row.embedding) != row.embedding:
-            raise UserError(
-                f"{names.path('generated', row)} was drawn from something else than was decoded; draw again (--stage images)"
-            )
-    true_class = []
-    if any(path.is_file() for path in ceiling):
-        ways = [drawn_with(path) or {} for path in ceiling]
-        for way, recipe in zip(ways, recipes, strict=True):
-            if not way or any(way[name] != recipe.get(name) for name in set(way) - {"prompt", "model", "conditioning"}):
-                raise UserError(
-                    f"{folder / 'true_class'} is not of these pictures; run draw_true_class.py {folder} again"
-                )
-        true_class = [_read(path) for path in ceiling]
-    return Pictures(
-        list(rows), [stimuli.of(row) for row in rows], drawn, true_class, str(recipes[0].get("model", "unknown")),
-        CAPTION if true_class and (drawn_with(ceiling[0]) or {}).get("conditioning") == "caption" else TRUE_CLASS,
-        {words: _compared(folder, way, rows, recipes) for way, words in COMPARED.items()
-         if any(compared_picture(folder, way, row).is_file() for row in rows)},
-        way_of(recipes[0]),
-    )  # fmt: skip
+            raise UserError(f"{path} was drawn from something else than was decoded; draw again (--stage images)")
+    true_class, ceiling = _true_class(folder, rows, recipes)
+    seen = [stimuli.of(row) for row in rows]
+    compared = {words: _compared(folder, way, rows, recipes) for way, words in COMPARED.items()}
+    others = {words: pictures for words, pictures in compared.items() if pictures}
+    model = str(recipes[0].get("model", "unknown"))
+    return Pictures(list(rows), seen, drawn, true_class, model, ceiling, others, way_of(recipes[0]))
+
+
+def _true_class(folder: Path, rows: Sequence[Row], recipes: Sequence[dict]) -> tuple[list[Image.Image], str]:
+    """Pictures of the true classes, none where none was drawn, and what they were drawn from, in words."""
+    paths = [true_class_picture(folder, row) for row in rows]
+    if not any(path.is_file() for path in paths):
+        return [], TRUE_CLASS
+    ways = [drawn_with(path) or {} for path in paths]
+    for way, recipe in zip(ways, recipes, strict=True):
+        if not way or any(way[name] != recipe.get(name) for name in set(way) - {"prompt", "model", "conditioning"}):
+            place = folder / "true_class"
+            raise UserError(f"{place} is not of these pictures; run draw_true_class.py {folder} again")
+    return [_read(path) for path in paths], CAPTION if ways[0].get("conditioning") == "caption" else TRUE_CLASS
 
 
 def _compared(folder: Path, way: str, rows: Sequence[Row], recipes: Sequence[dict]) -> list[Image.Image]:
-    """Pictures of the same trials that were drawn from something else; UserError where they are of another run."""
-    for row, recipe in zip(rows, recipes, strict=True):
-        told = drawn_with(compared_picture(folder, way, row)) or {}
-        if told.get("drawn_from") != way or way_of(told) != way_of(recipe):
-            raise UserError(
-                f"{folder / 'compared'} is not of these pictures; run generate_eeg2img.py with --compare again"
-            )
-    return [_read(compared_picture(folder, way, row)) for row in rows]
+    """Pictures of the same trials that were drawn from something else, if any; UserError if they are of another run."""
+    paths = [compared_picture(folder, way, row) for row in rows]
+    if not any(path.is_file() for path in paths):
+        return []
+    for path, recipe in zip(paths, recipes, strict=True):
+        drawn = drawn_with(path) or {}
+        if drawn.get("drawn_from") != way or way_of(drawn) != way_of(recipe):
+            place = folder / "compared"
+            raise UserError(f"{place} is not of these pictures; run generate_eeg2img.py with --compare again")
+    return [_read(path) for path in paths]
 
 
 def way_of(recipe: dict) -> dict:
@@ -180,59 +182,55 @@ def _read(path: Path) -> Image.Image:
 # ---------------------------------------------------------------- scores
 
 NOTE = (
-    "Pictures: means over trials with 95 % bootstrap intervals over trials, which speak of these people. Paired at random: the same "
-    "pictures, each beside the stimulus of a random trial (mean of 5 pairings). True class's prompt: what an image model told the right "
-    "class draws, the most that decoding a class can reach. PixCorr and SSIM at 425 pixels; SSIM by column is what tables of this field "
-    "print as SSIM. Two-way identification (AlexNet, Inception, CLIP): how often a picture is more like its own stimulus than like "
-    "another one; guessing gives 50 %. '1 of K': how often its own stimulus is the likest of all K; guessing gives 1/K. Trials of one "
-    "stimulus are not asked against each other. The stimulus's own embedding: what the same image model draws when it is told what was seen, "
-    "the most that decoding an embedding can reach; the nearest training image: drawn from that one's embedding. Above the control, and what a "
-    "step adds: the difference of the means, whose interval draws trials anew (the same people and stimuli of both, where both have the same); 0 within it: the step did not help. A CLIP that an encoder was trained towards, or that "
-    "chose the sample, judges its own: read the others beside it. SwAV is a distance: less is better. CLIP is the model that is named."
+    "Pictures: means over trials with 95 % bootstrap intervals over trials, which speak of these people. Paired at "
+    "random: the same pictures, each beside the stimulus of a random trial (mean of 5 pairings). True class's prompt: "
+    "what an image model told the right class draws, the most that decoding a class can reach. PixCorr and SSIM at "
+    "425 pixels; SSIM by column is what tables of this field print as SSIM. Two-way identification (AlexNet, "
+    "Inception, CLIP): how often a picture is more like its own stimulus than like another one; guessing gives 50 %. "
+    "'1 of K': how often its own stimulus is the likest of all K; guessing gives 1/K. Trials of one stimulus are not "
+    "asked against each other. The stimulus's own embedding: what the same image model draws when it is told what was "
+    "seen, the most that decoding an embedding can reach; the nearest training image: drawn from that one's embedding. "
+    "Above the control, and what a step adds: the difference of the means, whose interval draws trials anew (the same "
+    "people and stimuli of both, where both have the same); 0 within it: the step did not help. A CLIP that an encoder "
+    "was trained towards, or that chose the sample, judges its own: read the others beside it. SwAV is a distance: "
+    "less is better. CLIP is the model that is named."
 )
+Values = dict[str, np.ndarray]  # metric → (N,) values of the trials
 
 
 def values_of(
     pictures: Pictures, networks: dict[str, Callable], seed: int = 0, control: Pictures | None = None
-) -> dict[str, dict[str, np.ndarray]]:
+) -> dict[str, Values]:
     """Way of drawing → metric → (N,) values of the trials.
 
-    Ways: the pictures as decoded; the same pictures paired at random with the stimuli (values are means over pairings); pictures from
-    the true class's prompt, the most that decoding a class can reach with this image model; what else the same trials were drawn
-    from; the control's pictures. Raises UserError where the control was drawn in another way.
+    Ways: the pictures as decoded; the same pictures paired at random with the stimuli (values are means over pairings);
+    pictures from the true class's prompt, the most that decoding a class can reach with this image model; what else the
+    same trials were drawn from; the control's pictures. Raises UserError where the control was drawn in another way.
     """
+    if control and control.recipe != pictures.recipe:
+        mine, its = pictures.recipe, control.recipe
+        names = ", ".join(sorted(name for name in {*mine, *its} if mine.get(name) != its.get(name)))
+        raise UserError(f"the control's pictures were drawn in another way than the run's ({names}); draw both alike")
     rng, n = np.random.default_rng(seed), len(pictures.rows)
-    stimulus = [row.image or row.true_label for row in pictures.rows]
+    stimulus = list(map(_stimulus, pictures.rows))
     real = _Views(pictures.stimuli, networks, "the stimuli")
     drawn = _Views(pictures.drawn, networks, "the pictures")
-    found = {DRAWN: _values(real, drawn, np.arange(n), stimulus)}
+    values = {DRAWN: _values(real, drawn, stimulus)}
     if n > 1:
-        shuffled = [_values(real, drawn, rng.permutation(n), stimulus) for _ in range(PAIRINGS)]
-        found[RANDOM] = {name: np.mean([values[name] for values in shuffled], axis=0) for name in shuffled[0]}
-    if pictures.true_class:
-        true_class = _Views(pictures.true_class, networks, "the true classes")
-        found[pictures.ceiling] = _values(real, true_class, np.arange(n), stimulus)
-    for words, others in pictures.others.items():
-        found[words] = _values(real, _Views(others, networks, words), np.arange(n), stimulus)
+        shuffled = [_values(real, drawn, stimulus, rng.permutation(n)) for _ in range(PAIRINGS)]
+        values[RANDOM] = {name: np.mean([one[name] for one in shuffled], axis=0) for name in shuffled[0]}
+    ceiling = {pictures.ceiling: pictures.true_class} if pictures.true_class else {}
+    for words, others in (ceiling | pictures.others).items():
+        values[words] = _values(real, _Views(others, networks, words), stimulus)
     if control:
-        if control.recipe != pictures.recipe:
-            differs = sorted(
-                k for k in {*control.recipe, *pictures.recipe} if control.recipe.get(k) != pictures.recipe.get(k)
-            )
-            raise UserError(
-                f"the control's pictures were drawn in another way than the run's ({', '.join(differs)}); draw both alike"
-            )
-        seen = [row.image or row.true_label for row in control.rows]
-        of_control = _Views(control.stimuli, networks, "the control's stimuli")
-        drawn_by_it = _Views(control.drawn, networks, "the control's pictures")
-        found[CONTROL] = _values(of_control, drawn_by_it, np.arange(len(seen)), seen)
-    return found
+        real = _Views(control.stimuli, networks, "the control's stimuli")
+        drawn = _Views(control.drawn, networks, "the control's pictures")
+        values[CONTROL] = _values(real, drawn, list(map(_stimulus, control.rows)))
+    return values
 
 
-def lines_of(
-    pictures: Pictures, values: dict[str, dict[str, np.ndarray]], control: Pictures | None = None
-) -> list[dict]:
-    """One line a way of drawing: what is drawn, n, people, each metric's mean and 95 % interval; with a control, what is above it."""
+def lines_of(pictures: Pictures, values: dict[str, Values], control: Pictures | None = None) -> list[dict]:
+    """A line a way of drawing, with each metric's mean and 95 % interval; and one for what is above the control."""
     lines = []
     for images, of_metrics in values.items():
         lines.append(_line(pictures, images, len(next(iter(of_metrics.values())))))
@@ -243,10 +241,8 @@ def lines_of(
     return lines
 
 
-def difference_line(
-    words: str, pictures: Pictures, values: dict[str, np.ndarray], other_rows: Sequence[Row], others: dict[str, np.ndarray]
-) -> dict:  # fmt: skip
-    """How much higher pictures stand than others of the same people and stimuli, with intervals that draw both alike."""
+def difference_line(words: str, pictures: Pictures, values: Values, other_rows: Sequence[Row], others: Values) -> dict:
+    """How much higher pictures stand than others; intervals draw the same people and stimuli of both, if they can."""
     same = _same_stimuli(pictures.rows, other_rows)
     line = _line(pictures, words, len(pictures.rows))
     for name in [name for name in values if name in others]:
@@ -257,30 +253,27 @@ def difference_line(
 
 def steps_of(argument: Mapping) -> dict[str, object]:
     """What stood between EEG and picture, in words → from where, by the arguments of a run of generate_eeg2img.py."""
-    told = argument.get("conditioning")
-    told = told if isinstance(told, list) else []
-    samples = argument.get("samples")
-    found = {
-        "the embedding": "ip_adapter" in told,
-        "the map": "controlnet" in told and (argument.get("structure_dir") or argument.get("model_dir")),
+    conditioning, samples = argument.get("conditioning"), argument.get("samples")
+    conditioning = conditioning if isinstance(conditioning, list) else []
+    steps = {
+        "the embedding": "ip_adapter" in conditioning,
+        "the map": "controlnet" in conditioning and (argument.get("structure_dir") or argument.get("model_dir")),
         "the prior": argument.get("prior_dir"),
         "the low level": argument.get("low_level_dir"),
         "the caption": argument.get("caption_dir"),
         f"the choice among {samples}": samples not in (None, 1),
     }
-    return {step: place for step, place in found.items() if place}
+    return {step: place for step, place in steps.items() if place}
 
 
 def check_steps_of_control(argument: Mapping, its: Mapping) -> None:
     """UserError where other steps stood between EEG and picture in a control than in its run."""
-    mine, other = (set(steps_of(of)) for of in (argument, its))
-    differs = sorted(mine ^ other) + [
-        name for name in ALIKE[-2:] if "the prior" in mine & other and argument.get(name) != its.get(name)
-    ]
+    mine, other = set(steps_of(argument)), set(steps_of(its))
+    of_prior = ALIKE[-2:] if "the prior" in mine & other else ()
+    differs = sorted(mine ^ other) + [name for name in of_prior if argument.get(name) != its.get(name)]
     if differs:
-        raise UserError(
-            f"the control's pictures were made by other steps than the run's ({', '.join(differs)}); make both alike"
-        )
+        steps = ", ".join(differs)
+        raise UserError(f"the control's pictures were made by other steps than the run's ({steps}); make both alike")
 
 
 def step_between(argument: Mapping, other: Mapping, recipe: Mapping, its_recipe: Mapping) -> str | None:
@@ -291,8 +284,8 @@ def step_between(argument: Mapping, other: Mapping, recipe: Mapping, its_recipe:
     mine, its = steps_of(argument), steps_of(other)
     more = [step for step in mine if step not in its]
     alike = all(argument.get(name) == other.get(name) for name in ALIKE)
-    alike = alike and all(recipe[name] == its_recipe[name] for name in set(recipe) & set(its_recipe) - TOLD)
-    return more[0] if alike and len(more) == 1 and its == {k: v for k, v in mine.items() if k != more[0]} else None
+    alike = alike and all(recipe[name] == its_recipe[name] for name in set(recipe) & set(its_recipe) - STEPS_OF_RECIPE)
+    return more[0] if alike and len(more) == 1 and mine == its | {more[0]: mine[more[0]]} else None
 
 
 def _line(pictures: Pictures, images: str, n: int) -> dict:
@@ -305,34 +298,34 @@ class _Views:
     def __init__(self, pictures: Sequence[Image.Image], networks: dict[str, Callable], what: str):
         kept: dict[tuple, int] = {}
         self.place = np.array([kept.setdefault((p.size, p.tobytes()), len(kept)) for p in pictures])
-        self.different = [pictures[list(self.place).index(k)] for k in range(len(kept))]
-        self.features = {}
-        for name in progress(networks, desc=what, unit="network"):
-            self.features[name] = networks[name](self.different).float().numpy()
+        self.different = [pictures[k] for k in np.unique(self.place, return_index=True)[1]]
+        bar = progress(networks, desc=what, unit="network")
+        self.features = {name: networks[name](self.different).float().numpy() for name in bar}
 
     def of(self, name: str, order: np.ndarray) -> np.ndarray:
         """(N, D) features of the trials in an order."""
         return self.features[name][self.place[order]]
 
 
-def _values(real: _Views, drawn: _Views, order: np.ndarray, stimulus: Sequence) -> dict[str, np.ndarray]:
-    """Metric → (N,) values of the trials; picture order[j] stands beside stimulus j."""
-    of_pairs: dict[tuple, tuple] = {}
+def _values(real: _Views, drawn: _Views, stimulus: Sequence, order: np.ndarray | None = None) -> Values:
+    """Metric → (N,) values of the trials; picture order[j] stands beside stimulus j, picture j without an order."""
+    trials = np.arange(len(stimulus))
+    order = trials if order is None else order
     pairs = list(zip(real.place.tolist(), drawn.place[order].tolist(), strict=True))
-    for a, b in pairs:
-        if (a, b) not in of_pairs:
-            of_pairs[a, b] = _pixel_metrics(real.different[a], drawn.different[b])
+    of_pairs = {}
+    for a, b in set(pairs):
+        both = pixels([real.different[a], drawn.different[b]], EDGE).numpy()
+        of_pairs[a, b] = [metric(*both) for metric in METRICS.values()]
     values = {name: np.array([of_pairs[pair][k] for pair in pairs]) for k, name in enumerate(METRICS)}
     for name in real.features:
-        ours, theirs = real.of(name, np.arange(len(order))), drawn.of(name, order)
+        ours, theirs = real.of(name, trials), drawn.of(name, order)
         if name == "SwAV":  # a distance: less is better
             values[name] = 1 - correlations(ours, theirs).diagonal()
         else:
             values[name] = identification(ours, theirs, stimulus)
         if name.startswith("CLIP"):
-            n_stimuli = len(set(stimulus))
             likest = values[name] == 1  # more like its own than like any other
-            values[f"{name}, 1 of {n_stimuli}"] = np.where(np.isfinite(values[name]), likest, np.nan)
+            values[f"{name}, 1 of {len(set(stimulus))}"] = np.where(np.isfinite(values[name]), likest, np.nan)
     return values
 
 
@@ -341,18 +334,18 @@ def _named(metric: str, interval: tuple[float, float, float]) -> dict[str, float
     return dict(zip((metric, f"{metric}, low", f"{metric}, high"), interval, strict=True))
 
 
+def _stimulus(row: Row) -> str | int:
+    """What was seen: the trial's own image where it has one, else its class."""
+    return row.image or row.true_label
+
+
 def _same_stimuli(rows: Sequence[Row], others: Sequence[Row]) -> list[int] | None:
     """Places in `others` of each row's person and stimulus; None where both do not hold the same ones, once each."""
-    keys = [(row.subject, row.image or row.true_label) for row in rows]
-    place = {(row.subject, row.image or row.true_label): k for k, row in enumerate(others)}
+    keys = [(row.subject, _stimulus(row)) for row in rows]
+    place = {(row.subject, _stimulus(row)): k for k, row in enumerate(others)}
     if len(set(keys)) == len(keys) == len(others) and set(keys) == set(place):
         return [place[key] for key in keys]
     return None
-
-
-def _pixel_metrics(real: Image.Image, drawn: Image.Image) -> list[float]:
-    a, b = pixels([real, drawn], EDGE).numpy()
-    return [metric(a, b) for metric in METRICS.values()]
 
 
 def images_table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
@@ -360,9 +353,8 @@ def images_table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     metrics = list(dict.fromkeys(name for line in lines for name in line if f"{name}, low" in line))
     cells = []
     for line in lines:
-        told = [line["run"], line["images"], str(line["n"]), str(line["people"])]
+        cells.append([line["run"], line["images"], str(line["n"]), str(line["people"])])
         for m in metrics:
             known = np.isfinite(line.get(m, np.nan))
-            told.append(f"{line[m]:.3f} ({line[f'{m}, low']:.3f} to {line[f'{m}, high']:.3f})" if known else "")
-        cells.append(told)
+            cells[-1].append(f"{line[m]:.3f} ({line[f'{m}, low']:.3f} to {line[f'{m}, high']:.3f})" if known else "")
     return ["run", "images", "n", "people", *metrics], cells

@@ -1,10 +1,11 @@
 """Features of pictures in published networks, for the metrics of reconstruction tables. None of them is trained here.
 
-AlexNet, Inception v3 and the ResNet-50 of SwAV come from torchvision (an extra) with weights files that lie in one folder;
+AlexNet, Inception v3 and the ResNet-50 of SwAV come from torchvision (an extra), their weights files lie in one folder;
 CLIP comes from a folder in the hub's layout. `FEATURES` lists them; what is not there is named, and never replaced.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,29 +21,16 @@ from utils.hub import fetch_nothing
 
 MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
 BATCH = 32
+INCEPTION = {"transform_input": True, "init_weights": False}
 
 
-def _alexnet(models) -> nn.Module:  # noqa: ANN001 - torchvision.models
-    return models.alexnet(weights=None)
-
-
-def _inception(models) -> nn.Module:  # noqa: ANN001
-    return models.inception_v3(weights=None, transform_input=True, init_weights=False)
-
-
-def _resnet(models) -> nn.Module:  # noqa: ANN001
-    return models.resnet50(weights=None)
-
-
-# name → (file of the weights, architecture, layer that is read, edge in pixels)
+# name → (file of the weights, architecture, its options, layer that is read, edge in pixels)
 TORCHVISION = {
-    "AlexNet 2": ("alexnet-owt-7be5be79.pth", _alexnet, "features.4", 256),
-    "AlexNet 5": ("alexnet-owt-7be5be79.pth", _alexnet, "features.11", 256),
-    "Inception": ("inception_v3_google-0cc3c7bd.pth", _inception, "avgpool", 342),
-    "SwAV": ("swav_800ep_pretrain.pth.tar", _resnet, "avgpool", 224),
+    "AlexNet 2": ("alexnet-owt-7be5be79.pth", "alexnet", {}, "features.4", 256),
+    "AlexNet 5": ("alexnet-owt-7be5be79.pth", "alexnet", {}, "features.11", 256),
+    "Inception": ("inception_v3_google-0cc3c7bd.pth", "inception_v3", INCEPTION, "avgpool", 342),
+    "SwAV": ("swav_800ep_pretrain.pth.tar", "resnet50", {}, "avgpool", 224),
 }
-
-
 # model_type of config.json → class of transformers: convolutional classifiers whose first and last stage are read
 CONVNETS = {"resnet": "ResNetForImageClassification", "convnext": "ConvNextForImageClassification"}
 CONV_HINT = "give a ResNet or ConvNeXt in the hub's layout, such as microsoft/resnet-50"
@@ -55,24 +43,23 @@ def feature_networks(
 
     weights_dir : Path. Folder of torchvision's and SwAV's files.
     clip_model : str. A folder laid out like `openai/clip-vit-large-patch14`, or a hub address.
-    convnet : str, optional. A convolutional classifier (see `CONVNETS`), local folder or hub address: it needs no torchvision.
+    convnet : str, optional. A convolutional classifier (see `CONVNETS`), folder or hub address; needs no torchvision.
     Raises UserError if `convnet` is named and cannot be loaded.
     """
-    found, missing = {}, []
-    for name, (file, make, layer, edge) in TORCHVISION.items():
+    networks, missing = {}, []
+    for name, (file, architecture, options, layer, edge) in TORCHVISION.items():
         try:
-            found[name] = _reader(_network(weights_dir / file, make), layer, edge)
+            networks[name] = _reader(_network(weights_dir / file, architecture, options), layer, edge)
         except UserError as error:
             missing.append(f"{name}: {error}")
     if convnet:
-        found |= _stages(convnet)
+        networks |= _stages(convnet)
     try:
-        found[f"CLIP ({'/'.join(Path(clip_model).parts[-2:])})"] = _in_batches(
-            CLIPImageTargetBuilder(clip_model, weights_dir).load()
-        )
+        clip = CLIPImageTargetBuilder(clip_model, weights_dir).load()
+        networks[f"CLIP ({'/'.join(Path(clip_model).parts[-2:])})"] = _in_batches(clip)
     except UserError as error:
         missing.append(f"CLIP: {error}")
-    return found, missing
+    return networks, missing
 
 
 def _stages(name: str) -> dict[str, Callable]:
@@ -86,21 +73,18 @@ def _stages(name: str) -> dict[str, Callable]:
     with loading(f"--convnet {name}", CONV_HINT):
         processor = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **safe)
 
-    def reader(stage: int) -> Callable:
-        @torch.inference_mode()
-        def features(pictures: Sequence[Image.Image]) -> torch.Tensor:
-            with loading(f"--convnet {name}", CONV_HINT):
-                x = processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")["pixel_values"]
-                return model(x, output_hidden_states=True).hidden_states[stage].flatten(1).clone()
-
-        return _in_batches(features)
+    def features(stage: int, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        with loading(f"--convnet {name}", CONV_HINT):
+            x = processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")["pixel_values"]
+            return model(x, output_hidden_states=True).hidden_states[stage].flatten(1).clone()
 
     model.eval()
-    return {f"{Path(name).name}, first stage": reader(1), f"{Path(name).name}, last stage": reader(-1)}
+    stages = {f"{Path(name).name}, first stage": 1, f"{Path(name).name}, last stage": -1}
+    return {words: _in_batches(partial(features, stage)) for words, stage in stages.items()}
 
 
-def _network(path: Path, make: Callable) -> nn.Module:
-    """A network of torchvision with the weights of a file; UserError where the library, the file or a weight is missing."""
+def _network(path: Path, architecture: str, options: dict) -> nn.Module:
+    """A network of torchvision with a file's weights; UserError where the library, the file or a weight is missing."""
     if not path.is_file():
         raise UserError(f"{path} is not there; docs/weights.md says where it comes from")
     try:
@@ -111,10 +95,8 @@ def _network(path: Path, make: Callable) -> nn.Module:
         check_packed(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
         check_tensors(weights)
-        weights = {
-            name.removeprefix("module."): value for name, value in weights.items()
-        }  # SwAV's was saved in parallel
-        network = make(torchvision.models)
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}  # SwAV's: saved in parallel
+        network = getattr(torchvision.models, architecture)(weights=None, **options)
         fit = network.load_state_dict(weights, strict=False)
         if absent := [name for name in fit.missing_keys if not name.startswith("fc.")]:  # SwAV has heads of its own
             raise ValueError(f"it has no {absent[0]} and {len(absent) - 1} more")
@@ -126,7 +108,6 @@ def _reader(network: nn.Module, layer: str, edge: int) -> Callable:
     read = {}
     network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: read.update(x=output.flatten(1)))
 
-    @torch.inference_mode()
     def features(pictures: Sequence[Image.Image]) -> torch.Tensor:
         network((pixels(pictures, edge) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(SD)[:, None, None])
         return read["x"].clone()
@@ -135,9 +116,12 @@ def _reader(network: nn.Module, layer: str, edge: int) -> Callable:
 
 
 def _in_batches(features: Callable) -> Callable:
-    return lambda pictures: torch.cat(
-        [features(list(pictures[start : start + BATCH])) for start in range(0, len(pictures), BATCH)]
-    )
+    @torch.inference_mode()
+    def all_features(pictures: Sequence[Image.Image]) -> torch.Tensor:
+        starts = range(0, len(pictures), BATCH)
+        return torch.cat([features(list(pictures[start : start + BATCH])) for start in starts])
+
+    return all_features
 
 
 def pixels(pictures: Sequence[Image.Image], edge: int) -> torch.Tensor:

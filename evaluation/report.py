@@ -1,4 +1,4 @@
-"""One HTML file to look at: tables, figures, and a card for every picture, with its trial, text, probabilities and EEG."""
+"""One HTML file to look at: tables, figures, and a card for every picture with trial, text, probabilities and EEG."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from PIL import Image
 from datasets.description import load_description
 from datasets.montage import Montage
 from datasets.store import open_store
-from evaluation.decoded_runs import Run, description_of
+from evaluation.decoded_runs import Run, description_of, origin
 from evaluation.image_metrics import read_pictures
 from stages.pictures import Stimuli
 from stages.rows import Row
@@ -31,28 +31,28 @@ def cards(run: Run, stimuli: Stimuli) -> Iterator[dict]:
     stimuli : Stimuli. What was seen.
     Raises UserError if a picture is missing or damaged.
     """
-    rows = [
-        run.rows[k]
-        for k in sorted({*np.linspace(0, len(run.rows) - 1, min(MOST_CARDS, len(run.rows))).round().astype(int)})
-    ]
+    picked = np.linspace(0, len(run.rows) - 1, min(MOST_CARDS, len(run.rows))).round().astype(int)
+    rows = [run.rows[k] for k in np.unique(picked)]
     pictures, description = read_pictures(run.place, rows, stimuli), load_description(description_of(run))
     # where the store says the classes, as the rows name them
-    known = dict(enumerate(description.classes)) or {row.true_label: row.true_name for row in run.rows}
+    classes = dict(enumerate(description.classes)) or {row.true_label: row.true_name for row in run.rows}
     signals = _Signals(run)
     for row, seen, drawn in zip(rows, pictures.stimuli, pictures.drawn, strict=True):
-        name = next((name for name, read in row.readouts.items() if read.probabilities is not None), None)
-        chances = []
-        if name:
-            p = row.readouts[name].probabilities
-            chances = [(known.get(k, f"class {k}"), chance) for k, chance in enumerate(p)]
-            chances.sort(key=lambda chance: -chance[1])
-        yield {
-            "run": run.name, "person": row.subject, "session": row.session, "recording": row.run, "trial": row.trial,
-            "true": row.true_name, "decoded": row.predicted_name or "no class", "right": row.predicted_label == row.true_label,
-            "text": row.text, "prompt": row.prompt, "model": Path(pictures.model).name, "simulated": row.simulated,
-            "seen": _embedded(seen), "drawn": _embedded(drawn), "read_by": name,
-            "chances": chances[:5], "eeg": signals.of(row),
-        }  # fmt: skip
+        read_by = next((name for name, read in row.readouts.items() if read.probabilities is not None), None)
+        p = row.readouts[read_by].probabilities if read_by else []
+        chances = [(classes.get(k, f"class {k}"), chance) for k, chance in enumerate(p)]
+        card = {
+            "run": run.name,
+            "person": row.subject,
+            "session": row.session,
+            "recording": row.run,
+            "trial": row.trial,
+        }
+        card |= {"true": row.true_name, "decoded": row.predicted_name or "no class"}
+        card |= {"right": row.predicted_label == row.true_label, "simulated": row.simulated}
+        card |= {"text": row.text, "prompt": row.prompt, "model": Path(pictures.model).name}
+        card |= {"seen": _embedded(seen), "drawn": _embedded(drawn), "eeg": signals.of(row)}
+        yield card | {"read_by": read_by, "chances": sorted(chances, key=lambda named: -named[1])[:5]}
 
 
 def page(
@@ -71,18 +71,17 @@ def page(
     drawn : sequence of Run. Whose pictures they are.
     """
     shown = Counter(card["run"] for card in made)
-    left_out = [f"Of {run.name}, {shown[run.name]} of {len(run.rows)} pictures are shown, spread over all of them."
-                for run in drawn if shown[run.name] < len(run.rows)]  # fmt: skip
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    pictures = [(path.stem.replace("_", " "), _data("png", path.read_bytes())) for path in figures]
-    kinds = {kind: sorted({card[kind] for card in made}) for kind in ("run", "true", "person")}
-    return environment.get_template("report.html").render(
-        sections=sections, warnings=warnings, notes=notes, figures=pictures, cards=made, kinds=kinds, wide=WIDE,
-        opened=SECTIONS_OPEN, left_out=left_out,
-    )  # fmt: skip
+    left_out = [
+        f"Of {run.name}, {shown[run.name]} of {len(run.rows)} pictures are shown, spread over all of them."
+        for run in drawn
+        if shown[run.name] < len(run.rows)
+    ]
+    place, layout = jinja2.FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=place, autoescape=True, undefined=jinja2.StrictUndefined, **layout)
+    content = {"sections": sections, "warnings": warnings, "notes": notes, "cards": made, "left_out": left_out}
+    content["figures"] = [(path.stem.replace("_", " "), _data("png", path.read_bytes())) for path in figures]
+    content["kinds"] = {kind: sorted({card[kind] for card in made}) for kind in ("run", "true", "person")}
+    return environment.get_template("report.html").render(content, wide=WIDE, opened=SECTIONS_OPEN)
 
 
 def _embedded(picture: Image.Image) -> str:
@@ -104,11 +103,10 @@ class _Signals:
         self.store, place = None, run.recorded_place("datasets_dir")
         try:
             store = open_store(place) if place and place.exists() else None
-            depends = run.record.get("depends_on")
-            wanted = run.record.get("store") or (depends.get("store") if isinstance(depends, dict) else None)
+            wanted = run.record.get("store") or run.depends_on.get("store")
             if store is not None and store.fingerprint == wanted:
                 self.store, self.montage = store, load_description(description_of(run)).montage
-                self.trials = {(t.subject, t.session, t.run, t.trial): t for t in store.trials}
+                self.trials = {origin(trial): trial for trial in store.trials}
         except UserError as error:
             print(f"notice: {run.name}: no EEG on its cards: {error}")
         if self.store is None:
@@ -116,7 +114,7 @@ class _Signals:
 
     def of(self, row: Row) -> dict | None:
         """Lines of the thumbnail: a brain region's mean each, with the microvolts that its height means."""
-        trial = self.trials.get((row.subject, row.session, row.run, row.trial)) if self.store else None
+        trial = self.trials.get(origin(row)) if self.store else None
         if trial is None:
             return None
         return thumbnail(self.store.read(trial)[: len(self.montage.electrodes)], self.montage, self.store.sfreq)
@@ -126,12 +124,11 @@ def thumbnail(signal: np.ndarray, montage: Montage, sfreq: float) -> dict:
     """Means of the brain regions as points of SVG polylines.
 
     signal : (n_chans, n_times) array. Microvolts at `sfreq` Hz.
-    Returns dict: `lines`, a list of (region, points); `height`, pixels; `scale`, microvolts between two lines; `seconds`.
+    Returns dict: `lines`, (region, points) of each; `height`, pixels; `scale`, microvolts between two lines; `seconds`.
     """
     names = list(dict.fromkeys(montage.region_names))
-    means = np.stack(
-        [signal[[k for k, r in enumerate(montage.region_names) if r == name]].mean(axis=0) for name in names]
-    )
+    regions = np.array(montage.region_names)
+    means = np.stack([signal[np.flatnonzero(regions == name)].mean(axis=0) for name in names])
     means = means - means.mean(axis=1, keepdims=True)
     scale = max(float(np.abs(means).max()), 1e-9)  # microvolts; half a line's height
     picked = np.linspace(0, means.shape[1] - 1, min(POINTS, means.shape[1])).astype(int)
@@ -140,9 +137,5 @@ def thumbnail(signal: np.ndarray, montage: Montage, sfreq: float) -> dict:
     for k, name in enumerate(names):
         y = (k + 0.5) * HIGH - means[k, picked] / scale * HIGH * 0.9
         lines.append((name, " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))))
-    return {
-        "lines": lines,
-        "height": len(names) * HIGH,
-        "scale": round(2 * scale, 1),
-        "seconds": signal.shape[1] / sfreq,
-    }
+    height, seconds = len(names) * HIGH, signal.shape[1] / sfreq
+    return {"lines": lines, "height": height, "scale": round(2 * scale, 1), "seconds": seconds}

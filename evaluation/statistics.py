@@ -1,5 +1,6 @@
 """Statistics of decoded trials: numbers in, numbers out. What each test assumes stands in its docstring."""
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
 
@@ -27,32 +28,34 @@ def class_scores(counts: np.ndarray) -> dict[str, float]:
 
     Classes without a trial are left out of the two means. Kappa is 0 where chance alone would agree everywhere.
     """
-    n, there = counts.sum(), counts.sum(axis=1) > 0
-    hits, true, decoded = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)[:-1]
+    n, hits, true, decoded = counts.sum(), np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)[:-1]
+    there = true > 0
     f1 = 2 * hits[there] / (true + decoded)[there]
     expected = float((true * decoded).sum() / n**2)
     agreed = hits.sum() / n
+    kappa = float((agreed - expected) / (1 - expected)) if expected < 1 else 0.0
     return {
-        "balanced_accuracy": float((hits[there] / true[there]).mean()), "macro_f1": float(f1.mean()),
-        "kappa": float((agreed - expected) / (1 - expected)) if expected < 1 else 0.0,
-    }  # fmt: skip
+        "balanced_accuracy": float((hits[there] / true[there]).mean()),
+        "macro_f1": float(f1.mean()),
+        "kappa": kappa,
+    }
 
 
 def top_k(true: Sequence[int], probabilities: np.ndarray, k: int) -> float:
-    """Share of trials whose class is among the `k` most probable ones (N, K); of equal ones the lower label comes first."""
+    """Share of trials whose class is among the `k` most probable (N, K); of equal ones the lower label is first."""
     first = np.argsort(-np.asarray(probabilities), axis=1, kind="stable")[:, :k]
     return float((first == np.asarray(true)[:, None]).any(axis=1).mean())
 
 
 def calibration(right: Sequence[bool], confidence: Sequence[float]) -> tuple[float, list[tuple[float, float, int]]]:
-    """Expected calibration error (Naeini et al., AAAI 2015), and (mean confidence, accuracy, n) of each bin that has trials.
+    """Expected calibration error (Naeini et al., AAAI 2015); (mean confidence, accuracy, n) of each bin with trials.
 
     confidence : sequence of float. Probability of the decoded class; ten bins of equal width.
     """
     right, confidence = np.asarray(right, float), np.asarray(confidence, float)
     place = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
-    bins = [(float(confidence[place == b].mean()), float(right[place == b].mean()), int((place == b).sum()))
-            for b in range(BINS) if (place == b).any()]  # fmt: skip
+    members = [place == b for b in np.unique(place)]
+    bins = [(float(confidence[b].mean()), float(right[b].mean()), int(b.sum())) for b in members]
     return sum(n * abs(c - a) for c, a, n in bins) / len(right), bins
 
 
@@ -65,21 +68,19 @@ def permuted_accuracies(
     classes it holds and however often each of them is answered.
     """
     order = tuple(map(int, true)), tuple(recordings), n, seed
-    parts = _kept(*order) if len(order[0]) <= KEPT_TRIALS else _permuted(*order)
-    decoded, hits = np.asarray(decoded), np.zeros(n, int)
-    for of, labels in parts:
-        hits += (labels == decoded[of]).sum(axis=1)
-    return hits / len(order[0])
+    permuted = _kept(*order) if len(true) <= KEPT_TRIALS else _permuted(*order)
+    decoded = np.asarray(decoded)
+    return sum((labels == decoded[places]).sum(axis=1) for places, labels in permuted) / len(true)
 
 
 def _permuted(true: tuple[int, ...], recordings: tuple[Hashable, ...], n: int, seed: int) -> Iterator[tuple]:
     """(places of a recording's trials, (n, trials) of its labels that have changed places)."""
     labels, rng = np.array(true, np.int16 if max(true) < 2**15 else np.int64), np.random.default_rng(seed)
-    members: dict[Hashable, list[int]] = {}
+    members = defaultdict(list)
     for place, recording in enumerate(recordings):
-        members.setdefault(recording, []).append(place)
-    for of in members.values():
-        yield of, rng.permuted(np.tile(labels[of], (n, 1)), axis=1)
+        members[recording].append(place)
+    for places in members.values():
+        yield places, rng.permuted(np.tile(labels[places], (n, 1)), axis=1)
 
 
 @lru_cache(maxsize=8)  # all read-outs of all runs on the same trials ask for the same one
@@ -110,7 +111,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
-    """Exact two-sided test whether two runs are right on the same trials equally often (McNemar, Psychometrika 12, 1947).
+    """Exact two-sided test whether two runs are right on the same trials as often (McNemar, Psychometrika 12, 1947).
 
     Returns how many trials only `a` and only `b` has right, and p. Trials are taken for independent.
     """
@@ -129,7 +130,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def difference(a: np.ndarray, b: np.ndarray, seed: int = 0, paired: bool = True) -> tuple[float, float, float]:
-    """Mean of `a` less mean of `b`, and its 95 % bootstrap interval: 2,000 draws of trials; paired: the same ones of both, if as many."""
+    """Mean of `a` less mean of `b`, and its 95 % bootstrap interval: 2,000 draws of trials.
+
+    paired : bool. The same trials of both are drawn, if both have as many.
+    """
     if paired and len(a) == len(b):
         return mean_and_interval(a - b, seed)
     a, b = a[np.isfinite(a)], b[np.isfinite(b)]

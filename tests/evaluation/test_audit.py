@@ -10,7 +10,7 @@ import torch
 
 from datasets.recording import Trial
 from datasets.store import open_store, write_store
-from evaluation.audit import people_findings, store_findings, summarise
+from evaluation.audit import copy_findings, people_findings, store_findings, summarise
 from utils.checkpoints import keep, read_kept
 
 PEOPLE = [f"A0{k}" for k in range(1, 10)]
@@ -18,7 +18,9 @@ SHAPE = 22, 200
 
 
 def clean_trials(seed=0):
-    """Noise with electrodes of their own amplitude, and with what real decoders live on: band power that tells the class."""
+    """Noise with electrodes of their own amplitude, and with what real decoders live on: band power that tells the
+    class.
+    """
     rng, trials = np.random.default_rng(seed), []
     for person in PEOPLE:
         for run in (1, 2):
@@ -149,6 +151,16 @@ def test_a_recording_with_one_class_is_the_block_design(tmp_path):
     store = open_store(written(tmp_path / "store", trials))
     found = {f.check: f.kind for f in store_findings(store, {"train": store.trials, "val": [], "test": []})}
     assert found["recordings"] == "BREACH"
+
+
+def test_an_exact_copy_is_named_once_and_not_as_a_copy_of_itself(tmp_path):
+    trials = clean_trials()
+    trials[300] = trials[300][0], trials[0][1].copy()
+    store = open_store(written(tmp_path / "store", trials))
+    sketch = summarise(store, store.trials).sketch
+    words = [f.words for f in copy_findings(store, {"train": store.trials}, store.trials, sketch)]
+    first, copy = sorted((trials[0][0].key, trials[300][0].key))
+    assert words == [f"{first} (train and train) is {copy} but for gain and offset"]
 
 
 def test_one_pass_gives_what_all_samples_at_once_give(tmp_path):

@@ -98,10 +98,12 @@ def test_the_eeg_on_a_card_is_the_regions_means(tmp_path):
 def test_the_filters_work_in_a_browser(tmp_path):
     cards = [card(), card(right=True), card(person="S2 ")]
     text = made(tmp_path, cards)
-    choose = "<script>const s = document.querySelector('[data-kind=right]'); s.value = 'wrong'; s.dispatchEvent(new Event('input', {bubbles: true}));</script>"
+    choose = "<script>const s = document.querySelector('[data-kind=right]'); s.value = 'wrong'; "
+    choose += "s.dispatchEvent(new Event('input', {bubbles: true}));</script>"
     for name, content in (("plain", text), ("chosen", text.replace("</body>", choose + "</body>"))):
         (tmp_path / f"{name}.html").write_text(content)
-    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update",
              "--disable-sync", "--disable-quic", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom")  # fmt: skip
 
     def shown(name):

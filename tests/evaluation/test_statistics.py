@@ -1,4 +1,4 @@
-"""Ours against scikit-learn, SciPy and statsmodels on random answers; and how often true null hypotheses are rejected."""
+"""Ours against scikit-learn, SciPy and statsmodels on random answers; how often true null hypotheses are rejected."""
 
 import numpy as np
 import pytest
@@ -99,7 +99,9 @@ def rejected(p_values):
 
 
 def guesses(rng, kind, true, recordings):
-    """Answers that know nothing of a trial: even ones, ones that favour a class, ones that know the recording's classes."""
+    """Answers that know nothing of a trial: even ones, ones that favour a class, ones that know the recording's
+    classes.
+    """
     if kind == "even":
         return rng.integers(0, 4, len(true))
     if kind == "one-sided":

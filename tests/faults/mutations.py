@@ -992,7 +992,7 @@ def read_rows_unsigned(folder: Path, at: Places) -> list:
 
     run = decoded_runs.read_run(folder)
     told = [tables.group_line([run], name, []) | {"run": ""} for name in run.rows[0].readouts]
-    told = [tables.results_markdown(told), tables.by_person(run.rows, run.main_readout)]
+    told = [tables.markdown(*tables.results_table(told)), tables.by_person(run.rows, run.main_readout)]
     run.name = "run"
     figures.confusion_figure(run, folder / "out/confusion.png")
     figures.reliability_figure(run, folder / "out/reliability.png")
@@ -1444,7 +1444,7 @@ class Bench:
         return work
 
     def listing(self) -> dict[str, tuple]:
-        """The healthy files, and what lies beside the work folder, with sizes and times: native code may write there."""
+        """The healthy files, and what lies beside the work folder, with sizes and times."""
         places = (self.folder, self.folder / "work")
         found = [*(self.folder / "healthy").rglob("*"), *(path for place in places for path in place.glob("*"))]
         return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.is_file()}
