@@ -85,7 +85,7 @@ from demo.tiny_models import complete_image_model, complete_ip_adapter, write_cs
 from demo.vi_like import VIDemoSize, write_vi_like
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.loading import quiet
-from stages.machine import check_csbrain
+from stages.inputs import check_csbrain
 
 BCIC, VI = load_description("BCICIV2a"), load_description("VI")
 

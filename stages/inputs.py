@@ -1,23 +1,29 @@
-"""What training and drawing read: whether it is there, and whole. For doctor.py; prepare_demo.py checks its CSBrain.pth.
+"""What training and drawing read: where it comes from, whether it is there, and whole. For doctor.py, prepare_demo.py.
 
-A check returns a mark and a text: ok; notice, which hinders nothing; missing; wrong. Or it raises: wrong as well. Libraries are
-imported inside the checks, so that one that is not installed is a finding of the check that needs it.
+A check returns a mark and a text: ok; notice, which hinders nothing; missing; wrong. What it raises, `look_at` makes a
+finding. Libraries are imported inside the checks: that one is missing is a finding as well.
 """
 
 import contextlib
+import functools
 import os
 import struct
-from collections import Counter
+from collections import Counter, namedtuple
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datasets.description import SPLITS, DatasetDescription, load_description
 from models import IMAGE_FAMILIES
-from utils.errors import UserError, loading
+from utils.errors import UserError, loading, reason
 from utils.files import read_json, source_record
 from utils.hub import hub_answers
+from utils.paths import ROOT
 
 Finding = tuple[str, str]
+FINE = ("ok", "notice")  # marks with which a step can begin
+NOT_LOOKED_AT = "cannot be looked at"  # then nothing is said against the thing itself
+# its kind; what `check` is told, the place or name first; how to get it; whether the step that needs it makes it
+Need = namedtuple("Need", "kind check told get made", defaults=["", False])
 # kind of model → what its loader must find: a file, or one of several
 FILES = {
     "llm": ("config.json", "tokenizer_config.json", "tokenizer.json tokenizer.model"),
@@ -25,7 +31,78 @@ FILES = {
     "captioner": ("config.json", "preprocessor_config.json"),
     "image": ("model_index.json",),
 }
-SHIPPED = ("stable-diffusion/unet", "stable-diffusion/vae", "amused/transformer", "amused/vqvae", "clip")  # demo/assets
+FETCH = {  # what fetches what its loader reads
+    "llm": "hf download {}",
+    "clip": "hf download {} config.json preprocessor_config.json model.safetensors",
+    "captioner": "hf download {}",
+    "image": "python -c \"from diffusers import DiffusionPipeline as D; D.download('{}', use_safetensors=True)\"",
+}
+HALF = ("stabilityai/sdxl-turbo",)  # fetched in half precision: half of 14 GB
+EVERYONE = {"THINGS": tuple(f"sub-{k:02d}" for k in range(1, 11)), "EEGImageNet": tuple(f"S{k:02d}" for k in range(16))}
+# of a complete dataset: folder in data/, raw files and their GB, GB of its store and of memory a worker, how to get it
+Facts = namedtuple("Facts", "folder n_files raw_gb store_gb worker_gb get")
+
+# ---------------------------------------------------------------- sizes and addresses: the tables of docs/
+
+
+def table(file: str, columns: int) -> list[list[str]]:
+    """The rows of the table with so many columns in a file of docs/."""
+    with loading(f"docs/{file}", "restore it from the repository"):
+        lines = (ROOT / "docs" / file).read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    return [row for row in rows if len(row) == columns][2:]  # below its head
+
+
+@functools.cache
+def known_models() -> dict[str, tuple[str, float]]:
+    """A model's name, its hub address, and one that was withdrawn → where it is now, GB."""
+    rows = table("weights.md", 6)
+    return {name: (now, float(gb or 0)) for what, now, before, gb, *_ in rows for name in (what, now, before)}
+
+
+@functools.cache
+def facts_of(dataset: str) -> Facts:
+    """What is said of a dataset, or of one that is not in the table."""
+    for name, folder, *numbers, get in table("datasets.md", 7):
+        if name == dataset:
+            return Facts(folder, *(float(number or 0) for number in numbers), get)
+    get = f"python prepare_data.py --downstream_dataset {dataset}"
+    return Facts(dataset, len(load_description(dataset).all_files), 0, 0, 0, get)
+
+
+def need_model(kind: str, name: str, **how) -> Need:
+    """A model in a local folder or the hub's cache, under the address that it has now; of an IP-Adapter, its file."""
+    if kind == "adapter":
+        return Need("image", check_ip_adapter, ("h94/IP-Adapter", name), f"hf download h94/IP-Adapter {name}")
+    address, gb = (name, 0) if os.path.isdir(name) else known_models().get(name, (name, 0))
+    get = FETCH[kind].format(address) if may_be_address(name) else "name a folder that is there, or a hub address"
+    get = get.replace("=True)", "=True, variant='fp16')") if address in HALF else get
+    return Need(kind, check_model, (address, kind, gb), **({"get": get} | how))
+
+
+# ---------------------------------------------------------------- findings
+
+
+def look_at(need: Need) -> Finding:
+    """What a check finds; whatever it fails with is a finding as well."""
+    try:
+        mark, text = need.check(*need.told)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a damaged file fails in many ways; what Rust panics with is no Exception
+        name = f"{need.kind}, {need.told[0]}: {NOT_LOOKED_AT}"
+        absent = next((e for e in (error, error.__cause__) if isinstance(e, ModuleNotFoundError)), None)
+        if absent:
+            mark, text = "missing", f"{name} ({absent}); pip install -r requirements.txt"
+        else:
+            mark, text = "wrong", str(error) if isinstance(error, UserError) else f"{name} ({reason(error)})"
+    return mark, " ".join(text.split())
+
+
+def compared(text: str, absent: Sequence[str]) -> Finding:
+    """Missing where something is absent, the first few by name; else ok."""
+    names = f", not there: {', '.join(absent[:4])}{' …' if absent[4:] else ''}" if absent else ""
+    return "missing" if absent else "ok", f"{text}{names}"
 
 
 def amount(gb: float) -> str:
@@ -38,23 +115,37 @@ def size(files: Iterable[Path]) -> float:
     return sum(file.stat().st_size for file in files) / 1e9
 
 
-def compared(text: str, absent: Sequence[str]) -> Finding:
-    """Missing where something is absent, the first few by name; else ok."""
-    if not absent:
-        return "ok", text
-    return "missing", f"{text}, not there: {', '.join(absent[:4])}{' …' if absent[4:] else ''}"
-
-
 # ---------------------------------------------------------------- recordings, stores, photos
 
 
-def check_raw(folder: str, dataset: str, n_files: int, store: str, deep: bool, some: bool = False) -> Finding:
-    """How many recordings, and whether whole; deep: as the store's record of its sources says; some: are enough."""
-    description = load_description(dataset)
-    if description.files is None or not Path(folder).exists():
+def check_raw(folder: str, dataset: str, store: str, deep: bool, wanted: Sequence[str], some: bool = False) -> Finding:
+    """How many recordings, and whether whole; of seen images, whether those of the people wanted are there.
+
+    deep : bool. Read them, and compare them with a store's record of its sources. some : bool. A part is enough.
+    """
+    root = Path(folder)
+    if not root.exists():
         return "missing", f"{folder}: no recordings of {dataset}"
-    os.listdir(folder)  # says so where it cannot be read
-    files, known, faults = description.files(Path(folder)), {}, []
+    os.listdir(root)  # says so where it cannot be read
+    if dataset == "EEGImageNet":
+        from datasets.eeg_imagenet_dataset import pieces
+
+        paths = sorted(root.glob("*.pth"))
+        pieces(paths)  # opens them
+        text = f"{folder}: {len(paths)} .pth of {dataset}, {amount(size(paths))}"
+        return "ok" if len(paths) > 1 else "notice" if paths else "missing", text
+    if dataset == "THINGS":
+        from datasets.things_dataset import SESSIONS, layout_of, pieces
+
+        kinds = {person: kind for person in EVERYONE[dataset] if (kind := layout_of(root / person))}
+        if deep:
+            pieces(root, list(kinds), SESSIONS, None)
+        text = f"{folder}: {len(kinds)} of {len(EVERYONE[dataset])} people of {dataset}"
+        text += f" ({', '.join(map(' '.join, kinds.items()))})" if kinds else ""
+        return compared(text, sorted(set(wanted) - set(kinds)))
+
+    description, known, faults = load_description(dataset), {}, []
+    files, n_files = description.files(root), int(facts_of(dataset).n_files)
     if deep:
         with contextlib.suppress(UserError):  # no store is there, or a damaged one
             known = {of["name"]: of["sha256"] for of in opened_store(store, dataset).meta.get("sources", [])}
@@ -72,8 +163,8 @@ def check_raw(folder: str, dataset: str, n_files: int, store: str, deep: bool, s
 
 
 def check_recording(path: Path, description: DatasetDescription, sha256: str | None, deep: bool) -> None:
-    """Raise UserError for what its header, or of MATLAB v5 the sizes of its variables, says against it; deep: its content as well."""
-    if not path.stat().st_size:
+    """Refuse one by its header, or of MATLAB v5 by the sizes of its variables; deep: by its content and checksum."""
+    if not (end := path.stat().st_size):
         raise UserError(f"{path} is empty")
     if path.suffix.lower() != ".mat":
         from readers.recordings import check_header, companions
@@ -85,7 +176,7 @@ def check_recording(path: Path, description: DatasetDescription, sha256: str | N
 
         check_mat(path)
     else:
-        at, end = 128, path.stat().st_size  # a header, then variables: type and number of bytes (4 each), content
+        at = 128  # a header, then variables: type and number of bytes (4 each), content
         with open(path, "rb") as file:
             order = ">" if file.read(128)[126:] == b"MI" else "<"
             while file.seek(at) < end:
@@ -95,27 +186,6 @@ def check_recording(path: Path, description: DatasetDescription, sha256: str | N
             raise UserError(f"{path} is truncated, or no MATLAB v5 file")
     if sha256 and source_record(path)["sha256"] != sha256:
         raise UserError(f"{path} is not the file that the store was made of")
-
-
-def check_people(folder: str, dataset: str, deep: bool, wanted: Sequence[str]) -> Finding:
-    """Whose recordings of seen images are there, of those wanted; deep, and always of EEG-ImageNet: the files are opened."""
-    root = Path(folder)
-    if not root.exists():
-        return "missing", f"{folder}: no recordings of {dataset}"
-    if dataset == "EEGImageNet":
-        from datasets.eeg_imagenet_dataset import pieces
-
-        paths = sorted(root.glob("*.pth"))
-        pieces(paths)
-        mark = "ok" if len(paths) > 1 else "notice" if paths else "missing"
-        return mark, f"{folder}: {len(paths)} .pth of {dataset}, {amount(size(paths))}"
-    from datasets.things_dataset import SESSIONS, SUBJECTS, layout_of, pieces
-
-    kinds = {subject: kind for subject in SUBJECTS if (kind := layout_of(root / subject))}
-    if deep:
-        pieces(root, list(kinds), SESSIONS, None)
-    named = f" ({', '.join(f'{subject} {kind}' for subject, kind in kinds.items())})" if kinds else ""
-    return compared(f"{folder}: {len(kinds)} of {len(SUBJECTS)} people of {dataset}{named}", sorted(set(wanted) - set(kinds)))
 
 
 def opened_store(path: str, dataset: str):  # noqa: ANN201 - whatever `open_store` makes
@@ -128,11 +198,8 @@ def opened_store(path: str, dataset: str):  # noqa: ANN201 - whatever `open_stor
     return store
 
 
-def check_store(path: str, dataset: str, deep: bool, wanted: Sequence[str] = (), n_people: int = 0) -> Finding:
-    """A store's trials, by published split against the complete dataset's, or of seen images people and images.
-
-    deep : bool. Compare all samples with their checksums. wanted, n_people : of seen images, who has to be there, and of how many.
-    """
+def check_store(path: str, dataset: str, deep: bool, wanted: Sequence[str]) -> Finding:
+    """A store's trials by published split; of seen images, whether the people wanted are there. deep: all samples."""
     if not Path(path).exists():
         return "missing", f"{path}: no store of {dataset}"
     store, description = opened_store(path, dataset), load_description(dataset)
@@ -140,12 +207,15 @@ def check_store(path: str, dataset: str, deep: bool, wanted: Sequence[str] = (),
         store.verify(trial)
     verified = "; all samples as written" if deep else ""
     if wanted:
-        people, images = ({getattr(trial, of) for trial in store.trials} for of in ("subject", "image"))
-        told = f"{len(people)} of {n_people} people, {len(images)} images{verified}"
-        return compared(f"{path}: {len(store.trials)} trials of {dataset}, {told}", sorted(set(wanted) - people))
+        people, images = ({getattr(trial, field) for trial in store.trials} for field in ("subject", "image"))
+        text = f"{path}: {len(store.trials)} trials of {dataset}, {len(people)} of {len(EVERYONE[dataset])} people"
+        return compared(f"{text}, {len(images)} images{verified}", sorted(set(wanted) - people))
     own_splits = store.own_splits.values()  # CBraMod's layout says them without reading the trials
     counts = Counter(own_splits or [description.split_of(trial.subject) for trial in store.trials])
-    expected = expected_trials(description, store.meta.get("options") or {})
+    standard = {name: choices[0] for name, (choices, _) in description.options.items()}
+    options = standard | (store.meta.get("options") or {})
+    columns = description.closing(options, [], Counter())[0] if description.closing else {}
+    expected = columns.get("complete") or columns.get("expected") or {}
     told = ", ".join(f"{s} {counts[s]}" + (f" of {expected[s]}" if s in expected else "") for s in SPLITS)
     text = f"{path}: {sum(counts.values())} trials of {dataset}: {told}{verified}"
     if not all(counts[split] for split in SPLITS):
@@ -153,17 +223,14 @@ def check_store(path: str, dataset: str, deep: bool, wanted: Sequence[str] = (),
     return "ok" if all(counts[split] == n for split, n in expected.items()) else "notice", text
 
 
-def expected_trials(description: DatasetDescription, options: dict) -> dict[str, int]:
-    """Trials of the complete dataset by published split; {} where its description does not say."""
-    standard = {name: choices[0] for name, (choices, _) in description.options.items()}
-    columns = description.closing(standard | options, [], Counter())[0] if description.closing else {}
-    return columns.get("complete") or columns.get("expected") or {}
+def photos_of(dataset: str) -> list[str]:
+    """The photos that a description names; those of seen images are named by the trials of a store."""
+    return [name for name in load_description(dataset).stimuli.values() if not name.startswith("arrow ")]
 
 
 def check_photos(folder: str, dataset: str, store: str) -> Finding:
-    """The photos that were seen: those that a description names, opened; or those that the trials of a store name."""
-    names = [name for name in load_description(dataset).stimuli.values() if not name.startswith("arrow ")]
-    if names:
+    """The photos that were seen; those that a description names are opened."""
+    if names := photos_of(dataset):
         from utils.limits import opened_picture
 
         absent = [name for name in names if not (Path(folder) / name).is_file()]
@@ -178,9 +245,9 @@ def check_photos(folder: str, dataset: str, store: str) -> Finding:
     from models.clip_targets import image_paths
 
     images = sorted({trial.image for trial in opened_store(store, dataset).trials})
-    there = [path.is_file() for path in image_paths(images, Path(folder))]
-    absent = [image for image, found in zip(images, there, strict=True) if not found]
-    return compared(f"{folder}: {sum(there)} of {len(images)} photos of {dataset}", absent)
+    paths = image_paths(images, Path(folder))
+    absent = [image for image, path in zip(images, paths, strict=True) if not path.is_file()]
+    return compared(f"{folder}: {len(images) - len(absent)} of {len(images)} photos of {dataset}", absent)
 
 
 # ---------------------------------------------------------------- weights, checkpoints
@@ -196,22 +263,38 @@ def check_csbrain(path: str) -> Finding:
     montage = load_description("VI").montage
     encoder = CSBrain.build(montage.brain_regions, montage.sorted_indices)
     loaded = load_weights(encoder, path)
-    with loading(path, "put the published file there"):
+    with loading(path, "expected the published weights"):
         must_be_finite(encoder)
     return "ok", f"{path}: {loaded}"
 
 
+def may_be_address(name: str) -> bool:
+    """Whether a name looks like "owner/model"; as a folder it may still be there."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def folder_of(name: str, file: str) -> Path | None:
+    """A model's folder, or else the snapshot in the hub's cache that has this file of it; None: there is neither."""
+    if Path(name).is_dir() or not may_be_address(name):
+        return Path(name) if Path(name).is_dir() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, file)
+    return Path(cached.removesuffix(file)) if isinstance(cached, str) else None
+
+
 def check_model(name: str, kind: str, gb: float) -> Finding:
-    """A model's folder, or its snapshot in the hub's cache: whether its loader finds there what it reads; gb: of a download."""
-    if (root := found_at(name, FILES[kind][0])) is None:
+    """Whether a model's loader finds what it reads, in a folder or in the hub's cache; gb: of what would be fetched."""
+    needed = FILES[kind]
+    if (root := folder_of(name, needed[0])) is None:
         from huggingface_hub import constants
 
         if not may_be_address(name):
             return "missing", f"{name}: no such folder"
         hub = "was not asked" if constants.HF_HUB_OFFLINE else "answers" if hub_answers() else "cannot be reached"
-        download = f" ({gb:g} GB)" if gb else ""
-        return "missing", f"{name}{download}: no such folder, and not in the hub's cache; the hub {hub}"
-    absent = [files.split()[0] for files in FILES[kind] if not any((root / file).is_file() for file in files.split())]
+        where = f"{name} ({gb:g} GB)" if gb else name
+        return "missing", f"{where}: no such folder, and not in the hub's cache; the hub {hub}"
+    absent = [files.split()[0] for files in needed if not any((root / file).is_file() for file in files.split())]
     if kind == "llm" and not absent and not (root / "chat_template.jinja").is_file():
         absent = [] if "chat_template" in read_json(root / "tokenizer_config.json") else ["chat_template.jinja"]
     if absent:
@@ -220,8 +303,9 @@ def check_model(name: str, kind: str, gb: float) -> Finding:
     if kind == "llm":
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-        if (is_a := read_json(root / "config.json").get("model_type")) not in KNOWN:
-            raise UserError(f"{name} is a {is_a!r}, which is no language model that transformers knows without code of the folder's")
+        if (of := read_json(root / "config.json").get("model_type")) not in KNOWN:
+            none = "no language model that transformers knows without code of the folder's"
+            raise UserError(f"{name} is a {of!r}, which is {none}")
     elif kind == "image":
         index = read_json(root / "model_index.json")
         if index.get("_class_name") not in IMAGE_FAMILIES:
@@ -234,21 +318,6 @@ def check_model(name: str, kind: str, gb: float) -> Finding:
     return "ok", f"{name}: {amount(sum(map(weights_gb, parts)))} of safetensors{where}"
 
 
-def may_be_address(name: str) -> bool:
-    """Whether a name looks like "owner/model"; as a folder it may still be there."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
-
-
-def found_at(name: str, file: str) -> Path | None:
-    """A model's folder, or else the snapshot in the hub's cache that has a file of it; None where there is neither."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(name, file) if may_be_address(name) else None
-    return Path(cached.removesuffix(file)) if isinstance(cached, str) else None
-
-
 def weights_gb(folder: Path, stems: Sequence[str] = ("model", "diffusion_pytorch_model")) -> float:
     """GB of the safetensors that a loader reads in a folder; UserError where they are missing or cut off."""
     from safetensors import safe_open
@@ -256,21 +325,21 @@ def weights_gb(folder: Path, stems: Sequence[str] = ("model", "diffusion_pytorch
     for stem in [*stems, *(f"{stem}.fp16" for stem in stems)]:
         whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if whole.is_file() or index.is_file():
-            files = [whole.name] if whole.is_file() else sorted(set(read_json(index)["weight_map"].values()))
-            for file in files:
-                with loading(f"{folder}/{file}", "fetch it again"), safe_open(folder / file, framework="np"):
+            names = [whole.name] if whole.is_file() else sorted(set(read_json(index)["weight_map"].values()))
+            for name in names:
+                with loading(f"{folder}/{name}", "fetch it again"), safe_open(folder / name, framework="np"):
                     pass  # compares the file's size with its table
-            return size(folder / file for file in files)
+            return size(folder / name for name in names)
     pickled = [file.name for file in folder.glob("*.bin")]
     why = f"; {pickled[0]} is a pickle, which may run code, and is not read" if pickled else ""
     raise UserError(f"{folder} has no {stems[0]}.safetensors{why}")
 
 
 def check_ip_adapter(name: str, file: str) -> Finding:
-    """An IP-Adapter's file, alone, in a folder of the hub's layout, or in the hub's cache."""
+    """An IP-Adapter's file: alone, in a folder of the hub's layout, or in the hub's cache."""
     from safetensors import safe_open
 
-    path = Path(name) if Path(name).is_file() else (found_at(name, file) or Path()) / file
+    path = Path(name) if Path(name).is_file() else (folder_of(name, file) or Path(name)) / file
     if not path.is_file():
         return "missing", f"{name}: no {file} there, nor in the hub's cache"
     with loading(str(path), "fetch it again"), safe_open(path, framework="np") as tensors:
@@ -281,11 +350,12 @@ def check_ip_adapter(name: str, file: str) -> Finding:
 
 def check_assets(folder: str) -> Finding:
     """The shipped weights of the tiny models."""
-    return "ok", f"{folder}: {amount(sum(weights_gb(Path(folder) / part) for part in SHIPPED))} of shipped tiny models"
+    parts = ("stable-diffusion/unet", "stable-diffusion/vae", "amused/transformer", "amused/vqvae", "clip")
+    return "ok", f"{folder}: {amount(sum(weights_gb(Path(folder) / part) for part in parts))} of shipped tiny models"
 
 
 def check_run(place: str, trains: str, dataset: str) -> Finding:
-    """A run's best checkpoint, of the kind that was trained."""
+    """A run's best checkpoint, of the kind that it trains, and the adapter that belongs to it."""
     if not Path(place).exists():
         return "missing", f"{place}: no trained checkpoint"
     from stages.checkpoints import check_dataset, find_text_checkpoint, read_run_checkpoint

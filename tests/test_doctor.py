@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,14 @@ import torch
 from safetensors.numpy import save_file
 
 import doctor
-from datasets.description import load_description, with_words
+from datasets.description import DATASETS, load_description, with_words
+from datasets.eeg_imagenet_dataset import TRIALS
 from datasets.store import open_store
+from datasets.things_dataset import SUBJECTS
 from datasets.visual_imagery_llm_dataset import N_SESSIONS, TASKS
 from demo.bcic_like import DemoSize, write_bcic2b_like
 from models.image_generator import MOVED
-from stages import machine, machine_images
+from stages import inputs
 from tests.conftest import ROOT, flat
 from tests.seen_images import things_store
 from utils.files import read_json
@@ -69,7 +73,7 @@ def test_the_demo_can_run_and_each_line_is_a_finding(demo, script):
 
 def test_without_anything_the_demo_can_run_and_what_the_others_need_is_named_with_its_source(process, tmp_path):
     """A copy of the code alone: no data, no weights."""
-    for part in ("datasets", "models", "stages", "utils", "demo"):
+    for part in ("datasets", "readers", "models", "stages", "utils", "demo", "docs"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("doctor.py", "requirements.txt"):
         shutil.copy(ROOT / file, tmp_path / file)
@@ -132,9 +136,13 @@ def test_the_three_pipelines_go_on_from_the_step_whose_result_is_not_there(demo,
         cut = script("doctor.py", *places(demo, model_dir=tmp_path / "run", step="generate"))
         assert cut.code == 1 and damage in cut.out
         file.write_bytes(whole)
-    torch.save({"dataset": "VI"}, tmp_path / f"run/projection_epoch{best}.pth")
+    projection = tmp_path / f"run/projection_epoch{best}.pth"
+    torch.save(torch.load(projection, weights_only=True) | {"dataset": "VI"}, projection)
     other = script("doctor.py", *places(demo, model_dir=tmp_path / "run", step="generate"))
-    assert other.code == 1 and "was trained on VI; expected BCICIV2a" in line_of(other.out, str(tmp_path / "run"))
+    assert other.code == 1 and "was trained on VI; expected BCICIV2a" in line_of(other.out, "wrong ", str(projection))
+    torch.save({"dataset": "BCICIV2a"}, projection)
+    other = script("doctor.py", *places(demo, model_dir=tmp_path / "run", step="generate"))
+    assert other.code == 1 and "is no checkpoint of this version's" in line_of(other.out, "wrong ", str(projection))
 
 
 def test_a_step_alone_needs_what_it_reads(demo, script, tmp_path):
@@ -196,7 +204,7 @@ def test_seen_images_are_looked_at_trial_by_trial(script, tmp_path):
     assert line_of(damaged.out, f"{tmp_path}/raw").startswith("wrong")  # an empty recording
     for name, word in (("ip-adapter", "ok"), ("clip", "wrong")):  # an adapter's file, and one of another kind
         file = next((ROOT / "demo/assets" / name).rglob("*.safetensors"))
-        mark, text = machine.look_at(machine.Need("image", machine_images.check_ip_adapter, (str(file), "")))
+        mark, text = inputs.look_at(inputs.Need("image", inputs.check_ip_adapter, (str(file), "")))
         assert mark == word, text
     empty = script("doctor.py", "--for", "imagenet", "--raw_dir", tmp_path / "images")
     assert "0 .pth of EEGImageNet" in line_of(empty.out, f"{tmp_path}/images:")
@@ -370,7 +378,7 @@ def test_nothing_that_lies_in_the_places_makes_it_fail(script, tmp_path):
 def test_packages_are_compared_with_their_pins(tmp_path):
     pins = tmp_path / "requirements.txt"
     pins.write_text('# pins\ntorch==1.0\n\nscipy>=1; python_version < "3"\nno-such-package==3\nsafetensors>0\n')
-    found = dict((text.split()[0], (mark, text)) for mark, text in machine.check_packages(pins))
+    found = dict((text.split()[0], (mark, text)) for mark, text in doctor.check_packages(pins))
     assert found.keys() == {"torch", "no-such-package", "safetensors"}
     assert (
         found["torch"][0] == "notice" and f"torch {torch.__version__}, another version than ==1.0" in found["torch"][1]
@@ -378,8 +386,8 @@ def test_packages_are_compared_with_their_pins(tmp_path):
     assert found["no-such-package"] == ("missing", "no-such-package is not installed; pip install 'no-such-package==3'")
     assert found["safetensors"][0] == "ok"
     pins.write_text("torch==\n")
-    assert machine.check_packages(pins)[0][0] == "missing"
-    assert {mark for mark, _ in machine.check_packages()} <= {"ok", "notice"}  # the tests' own environment
+    assert doctor.check_packages(pins)[0][0] == "missing"
+    assert {mark for mark, _ in doctor.check_packages()} <= {"ok", "notice"}  # the tests' own environment
 
 
 @pytest.mark.parametrize(
@@ -395,8 +403,9 @@ class Gone:
             raise ModuleNotFoundError(f"No module named {{name!r}}")
 sys.meta_path.insert(0, Gone())
 sys.path.insert(0, {str(ROOT)!r})
-sys.argv = ["doctor.py", "--for", {pipeline!r}, "--data_dir", {str(demo.folder / "data")!r}, "--pth_dir",
-{str(demo.pth)!r}] runpy.run_path({str(ROOT / "doctor.py")!r}, run_name="__main__")
+sys.argv = ["doctor.py", "--for", {pipeline!r}, "--data_dir", {str(demo.folder / "data")!r}]
+sys.argv += ["--pth_dir", {str(demo.pth)!r}]
+runpy.run_path({str(ROOT / "doctor.py")!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
@@ -414,18 +423,18 @@ def test_an_older_python_is_told_so():
 
 
 def test_the_4_bit_product_is_that_of_nf4():
-    mark, text = machine.check_4bit("cpu")
+    mark, text = doctor.check_4bit("cpu")
     assert mark == "ok" and "relative error 0.09" in text
 
 
 def test_too_little_disk_or_memory_is_wrong(tmp_path):
     here = str(tmp_path / "not/yet/there")
-    assert machine.check_disk(here, "a run", 1e-6)[0] == "ok"
-    assert machine.check_disk(here, "a run", 0) == ("ok", machine.check_disk(here, "a run", 0)[1])
-    mark, text = machine.check_disk(here, "a run", 1e9)
+    assert doctor.check_disk(here, "a run", 1e-6)[0] == "ok"
+    assert doctor.check_disk(here, "a run", 0) == ("ok", doctor.check_disk(here, "a run", 0)[1])
+    mark, text = doctor.check_disk(here, "a run", 1e9)
     assert mark == "wrong" and f"{here}: " in text and "a run needs 1e+09 GB" in text
-    assert machine.check_memory("cpu", "a run", 1e-6)[0] == "ok"
-    assert machine.check_memory("cpu", "a run", 1e6)[0] == "wrong"
+    assert doctor.check_memory("cpu", "a run", 1e-6)[0] == "ok"
+    assert doctor.check_memory("cpu", "a run", 1e6)[0] == "wrong"
 
 
 def test_it_writes_nothing(demo, process, tmp_path):
@@ -451,22 +460,32 @@ def test_it_writes_nothing(demo, process, tmp_path):
 
 
 def test_the_tables_say_what_the_code_says():
-    assert set(machine.FACTS) == set(with_words())
-    for name, facts in machine.FACTS.items():
-        description = load_description(name)
-        assert not description.all_files or facts.n_files == len(description.all_files)
-        assert machine.store_gb(description, facts.sfreq) == pytest.approx(
-            {"BCICIV2a": 0.46, "BCICIV2b": 0.08, "VI": 8.6, "FACED": 0}[name], rel=0.05
-        )  # docs/datasets.md
-    assert machine.FACTS["VI"].n_files == sum(N_SESSIONS.values()) * len(TASKS)
-    datasets = (ROOT / "docs/datasets.md").read_text()
-    for name, facts in machine_images.IMAGE_FACTS.items():
-        assert f"data/{facts.folder}/raw/" in datasets, name
+    listed, docs = inputs.table("datasets.md", 7), (ROOT / "docs/datasets.md").read_text()
+    assert [row[0] for row in listed] == [*with_words(), *inputs.EVERYONE]
+    for name, folder, *_ in listed:
+        assert folder == name == "FACED" or f"`data/{folder}/raw/`" in docs, name
+    for name, sfreq in (("BCICIV2a", 250), ("BCICIV2b", 250), ("VI", 1000)):
+        facts, description = inputs.facts_of(name), load_description(name)
+        assert facts.n_files == (len(description.all_files) or sum(N_SESSIONS.values()) * len(TASKS))
+        options = {option: choices[0] for option, (choices, _) in description.options.items()}
+        columns = description.closing(options, [], Counter())[0]
+        n_trials = sum((columns.get("complete") or columns["expected"]).values())
+        n_times = (description.window[1] - description.window[0]) * sfreq
+        gb = n_trials * len(description.montage.electrodes) * n_times * 4 / 1e9
+        assert facts.store_gb == pytest.approx(gb, rel=0.05)
+    assert inputs.EVERYONE["THINGS"] == SUBJECTS and len(inputs.EVERYONE["EEGImageNet"]) == len(TRIALS)
     for name, address in MOVED.items():
-        assert doctor.HUB[name][0] == address
-    weights = (ROOT / "docs/weights.md").read_text()
-    for address, gb in doctor.HUB.values():
-        assert f"`{address}` | {gb:g} GB |" in weights
+        assert inputs.known_models()[name][0] == address
+    of_pipelines = [pipeline for name, pipeline in doctor.PIPELINES.items() if name not in doctor.TINY]
+    for pipeline in of_pipelines:
+        for name in (pipeline.image, *(name for kind, name in pipeline.models if kind != "adapter")):
+            assert inputs.known_models()[name][1] > 0, name
+    assert {pipeline.dataset for pipeline in of_pipelines} <= {row[0] for row in listed}
     for _, commands, *_ in doctor.PIPELINES.values():
         for command in commands:
             assert (ROOT / command.split()[1]).is_file(), command
+
+
+def test_a_dataset_that_no_table_knows_is_prepared_like_any_other(monkeypatch):
+    monkeypatch.setitem(DATASETS, "New", replace(load_description("BCICIV2b"), name="New"))
+    assert inputs.facts_of("New")[:3] == ("New", 18, 0) and "--downstream_dataset New" in inputs.facts_of("New").get
