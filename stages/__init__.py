@@ -1,6 +1,6 @@
 """What training and drawing share: a run's life, checkpoints, rows, tokens, targets, retrieval, pictures, scores."""
 
-# --target of finetune_eeg_to_clip.py: classes, see stages/targets.py. Where they are, so that a script's -h needs no slow import
+# --target of finetune_eeg_to_clip.py: where its classes are, so that a script's -h needs no slow import
 TARGETS = {
     "image": "stages.targets:Images",
     "text": "stages.targets:Sentences",

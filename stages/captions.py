@@ -25,7 +25,7 @@ def read_captions(path: Path, images: Sequence[str]) -> dict[str, str]:
         raise UserError(f"--captions {path} is not there; caption_images.py makes it")
     if path.stat().st_size > MAX_ROWS:
         raise UserError(f"--captions {path} has {path.stat().st_size} bytes; captions take at most {MAX_ROWS}")
-    found: dict[str, str] = {}
+    caption_of: dict[str, str] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             content = json.loads(line)
@@ -33,36 +33,31 @@ def read_captions(path: Path, images: Sequence[str]) -> dict[str, str]:
             if not isinstance(image, str) or not isinstance(caption, str) or not 0 < len(caption) <= LONGEST:
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(
-                f"{path}, line {number} is no caption: expected an image and a caption of at most {LONGEST} characters"
-            ) from None
-        if found.setdefault(image, caption) != caption:
+            expected = f"an image and a caption of at most {LONGEST} characters"
+            raise UserError(f"{path}, line {number} is no caption: expected {expected}") from None
+        if caption_of.setdefault(image, caption) != caption:
             raise UserError(f"{path}, line {number}: {image} has two captions")
-    lacking = [image for image in images if image not in found]
-    if lacking:
-        raise UserError(
-            f"{path} has no caption of {lacking[0]} and {len(lacking) - 1} more of the images; caption_images.py goes on behind what is there"
-        )
-    return {image: found[image] for image in images}
+    if lacking := [image for image in images if image not in caption_of]:
+        first = f"{lacking[0]} and {len(lacking) - 1} more of the images"
+        raise UserError(f"{path} has no caption of {first}; caption_images.py goes on behind what is there")
+    return {image: caption_of[image] for image in images}
 
 
 def known_captions(path: Path) -> dict[str, str]:
-    """Image → caption of all whole lines of a file that is in the making; a line that a kill cut off is removed from it."""
-    if not path.is_file():
-        return {}
-    raw = path.read_bytes()
+    """Image → caption of a file that is in the making. A line that a kill cut off is removed from it."""
+    raw = path.read_bytes() if path.is_file() else b""
     whole = raw[: raw.rfind(b"\n") + 1]
-    found = {}
+    caption_of = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             content = json.loads(line)
-            found[str(content["image"])] = str(content["caption"])
+            caption_of[str(content["image"])] = str(content["caption"])
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path}, line {number} is no caption; move the file away, or mend the line") from None
     if whole != raw:
         with written_whole(path) as unfinished:
             unfinished.write_bytes(whole)
-    return found
+    return caption_of
 
 
 def word_overlap(a: str, b: str) -> float:
@@ -75,16 +70,15 @@ def word_overlap(a: str, b: str) -> float:
 def caption_measures(
     decoded: Sequence[str], true: Sequence[str], images: Sequence[str], seed: int = 0
 ) -> dict[str, Measure]:
-    """Word overlap of decoded captions with those of the images that were seen; and with those of other images, drawn at random."""
-    rng, order, of_pairings = np.random.default_rng(seed), np.arange(len(decoded)), []
+    """Word overlap of decoded captions with those of the seen images; and with those of random other images."""
+    rng, order, at_random = np.random.default_rng(seed), np.arange(len(decoded)), []
     for _ in range(PAIRINGS):
-        others = rng.permutation(order)
-        of_pairings.append(
-            [word_overlap(decoded[k], true[j]) if images[j] != images[k] else np.nan for k, j in enumerate(others)]
-        )
-    at_random = np.asarray(of_pairings)
+        pairs = enumerate(rng.permutation(order))
+        at_random.append([word_overlap(decoded[k], true[j]) if images[j] != images[k] else np.nan for k, j in pairs])
+    at_random = np.asarray(at_random)  # (PAIRINGS, N)
     known = np.isfinite(at_random).any(axis=0)
-    found = {"words shared": measured("F1 of words", [word_overlap(a, b) for a, b in zip(decoded, true, strict=True)])}
+    own = [word_overlap(a, b) for a, b in zip(decoded, true, strict=True)]
+    measures = {"words shared": measured("F1 of words", own)}
     if known.any():
-        found["words shared, another image"] = measured("F1 of words", np.nanmean(at_random[:, known], axis=0))
-    return found
+        measures["words shared, another image"] = measured("F1 of words", np.nanmean(at_random[:, known], axis=0))
+    return measures

@@ -1,4 +1,4 @@
-"""Checkpoints of the training scripts, brought back: one reader with one check of what each must hold, and the models in them."""
+"""Checkpoints of the training scripts, brought back: one reader, one check of what each must hold, and their models."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -29,60 +29,56 @@ class Kind(NamedTuple):
 
     script: str
     name: str
-    needed: tuple[str, ...]
+    needed: str
 
 
-OF_PEOPLE = ("dataset", "protocol", "seen")
-OF_TOKENS = (*OF_PEOPLE, "encoder_name", "token_pooling", "encoder_fingerprint", "encoder", "n_times", "sfreq")
+OF_PEOPLE = "dataset protocol seen"
+OF_TOKENS = f"{OF_PEOPLE} encoder_name token_pooling encoder_fingerprint encoder n_times sfreq"
+OF_MAPPER = f"{OF_TOKENS} classes mapper_name settings mapper prototypes image_model"
+OF_EMBEDDING = (
+    f"{OF_PEOPLE} target objective granularity clip_model image_model token_pooling classes people "
+    "encoder_fingerprint units settings model n_times sfreq shuffled seed"
+)
+OF_PRIOR = "what settings model encoder shuffled"
 KINDS = {
-    "text": Kind("finetune_eeg_llm.py", "projection_epoch{}.pth", (*OF_TOKENS, "projection", "llm")),
-    "mapper": Kind(
-        "finetune_eeg_to_image.py", "mapper_epoch{}.pth",
-        (*OF_TOKENS, "classes", "mapper_name", "settings", "mapper", "prototypes", "image_model"),
-    ),
-    "embedding": Kind(
-        "finetune_eeg_to_clip.py", "encoder_epoch{}.pth",
-        (*OF_PEOPLE, "target", "objective", "granularity", "clip_model", "image_model", "token_pooling", "classes", "people",
-         "encoder_fingerprint", "units", "settings", "model", "n_times", "sfreq", "shuffled", "seed"),
-    ),
-    "prior": Kind(
-        "train_prior.py --what prior", "prior_epoch{}.pth", ("what", "settings", "model", "encoder", "clip", "shuffled")
-    ),
-    "caption": Kind(
-        "train_prior.py --what caption", "caption_epoch{}.pth",
-        ("what", "settings", "model", "encoder", "captioner", "shuffled"),
-    ),
-    "vae": Kind("train_structure.py --what vae", "vae_epoch{}.pth", ("dataset", "settings", "model", "seen")),
-}  # fmt: skip
+    "text": Kind("finetune_eeg_llm.py", "projection_epoch{}.pth", f"{OF_TOKENS} projection llm"),
+    "mapper": Kind("finetune_eeg_to_image.py", "mapper_epoch{}.pth", OF_MAPPER),
+    "embedding": Kind("finetune_eeg_to_clip.py", "encoder_epoch{}.pth", OF_EMBEDDING),
+    "prior": Kind("train_prior.py --what prior", "prior_epoch{}.pth", f"{OF_PRIOR} clip"),
+    "caption": Kind("train_prior.py --what caption", "caption_epoch{}.pth", f"{OF_PRIOR} captioner"),
+    "vae": Kind("train_structure.py --what vae", "vae_epoch{}.pth", "dataset settings model seen"),
+}
+TEXTS = (
+    "dataset protocol encoder_name token_pooling encoder_fingerprint llm image_model mapper_name target objective "
+    "granularity clip_model units what clip captioner"
+)
+LISTS = ("seen", "classes", "people")  # of texts
 # what a field must be, where a checkpoint has it. `encoder` is a prior's fingerprint, or weights
 TYPES = {
-    **dict.fromkeys(
-        "dataset protocol encoder_name token_pooling encoder_fingerprint llm image_model mapper_name target objective "
-        "granularity clip_model units what clip captioner".split(), str
-    ),
-    **dict.fromkeys("seen classes people".split(), list),
+    **dict.fromkeys(TEXTS.split(), str),
+    **dict.fromkeys(LISTS, list),
     **dict.fromkeys("projection mapper settings model".split(), dict),
     **dict.fromkeys("window regions".split(), (list, type(None))),
     **dict.fromkeys("lora preprocessing".split(), (dict, type(None))),
-    "encoder": (dict, str, type(None)), "prototypes": (torch.Tensor, type(None)), "centre": (torch.Tensor, type(None)),
-    "n_times": int, "sfreq": (int, float), "seed": int, "shuffled": bool,
-}  # fmt: skip
+    "encoder": (dict, str, type(None)),
+    **dict.fromkeys("prototypes centre".split(), (torch.Tensor, type(None))),
+    "n_times": int,
+    "sfreq": (int, float),
+    "seed": int,
+    "shuffled": bool,
+}
 
 
 def read_run_checkpoint(place: Path, kind: str) -> tuple[Path, dict]:
-    """A checkpoint of a kind, of a run's folder the best epoch's; and its file.
-
-    Raises UserError if it is damaged, or of another script.
-    """
+    """The file and content of a checkpoint (a folder's best one); UserError if damaged, or of another kind."""
     script, name, needed = KINDS[kind]
     path = best_checkpoint(place, name)
     checkpoint = read_checkpoint(path)
-    if missing := [field for field in needed if field not in checkpoint]:
-        lacks = ", ".join(sorted(missing))
-        raise UserError(f"{path} is no checkpoint of {script} of this version (it has no {lacks}); {HINT}")
-    wrong = [field for field, of in TYPES.items() if field in checkpoint and not isinstance(checkpoint[field], of)]
-    texts = [field for field in ("seen", "classes", "people") if field in checkpoint and field not in wrong]
-    wrong += [field for field in texts if not all(isinstance(text, str) for text in checkpoint[field])]
+    if missing := ", ".join(sorted(field for field in needed.split() if field not in checkpoint)):
+        raise UserError(f"{path} is no checkpoint of {script} of this version (it has no {missing}); {HINT}")
+    wrong = [field for field in TYPES if field in checkpoint and not isinstance(checkpoint[field], TYPES[field])]
+    lists = [field for field in LISTS if field in checkpoint and field not in wrong]
+    wrong += [field for field in lists if not all(isinstance(text, str) for text in checkpoint[field])]
     if wrong:
         raise UserError(f"{path} is damaged: its {', '.join(wrong)} cannot be right; {HINT}")
     if checkpoint.get("what", kind) != kind:
@@ -91,7 +87,7 @@ def read_run_checkpoint(place: Path, kind: str) -> tuple[Path, dict]:
 
 
 def check_dataset(path: Path, checkpoint: dict, description: DatasetDescription) -> None:
-    """Raise UserError where a checkpoint was trained on another dataset or other classes, or has an unknown encoder or pooling."""
+    """UserError where a checkpoint is of another dataset or other classes, or of an unknown encoder or pooling."""
     if checkpoint["dataset"] != description.name:
         raise UserError(f"{path} was trained on {checkpoint['dataset']}; expected {description.name}")
     if tuple(checkpoint.get("classes", description.classes)) != description.classes:
@@ -131,14 +127,12 @@ def check_unseen(seen: Sequence[str], protocol: str, dataset: TrialDataset, chos
     """
     both = sorted({dataset.trials[index].whose_session for index in chosen} & set(seen))
     if both and dataset.mode == "test":
-        raise UserError(
-            f"{where} was trained or validated on {', '.join(both[:5])} (--protocol {protocol}), which would be test trials "
-            "now; decode under the protocol that it was trained under"
-        )
+        sessions = f"{', '.join(both[:5])} (--protocol {protocol}), which would be test trials now"
+        hint = "decode under the protocol that it was trained under"
+        raise UserError(f"{where} was trained or validated on {sessions}; {hint}")
     if both:
-        print(
-            f"notice: {where} has seen {len(both)} of these trials' sessions in training or validation; no test score"
-        )
+        sessions = f"{len(both)} of these trials' sessions"
+        print(f"notice: {where} has seen {sessions} in training or validation; no test score")
 
 
 def checkpoint_encoder(
@@ -158,7 +152,7 @@ def checkpoint_encoder(
         )
     was, now = checkpoint.get("preprocessing"), dataset.facts["preprocessing"]
     if was is not None and now is not None and was != now:
-        other = ", ".join(f"{name} {now.get(name)} and not {of}" for name, of in was.items() if now.get(name) != of)
+        other = ", ".join(f"{k} {now.get(k)} and not {value}" for k, value in was.items() if now.get(k) != value)
         raise UserError(f"{path} was trained on trials that were prepared otherwise: {dataset.store.path} has {other}")
     encoder = encoder_for(dataset, checkpoint["encoder_name"], foundation, allow_partial, seed)
     if encoder.pretrained and fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
@@ -169,25 +163,29 @@ def checkpoint_encoder(
 
 
 def connect(
-    model: nn.Module, checkpoint: dict, encoder: nn.Module, dataset: TrialDataset, cache_dir: str | None, cached: bool,
+    model: nn.Module,
+    checkpoint: dict,
+    encoder: nn.Module,
+    dataset: TrialDataset,
+    cache_dir: str | None,
+    cached: bool,
     device: torch.device,
-) -> TrialDataset:  # fmt: skip
-    """The trials as the model reads them: as tokens of a frozen encoder, or else the model gets its encoder and pooling.
+) -> TrialDataset:
+    """Trials as the model reads them: as tokens of a frozen encoder. Else the model gets its encoder and pooling.
 
     model : EEGLanguageModel or EEGMapperModel
     Raises UserError if a trial has another number of tokens than the mapper was trained on.
     """
     cached = cached and encoder.pretrained
-    made, reducer = with_features({"": dataset}, encoder, cached, checkpoint["token_pooling"], cache_dir, device)
-    dataset = made[""]
+    splits, reducer = with_features({"": dataset}, encoder, cached, checkpoint["token_pooling"], cache_dir, device)
+    dataset = splits[""]
     if not cached:
         model.encoder, model.reducer = encoder.to(device).eval(), reducer.to(device)
         return dataset
-    n_tokens = checkpoint.get("settings", {}).get("n_tokens", dataset.tokens.shape[1])
-    if n_tokens != dataset.tokens.shape[1]:
-        raise UserError(
-            f"the mapper was trained on {n_tokens} tokens a trial; {dataset.store.path} gives {dataset.tokens.shape[1]}"
-        )
+    n_tokens = dataset.tokens.shape[1]
+    was = checkpoint.get("settings", {}).get("n_tokens", n_tokens)
+    if was != n_tokens:
+        raise UserError(f"the mapper was trained on {was} tokens a trial; {dataset.store.path} gives {n_tokens}")
     return dataset
 
 
@@ -203,36 +201,33 @@ def find_text_checkpoint(place: str | Path, lora_dir: str | None) -> tuple[Path,
 
 
 def load_text_model(
-    checkpoint: dict, path: Path, lora_dir: Path, llm: str | None, quantize: bool, dtype: torch.dtype,
-    device: torch.device, description: DatasetDescription, width: int,
-) -> nn.Module:  # fmt: skip
-    """The `EEGLanguageModel` with its adapter, and the projection of tokens of a width.
-
-    Raises UserError if a part is missing, damaged, or made for another part.
-    """
+    checkpoint: dict,
+    path: Path,
+    lora_dir: Path,
+    llm: str | None,
+    quantize: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    description: DatasetDescription,
+    width: int,
+) -> nn.Module:
+    """The `EEGLanguageModel` with adapter and projection; UserError if one is missing, damaged, or of another model."""
     # the language model's libraries take seconds to import, and pipelines 3 to 6 need none of them
-    from models.eeg_llm import (
-        EEGLanguageModel,
-        EEGProjection,
-        add_lora,
-        load_language_model,
-        load_lora,
-        read_lora_settings,
-    )
+    from models import eeg_llm
 
     if not lora_dir.is_dir():
         raise UserError(f"{lora_dir}: no such LoRA folder; --lora_dir names the one saved beside the projection")
-    lora = read_lora_settings(lora_dir)
-    language_model, tokenizer = load_language_model(llm or checkpoint["llm"], device, quantize, dtype)
-    language_model = add_lora(language_model, **lora)
-    load_lora(language_model, lora_dir, checkpoint.get("lora"))
-    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], width)
+    lora = eeg_llm.read_lora_settings(lora_dir)
+    language_model, tokenizer = eeg_llm.load_language_model(llm or checkpoint["llm"], device, quantize, dtype)
+    language_model = eeg_llm.add_lora(language_model, **lora)
+    eeg_llm.load_lora(language_model, lora_dir, checkpoint.get("lora"))
+    projection = eeg_llm.EEGProjection(language_model.get_input_embeddings().weight.shape[1], width)
     try:
         projection.load_state_dict(checkpoint["projection"])
     except RuntimeError:
         raise UserError(f"{path} does not fit the language model's width; --llm names another") from None
-    model = EEGLanguageModel(language_model, tokenizer, description.system_prompt, description.user_prompt, projection)
-    return model.to(device).eval()
+    prompts = description.system_prompt, description.user_prompt
+    return eeg_llm.EEGLanguageModel(language_model, tokenizer, *prompts, projection).to(device).eval()
 
 
 def load_mapper_model(checkpoint: dict, path: Path, device: torch.device) -> EEGMapperModel:
@@ -257,7 +252,7 @@ def load_mapper_model(checkpoint: dict, path: Path, device: torch.device) -> EEG
 def read_prior(place: Path, encoder: str, clip: str | None, width: int) -> tuple[DiffusionPrior, bool]:
     """The prior of a run, and whether it is a shuffled-label control.
 
-    encoder, clip : str. Fingerprint of the encoder whose embeddings go in, identity of the CLIP whose embeddings come out.
+    encoder, clip : str. Fingerprint of the encoder whose embeddings go in; identity of the CLIP of those that come out.
     width : int. Of both embeddings.
     Raises UserError if the file is damaged, or the prior is of another encoder or other targets.
     """
@@ -271,7 +266,7 @@ def read_prior(place: Path, encoder: str, clip: str | None, width: int) -> tuple
 
 
 def read_adapter(place: Path, encoder: str, captioner: str, width: int) -> tuple[CaptionAdapter, bool]:
-    """The caption adapter of a run, and whether it is a control; UserError as above, or where it is for another captioner."""
+    """The caption adapter of a run, and whether it is a control; UserError as above, or for another captioner."""
     path, checkpoint = read_run_checkpoint(place, "caption")
     _check_reads(path, checkpoint, "dim", encoder, width)
     if checkpoint["captioner"] != model_identity(captioner):
@@ -295,13 +290,12 @@ def read_vae(place: Path) -> tuple[StructuralVAE, dict]:
 def must_not_have_seen(checkpoint: dict, place: Path, images: Iterable[str]) -> None:
     """Raise UserError where a VAE or ControlNet was trained on an image that is to be tested on."""
     if seen := sorted(set(checkpoint["seen"]) & set(images)):
-        raise UserError(
-            f"{place} was trained on {seen[0]} and {len(seen) - 1} more of the test images; train it under this protocol"
-        )
+        first = f"{seen[0]} and {len(seen) - 1} more of the test images"
+        raise UserError(f"{place} was trained on {first}; train it under this protocol")
 
 
 def check_controlnet(controlnet: str, image_model: str, candidates: Iterable[str]) -> None:
-    """UserError where a ControlNet of train_structure.py has seen one of `candidates`, or was trained for another image model."""
+    """UserError where a ControlNet of train_structure.py has seen a candidate image, or is for another image model."""
     if (facts := Path(controlnet) / "facts.json").is_file():
         trained = read_json(facts)
         with loading(str(facts), "train the ControlNet again"):

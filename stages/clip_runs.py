@@ -1,4 +1,4 @@
-"""Checkpoints of finetune_eeg_to_clip.py, and of published repositories, brought back: trials as they were read, the model, its people."""
+"""Checkpoints of finetune_eeg_to_clip.py, and published ones, brought back: trials as they were read, model, people."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from stages.tokens import encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.errors import UserError, loading
 
-NICE_FILES = {"0.tsconv": "enc_eeg.", "1.fn.": "proj_eeg."}  # what a name in one of its two files begins with → the part's
+# what a name in one of NICE's two files begins with → the part's name
+NICE_FILES = {"0.tsconv": "enc_eeg.", "1.fn.": "proj_eeg."}
 
 
 @dataclass
@@ -52,7 +53,8 @@ def open_clip_run(
 ) -> ClipRun:
     """The best epoch of a run (or a checkpoint that is named), and the trials of a split, read as in training.
 
-    Raises UserError if the checkpoint is damaged or of another kind, the store is of other trials, or a test image was trained on.
+    Raises UserError if the checkpoint is damaged or of another kind, the store is of other trials, or a test image was
+    trained on.
     """
     path, checkpoint = read_run_checkpoint(place, "embedding")
     if checkpoint["dataset"] not in list(DATASETS) or checkpoint["target"] not in list(TARGETS):
@@ -78,21 +80,22 @@ def open_clip_run(
         encoder = encoder_for(dataset, checkpoint["settings"]["name"], foundation, seed=checkpoint["seed"])
         if fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
             raise UserError(f"{path} was trained on the features of another encoder than {foundation}")
-        made, _ = with_features({"": dataset}, encoder, True, checkpoint["token_pooling"], cache_dir, device)
-        dataset = made[""]
+        splits, _ = with_features({"": dataset}, encoder, True, checkpoint["token_pooling"], cache_dir, device)
+        dataset = splits[""]
     else:
         dataset = dataset.prepared(model.prepare)
     return ClipRun(place.name or "run", checkpoint, model.eval().to(device), dataset, checkpoint["people"])
 
 
 def check_trials(dataset: TrialDataset, checkpoint: dict, path: Path) -> None:
-    """Raise UserError where the trials, as they are looked at, are others than those that a checkpoint was trained on."""
+    """Raise UserError where the trials, as they are read, are others than those that a checkpoint was trained on."""
     now = dataset.n_times, dataset.sfreq, dataset.units, list(dataset.montage.electrodes)
     was = checkpoint["n_times"], checkpoint["sfreq"], checkpoint["units"], checkpoint["settings"].get("electrodes")
     if now != was:
+        electrodes = len(was[3] or [])
         raise UserError(
-            f"{path} was trained on trials of {was[0]} samples at {was[1]} Hz, {was[2]}, {len(was[3] or [])} electrodes; {dataset.store.path} has "
-            f"{now[0]} at {now[1]} Hz, {now[2]}, {len(now[3])}"
+            f"{path} was trained on trials of {was[0]} samples at {was[1]} Hz, {was[2]}, {electrodes} electrodes; "
+            f"{dataset.store.path} has {now[0]} at {now[1]} Hz, {now[2]}, {len(now[3])}"
         )
 
 
@@ -121,7 +124,9 @@ def open_published(
         keys = {str(key).removeprefix("module."): value for key, value in inner.items()}
         part = next((ours for theirs, ours in NICE_FILES.items() if any(key.startswith(theirs) for key in keys)), "")
         state |= {part + key: value for key, value in keys.items()}
-    model = _AsEmbedding(from_published(name, state, kind)).eval().to(device)
+    model = from_published(name, state, kind).eval().to(device)
+    # models are called with people; one that takes no people gets none
+    model.register_forward_pre_hook(lambda net, inputs: inputs if net.takes_people else inputs[:1])
     dataset = dataset.prepared(EEGEmbedding.preparing(name, dataset.units))
     if len(dataset):
         first = Averages(dataset, repetitions(dataset)[:1], people)[0]
@@ -131,14 +136,3 @@ def open_published(
         with loading(what, hint), torch.no_grad():
             model(x, ids)
     return model, dataset
-
-
-class _AsEmbedding(torch.nn.Module):
-    """A published network, called with people; those that take no people get none."""
-
-    def __init__(self, net: torch.nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: torch.Tensor, subject_ids: torch.Tensor | None = None) -> torch.Tensor:
-        return self.net(x, subject_ids) if self.net.takes_people else self.net(x)

@@ -47,40 +47,39 @@ def read_embeddings(path: Path, rows: Sequence[Row], image_model: str) -> dict[i
     Raises UserError if they are not there, damaged, or belong to other decoded trials.
     """
     if not path.exists() or not all(row.embedding for row in rows):
-        raise UserError(
-            f"{path} is not there, or not of these trials; --conditioning embedding and blend need it: run --stage decode "
-            "with the same flag"
-        )
+        hint = "--conditioning embedding and blend need it: run --stage decode with the same flag"
+        raise UserError(f"{path} is not there, or not of these trials; {hint}")
     kept = read_tensors(path)
     kinds = {name: (tensor.dtype, tensor.ndim) for name, tensor in kept.items()}
     expected = {"index": (torch.int64, 1), "states": (torch.float32, 3), "pooled": (torch.float32, 2)}
     if kinds != expected or len({len(tensor) for tensor in kept.values()}) > 1:
-        raise UserError(
-            f"{path} is damaged: it does not hold index, states and pooled of the same trials; decode again"
-        )
-    found = {}
+        parts = "index, states and pooled of the same trials"
+        raise UserError(f"{path} is damaged: it does not hold {parts}; decode again")
+    digests, conditionings = {}, {}
     for index, states, pooled in zip(kept["index"].tolist(), kept["states"], kept["pooled"], strict=True):
-        found[index] = digest(states, pooled), Conditioning(states[None], pooled[None])
-    for row in rows:
-        if found.get(row.index, ("", None))[0] != row.embedding:
+        digests[index], conditionings[index] = digest(states, pooled), Conditioning(states[None], pooled[None])
+    check_belongs(path, rows, [digests.get(row.index, "") for row in rows])
+    if others := ", ".join(sorted({row.embedding_of for row in rows} - {image_model})):
+        now = f"{image_model} reads them now; another kind of model reads other states"
+        print(f"notice: the mapper's states were trained towards {others}, and {now}")
+    return conditionings
+
+
+def check_belongs(path: Path, rows: Sequence[Row], digests: Sequence[str]) -> None:
+    """Raise UserError where what a file holds of a row has another digest than the row says."""
+    for row, kept in zip(rows, digests, strict=True):
+        if kept != row.embedding:
             raise UserError(f"{path} belongs to other trials than decoded.jsonl (trial {row.index}); decode again")
-    others = {row.embedding_of for row in rows} - {image_model}
-    if others:
-        print(f"notice: the mapper's states were trained towards {', '.join(sorted(others))}, and {image_model} "
-              "reads them now; another kind of model reads other states")  # fmt: skip
-    return {index: conditioning for index, (_, conditioning) in found.items()}
 
 
 # ---------------------------------------------------------------- what pictures of seen images are drawn from
 
 
-COMPARED_WITH = (
-    "ceiling",
-    "nearest",
-)  # what the same trials are drawn from for comparison: no part of what was decoded
+COMPARED_WITH = ("ceiling", "nearest")  # the same trials are drawn from these for comparison; they were not decoded
+Tensors = dict[str, torch.Tensor]  # (N, …) by name
 
 
-def write_guidance(path: Path, rows: Sequence[Row], tensors: Mapping[str, torch.Tensor]) -> None:
+def write_guidance(path: Path, rows: Sequence[Row], tensors: Tensors) -> None:
     """Keep tensors (N, …) of the rows, in their order, and mark each row with the digest of what was decoded.
 
     What another run left is removed: it would not belong to these trials.
@@ -93,33 +92,27 @@ def write_guidance(path: Path, rows: Sequence[Row], tensors: Mapping[str, torch.
         row.embedding = digest_of(_decoded(kept), k)
 
 
-def read_guidance(path: Path, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+def read_guidance(path: Path, rows: Sequence[Row]) -> Tensors:
     """The tensors (N, …), in the order of the rows; UserError if they are not there, damaged, or of other trials."""
     kept = read_tensors(path)
-    index = kept.pop("index", None)
+    index = kept.pop("index", torch.empty(0))
+    same_rows = index.dtype == torch.int64 and index.tolist() == [row.index for row in rows]
     sizes = {len(tensor) if tensor.ndim else -1 for tensor in kept.values()}
-    wrong = any(tensor.dtype != torch.float32 or not torch.isfinite(tensor).all() for tensor in kept.values())
-    if (
-        index is None
-        or index.dtype != torch.int64
-        or wrong
-        or sizes != {len(rows)}
-        or index.tolist() != [row.index for row in rows]
-    ):
+    numbers = all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in kept.values())
+    if not same_rows or not numbers or sizes != {len(rows)}:
         raise UserError(f"{path} is damaged, or of other trials than decoded.jsonl; decode again")
-    for k, row in enumerate(rows):
-        if digest_of(_decoded(kept), k) != row.embedding:
-            raise UserError(f"{path} belongs to other trials than decoded.jsonl (trial {row.index}); decode again")
+    decoded = _decoded(kept)
+    check_belongs(path, rows, [digest_of(decoded, k) for k in range(len(rows))])
     return kept
 
 
-def _decoded(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _decoded(tensors: Tensors) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name not in COMPARED_WITH}
 
 
-def digest_of(tensors: Mapping[str, torch.Tensor], k: int) -> str:
+def digest_of(tensors: Tensors, k: int) -> str:
     """Tells what trial k is drawn from."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape[1:])} ".encode() + as_bytes(tensor[k]))
-    return found.hexdigest()[:16]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape[1:])} ".encode() + as_bytes(tensor[k]))
+    return digest.hexdigest()[:16]

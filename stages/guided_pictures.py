@@ -1,16 +1,15 @@
-"""Pictures of seen images on their way from embeddings to sheets: what is to be drawn, which sample stays, what each step showed."""
+"""Pictures of seen images, from embeddings to sheets: what is drawn, which sample stays, what each step showed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from models.clip_targets import image_paths
-from stages.embeddings import COMPARED_WITH, digest_of
-from stages.pictures import PictureFolder, compared_picture, drawn_with, opened_whole, read_photo
+from stages.embeddings import COMPARED_WITH, Tensors, digest_of
+from stages.pictures import Picture, PictureFolder, PictureOf, compared_picture, drawn_with, opened_whole, read_photo
 from stages.rows import Row, read_rows
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -39,29 +38,22 @@ class Wanted:
 
 
 def wanted_pictures(
-    folder: Path, rows: Sequence[Row], kept: Mapping[str, torch.Tensor], recipe: Mapping, seed: int, samples: int, compare: Sequence[str]
-) -> list[Wanted]:  # fmt: skip
+    folder: Path, rows: Sequence[Row], kept: Tensors, recipe: dict, seed: int, samples: int, compare: Sequence[str]
+) -> list[Wanted]:
     """All samples of all rows, and what they are compared with. The truth has no part in a sample's recipe.
 
-    kept : mapping of names to (N, …) tensors. What is drawn from, in the order of the rows.
-    recipe : mapping. What all are drawn with. A picture is drawn anew when its recipe, its prompt or what it is drawn from changes.
+    kept : dict of names to (N, …) tensors. What is drawn from, in the order of the rows.
+    recipe : dict. What all are drawn with. When it, a prompt or what is drawn from changes, a picture is drawn anew.
     """
-    found = []
+    wanted = []
     for place, row in enumerate(rows):
         for way, sample in [(DECODED, k) for k in range(samples)] + [(way, 0) for way in compare]:
-            prompt = row.prompt if way in (DECODED, "caption") else ""
+            own = {"prompt": row.prompt if way in (DECODED, "caption") else ""}
+            own |= {"seed": sample_seed(seed, row.index, sample)}
             drawn_from = digest_of({way: kept[way]}, place) if way in COMPARED_WITH else row.embedding
-            told = {"prompt": prompt, "seed": sample_seed(seed, row.index, sample)} | dict(recipe)
-            found.append(
-                Wanted(
-                    row,
-                    way,
-                    sample,
-                    told | {"embedding": drawn_from, "drawn_from": way},
-                    file_of(folder, way, row, sample),
-                )
-            )
-    return found
+            whole = own | recipe | {"embedding": drawn_from, "drawn_from": way}
+            wanted.append(Wanted(row, way, sample, whole, file_of(folder, way, row, sample)))
+    return wanted
 
 
 def file_of(folder: Path, way: str, row: Row, sample: int = 0) -> Path:
@@ -79,7 +71,7 @@ def is_drawn(wanted: Wanted) -> bool:
 def choose_samples(
     folder: Path, rows: Sequence[Row], samples: int, decoded: torch.Tensor, embed: Callable | None
 ) -> dict[int, int]:
-    """Row's index → the sample that stays: the one whose embedding is nearest to the decoded one. What was seen has no say.
+    """Row's index → the sample that stays: its embedding is nearest to the decoded one. What was seen has no say.
 
     decoded : (N, D). embed : callable. Pictures → (n, D); not needed for one sample.
     """
@@ -88,24 +80,23 @@ def choose_samples(
     chosen = {}
     for row, vector in zip(rows, decoded, strict=True):
         vectors = embed([opened_whole(file_of(folder, DECODED, row, k)) for k in range(samples)]).float()
-        if vectors.shape[1] != len(vector):
-            raise UserError(
-                f"--clip_model gives embeddings of width {vectors.shape[1]}; those that were decoded have {len(vector)}"
-            )
+        width, expected = vectors.shape[1], len(vector)
+        if width != expected:
+            raise UserError(f"--clip_model gives embeddings of width {width}; those that were decoded have {expected}")
         chosen[row.index] = int(F.cosine_similarity(vectors, vector[None]).argmax())
     write_json({str(index): sample for index, sample in chosen.items()}, folder / "samples/chosen.json")
     return chosen
 
 
 def columns_of_steps(
-    folder: Path, rows: Sequence[Row], stimulus: Callable[[Row], Image.Image], stimuli_dir: Path, beside: Sequence[str], compare: Sequence[str]
-) -> dict[str, Callable[[Row], Image.Image | None]]:  # fmt: skip
-    """What a sheet shows of each row before the step at hand: seen, retrieved, nearest, other runs' pictures, what it is compared with."""
+    folder: Path, rows: list[Row], stimulus: PictureOf, stimuli_dir: Path, beside: Sequence[str], compare: Sequence[str]
+) -> dict[str, PictureOf]:
+    """What a sheet shows of each row before its steps: seen, retrieved, nearest; other and compared pictures."""
 
-    def photo(image: str) -> Image.Image:
+    def photo(image: str) -> Picture:
         return read_photo(image_paths([image], stimuli_dir)[0])
 
-    columns: dict[str, Callable] = {"seen": stimulus}
+    columns = {"seen": stimulus}
     candidates = read_json(folder / "run.json").get("candidates")
     if isinstance(candidates, list) and candidates and all(0 <= row.predicted_label < len(candidates) for row in rows):
         columns["retrieved"] = lambda row: photo(str(candidates[row.predicted_label]))
@@ -115,7 +106,7 @@ def columns_of_steps(
         other = PictureFolder(place, read_rows(place / "decoded.jsonl"), {}, 0)
         files = {(row.subject, row.image): other.path("generated", row) for row in other.rows}
 
-        def picture(row: Row, files=files) -> Image.Image | None:  # noqa: ANN001
+        def picture(row: Row, files=files) -> Picture | None:  # noqa: ANN001
             file = files.get((row.subject, row.image))
             return opened_whole(file) if file and file.is_file() else None
 

@@ -19,11 +19,13 @@ from utils.progress import progress
 PANEL = 256  # pixels, edge of one picture in a comparison
 HEADER = 40  # pixels, height of a comparison's coloured header
 GREEN, RED, GREY = (34, 139, 58), (190, 40, 40), (110, 110, 110)
+Picture = Image.Image
+PictureOf = Callable[[Row], Picture | None]
 
-# ---------------------------------------------------------------- cues
+# ---------------------------------------------------------------- stimuli: cues and photos
 
 
-def cue_arrow(direction: str, size: int = PANEL) -> Image.Image:
+def cue_arrow(direction: str, size: int = PANEL) -> Picture:
     """The cue that BCIC-IV-2a's subjects saw: a white arrow on a fixation cross, black ground.
 
     direction : {"left", "right", "down", "up"}. left hand, right hand, feet, tongue.
@@ -44,13 +46,9 @@ def cue_arrow(direction: str, size: int = PANEL) -> Image.Image:
     return image
 
 
-# ---------------------------------------------------------------- stimuli
-
-
-def read_photo(path: Path) -> Image.Image:
+def read_photo(path: Path) -> Picture:
     """A photo in RGB; UserError names what is missing, too large, truncated or no picture."""
-    hint = "preparing the dataset fetches it, --stimuli_dir names its folder"
-    return whole_picture(path, "stimulus photo", hint)
+    return whole_picture(path, "stimulus photo", "preparing the dataset fetches it, --stimuli_dir names its folder")
 
 
 class Stimuli:
@@ -64,14 +62,14 @@ class Stimuli:
         self.folder = folder
         self.by_label = [self._picture(by_label.get(label)) for label in range(n_classes)]
 
-    def _picture(self, name: str | None) -> Image.Image:
+    def _picture(self, name: str | None) -> Picture:
         if name is None:
             return Image.new("RGB", (PANEL, PANEL), "lightgrey")
         if name.startswith("arrow "):
             return cue_arrow(name.removeprefix("arrow "))
         return read_photo(self.folder / name)
 
-    def of(self, row: Row) -> Image.Image:
+    def of(self, row: Row) -> Picture:
         """The trial's own image where it has one, else its class's."""
         if not row.image:
             return self.by_label[row.true_label]
@@ -84,10 +82,10 @@ class Stimuli:
 # ---------------------------------------------------------------- the folder of drawn pictures
 
 
-def drawing_recipe(model: str, steps: int | None, guidance: float | None, size: int, scheduler: str = "dpm", **more) -> dict:
-    """What all pictures of a folder are drawn with; the usual sampler goes without saying, as in pictures of before it could be chosen."""
+def drawing_recipe(model: str, steps: int | None, guidance: float | None, size: int, scheduler: str = "dpm") -> dict:
+    """What all pictures of a folder are drawn with. The usual sampler has no name, as before it could be chosen."""
     named = {} if scheduler == "dpm" else {"scheduler": scheduler}
-    return {"model": model, "steps": steps, "guidance": guidance, "size": size, **named, **more}
+    return {"model": model, "steps": steps, "guidance": guidance, "size": size} | named
 
 
 class PictureFolder:
@@ -104,11 +102,12 @@ class PictureFolder:
         self, folder: Path, rows: Sequence[Row], recipe: dict, seed: int, more: Callable[[Row], dict] | None = None
     ):
         self.folder, self.rows, self.seed = folder, rows, seed
-        self.recipes = {
-            row.index: {"prompt": row.prompt, "seed": seed + row.index} | recipe | (more(row) if more else {})
-            for row in rows
-        }
-        self.missing = [row for row in rows if drawn_with(self.path("generated", row)) != self.recipes[row.index]]
+        self.recipes, self.missing = {}, []
+        for row in rows:
+            own = {"prompt": row.prompt, "seed": seed + row.index} | recipe | (more(row) if more else {})
+            self.recipes[row.index] = own
+            if drawn_with(self.path("generated", row)) != own:
+                self.missing.append(row)
 
     def path(self, kind: str, row: Row) -> Path:
         """File of a trial; made of integers only."""
@@ -119,11 +118,11 @@ class PictureFolder:
         for row in progress(self.missing, desc="drawing", unit="image"):
             yield row, self.seed + row.index
 
-    def keep(self, row: Row, picture: Image.Image) -> None:
+    def keep(self, row: Row, picture: Picture) -> None:
         """Write a picture with its recipe."""
         save_with_recipe(picture, self.recipes[row.index], self.path("generated", row))
 
-    def finish(self, stimulus: Callable[[Row], Image.Image], ceiling: Callable[[Row], Path] | None = None) -> None:
+    def finish(self, stimulus: PictureOf, ceiling: Callable[[Row], Path] | None = None) -> None:
         """Comparisons and the grid; pictures of trials that were decoded otherwise before are removed.
 
         ceiling : callable, optional. Row → a picture drawn from the truth, shown between stimulus and decoded picture.
@@ -138,10 +137,10 @@ class PictureFolder:
                 for path in self.folder.glob(f"{kind}_{row.index:04d}_true*_pred*.png"):
                     if path != self.path(kind, row):
                         path.unlink()
-        with written_whole(self.folder / "summary_grid.png") as unfinished:
+        grid, drawn = self.folder / "summary_grid.png", len(self.missing)
+        with written_whole(grid) as unfinished:
             summary_grid([self.path("comparison", row) for row in self.rows]).save(unfinished, format="PNG")
-        print(f"{len(self.missing)} images drawn, {len(self.rows) - len(self.missing)} were there; "
-              f"{self.folder / 'summary_grid.png'}")  # fmt: skip
+        print(f"{drawn} images drawn, {len(self.rows) - drawn} were there; {grid}")
 
 
 def compared_picture(folder: Path, way: str, row: Row) -> Path:
@@ -156,14 +155,13 @@ def true_class_picture(folder: Path, row: Row) -> Path:
 
 def check_gpu_is_free(device: torch.device, limit_mib: float) -> None:
     """Say how much GPU memory is still held; UserError where it is too much to load an image model beside it."""
-    held = free_gpu_memory(device)
-    print(f"GPU memory still held before the image model loads: {held:.0f} MiB (limit {limit_mib:.0f} MiB)"
-          + ("" if device.type == "cuda" else "; no GPU in use"))  # fmt: skip
+    held, where = free_gpu_memory(device), "" if device.type == "cuda" else "; no GPU in use"
+    print(f"GPU memory still held before the image model loads: {held:.0f} MiB (limit {limit_mib:.0f} MiB){where}")
     if held > limit_mib:
         raise UserError(f"{held:.0f} MiB of GPU memory are still held; the limit is --max_held_mib {limit_mib:.0f}")
 
 
-def save_with_recipe(picture: Image.Image, recipe: dict, path: Path) -> None:
+def save_with_recipe(picture: Picture, recipe: dict, path: Path) -> None:
     """Write a picture that says what it was drawn with; `drawn_with` reads it."""
     note = PngImagePlugin.PngInfo()
     note.add_text("recipe", json.dumps(recipe))
@@ -171,7 +169,7 @@ def save_with_recipe(picture: Image.Image, recipe: dict, path: Path) -> None:
         picture.save(unfinished, format="PNG", pnginfo=note)
 
 
-def opened_whole(path: Path) -> Image.Image:
+def opened_whole(path: Path) -> Picture:
     """A picture of ours, in memory; UserError where it is missing or damaged."""
     return whole_picture(path, "picture", "draw it first (--stage images)")
 
@@ -191,20 +189,15 @@ def drawn_with(path: Path) -> dict | None:
 
 
 def comparison(
-    stimulus: Image.Image, generated: Image.Image, true_name: str, predicted_name: str | None,
-    between: Sequence[Image.Image] = (),
-) -> Image.Image:  # fmt: skip
-    """Stimulus | (drawn from the truth) | generated under a header, green when right and red when wrong.
-
-    predicted_name : str or None. None where the decoded text named no class.
-    """
+    stimulus: Picture, generated: Picture, true_name: str, predicted_name: str | None, between: Sequence[Picture] = ()
+) -> Picture:
+    """Stimulus | (drawn from the truth) | generated; the header is green when right, else red (None: no class)."""
     panels = (stimulus, *between, generated)
     width = len(panels) * PANEL
     image = Image.new("RGB", (width, PANEL + HEADER), "white")
     draw = ImageDraw.Draw(image)
     draw.rectangle([0, 0, width, HEADER], fill=GREEN if predicted_name == true_name else RED)
-    text = f"true: {true_name}   decoded: {predicted_name or 'no class'}"
-    size = 20
+    text, size = f"true: {true_name}   decoded: {predicted_name or 'no class'}", 20
     while draw.textlength(text, font=ImageFont.load_default(size)) > width - 12:
         size -= 1
     draw.text((width / 2, HEADER / 2), text, fill="white", font=ImageFont.load_default(size), anchor="mm")
@@ -213,7 +206,7 @@ def comparison(
     return image
 
 
-def summary_grid(comparisons: Sequence[Path], columns: int = 4, gap: int = 8) -> Image.Image:
+def summary_grid(comparisons: Sequence[Path], columns: int = 4, gap: int = 8) -> Picture:
     """All comparisons as thumbnails, `columns` a row (the seed's four)."""
     with opened_picture(comparisons[0]) as first:
         w, h = first.width // 2, first.height // 2
@@ -228,19 +221,16 @@ def summary_grid(comparisons: Sequence[Path], columns: int = 4, gap: int = 8) ->
 
 def top_sheet(
     rows: Sequence[Row], nearest: Mapping[int, Sequence[str]], folder: Path, readout: str, edge: int = 96
-) -> Image.Image:
-    """A line a trial: what was seen, then the nearest candidates; a green frame is the image that was seen.
-
-    nearest : mapping of a row's index to images, best first.
-    """
+) -> Picture:
+    """A line a trial: the seen image, then `nearest` of its index, best first; a green frame is the seen image."""
     columns, gap, head = 1 + max(map(len, nearest.values())), 6, 24
     width, height = edge + gap, edge + gap + head
     sheet = Image.new("RGB", (columns * width + 4 * gap, len(rows) * height + gap), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for line, row in enumerate(rows):
-        y = gap + line * height
-        said = f"{row.subject}  seen: {row.true_name or row.image}   rank {row.readouts[readout].rank} of {row.readouts[readout].n_classes}"
-        draw.text((gap, y), said[: columns * 18], fill="black", font=font)
+        y, ranked = gap + line * height, row.readouts[readout]
+        text = f"{row.subject}  seen: {row.true_name or row.image}   rank {ranked.rank} of {ranked.n_classes}"
+        draw.text((gap, y), text[: columns * 18], fill="black", font=font)
         for column, image in enumerate((row.image, *nearest[row.index])):
             x = gap + column * width + (3 * gap if column else 0)
             picture = ImageOps.fit(read_photo(folder / image), (edge, edge))
@@ -251,12 +241,10 @@ def top_sheet(
     return sheet
 
 
-def steps_sheet(
-    rows: Sequence[Row], columns: Mapping[str, Callable[[Row], Image.Image | None]], edge: int = 128
-) -> Image.Image:
-    """A line a trial, a column a step between EEG and picture, headed by its name; below each line what was seen, and the decoded caption.
+def steps_sheet(rows: Sequence[Row], columns: Mapping[str, PictureOf], edge: int = 128) -> Picture:
+    """A line a trial, a column a step between EEG and picture; below each line what was seen and the decoded caption.
 
-    columns : mapping of a name to a function of the row; None leaves a place empty.
+    columns : mapping of a name, the column's head, to a function of the row; None leaves a place empty.
     """
     gap, head, below, font = 6, 34, 22, ImageFont.load_default(12)
     sheet = Image.new("RGB", (gap + len(columns) * (edge + gap), head + len(rows) * (edge + below + gap)), "white")
@@ -269,6 +257,6 @@ def steps_sheet(
         for column, picture_of in enumerate(columns.values()):
             if picture := picture_of(row):
                 sheet.paste(ImageOps.fit(picture.convert("RGB"), (edge, edge)), (gap + column * (edge + gap), y))
-        said = f"{row.subject}: {row.true_name}" + (f'   decoded caption: "{row.prompt}"' if row.prompt else "")
-        draw.text((gap, y + edge + 3), said[: len(columns) * 20], fill="black", font=font)
+        text = f"{row.subject}: {row.true_name}" + (f'   decoded caption: "{row.prompt}"' if row.prompt else "")
+        draw.text((gap, y + edge + 3), text[: len(columns) * 20], fill="black", font=font)
     return sheet

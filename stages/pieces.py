@@ -16,30 +16,27 @@ from utils.paths import append, written_whole
 class DecodedPieces:
     """What a text model said of each batch of trials, in a file that lives until all of them are decoded and drawn.
 
-    The file's name is a digest of all that decides what is said: weights, prompt, EEG tokens or samples, the batches, this
-    code, and `settings`. So nothing is taken over from another run.
+    The file's name is a digest of all that decides what is said: weights, prompt, EEG tokens or samples, the batches,
+    this code, and `settings`. So nothing is taken over from another run.
 
-    folder : Path. Where the file is kept.
     chosen : sequence of int. Trials of `dataset` in the order in which they are decoded.
-    process : int. Which of several processes that share the work.
+    rank : int. Which of several processes that share the work.
     settings : what else decides: precision, device, batch size, …
     """
 
     def __init__(
-        self, folder: Path, model: EEGLanguageModel, dataset: TrialDataset, chosen: Sequence[int], process: int = 0,
-        **settings,
-    ):  # fmt: skip
+        self, folder: Path, model: EEGLanguageModel, dataset: TrialDataset, chosen: Sequence, rank: int = 0, **settings
+    ):
         digest = hashlib.sha256(f"{code_digest()} {fingerprint(model)}".encode())
-        digest.update(
-            json.dumps([model.before_ids.tolist(), model.after_ids.tolist(), settings], sort_keys=True).encode()
-        )
+        asked = [model.before_ids.tolist(), model.after_ids.tolist(), settings]
+        digest.update(json.dumps(asked, sort_keys=True).encode())
         for index in chosen:
             trial = dataset.trials[index]
             tokens = b"" if dataset.tokens is None else as_bytes(dataset.tokens[index])
             digest.update(f"{trial.key} {trial.checksum} ".encode() + tokens)
-        self.path = folder / f".decoded-{process}-{digest.hexdigest()[:24]}.jsonl"
+        self.path = folder / f".decoded-{rank}-{digest.hexdigest()[:24]}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        for other in set(folder.glob(f".decoded-{process}-*.jsonl")) - {self.path}:
+        for other in set(folder.glob(f".decoded-{rank}-*.jsonl")) - {self.path}:
             other.unlink(missing_ok=True)
         self._done = self._read()
         if self._done:
@@ -56,16 +53,16 @@ class DecodedPieces:
 
     def _read(self) -> list[list]:
         """The batches that are whole; what a run was writing when it died is cut off."""
-        done, raw = [], self.path.read_bytes() if self.path.is_file() else b""
+        done, whole, raw = [], b"", self.path.read_bytes() if self.path.is_file() else b""
         for line in raw.splitlines(keepends=True):
             try:
                 decoded = json.loads(line)[1]
+                if line != _line(len(done), decoded):
+                    break
             except (ValueError, LookupError, TypeError, RecursionError):
                 break
-            if line != _line(len(done), decoded):
-                break
             done.append(decoded)
-        whole = b"".join(_line(number, decoded) for number, decoded in enumerate(done))
+            whole += line
         if whole != raw:
             with written_whole(self.path) as unfinished:
                 unfinished.write_bytes(whole)

@@ -1,6 +1,6 @@
 """The decoded trial: one line of `decoded.jsonl`, declared here and nowhere else, and the read-outs that fill it.
 
-Adding a read-out is adding one entry to `TEXT_READOUTS` or `MAPPER_READOUTS`. Imports nothing slow: a script's -h reads it.
+A read-out is one entry of `TEXT_READOUTS` or `MAPPER_READOUTS`. Nothing slow is imported: a script's -h reads this.
 """
 
 import gzip
@@ -64,14 +64,13 @@ class Readout:
 
 
 def text_readouts(description: DatasetDescription, text: str, probabilities: Sequence[float]) -> dict[str, Readout]:
-    """All read-outs of a decoded text; no true label comes near them.
-
-    text : str. As generated.
-    probabilities : sequence of float. Of the canonical sentences, by label.
-    """
+    """All read-outs of a generated text and the canonical sentences' probabilities; no true label comes near them."""
     probabilities = [round(p, 6) for p in probabilities]
-    return {name: Readout(label, description.chance, kept)
-            for name, read in TEXT_READOUTS.items() for label, kept in [read(description, text, probabilities)]}  # fmt: skip
+    readouts = {}
+    for name, read in TEXT_READOUTS.items():
+        label, kept = read(description, text, probabilities)
+        readouts[name] = Readout(label, description.chance, kept)
+    return readouts
 
 
 def mapper_readouts(outputs: tuple, prototypes) -> list[dict[str, Readout]]:
@@ -92,12 +91,10 @@ class Row:
     """One decoded trial.
 
     index : int. Of the trial in its split.
-    readouts : dict of name to Readout
     text : str. What was generated, or the sentence of the decoded class.
     image : str. The stimulus, where it differs within a class; else empty.
     tasks : list of str. By label, the kind of recording a class occurs in; empty where recordings hold all classes.
     predicted_label : int. What is drawn; −1 where the text names no class.
-    predicted_name : str or None
     prompt : str. What the image model is told, from what was decoded and from nothing else.
     simulated : bool. Whether the store says that its recordings are; False where it says nothing.
     embedding, embedding_of : str. Digest of what embeddings.safetensors holds of the trial, and the image model that
@@ -128,14 +125,14 @@ class Row:
 def new_row(dataset, index: int, readouts: dict[str, Readout], text: str) -> Row:
     """The row of trial `index` of a `TrialDataset`."""
     trial, label, description = dataset.trials[index], dataset.labels[index], dataset.description
-    return Row(
-        index, trial.subject, trial.session, trial.run, trial.trial, label, description.class_name(label), readouts,
-        text[:LONGEST_TEXT], trial.image, list(description.tasks), simulated=dataset.simulated,
-    )  # fmt: skip
+    where = trial.subject, trial.session, trial.run, trial.trial
+    row = Row(index, *where, label, description.class_name(label), readouts, text[:LONGEST_TEXT], trial.image)
+    row.tasks, row.simulated = list(description.tasks), dataset.simulated
+    return row
 
 
 def draw_what(row: Row, description: DatasetDescription, readout: str) -> Row:
-    """Fill in what is drawn, from one read-out: for "keyword" what the text says, else the sentence of the decoded class."""
+    """Fill in what is drawn, from one read-out: of "keyword" what the text says, else the decoded class's sentence."""
     label = row.readouts[readout].label
     text = row.text if readout == "keyword" or label < 0 else description.canonical[label]
     row.predicted_label = description.keyword_label(text)
@@ -151,10 +148,8 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 def signed(contents: Iterable[dict]) -> list[dict]:
     """Rows as they stand in a file: with `of` and `checksum`."""
-    contents = list(contents)
-    contents = [
-        {k: v for k, v in content.items() if k not in SIGNATURE} | {"of": len(contents)} for content in contents
-    ]
+    contents = [{k: v for k, v in content.items() if k not in SIGNATURE} for content in contents]
+    contents = [content | {"of": len(contents)} for content in contents]
     return [content | {"checksum": checksum(content)} for content in contents]
 
 
@@ -167,38 +162,27 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     """Read what `write_rows` wrote, and believe none of it unseen.
 
     classes : sequence of str, optional. What the labels must mean.
-    Raises UserError if the file is empty or damaged, or a value has another type or range than `Row` says; names the
-        line.
+    Raises UserError if the file is empty or damaged, or a value has another type or range than `Row` says; names it.
     """
     if path.is_file() and path.stat().st_size > MAX_ROWS:
         raise UserError(f"{path} has {path.stat().st_size} bytes; decoded trials take at most {MAX_ROWS}")
     try:
         lines = _content(path).decode("utf-8").splitlines()
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise UserError(f"{path} is damaged: it cannot be unpacked") from None
     except FileNotFoundError:
         raise UserError(f"{path} is not there; run --stage decode first") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged: it is no UTF-8 text") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else "cannot be unpacked"
+        raise UserError(f"{path} is damaged: it {reason}") from None
     if not lines:
         raise UserError(f"{path} has no trials, so there is nothing to score or draw; decode again")
-    rows, signed_lines = [], set()
-    for check in (
-        _plain_row,
-        _signature,
-    ):  # first whether each line is a trial, then whether it is the one that was written
-        for number, line in enumerate(lines, start=1):
-            try:
-                found = check(json.loads(line), len(lines), classes)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-                raise UserError(f"{path}, line {number} is no decoded trial: {error}; decode again") from None
-            rows.append(found) if isinstance(found, Row) else signed_lines.add(found)
+    # first whether each line is a trial, then whether it is the one that was written
+    rows = _checked(path, lines, lambda content: _row(content, classes))
+    signed_lines = set(_checked(path, lines, lambda content: _signature(content, len(lines))))
     if signed_lines == {False}:
         print(f"notice: {path} has no checksums; nobody can tell whether it is as it was written")
     elif False in signed_lines:
         raise UserError(f"{path}: some of its lines have no checksum; decode again")
-    twice = [index for index, n in Counter(row.index for row in rows).items() if n > 1]
-    if twice:
+    if twice := [index for index, n in Counter(row.index for row in rows).items() if n > 1]:
         raise UserError(f"{path} has the trial {twice[0]} twice; decode again")
     kinds = {(*((name, r.chance) for name, r in row.readouts.items()), *row.tasks) for row in rows}
     if len(kinds) > 1:
@@ -218,28 +202,34 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _plain_row(content: dict, n: int, classes: Sequence[str] | None) -> Row:
-    """The row of a line; ValueError says what is wrong."""
-    if not isinstance(content, dict):
-        raise ValueError(f"a {type(content).__name__} where an object was expected")
-    return _row({name: value for name, value in content.items() if name not in SIGNATURE}, classes)
+def _checked(path: Path, lines: Sequence[str], check: Callable) -> list:
+    """What `check` makes of each line's content; UserError names the line that it refuses."""
+    results = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            results.append(check(json.loads(line)))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            raise UserError(f"{path}, line {number} is no decoded trial: {error}; decode again") from None
+    return results
 
 
-def _signature(content: dict, n: int, classes: Sequence[str] | None) -> bool:
-    """Whether a line is signed at all; ValueError where it has changed, or where its file had another number of lines."""
+def _signature(content: dict, n: int) -> bool:
+    """Whether a line is signed at all; ValueError where it has changed, or its file had another number of lines."""
     if not SIGNATURE & set(content):
         return False
     if content.get("of") != n:
         raise ValueError(f"it is one of {content.get('of')} lines, and the file has {n}")
     if content.pop("checksum", None) != checksum(content):
-        raise ValueError(
-            "its checksum is wrong: it is damaged, or was edited (whoever edits takes of and checksum out)"
-        )
+        hint = "whoever edits takes of and checksum out"
+        raise ValueError(f"its checksum is wrong: it is damaged, or was edited ({hint})")
     return True
 
 
 def _row(content: dict, classes: Sequence[str] | None) -> Row:
-    """Check one line; ValueError says what is wrong."""
+    """The row of one line; ValueError says what is wrong."""
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__} where an object was expected")
+    content = {name: value for name, value in content.items() if name not in SIGNATURE}
     wrong = {"index", "subject", "true_label", "true_name", "readouts"} - set(content)
     wrong |= set(content) - {f.name for f in fields(Row)}
     if wrong:
@@ -264,9 +254,8 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
     names = [None if row.predicted_name is None else _text(row.predicted_name, "predicted_name"), row.true_name]
     labels = [row.predicted_label, row.true_label]
     if classes is not None and names != [classes[label] if 0 <= label < len(classes) else None for label in labels]:
-        raise ValueError(
-            f"class {names[1]!r} or {names[0]!r} for the labels {labels}; expected one of {', '.join(classes)}"
-        )
+        expected = ", ".join(classes)
+        raise ValueError(f"class {names[1]!r} or {names[0]!r} for the labels {labels}; expected one of {expected}")
     return row
 
 

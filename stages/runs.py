@@ -7,27 +7,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
-
-from stages.rows import Row, write_rows  # noqa: E402
-from stages.scores import score_rows, worth  # noqa: E402
-from utils.checkpoints import read_checkpoint, save_checkpoint  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-from utils.files import environment, read_json, write_json, write_jsonl  # noqa: E402
-from utils.paths import append, written_whole  # noqa: E402
+from stages.rows import Row, write_rows
+from stages.scores import score_rows, worth
+from utils.checkpoints import read_checkpoint, save_checkpoint
+from utils.errors import UserError
+from utils.files import environment, read_json, write_json, write_jsonl
+from utils.paths import append, written_whole
 
 # what `loading` says of a last.pth that cannot be read
 LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
 ALWAYS_FREE = {"resume", "keep", "cuda", "cache_dir", "datasets_dir", "foundation_dir", "eval_batch_size"}
+Content = dict | Callable[[Path], None]  # of a checkpoint, or a function that writes to a path
 
 
 class Run:
     """A training run's folder: started or gone on with, an epoch after the other kept, the best one finished.
 
-    folder : Path
     files : sequence of str. Names of what an epoch leaves, with {} for its number; the first one is read back.
     choose_by : str. The read-out or measure whose validation chooses the epoch.
     keep : sequence of str. Of best, last and all: which epochs' files stay. The best one's always do.
@@ -44,20 +41,56 @@ class Run:
         self.record, self.state, self.history = {}, {}, []
 
     def open(self, settings: Mapping, free: set[str], depends_on: Mapping) -> None:
-        """Look at the folder and take over what is to be gone on with. Nothing is written yet, and nothing overwritten unasked.
+        """Read the folder and take over what a run goes on from. Nothing is written yet.
 
-        settings : mapping. All flags, `resume` among them. Under "defaults", what they are when nobody gives them: a run
-            of before a flag existed had its default.
+        settings : mapping. All flags, `resume` among them. Under "defaults", what they are when nobody gives them: a
+            run of before a flag existed had its default.
         free : set of str. Flags that may differ when a run goes on, besides `ALWAYS_FREE`.
         depends_on : mapping. Fingerprints of what the run depends on: the store's, the encoder's, …
-        Raises UserError if the folder holds another run, finished epochs without --resume, or a run with other settings.
+        Raises UserError if the folder holds another run, finished epochs without --resume, or other settings.
         """
-        self.record = record_of(settings, free, depends_on)
-        self.state = state_of(self.folder, self.record, settings, self.files[0].format("*"))
-        self.history = self.state.get("history", [])
+        flags = json.loads(json.dumps(dict(settings), default=str))
+        flags.pop("defaults", None)
+        # what must be the same when a run goes on; one that went on is the same run, so its arguments lack `resume`
+        fixed = {k: v for k, v in flags.items() if k not in free | ALWAYS_FREE}
+        arguments = {k: v for k, v in flags.items() if k != "resume"}
+        self.record = {"arguments": arguments, "fixed": fixed, "depends_on": dict(depends_on)}
+        self.record["environment"] = environment()
+        if not (self.folder / "last.pth").exists():
+            self._check_new(settings["resume"])
+            return
+        if not settings["resume"]:
+            raise UserError(f"{self.folder} holds finished epochs; go on with --resume, or choose another folder")
+        self._check_same(fixed, settings.get("defaults", {}), depends_on)
+        self.state = read_checkpoint(self.folder / "last.pth")
+        self.history = self.state.get("history")
+        if not is_history(self.history):
+            path = self.folder / "last.pth"
+            raise UserError(f"{path} is not what a run of this version goes on from; start in another folder")
+
+    def _check_new(self, resume: bool) -> None:
+        """Raise UserError where a folder without a finished epoch holds something else."""
+        if not (self.folder / "run.json").exists() and any(self.folder.glob(self.files[0].format("*"))):
+            raise UserError(f"{self.folder} holds checkpoints of another run; choose another folder")
+        if (self.folder / "decoded.jsonl").exists():
+            raise UserError(f"{self.folder} holds what a generating script decoded; choose another folder")
+        if resume:
+            print(f"notice: {self.folder} has no finished epoch to go on from; starting anew")
+
+    def _check_same(self, fixed: Mapping, defaults: Mapping, depends_on: Mapping) -> None:
+        """Raise UserError where the folder's run has other settings, or depends on something else."""
+        path = self.folder / "run.json"
+        before = read_json(path)
+        if not all(isinstance(before.get(field), dict) for field in ("fixed", "depends_on")):
+            raise UserError(f"{path} is damaged: it does not say how the run was started; --resume needs it")
+        was = {k: before["fixed"].get(k, defaults.get(k)) for k in fixed}
+        changed = [f"{k} was {was[k]!r} and is {v!r}" for k, v in fixed.items() if was[k] != v]
+        changed += [f"it has another {k}" for k, v in depends_on.items() if before["depends_on"].get(k) != v]
+        if changed:
+            raise UserError(f"--resume: the run in {self.folder} differs: {'; '.join(changed)}")
 
     def begin(self, **more) -> None:
-        """Write run.json, with `more` in it; of a run that goes on, remove what a kill has left of epochs that are not kept."""
+        """Write run.json, with `more` in it. Of a run that goes on, remove what a kill has left of other epochs."""
         if not self.writes:
             return
         if self.state:
@@ -79,13 +112,12 @@ class Run:
             raise UserError(f"the loss of epoch {len(self.history) + 1} is {loss}; {what_to_do}")
 
     def save_epoch(
-        self, loss: float, scores: Mapping, files: Sequence[dict | Callable[[Path], None]], state: Mapping,
-        phase: str = "joint", **more,
-    ) -> str:  # fmt: skip
+        self, loss: float, scores: Mapping, files: Sequence[Content], state: Mapping, phase: str = "joint", **more
+    ) -> str:
         """Keep an epoch: its files, its line, and last of all what --resume goes on from. Returns the epoch in words.
 
         scores : mapping of read-outs to Accuracy, or measures to Measure. Of the validation.
-        files : sequence. For each of `self.files` the content of a checkpoint, or a function that writes to a path.
+        files : sequence. For each of `self.files` its content.
         state : mapping. Weights and optimiser, for last.pth.
         more : what the epoch's line in metrics.jsonl says besides.
         """
@@ -105,68 +137,47 @@ class Run:
             keep_epochs(self.folder, self.history, self.keep, self.choose_by, self.files)
         return f"epoch {number} ({phase}): loss {loss:.4f}, validation {validation_line(val)}"
 
-    @property
-    def best(self) -> dict:
-        """The line of the best epoch by validation."""
-        return best_epoch(self.history, self.choose_by)
-
     def best_file(self, which: int = 0) -> Path:
         """The best epoch's file, of those that an epoch leaves."""
-        return self.folder / self.files[which].format(self.best["epoch"])
+        return self.folder / self.files[which].format(best_epoch(self.history, self.choose_by)["epoch"])
 
     def finish(self, rows: Sequence[Row], shuffled: bool, measures: Mapping | None = None) -> None:
-        """Write the test's rows and scores, and print them; see `finish_run`."""
-        if self.writes:
-            finish_run(self.folder, rows, self.best, self.choose_by, shuffled, measures)
+        """Write the best epoch's `results.json` and, where there are rows, `decoded_test.jsonl`; print its test scores.
 
-
-def record_of(settings: Mapping, free: set[str], depends_on: Mapping) -> dict:
-    """What run.json says of how a run was started; "fixed" are the flags that must be the same when it goes on."""
-    flags = json.loads(json.dumps(dict(settings), default=str))
-    flags.pop("defaults", None)
-    fixed = {k: v for k, v in flags.items() if k not in free | ALWAYS_FREE}
-    arguments = {k: v for k, v in flags.items() if k != "resume"}  # a run that went on is the same run
-    return {"arguments": arguments, "fixed": fixed, "depends_on": dict(depends_on), "environment": environment()}
-
-
-def state_of(run_dir: Path, record: Mapping, settings: Mapping, checkpoints: str) -> dict:
-    """What a run goes on from, {} for a new one; UserError as `Run.open` says. `checkpoints`: pattern of their names."""
-    if not (run_dir / "last.pth").exists():
-        if not (run_dir / "run.json").exists() and any(run_dir.glob(checkpoints)):
-            raise UserError(f"{run_dir} holds checkpoints of another run; choose another folder")
-        if (run_dir / "decoded.jsonl").exists():
-            raise UserError(f"{run_dir} holds what a generating script decoded; choose another folder")
-        if settings["resume"]:
-            print(f"notice: {run_dir} has no finished epoch to go on from; starting anew")
-        return {}
-    if not settings["resume"]:
-        raise UserError(f"{run_dir} holds finished epochs; go on with --resume, or choose another folder")
-    before, fixed, depends_on = read_json(run_dir / "run.json"), record["fixed"], record["depends_on"]
-    if not all(isinstance(before.get(field), dict) for field in ("fixed", "depends_on")):
-        raise UserError(
-            f"{run_dir / 'run.json'} is damaged: it does not say how the run was started; --resume needs it"
-        )
-    was = {k: before["fixed"].get(k, settings.get("defaults", {}).get(k)) for k in fixed}
-    changed = [f"{k} was {was[k]!r} and is {v!r}" for k, v in fixed.items() if was[k] != v]
-    changed += [f"it has another {k}" for k, v in depends_on.items() if before["depends_on"].get(k) != v]
-    if changed:
-        raise UserError(f"--resume: the run in {run_dir} differs: {'; '.join(changed)}")
-    state = read_checkpoint(run_dir / "last.pth")
-    if not is_history(state.get("history")):
-        raise UserError(
-            f"{run_dir / 'last.pth'} is not what a run of this version goes on from; start in another folder"
-        )
-    return state
+        rows : sequence of Row. The decoded test trials; none of a model that draws, and does not decode.
+        shuffled : bool. Whether this is the shuffled-label control.
+        measures : mapping of name to Measure, optional. What stands beside the accuracies, or in their place.
+        """
+        if not self.writes:
+            return
+        best, test = best_epoch(self.history, self.choose_by), score_rows(rows) | dict(measures or {})
+        chosen_by = self.choose_by if best["val"] else "none: the last epoch"
+        results = {"best_epoch": best["epoch"], "selected_by": chosen_by, "val": best["val"]}
+        results["test"] = {readout: score.as_dict() for readout, score in test.items()}
+        if rows or measures is None:
+            write_rows(rows, self.folder / "decoded_test.jsonl")
+        write_json(results, self.folder / "results.json")
+        remove_pieces(self.folder)
+        control = " with SHUFFLED labels" if shuffled else ""
+        print(f"\nbest epoch {best['epoch']} by validation ({chosen_by}); test{control}:")
+        print_scores(test)
+        if not test:
+            print("  no test trials in this store, so no score")
+        print(f"checkpoints and metrics in {self.folder}")
 
 
 def is_history(history: object) -> bool:
-    """Whether these are the epochs 1, 2, … of a run, with what is asked of them: files are named after their numbers."""
-    return isinstance(history, list) and bool(history) and all(
-        isinstance(epoch, dict) and type(epoch.get("epoch")) is int and epoch["epoch"] == number
-        and epoch.get("phase") in ("warmup", "joint") and isinstance(epoch.get("val"), dict)
-        and all(isinstance(score, dict) and worth(score) is not None for score in epoch["val"].values())
-        for number, epoch in enumerate(history, start=1)
-    )  # fmt: skip
+    """Whether these are the epochs 1, 2, … of a run with their scores. Files are named after their numbers."""
+    return isinstance(history, list) and bool(history) and all(map(_is_epoch, history, range(1, len(history) + 1)))
+
+
+def _is_epoch(epoch: object, number: int) -> bool:
+    if not isinstance(epoch, dict) or type(epoch.get("epoch")) is not int or epoch["epoch"] != number:
+        return False
+    scores = epoch.get("val")
+    if epoch.get("phase") not in ("warmup", "joint") or not isinstance(scores, dict):
+        return False
+    return all(isinstance(score, dict) and worth(score) is not None for score in scores.values())
 
 
 def keep_epochs(
@@ -177,10 +188,10 @@ def keep_epochs(
     keep : sequence of str. Of best (so far, by the read-out's validation accuracy), last and all.
     patterns : sequence of str. The checkpoints' names, with {} for the epoch.
     """
-    kept = {"best": {best_epoch(history, readout)["epoch"]}, "last": {history[-1]["epoch"]},
-            "all": {epoch["epoch"] for epoch in history}}  # fmt: skip
-    stay = kept["best"].union(*(kept[which] for which in keep))
-    for epoch in kept["all"] - stay:
+    numbers = {row["epoch"] for row in history}
+    best, last = best_epoch(history, readout)["epoch"], history[-1]["epoch"]
+    kept = {"best": {best}, "last": {last}, "all": numbers}
+    for epoch in numbers - {best}.union(*(kept[which] for which in keep)):
         for path in (run_dir / pattern.format(epoch) for pattern in patterns):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -196,45 +207,21 @@ def best_epoch(history: Sequence[dict], readout: str) -> dict:
 
 def validation_line(val: Mapping) -> str:
     """Validation scores of an epoch in one line."""
+    if not val:
+        return "none"
     parts = []
-    for readout, result in val.items():
-        if "measure" in result:
-            parts.append(f"{readout} {result['value']:.4f}")
-            continue
-        task = f" (task {100 * result['task']['accuracy']:.1f} %)" if result.get("task") else ""
-        parts.append(f"{readout} {100 * result['accuracy']:.1f} %{task}")
-    line = next((r["recording_line"] for r in val.values() if r.get("recording_line")), None)
-    if parts:
-        n = next(iter(val.values()))["n"]
-        parts[-1] += f", n = {n}" + (f"; the recording alone gives {100 * line:.1f} %" if line else "")
-    return ", ".join(parts) or "none"
+    for readout, score in val.items():
+        task = f" (task {100 * score['task']['accuracy']:.1f} %)" if score.get("task") else ""
+        is_measure = "measure" in score
+        parts.append(
+            f"{readout} {score['value']:.4f}" if is_measure else f"{readout} {100 * score['accuracy']:.1f} %{task}"
+        )
+    n, line = next(iter(val.values()))["n"], _recording_line(val)
+    return ", ".join(parts) + f", n = {n}" + (f"; the recording alone gives {100 * line:.1f} %" if line else "")
 
 
-def finish_run(
-    run_dir: Path, rows: Sequence[Row], best: dict, select_by: str, shuffled: bool, measures: Mapping | None = None
-) -> None:
-    """Write `decoded_test.jsonl` (where there are rows) and `results.json` of a run's best epoch, and print its test scores.
-
-    rows : sequence of Row. The decoded test trials; none of a model that draws, and does not decode.
-    best : dict. The best epoch's line of the history.
-    select_by : str. The read-out or measure whose validation chose it.
-    shuffled : bool. Whether this is the shuffled-label control.
-    measures : mapping of name to Measure, optional. What stands beside the accuracies, or in their place.
-    """
-    test = score_rows(rows) | dict(measures or {})
-    chosen_by = select_by if best["val"] else "none: the last epoch"
-    results = {"best_epoch": best["epoch"], "selected_by": chosen_by, "val": best["val"],
-               "test": {readout: result.as_dict() for readout, result in test.items()}}  # fmt: skip
-    if rows or measures is None:
-        write_rows(rows, run_dir / "decoded_test.jsonl")
-    write_json(results, run_dir / "results.json")
-    remove_pieces(run_dir)
-    control = " with SHUFFLED labels" if shuffled else ""
-    print(f"\nbest epoch {best['epoch']} by validation ({chosen_by}); test{control}:")
-    print_scores(test)
-    if not test:
-        print("  no test trials in this store, so no score")
-    print(f"checkpoints and metrics in {run_dir}")
+def _recording_line(val: Mapping) -> float | None:
+    return next((score["recording_line"] for score in val.values() if score.get("recording_line")), None)
 
 
 def remove_pieces(folder: Path) -> None:
@@ -245,8 +232,8 @@ def remove_pieces(folder: Path) -> None:
 
 def print_scores(scores: Mapping) -> None:
     """One line a read-out."""
-    for readout, result in scores.items():
-        print(f"  {readout:10} {result}")
+    for readout, score in scores.items():
+        print(f"  {readout:10} {score}")
 
 
 def check_output(folder: Path) -> None:
@@ -277,26 +264,26 @@ def save_history(history: Sequence[dict], seconds: Mapping, run_dir: Path) -> No
 
 def learning_curve(history: Sequence[dict], path: Path) -> None:
     """Loss and validation by epoch; the joint phase is shaded, chance and the recording's line are dashed."""
-    epochs = [row["epoch"] for row in history]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    epochs, first = [row["epoch"] for row in history], history[0]["val"]
+    figure = Figure(figsize=(9, 3.2))
+    left, right = figure.subplots(1, 2)
+    # by hand: a layout that is computed takes as long as the drawing, every epoch
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.16, top=0.96, wspace=0.22)
     left.plot(epochs, [row["train_loss"] for row in history], "o-", ms=3)
     left.set(xlabel="epoch", ylabel="training loss")
-    for readout in history[0]["val"]:
-        scores = [row["val"][readout] for row in history]
-        measure = scores[0].get("measure")
-        mean, low, high = ([(1 if measure else 100) * of for of in values] for values in
-                           (map(worth, scores), *([score[end] for score in scores] for end in ("low", "high"))))  # fmt: skip
-        right.plot(epochs, mean, "o-", ms=3, label=f"{readout}, n = {scores[0]['n']}")
+    for readout, score in first.items():
+        scores, unit = [row["val"][readout] for row in history], 1 if "measure" in score else 100
+        right.plot(epochs, [unit * worth(score) for score in scores], "o-", ms=3, label=f"{readout}, n = {score['n']}")
+        low, high = ([unit * score[end] for score in scores] for end in ("low", "high"))
         right.fill_between(epochs, low, high, alpha=0.15, linewidth=0)
     # of a measure, which is no accuracy, there is none
-    chance = next((score["chance"] for score in history[0]["val"].values() if "chance" in score), None)
+    chance = next((score["chance"] for score in first.values() if "chance" in score), None)
     if chance is not None:
         right.axhline(100 * chance, color="grey", ls="--", lw=1, label="chance")
-    lines = [score["recording_line"] for score in history[0]["val"].values() if score.get("recording_line")]
-    if lines:
-        right.axhline(100 * lines[0], color="firebrick", ls="--", lw=1, label="recording alone")
+    if line := _recording_line(first):
+        right.axhline(100 * line, color="firebrick", ls="--", lw=1, label="recording alone")
     if chance is None:
-        right.set(xlabel="epoch", ylabel=f"validation {next((of['measure'] for of in history[0]['val'].values()), '')}")
+        right.set(xlabel="epoch", ylabel=f"validation {next((score['measure'] for score in first.values()), '')}")
     else:
         right.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 100))
     right.legend(fontsize=8)
@@ -308,4 +295,3 @@ def learning_curve(history: Sequence[dict], path: Path) -> None:
             axis.axvspan(joint[0] - 0.5, joint[-1] + 0.5, color="grey", alpha=0.08, linewidth=0)
     with written_whole(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
-    plt.close(figure)

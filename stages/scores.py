@@ -39,25 +39,21 @@ class Accuracy:
     recording_line: float | None = None
 
     def __str__(self) -> str:
-        text = (
-            f"{percent(self.accuracy)} (n = {self.n}, {self.people} people, 95 % interval {100 * self.low:.1f} to "
-            f"{percent(self.high)}, chance {percent(self.chance)}, {p_value(self.p)})"
-        )
+        interval = f"95 % interval {100 * self.low:.1f} to {percent(self.high)}"
+        chance = f"chance {percent(self.chance)}, {p_value(self.p)}"
+        text = f"{percent(self.accuracy)} (n = {self.n}, {self.people} people, {interval}, {chance})"
         return text + (f"\n{'':13}{self.by_task}" if self.by_task else "")
 
     @property
     def by_task(self) -> str:
-        """Task, class within the task, and the line of the recording, in words; empty where recordings hold all classes."""
+        """Task, class within it, and the line of the recording, in words; empty where recordings hold all classes."""
         if self.recording_line is None:
             return ""
-        within = self.within_task
-        inside = (
-            f"{percent(within.accuracy)} (n = {within.n}, chance {percent(within.chance)})" if within else "no trials"
-        )
-        return (
-            f"task {percent(self.task.accuracy)} (chance {percent(self.task.chance)}), within the task {inside}; "
-            f"knowing the recording alone gives {percent(self.recording_line)}"
-        )
+        within, inside = self.within_task, "no trials"
+        if within:
+            inside = f"{percent(within.accuracy)} (n = {within.n}, chance {percent(within.chance)})"
+        task = f"task {percent(self.task.accuracy)} (chance {percent(self.task.chance)}), within the task {inside}"
+        return f"{task}; knowing the recording alone gives {percent(self.recording_line)}"
 
     as_dict = asdict
 
@@ -67,7 +63,6 @@ class Measure:
     """What is no accuracy: the mean of one number a trial, more being better, with a bootstrap over trials.
 
     measure : str. "cosine", "correlation", "share explained".
-    value, low, high : float
     n : int. Of trials, or of pictures.
     """
 
@@ -90,20 +85,20 @@ def measured(measure: str, values: Sequence[float]) -> Measure:
     return Measure(measure, *mean_and_interval(np.asarray(values, np.float64)), len(values))
 
 
-def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over trials and its 95 % bootstrap interval (2,000 draws of trials), which speaks of these people."""
+def mean_and_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float, float]:
+    """Mean over trials (or people) and its 95 % bootstrap interval; over trials, it speaks of these people only."""
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, len(values), (2000, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    drawn = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 
 def worth(score: Mapping) -> float | None:
     """What epochs are compared by: the accuracy, or the mean of a measure; None where a score has neither."""
-    found = score.get("accuracy", score.get("value"))
-    return found if isinstance(found, float) else None
+    value = score.get("accuracy", score.get("value"))
+    return value if isinstance(value, float) else None
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -117,19 +112,18 @@ def p_value(p: float) -> str:
 
 
 def accuracy(right: Sequence[bool], chance: float, people: int, **more) -> Accuracy:
-    """Score trials.
-
-    right : sequence of bool
-    Raises ValueError if there are no trials: no accuracy without n.
-    """
+    """Score trials, right or wrong; ValueError if there are none: no accuracy without n."""
     n, correct = len(right), int(sum(right))
     if n == 0:
         raise ValueError("no trials to score")
-    test = binomtest(correct, n, chance, alternative="greater")
-    interval = binomtest(correct, n, chance).proportion_ci(0.95, method="wilson")
-    return Accuracy(
-        correct, n, people, correct / n, float(interval.low), float(interval.high), chance, float(test.pvalue), **more
-    )
+    p = float(binomtest(correct, n, chance, alternative="greater").pvalue)
+    return Accuracy(correct, n, people, correct / n, *wilson(correct, n), chance, p, **more)
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Ends of the 95 % Wilson interval of a share."""
+    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def score_rows(rows: Sequence[Row]) -> dict[str, Accuracy]:
@@ -153,13 +147,13 @@ def score_readout(rows: Sequence[Row], name: str) -> Accuracy:
 def _by_task(rows: Sequence[Row], name: str, people: int) -> dict:
     """Task, class within the task, and the line of the recording."""
     tasks = rows[0].tasks
-    classes = {task: [label for label, of in enumerate(tasks) if of == task] for task in tasks}
+    classes = {task: [label for label, other in enumerate(tasks) if other == task] for task in tasks}
     task_right, within, within_chance = [], [], []
     for row in rows:
         readout, true_task = row.readouts[name], tasks[row.true_label]
-        hit = readout.label >= 0 and tasks[readout.label] == true_task
-        task_right.append(hit)
         label = readout.label
+        hit = label >= 0 and tasks[label] == true_task
+        task_right.append(hit)
         if readout.probabilities is not None:
             label = max(classes[true_task], key=lambda k, p=readout.probabilities: p[k])
         elif not hit:

@@ -1,15 +1,15 @@
 """What stands between EEG of seen images and a picture: one class a step, each with a checkpoint of its own.
 
-A step decodes tensors that pictures are drawn from, says what it adds to a picture's recipe and to the generator, and guides each
-picture. Each says whether it is a shuffled-label control. `generate_eeg2img.py` goes through the steps that are asked for.
+A step decodes tensors that pictures are drawn from. It says what it adds to a picture's recipe and to the generator,
+and guides each picture. It says whether it is a shuffled-label control. `generate_eeg2img.py` goes through the steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.repetitions import Group, repetitions
@@ -17,11 +17,12 @@ from models.captioner import Captioner
 from models.clip_targets import image_paths, image_targets
 from models.image_generator import image_model_address
 from models.structure import map_picture
-from stages import retrieval
 from stages.checkpoints import check_controlnet, must_not_have_seen, read_adapter, read_prior, read_vae
 from stages.clip_runs import ClipRun, clip_part, open_clip_run
+from stages.embeddings import Tensors
 from stages.guided_pictures import DECODED, Wanted
-from stages.pictures import opened_whole, save_with_recipe
+from stages.pictures import Picture, opened_whole, save_with_recipe
+from stages.retrieval import class_rows, embed, prototype_probabilities, retrieval_rows
 from stages.rows import Row
 from stages.targets import decoded_maps
 from utils.checkpoints import fingerprint
@@ -30,7 +31,6 @@ from utils.hub import fetch_nothing, model_identity
 from utils.seeds import sample_seed
 
 CAPTIONED = 16  # trials whose captions are read at once
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Decoded:
 
     run: ClipRun
     groups: list[Group]
-    vectors: torch.Tensor
+    vectors: Tensor
     rows: list[Row]
     length: float
     foundation: str
@@ -51,9 +51,10 @@ class Decoded:
     device: torch.device
     batch_size: int
 
-    def further(self, place: str, target: str) -> tuple[ClipRun, list[Group]]:
-        """A further run on the same trials, and its groups of them; see `open_like`."""
-        return open_like(Path(place), self, target)
+    def further(self, place: str, target: str) -> tuple[ClipRun, Callable[[], Tensor]]:
+        """A further run on the same trials, see `open_like`; and a function that gives its outputs (N, …) for them."""
+        run, groups = open_like(Path(place), self, target)
+        return run, lambda: embed(run.model, run.dataset, groups, run.people, self.device, self.batch_size)
 
 
 class Step:
@@ -92,7 +93,7 @@ class Step:
     def draw_own(self, folder: Path, wanted: Wanted, generator, kept: Tensors, place: int) -> None:
         """Draw a picture of the step itself."""
 
-    def column(self, folder: Path, kept: Tensors, place: int, row: Row) -> tuple[str, Image.Image] | None:
+    def column(self, folder: Path, kept: Tensors, place: int, row: Row) -> tuple[str, Picture] | None:
         """Its heading and picture in the sheet of steps."""
 
 
@@ -120,7 +121,7 @@ class Embedding(Step):
         prior.to(decoded.device)
         seeds = [[sample_seed(self.seed, row.index, k) for row in decoded.rows] for k in range(self.samples)]
         condition = decoded.vectors.to(decoded.device)
-        drawn = [prior.sample(condition, of, self.prior_steps, self.prior_guidance).cpu() for of in seeds]
+        drawn = [prior.sample(condition, own, self.prior_steps, self.prior_guidance).cpu() for own in seeds]
         return {"embedding": torch.stack(drawn, dim=1)}, {"prior": shuffled}  # (N, samples, D)
 
     def recipe(self) -> dict:
@@ -146,11 +147,11 @@ class LowLevel(Step):
     needs = ("latents",)
 
     def decode(self, decoded: Decoded) -> tuple[Tensors, dict[str, bool]]:
-        run, groups = decoded.further(self.place, "vae_latent")
+        run, outputs = decoded.further(self.place, "vae_latent")
         if run.checkpoint.get("image_model_identity") != self._identity():
-            raise UserError(f"{run.name} was trained towards the latents of another image model than {self.image_model}")
-        flat = retrieval.embed(run.model, run.dataset, groups, run.people, decoded.device, decoded.batch_size)
-        latents = flat.unflatten(1, run.checkpoint["settings"]["latents"])  # (N, 4, h, w)
+            other = f"the latents of another image model than {self.image_model}"
+            raise UserError(f"{run.name} was trained towards {other}")
+        latents = outputs().unflatten(1, run.checkpoint["settings"]["latents"])  # (N, 4, h, w)
         return {"latents": latents}, {"low level": run.checkpoint["shuffled"]}
 
     def _identity(self) -> str:
@@ -158,7 +159,8 @@ class LowLevel(Step):
 
     def check_drawn_for(self, asked: Mapping) -> None:
         if asked["image_model"] != self._identity():
-            raise UserError(f"these are latents of another image model than {self.image_model}; decode again for this one")
+            other = f"another image model than {self.image_model}"
+            raise UserError(f"these are latents of {other}; decode again for this one")
 
     def recipe(self) -> dict:
         return {"strength": self.strength}
@@ -169,20 +171,19 @@ class LowLevel(Step):
     def guidance(self, kept: Tensors, place: int, wanted: Wanted) -> dict:
         return {"latents": kept["latents"][place]}
 
+    def _file(self, folder: Path, row: Row) -> Path:
+        return folder / "low_level" / f"low_level_{row.index:04d}.png"
+
     def lacks(self, folder: Path, wanted: Wanted) -> bool:
-        return wanted.way == DECODED and wanted.sample == 0 and not _low_level(folder, wanted.row).is_file()
+        return wanted.way == DECODED and wanted.sample == 0 and not self._file(folder, wanted.row).is_file()
 
     def draw_own(self, folder: Path, wanted: Wanted, generator, kept: Tensors, place: int) -> None:
         if wanted.way == DECODED and wanted.sample == 0:
             picture = generator.picture_of(kept["latents"][place])
-            save_with_recipe(picture, wanted.recipe, _low_level(folder, wanted.row))
+            save_with_recipe(picture, wanted.recipe, self._file(folder, wanted.row))
 
-    def column(self, folder: Path, kept: Tensors, place: int, row: Row) -> tuple[str, Image.Image]:
-        return "decoded low level", opened_whole(_low_level(folder, row))
-
-
-def _low_level(folder: Path, row: Row) -> Path:
-    return folder / "low_level" / f"low_level_{row.index:04d}.png"
+    def column(self, folder: Path, kept: Tensors, place: int, row: Row) -> tuple[str, Picture]:
+        return "decoded low level", opened_whole(self._file(folder, row))
 
 
 @dataclass
@@ -200,14 +201,13 @@ class Map(Step):
         fetch_nothing(self.controlnet, "config.json", "--controlnet")
 
     def decode(self, decoded: Decoded) -> tuple[Tensors, dict[str, bool]]:
-        run, groups = decoded.further(self.place, "structure")
+        run, outputs = decoded.further(self.place, "structure")
         vae, about = read_vae(Path(self.vae_dir))
         must_not_have_seen(about, Path(self.vae_dir), decoded.run.images)
         if fingerprint(vae) != run.checkpoint.get("vae"):
             raise UserError(f"{run.name} was trained towards another VAE than {self.vae_dir}")
         check_controlnet(self.controlnet, self.image_model, decoded.run.images)
-        outputs = retrieval.embed(run.model, run.dataset, groups, run.people, decoded.device, decoded.batch_size)
-        maps = decoded_maps(vae, outputs[:, run.checkpoint["clip_width"] :])  # (N, 1, 128, 128)
+        maps = decoded_maps(vae, outputs()[:, run.checkpoint["clip_width"] :])  # (N, 1, 128, 128)
         return {"map": maps}, {"map": run.checkpoint["shuffled"]}
 
     def check_drawn_for(self, asked: Mapping) -> None:
@@ -222,7 +222,7 @@ class Map(Step):
     def guidance(self, kept: Tensors, place: int, wanted: Wanted) -> dict:
         return {"structure": map_picture(kept["map"][place])}
 
-    def column(self, folder: Path, kept: Tensors, place: int, row: Row) -> tuple[str, Image.Image]:
+    def column(self, folder: Path, kept: Tensors, place: int, row: Row) -> tuple[str, Picture]:
         return "decoded map", map_picture(kept["map"][place])
 
 
@@ -249,38 +249,34 @@ class Caption(Step):
 
 
 def nearest_images(
-    run: ClipRun, chosen: Sequence[Group], decoded: torch.Tensor, images_dir: Path, clip_model: str | None, cache_dir: Path
-) -> tuple[list[Row], Tensors, float]:  # fmt: skip
-    """Rows of what decoded embeddings are nearest to, among the test images and, for `Row.nearest`, among those of training.
+    run: ClipRun, chosen: Sequence[Group], decoded: Tensor, images_dir: Path, clip_model: str | None, cache_dir: Path
+) -> tuple[list[Row], Tensors, float]:
+    """Rows of what decoded embeddings are nearest to: among test images and, for `Row.nearest`, training images.
 
     decoded : (N, D). clip_model : str, optional. The CLIP that was trained towards, where it lies elsewhere now.
-    Returns the rows; "ceiling" and "nearest", (N, D) embeddings of the stimuli and of the nearest training images; the mean
-    length of a training image's embedding.
+    Returns the rows; "ceiling" and "nearest", (N, D) embeddings of the stimuli and of the nearest training images; the
+    mean length of a training image's embedding.
     Raises UserError for another CLIP, or a run that was trained on the very images that are asked for.
     """
     checkpoint = run.checkpoint
     if clip_model and checkpoint.get("clip") and model_identity(clip_model) != checkpoint["clip"]:
         raise UserError(f"--clip_model {clip_model} is another one than {run.name} was trained with")
-
-    def embedded(images: list[str]) -> torch.Tensor:  # (n, D)
-        paths = image_paths(images, images_dir)
-        return image_targets(clip_model or checkpoint["clip_model"], paths, cache_dir).float()
-
     candidates = run.images
     trained_on = sorted(set(checkpoint["seen"]) - set(candidates))  # none of those that are asked for
     if not trained_on:
-        raise UserError(
-            f"{run.name} was trained on the very images that are decoded; there is no other one to be nearest to"
-        )
-    among, of_training = embedded(candidates), embedded(trained_on)
-    if decoded.shape[1] != among.shape[1]:
-        wide = decoded.shape[1], among.shape[1]
-        raise UserError(f"{run.name} gives embeddings of width {wide[0]}, --clip_model of width {wide[1]}")
+        same = "the very images that are decoded"
+        raise UserError(f"{run.name} was trained on {same}; there is no other one to be nearest to")
+    clip = clip_model or checkpoint["clip_model"]
+    paths = (image_paths(images, images_dir) for images in (candidates, trained_on))
+    among, of_training = (image_targets(clip, part, cache_dir).float() for part in paths)  # (n, D) each
+    width, expected = decoded.shape[1], among.shape[1]
+    if width != expected:
+        raise UserError(f"{run.name} gives embeddings of width {width}, --clip_model of width {expected}")
     if checkpoint.get("prototypes") is not None:
-        p = retrieval.prototype_probabilities(decoded, checkpoint["prototypes"], checkpoint["centre"])
-        rows = retrieval.class_rows(run.dataset, chosen, p, "prototype")
+        p = prototype_probabilities(decoded, checkpoint["prototypes"], checkpoint["centre"])
+        rows = class_rows(run.dataset, chosen, p, "prototype")
     else:
-        rows = retrieval.retrieval_rows(run.dataset, chosen, decoded, among, candidates)
+        rows = retrieval_rows(run.dataset, chosen, decoded, among, candidates)
     places = (F.normalize(decoded, dim=-1) @ F.normalize(of_training, dim=-1).T).argmax(dim=1).tolist()
     for row, place in zip(rows, places, strict=True):
         row.nearest = trained_on[place]
@@ -303,29 +299,31 @@ def open_like(place: Path, decoded: Decoded, target: str) -> tuple[ClipRun, list
             was = f"{what} {run.checkpoint[what]}, {first.name} under {first.checkpoint[what]}"
             raise UserError(f"{place} was trained under {was}; train both alike")
 
-    def keys(of: ClipRun, group: Group) -> frozenset[str]:  # a control gives trials other images, but no other keys
-        return frozenset(of.dataset.trials[k].key for k in group.trials)
+    def keys(of_run: ClipRun, group: Group) -> frozenset[str]:  # a control gives trials other images, but no other keys
+        return frozenset(of_run.dataset.trials[k].key for k in group.trials)
 
-    of = {keys(run, group): group for group in repetitions(run.dataset)}
-    if lacking := [group for group in wanted if keys(first, group) not in of]:
+    group_of = {keys(run, group): group for group in repetitions(run.dataset)}
+    if lacking := [group for group in wanted if keys(first, group) not in group_of]:
         where = f"{lacking[0].subject}, {lacking[0].image}"
         raise UserError(f"{place} keeps other trials for its {split} than {first.name} ({where}); train both alike")
-    return run, [of[keys(first, group)] for group in wanted]
+    return run, [group_of[keys(first, group)] for group in wanted]
 
 
 def open_first(
-    place: Path, datasets_dir: str, split: str, foundation: str, cache_dir: str | None, device: torch.device, num_samples: int
-) -> tuple[ClipRun, list[Group]]:  # fmt: skip
-    """The run that is drawn from, and so many of its stimuli, spread evenly; UserError where there are none."""
+    place: Path, datasets_dir: str, split: str, foundation: str, cache_dir: str | None, device: torch.device, n: int
+) -> tuple[ClipRun, list[Group]]:
+    """The run that is drawn from, and `n` of its stimuli, spread evenly; UserError where there are none."""
     run = open_clip_run(place, datasets_dir, split, foundation, cache_dir, device)
     groups = repetitions(run.dataset)
     if not groups:
         raise UserError(f"{datasets_dir} has no {split} trials under {run.checkpoint['protocol']}")
-    places = torch.linspace(0, len(groups) - 1, min(num_samples, len(groups))).round().int().tolist()
+    places = torch.linspace(0, len(groups) - 1, min(n, len(groups))).round().int().tolist()
     return run, [groups[k] for k in places]
 
 
-def decode_embedding(run: ClipRun, groups: list[Group], images_dir: Path, clip_model: str | None, cache: Path, **how) -> tuple:
+def decode_embedding(
+    run: ClipRun, groups: list[Group], images_dir: Path, clip_model: str | None, cache: Path, **how
+) -> tuple:
     """`Decoded`, and what the same trials may be drawn from for comparison. how : the rest of `Decoded`."""
     vectors = clip_part(run, groups, how["device"], how["batch_size"])
     rows, others, length = nearest_images(run, groups, vectors, images_dir, clip_model, cache)

@@ -1,4 +1,4 @@
-"""What EEG of seen images is trained towards. One class a target: its tables, its loss, its rows and the read-out that chooses.
+"""What EEG of seen images is trained towards. One class a target: its tables, loss, rows and the read-out that chooses.
 
 A target has, beside the constructor of `Target`,
     objectives              what --objective may be; the first is the default
@@ -20,28 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from datasets.repetitions import Group
 from datasets.trials import TrialDataset
-from models import CONTRASTIVE, choose
-from models.clip_targets import (
-    digests_of,
-    image_paths,
-    image_targets,
-    in_parts,
-    read_image,
-    sentence_targets,
-    text_state_targets,
-    vae_latent_targets,
-)
+from models import CONTRASTIVE, choose, clip_targets
+from models.clip_targets import image_paths, read_image
 from models.contrastive import info_nce
 from models.structure import StructuralVAE, as_pixels, structure_map
 from stages import retrieval
 from stages.captions import read_captions
 from stages.checkpoints import must_not_have_seen, read_vae
+from stages.retrieval import Groups
 from stages.rows import Row
 from stages.scores import Measure, measured
+from stages.tokens import Splits
 from utils.checkpoints import as_bytes, fingerprint
 from utils.errors import UserError
 from utils.hub import model_identity
@@ -75,30 +68,36 @@ class TargetSettings:
 
 
 class Target:
-    """What all targets have. `tables`: name → {image: tensor}, what a loss asks for; of `tables["target"]` the rows are made."""
+    """What all targets have. `tables`: name → {image: tensor}, for the loss; rows are made of `tables["target"]`."""
 
     objectives: tuple[str, ...] = ()
     wants, needs, of_sentences = "vector", (), False
-    in_clip_space, ranks = False, False  # embeddings of images in CLIP's space; whether retrieve.py ranks test images
+    # whether it embeds images in CLIP's space, and whether retrieve.py ranks test images
+    in_clip_space, ranks = False, False
 
     def __init__(self, settings: TargetSettings):
         self.settings = settings
-        self.tables: dict[str, dict[str, torch.Tensor]] = {}
+        self.tables: dict[str, dict[str, Tensor]] = {}
         self.prototypes = self.centre = None
 
-    def build(self, splits: Mapping[str, TrialDataset], groups: Sequence[Group]) -> None:
+    def build(self, splits: Splits, groups: Groups) -> None:
         """Embed all images of all splits; prototypes and means come from `groups`, the training trials."""
         self.description = splits["train"].description
         self.trained_on = sorted({group.image for group in groups})
         images = sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
-        self.tables = {name: dict(zip(images, of, strict=True)) for name, of in self.embed(images, splits).items()}
+        embedded = self.embed(images, splits)
+        self.tables = {name: dict(zip(images, rows, strict=True)) for name, rows in embedded.items()}
         self.finish(groups)
 
-    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict[str, Sequence[torch.Tensor]]:
+    def paths(self, images: Sequence[str]) -> list[Path]:
+        """Files of images."""
+        return image_paths(images, self.settings.images_dir)
+
+    def embed(self, images: list[str], splits: Splits) -> dict[str, Sequence[Tensor]]:
         """Targets by name, in the order of the images."""
         return {}
 
-    def finish(self, groups: Sequence[Group]) -> None:
+    def finish(self, groups: Groups) -> None:
         """What is made of the training trials' targets."""
 
     @property
@@ -119,34 +118,45 @@ class Target:
     @property
     def digest(self) -> str:
         """Tells these targets from others."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for table in self.tables.values():
             for image in sorted(table):
-                found.update(as_bytes(table[image]))
-        return found.hexdigest()
+                digest.update(as_bytes(table[image]))
+        return digest.hexdigest()
 
-    def of(self, groups: Sequence[Group]) -> torch.Tensor:
-        """(N, …) targets of groups."""
-        return torch.stack([self.tables["target"][group.image] for group in groups])
+    def stacked(self, images: Sequence[str], table: str = "target") -> Tensor:
+        """(N, …) targets of images."""
+        return torch.stack([self.tables[table][image] for image in images])
 
 
 class Images(Target):
-    """image: CLIP embeddings of the images, contrastive; sentences' embeddings beside them with a share of --lambda_text."""
+    """image: CLIP embeddings of the images, contrastive; beside them those of sentences, with a share --lambda_text."""
 
     objectives, of_sentences, in_clip_space, ranks = (*CONTRASTIVE, "generation", "mse"), True, True, True
 
-    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
-        s = self.settings
-        found = {"target": image_targets(s.clip_model, image_paths(images, s.images_dir), s.cache_dir)}
-        return found | ({"text": sentences(images, splits, s.clip_model, s.cache_dir)} if s.lambda_text else {})
+    def embed(self, images: list[str], splits: Splits) -> dict:
+        tables = {"target": self.vectors(images)}
+        return tables | ({"text": self.sentences(images, splits)} if self.settings.lambda_text else {})
 
-    def finish(self, groups: Sequence[Group]) -> None:
+    def vectors(self, images: Sequence[str]) -> Tensor:
+        """(N, D) CLIP embeddings of images."""
+        return clip_targets.image_targets(self.settings.clip_model, self.paths(images), self.settings.cache_dir)
+
+    def sentences(self, images: Sequence[str], splits: Splits) -> list[Tensor]:
+        """CLIP embeddings of the sentence that stands for each image."""
+        sentence_of = retrieval.sentences_of(splits.values())
+        distinct = sorted({sentence_of[image] for image in images})
+        vectors = clip_targets.sentence_targets(self.settings.clip_model, distinct, self.settings.cache_dir)
+        vector_of = dict(zip(distinct, vectors, strict=True))
+        return [vector_of[sentence_of[image]] for image in images]
+
+    def finish(self, groups: Groups) -> None:
         if self.description.apart != "concept":  # classes that are trained on
             n_classes = len(self.description.classes)
             self.prototypes = retrieval.class_prototypes(groups, self.tables["target"], n_classes)
 
-    def loss(self, output: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
-        """NCE with the images (1 − λ) and the sentences (λ); generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); MSE alone."""
+    def loss(self, output: Tensor, batch: Mapping, scale: Tensor) -> Tensor:
+        """NCE with images (1 − λ) and sentences (λ); generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); or MSE."""
         s, target = self.settings, batch["target"]
         if s.objective == "mse":
             return F.mse_loss(output, target)
@@ -157,13 +167,13 @@ class Images(Target):
             return 10 * (s.mse_share * F.mse_loss(output, target) + (1 - s.mse_share) * nce)
         return nce
 
-    def nce(self, output: torch.Tensor, target: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
+    def nce(self, output: Tensor, target: Tensor, batch: Mapping, scale: Tensor) -> Tensor:
         copies = batch["image"] if self.settings.positives == "image" else None
         scale = scale if self.settings.train_scale else FIXED_SCALE
         loss = choose(CONTRASTIVE, self.settings.objective) if self.settings.objective in CONTRASTIVE else info_nce
         return loss(output, target, scale, copies, self.settings.unit_eeg)
 
-    def rows(self, outputs: torch.Tensor, dataset: TrialDataset, groups: Sequence[Group]) -> Result:
+    def rows(self, outputs: Tensor, dataset: TrialDataset, groups: Groups) -> Result:
         """Classes that are trained on by the nearest prototype; else retrieval among what nobody trained on."""
         if self.prototypes is not None:
             p = retrieval.prototype_probabilities(outputs, self.prototypes, self.centre)
@@ -171,8 +181,7 @@ class Images(Target):
         if dataset.mode == "val":
             return retrieval.held_out_rows(dataset, groups, outputs, self.tables["target"]), {}
         images = sorted({group.image for group in groups})
-        targets = torch.stack([self.tables["target"][image] for image in images])
-        return retrieval.retrieval_rows(dataset, groups, outputs, targets, images), {}
+        return retrieval.retrieval_rows(dataset, groups, outputs, self.stacked(images), images), {}
 
     @property
     def readout(self) -> str:
@@ -182,13 +191,12 @@ class Images(Target):
     def facts(self) -> dict:
         return super().facts | {"clip": model_identity(self.settings.clip_model)}
 
-    def candidates(self, dataset: TrialDataset, images: list[str]) -> dict[str, Sequence[torch.Tensor]]:
+    def candidates(self, dataset: TrialDataset, images: list[str]) -> dict[str, Sequence[Tensor]]:
         """What test images are ranked by: read-out → (K, D) embeddings of the images, and of their sentences."""
-        s = self.settings
-        found = {"retrieval": image_targets(s.clip_model, image_paths(images, s.images_dir), s.cache_dir)}
+        candidates = {"retrieval": self.vectors(images)}
         if dataset.description.apart == "concept":  # else several images have one sentence
-            found["classification"] = sentences(images, {"test": dataset}, s.clip_model, s.cache_dir)
-        return found
+            candidates["classification"] = self.sentences(images, {"test": dataset})
+        return candidates
 
 
 class Sentences(Images):
@@ -196,23 +204,24 @@ class Sentences(Images):
 
     objectives, of_sentences, in_clip_space = (*CONTRASTIVE, "mse"), False, False
 
-    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
-        return {"target": sentences(images, splits, self.settings.clip_model, self.settings.cache_dir)}
+    def embed(self, images: list[str], splits: Splits) -> dict:
+        return {"target": self.sentences(images, splits)}
 
 
 class TextStates(Images):
     """text_states: an image's caption as the image model's text encoder reads it, (77, D); mean squared error."""
 
-    objectives, wants, needs, of_sentences, in_clip_space, ranks = ("mse",), "states", ("captions",), False, False, False
+    objectives, wants, needs = ("mse",), "states", ("captions",)
+    of_sentences, in_clip_space, ranks = False, False, False
 
-    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
-        s = self.settings
-        caption_of = read_captions(Path(s.captions), images)
+    def embed(self, images: list[str], splits: Splits) -> dict:
+        caption_of = read_captions(Path(self.settings.captions), images)
         distinct = sorted(set(caption_of.values()))
-        states = dict(zip(distinct, text_state_targets(s.image_model, distinct, s.cache_dir), strict=True))
-        return {"target": [states[caption_of[image]] for image in images]}
+        states = clip_targets.text_state_targets(self.settings.image_model, distinct, self.settings.cache_dir)
+        state_of = dict(zip(distinct, states, strict=True))
+        return {"target": [state_of[caption_of[image]] for image in images]}
 
-    def finish(self, groups: Sequence[Group]) -> None:
+    def finish(self, groups: Groups) -> None:
         super().finish(groups)
         self.centre = None if self.prototypes is None else self.prototypes.mean(dim=0)
 
@@ -230,10 +239,10 @@ class Classes(Target):
     def out(self) -> int:
         return len(self.description.classes)
 
-    def loss(self, output: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
+    def loss(self, output: Tensor, batch: Mapping, scale: Tensor) -> Tensor:
         return F.cross_entropy(output, batch["label"])
 
-    def rows(self, outputs: torch.Tensor, dataset: TrialDataset, groups: Sequence[Group]) -> Result:
+    def rows(self, outputs: Tensor, dataset: TrialDataset, groups: Groups) -> Result:
         return retrieval.class_rows(dataset, groups, outputs.softmax(dim=1), "classifier"), {}
 
 
@@ -242,23 +251,21 @@ class Latents(Target):
 
     objectives, wants, readout = ("l1",), "latents", "latents"
 
-    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
+    def embed(self, images: list[str], splits: Splits) -> dict:
         s = self.settings
-        paths = image_paths(images, s.images_dir)
-        return {"target": vae_latent_targets(s.image_model, paths, s.cache_dir, s.device)}
+        return {"target": clip_targets.vae_latent_targets(s.image_model, self.paths(images), s.cache_dir, s.device)}
 
-    def finish(self, groups: Sequence[Group]) -> None:
-        of = [self.tables["target"][image].float() for image in self.trained_on]
-        self.mean = torch.stack(of).mean(dim=0).flatten()
+    def finish(self, groups: Groups) -> None:
+        self.mean = self.stacked(self.trained_on).float().mean(dim=0).flatten()
 
-    def loss(self, output: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
+    def loss(self, output: Tensor, batch: Mapping, scale: Tensor) -> Tensor:
         return F.l1_loss(output, batch["target"].flatten(1))
 
-    def rows(self, outputs: torch.Tensor, dataset: TrialDataset, groups: Sequence[Group]) -> Result:
-        """No answers; correlation with the image's own, without what all images share, which would look like knowledge."""
-        own = self.of(groups).flatten(1)
-        found = retrieval.correlation(outputs - self.mean, own - self.mean)
-        return [], {"latents": measured("correlation", found.tolist())}
+    def rows(self, outputs: Tensor, dataset: TrialDataset, groups: Groups) -> Result:
+        """No answers; correlation with the image's own. What all images share is left out: it is no knowledge."""
+        own = self.stacked([group.image for group in groups]).flatten(1)
+        correlations = retrieval.correlation(outputs - self.mean, own - self.mean)
+        return [], {"latents": measured("correlation", correlations.tolist())}
 
     @property
     def facts(self) -> dict:
@@ -266,7 +273,7 @@ class Latents(Target):
 
 
 class Structure(Images):
-    """structure: CLIP embeddings of the images, and behind them the latent of SGDM's VAE; NCE of both, MSE / variance of the latter."""
+    """structure: CLIP embeddings of images, then latents of SGDM's VAE; NCE of both, MSE / variance of the latter."""
 
     objectives, needs, of_sentences, ranks = ("nce",), ("structure_vae",), False, False
 
@@ -274,80 +281,61 @@ class Structure(Images):
         super().__init__(settings)
         self.vae, self.about = read_vae(Path(settings.structure_vae))
 
-    def build(self, splits: Mapping[str, TrialDataset], groups: Sequence[Group]) -> None:
+    def build(self, splits: Splits, groups: Groups) -> None:
         must_not_have_seen(self.about, Path(self.settings.structure_vae), [t.image for t in splits["test"].trials])
         super().build(splits, groups)
 
-    def embed(self, images: list[str], splits: Mapping[str, TrialDataset]) -> dict:
-        s = self.settings
-        latents = structure_targets(self.vae, image_paths(images, s.images_dir), s.cache_dir)
+    def embed(self, images: list[str], splits: Splits) -> dict:
+        @torch.inference_mode()
+        def build(part: Sequence[Path]) -> Tensor:  # (n, latent) means, as they are
+            return self.vae.encode(as_pixels([read_image(path) for path in part]))[0]
+
+        paths = self.paths(images)
+        how = clip_targets.digests_of(paths), self.settings.cache_dir, build
+        latents = clip_targets.in_parts("structure", "the VAE", paths, *how, identity=fingerprint(self.vae))
         return super().embed(images, splits) | {"structure": latents}
 
-    def finish(self, groups: Sequence[Group]) -> None:
+    def finish(self, groups: Groups) -> None:
         super().finish(groups)
-        self.variance = torch.stack([self.tables["structure"][image] for image in self.trained_on]).float().var()
+        self.variance = self.stacked(self.trained_on, "structure").float().var()
 
     @property
     def out(self) -> int:
         return self.shape[0] + len(next(iter(self.tables["structure"].values())))
 
-    def loss(self, output: torch.Tensor, batch: Mapping, scale: torch.Tensor) -> torch.Tensor:
-        clip, decoded, latent = *output.split([self.shape[0], self.out - self.shape[0]], dim=1), batch["structure"]
+    def loss(self, output: Tensor, batch: Mapping, scale: Tensor) -> Tensor:
+        (clip, decoded), latent = output.tensor_split([self.shape[0]], dim=1), batch["structure"]
         copies = batch["image"] if self.settings.positives == "image" else None
         extra = info_nce(decoded, latent, FIXED_SCALE, copies) + F.mse_loss(decoded, latent) / self.variance
         return self.nce(clip, batch["target"], batch, scale) + extra
 
-    def rows(self, outputs: torch.Tensor, dataset: TrialDataset, groups: Sequence[Group]) -> Result:
-        paths = image_paths([group.image for group in groups], self.settings.images_dir)
-        maps = decoded_maps(self.vae, outputs[:, self.shape[0] :])
-        rows, _ = super().rows(outputs[:, : self.shape[0]], dataset, groups)
-        return rows, map_measures(maps, paths)
+    def rows(self, outputs: Tensor, dataset: TrialDataset, groups: Groups) -> Result:
+        clip, latents = outputs.tensor_split([self.shape[0]], dim=1)
+        rows, _ = super().rows(clip, dataset, groups)
+        return rows, map_measures(decoded_maps(self.vae, latents), self.paths([group.image for group in groups]))
 
     @property
     def facts(self) -> dict:
         return super().facts | {"clip_width": self.shape[0], "vae": fingerprint(self.vae)}
 
 
-# ---------------------------------------------------------------- sentences; SGDM's latents and maps
-
-
-def sentences(
-    images: Sequence[str], splits: Mapping[str, TrialDataset], clip_model: str, cache_dir: Path
-) -> list[torch.Tensor]:
-    """CLIP embeddings of the sentence that stands for each image."""
-    sentence_of = retrieval.sentences_of(splits.values())
-    distinct = sorted({sentence_of[image] for image in images})
-    vectors = dict(zip(distinct, sentence_targets(clip_model, distinct, cache_dir), strict=True))
-    return [vectors[sentence_of[image]] for image in images]
-
-
-def structure_targets(vae: StructuralVAE, paths: Sequence[Path], cache_dir: Path) -> torch.Tensor:
-    """(N, latent) float16 means of the VAE's latents of images, as they are."""
-
-    @torch.inference_mode()
-    def build(part: Sequence[Path]) -> torch.Tensor:
-        return vae.encode(as_pixels([read_image(path) for path in part]))[0]
-
-    return in_parts("structure", "the VAE", paths, digests_of(paths), cache_dir, build, identity=fingerprint(vae))
-
-
 @torch.no_grad()
-def decoded_maps(vae: StructuralVAE, latents: torch.Tensor) -> torch.Tensor:
+def decoded_maps(vae: StructuralVAE, latents: Tensor) -> Tensor:
     """(N, latent) → (N, 1, 128, 128) maps from 0 to 1."""
     device = next(vae.parameters()).device
     return torch.cat([vae.map_logits(part.float().to(device)).sigmoid().cpu() for part in latents.split(64)])
 
 
-def map_measures(maps: torch.Tensor, paths: Sequence[Path]) -> dict[str, Measure]:
-    """Correlation of each (1, 128, 128) map with its image's; and with another image's: all have their edges in the middle."""
+def map_measures(maps: Tensor, paths: Sequence[Path]) -> dict[str, Measure]:
+    """Correlation of (1, 128, 128) maps with their images'; and with other images': all have edges in the middle."""
     own = torch.stack([torch.from_numpy(structure_map(read_image(path))) for path in paths]).flatten(1)
     drawn = maps.flatten(1)
-    found = {"map": measured("correlation", retrieval.correlation(drawn, own).tolist())}
+    measures = {"map": measured("correlation", retrieval.correlation(drawn, own).tolist())}
     # the next one: it is another image, but for the last of a person perhaps
     if apart := [k for k in range(len(paths)) if paths[k] != paths[k + 1 - len(paths)]]:
-        others = own.roll(-1, dims=0)
-        found["map, another image"] = measured("correlation", retrieval.correlation(drawn[apart], others[apart]).tolist())
-    return found
+        others = retrieval.correlation(drawn[apart], own.roll(-1, dims=0)[apart])
+        measures["map, another image"] = measured("correlation", others.tolist())
+    return measures
 
 
 def check_fits(target: str, kind: type, encoder: str, net: type, given: Mapping) -> None:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datasets.montage import Montage
 from datasets.recording import Trial
@@ -25,6 +25,7 @@ from utils.progress import progress
 BATCH, FILE = 32, 256  # trials encoded at once; trials a file of the cache
 PROBES = (2.0, 50.0, 1000.0)  # microvolts, standard deviations of the noise trials that notice changed code
 LARGE = ("electrode",)  # poolings whose tokens are kept only when asked for
+Splits = Mapping[str, TrialDataset]  # by mode: train, val, test
 
 
 def encoder_for(
@@ -32,14 +33,11 @@ def encoder_for(
 ) -> nn.Module:
     """The encoder of a run, for trials like these. Parameters as `load_encoder`."""
     if name == "csbrain" and dataset.units != "microvolts":
-        raise UserError(
-            f"{dataset.store.path} holds whitened trials, without a unit; --encoder csbrain reads microvolts: prepare with --whiten none"
-        )
-    montage = dataset.montage
-    return load_encoder(
-        name, checkpoint, allow_partial, seed, electrodes=montage.electrodes, brain_regions=montage.brain_regions,
-        sorted_indices=montage.sorted_indices, n_times=dataset.n_times, sfreq=dataset.sfreq,
-    )  # fmt: skip
+        hint = "--encoder csbrain reads microvolts: prepare with --whiten none"
+        raise UserError(f"{dataset.store.path} holds whitened trials, without a unit; {hint}")
+    montage = {key: getattr(dataset.montage, key) for key in ("electrodes", "brain_regions", "sorted_indices")}
+    kind = {"n_times": dataset.n_times, "sfreq": dataset.sfreq} | montage
+    return load_encoder(name, checkpoint, allow_partial, seed, **kind)
 
 
 def reducer_for(encoder: nn.Module, montage: Montage, pooling: str) -> EEGTokenReducer:
@@ -53,40 +51,35 @@ def reducer_for(encoder: nn.Module, montage: Montage, pooling: str) -> EEGTokenR
 
 
 def with_features(
-    splits: Mapping[str, TrialDataset], encoder: nn.Module, cached: bool, pooling: str, cache_dir: str | None,
-    device: torch.device,
-) -> tuple[dict[str, TrialDataset], EEGTokenReducer]:  # fmt: skip
+    splits: Splits, encoder: nn.Module, cached: bool, pooling: str, cache_dir: str | None, device: torch.device
+) -> tuple[dict[str, TrialDataset], EEGTokenReducer]:
     """The splits with their tokens, from the cache or encoded now, or else with prepared signals; and the pooling."""
     montage = next(iter(splits.values())).montage
-    cache = TokenCache(cache_dir, encoder, montage, pooling) if cached else None
-    made = {
-        mode: dataset.with_tokens(cache.tokens(dataset, device)) if cache else dataset.prepared(encoder.prepare)
-        for mode, dataset in splits.items()
-    }
-    return made, reducer_for(encoder, montage, pooling)
+    reducer = reducer_for(encoder, montage, pooling)
+    if not cached:
+        return {mode: dataset.prepared(encoder.prepare) for mode, dataset in splits.items()}, reducer
+    cache = TokenCache(cache_dir, encoder, montage, pooling)
+    return {mode: dataset.with_tokens(cache.tokens(dataset, device)) for mode, dataset in splits.items()}, reducer
 
 
 def check_augmentable(augment: Sequence[str], reads: str) -> None:
-    """Raise UserError where trials are to be augmented of which no signal is read, but "tokens" or "features" that are kept."""
+    """Raise UserError where trials are to be augmented whose signal is not read, but kept "tokens" or "features"."""
     if augment and reads != "signal":
-        raise UserError(
-            f"--augment changes the signal of a trial, and what is read here are kept {reads}: use an encoder that reads the "
-            "signal and is trained (such as --encoder eegnet, shallow; csbrain with --train_encoder or --no_cache_features)"
-        )
+        kept = f"--augment changes the signal of a trial, and what is read here are kept {reads}"
+        such_as = "such as --encoder eegnet, shallow; csbrain with --train_encoder or --no_cache_features"
+        raise UserError(f"{kept}: use an encoder that reads the signal and is trained ({such_as})")
 
 
 class TokenCache:
     """A frozen encoder's tokens on disk, so many trials of a person a file: so all protocols and folds share them.
 
-    A file is keyed by the keys and checksums of its trials, the encoder's weights, and the groups of electrodes; it also
-    keeps the tokens of three fixed noise trials, so that other code in encoder, preparation or pooling is noticed. Before
-    tokens are served, the stored samples are compared with their checksums. Each file is written as soon as its trials are
-    encoded: a run that dies loses one file's work.
+    A file is keyed by the keys and checksums of its trials, the encoder's weights, and the groups of electrodes. It
+    keeps the tokens of three fixed noise trials, so that other code in encoder, preparation or pooling is noticed.
+    Before tokens are served, the stored samples are compared with their checksums. Each file is written as soon as its
+    trials are encoded: a run that dies loses one file's work.
 
     folder : str, Path or None. None: `token_cache` beside the store.
-    encoder : nn.Module. See `models/token_encoders.py`.
-    pooling : str. What is asked for. Small poolings are always kept, so that comparing them costs one pass of the
-        encoder.
+    pooling : str. What is asked for. Small poolings are always kept: comparing them costs one pass of the encoder.
     """
 
     def __init__(self, folder: str | Path | None, encoder: nn.Module, montage: Montage, pooling: str):
@@ -94,10 +87,10 @@ class TokenCache:
         self.weights = fingerprint(encoder)
         names = [name for name in POOLINGS if name not in LARGE] if encoder.electrode_order is not None else []
         self.reducers = {name: reducer_for(encoder, montage, name) for name in dict.fromkeys((*names, pooling))}
-        self._tokens: dict[str, torch.Tensor] = {}  # by trial key
-        self._probes: dict[str, torch.Tensor] | None = None
+        self._tokens: dict[str, Tensor] = {}  # by trial key
+        self._probes: dict[str, Tensor] | None = None
 
-    def tokens(self, dataset: TrialDataset, device: torch.device) -> torch.Tensor:
+    def tokens(self, dataset: TrialDataset, device: torch.device) -> Tensor:
         """(N, n, D) tokens of a split, in its order: from the cache, or encoded now and kept.
 
         Raises UserError if stored samples are damaged, or the encoder gives NaN.
@@ -121,16 +114,16 @@ class TokenCache:
         return torch.stack([self._tokens[trial.key] for trial in dataset.trials])
 
     def files(self, dataset: TrialDataset) -> dict[Path, list[Trial]]:
-        """The cache's files for the people of a split, and whose tokens each holds: a person's trials, FILE at a time."""
+        """The cache's files for the people of a split, and whose tokens each holds: FILE trials of a person."""
         files = {}
         for person in dict.fromkeys(trial.subject for trial in dataset.trials):
             trials = [trial for trial in dataset.store.trials if trial.subject == person]
             for start in range(0, len(trials), FILE):
-                of = trials[start : start + FILE]
-                files[self._path(dataset, of, self.pooling)] = of
+                part = trials[start : start + FILE]
+                files[self._path(dataset, part, self.pooling)] = part
         return files
 
-    def encode(self, dataset: TrialDataset, trials: Sequence[Trial], device: torch.device) -> torch.Tensor:
+    def encode(self, dataset: TrialDataset, trials: Sequence[Trial], device: torch.device) -> Tensor:
         """(len(trials), n, D) tokens, encoded now."""
         return self._encode(self._prepared(dataset, trials), device)[self.pooling]
 
@@ -141,12 +134,14 @@ class TokenCache:
         if self._probes is None:
             self._probes = self._encode([self._probe(dataset)], device)
         kept = self._kept(path, len(trials))
-        encodes = kept is None
-        if encodes:
-            with _alone(path) as waited:
+        if encodes := kept is None:
+            waited = False  # whether another process encoded these trials meanwhile
+            with ExitStack() as one_process:
+                lock = only_one(path.with_name(f".{path.stem}.lock"), "encodes the same trials")
+                with suppress(OSError):  # a folder that cannot be written: nothing is kept there, and nobody waits
+                    waited = one_process.enter_context(lock)
                 kept = self._kept(path, len(trials)) if waited else None
-                encodes = kept is None
-                if encodes:
+                if encodes := kept is None:
                     encoded = self._encode(self._prepared(dataset, trials), device)
                     for pooling, tokens in encoded.items():
                         check_finite(tokens, trials)
@@ -155,28 +150,22 @@ class TokenCache:
         self._tokens |= {trial.key: row for trial, row in zip(trials, kept["tokens"], strict=True)}
         return encodes
 
-    def _kept(self, path: Path, n: int) -> dict[str, torch.Tensor] | None:
+    def _kept(self, path: Path, n: int) -> dict[str, Tensor] | None:
         """Tokens of `n` trials from the cache; None where they are not there, or not what would be computed now."""
-        kept = read_kept(path)
-        return kept if kept is not None and self._fits(kept, n) else None
-
-    def _fits(self, kept: dict[str, torch.Tensor], n: int) -> bool:
-        """Whether kept tokens are as many as the trials, and what this encoder and pooling compute."""
-        probe = self._probes[self.pooling]
+        kept, probe = read_kept(path) or {}, self._probes[self.pooling]
         kinds = {name: (tensor.dtype, tensor.ndim) for name, tensor in kept.items()}
-        if kinds != dict.fromkeys(("tokens", "probe"), (torch.float32, 3)) or kept["probe"].shape != probe.shape:
-            return False
-        if len(kept["tokens"]) != n:
-            return False
+        if kinds != dict.fromkeys(("tokens", "probe"), (torch.float32, 3)):
+            return None
+        if kept["probe"].shape != probe.shape or len(kept["tokens"]) != n:
+            return None
         rms = probe.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-12)  # of each noise trial
         largest = ((kept["probe"] - probe).abs() / rms).max()
         if largest > 2e-3:  # devices and precisions differ by less
-            print(
-                "notice: the encoder or the pooling computes something else than when these tokens were kept; encoded anew"
-            )
-        return bool(largest <= 2e-3 and kept["tokens"].shape[1:] == probe.shape[1:])
+            now = "the encoder or the pooling computes something else than when these tokens were kept"
+            print(f"notice: {now}; encoded anew")
+        return kept if largest <= 2e-3 and kept["tokens"].shape[1:] == probe.shape[1:] else None
 
-    def _probe(self, dataset: TrialDataset) -> torch.Tensor:
+    def _probe(self, dataset: TrialDataset) -> Tensor:
         """Fixed noise trials of small, usual and huge amplitude, prepared for the encoder: clipping shows as well."""
         noise = np.random.default_rng(0).standard_normal((len(self.montage.electrodes), dataset.n_times))
         prepared = [self.encoder.prepare((sd * noise).astype(np.float32), dataset.sfreq) for sd in PROBES]
@@ -189,15 +178,13 @@ class TokenCache:
             yield torch.from_numpy(np.stack(x))
 
     @torch.no_grad()
-    def _encode(self, batches, device: torch.device) -> dict[str, torch.Tensor]:
+    def _encode(self, batches, device: torch.device) -> dict[str, Tensor]:
         """Tokens (N, n, D) by pooling, float32 on the CPU, from one pass of the encoder."""
-        encoder = self.encoder.to(device)
-        reducers = {name: reducer.to(device) for name, reducer in self.reducers.items()}
-        parts = {name: [] for name in reducers}
+        encoder, parts = self.encoder.to(device), {name: [] for name in self.reducers}
         for x in batches:
             features = encoder(x.to(device))
-            for name, reducer in reducers.items():
-                parts[name].append(reducer(features).float().cpu())
+            for name, reducer in self.reducers.items():
+                parts[name].append(reducer.to(device)(features).float().cpu())
         return {name: torch.cat(tokens) for name, tokens in parts.items()}
 
     def _path(self, dataset: TrialDataset, trials: Sequence[Trial], pooling: str) -> Path:
@@ -209,26 +196,13 @@ class TokenCache:
             "samples": [dataset.window, dataset.n_times],
         }
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        folder = cache_folder(self.folder, dataset.store.path)
-        return folder / f"tokens-{digest[:24]}.safetensors"
+        return cache_folder(self.folder, dataset.store.path) / f"tokens-{digest[:24]}.safetensors"
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Encode what goes to a file in one process at a time; yields whether another one did it meanwhile."""
-    with ExitStack() as stack:
-        try:
-            waited = stack.enter_context(only_one(path.with_name(f".{path.stem}.lock"), "encodes the same trials"))
-        except OSError:  # a folder that cannot be written: nothing is kept there, and nobody needs to wait
-            waited = False
-        yield waited
-
-
-def check_finite(tokens: torch.Tensor, trials: Sequence[Trial]) -> None:
+def check_finite(tokens: Tensor, trials: Sequence[Trial]) -> None:
     """Raise UserError where tokens hold NaN or infinity; names the trial."""
     bad = (~torch.isfinite(tokens).flatten(1).all(dim=1)).nonzero().flatten().tolist()
     if bad:
-        raise UserError(
-            f"the encoder gives NaN or infinity for trial {trials[bad[0]].key} and {len(bad) - 1} more; look at the "
-            "recording and the encoder's weights"
-        )
+        first = f"trial {trials[bad[0]].key} and {len(bad) - 1} more"
+        hint = "look at the recording and the encoder's weights"
+        raise UserError(f"the encoder gives NaN or infinity for {first}; {hint}")

@@ -182,7 +182,8 @@ def test_a_picture_carries_its_recipe_and_is_drawn_once(tmp_path):
         assert json.loads(picture.info["recipe"]) == {"prompt": "two feet", "seed": 103, "steps": 4}
     assert draw(tmp_path, rows, seed=100) == []
     assert {path.name for path in tmp_path.iterdir()} == {
-        "summary_grid.png", *(f"{kind}_{k}_true0_pred0.png" for kind in ("generated", "comparison") for k in ("0003", "0011")),
+        "summary_grid.png", *(f"{kind}_{k}_true0_pred0.png" for kind in ("generated", "comparison") for k in ("0003",
+        "0011")),
     }  # fmt: skip
 
 

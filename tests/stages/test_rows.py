@@ -15,7 +15,8 @@ from utils.errors import UserError
 def row(index=0, true=2, **changes):
     content = {"index": index, "subject": "A08", "session": "E", "run": 3, "trial": 12, "true_label": true,
                "true_name": BCIC.classes[true], "text": "a foot — “größe”\nand\ttab \u2028 🦶",
-               "readouts": {"keyword": Readout(2, 0.25), "likelihood": Readout(1, 0.25, [0.1, 0.7, 0.15, 0.05])}}  # fmt: skip
+               "readouts": {"keyword": Readout(2, 0.25), "likelihood": Readout(1, 0.25, [0.1, 0.7, 0.15,
+               0.05])}}  # fmt: skip
     return draw_what(Row(**content | changes), BCIC, "keyword")
 
 
@@ -56,7 +57,8 @@ def test_rows_come_back_as_they_were_written(tmp_path):
 
 def test_a_row_needs_no_more_than_its_trial_label_and_readouts(written):
     least = {"index": 7, "subject": "A01", "true_label": 0, "true_name": "x",
-             "readouts": {"keyword": {"label": -1, "chance": 0.25}, "likelihood": {"label": 0, "chance": 0.25}}}  # fmt: skip
+             "readouts": {"keyword": {"label": -1, "chance": 0.25}, "likelihood": {"label": 0,
+             "chance": 0.25}}}  # fmt: skip
     assert read_rows(written(json.dumps(least)))[1].predicted_label == -1
 
 
@@ -70,7 +72,8 @@ WRONG = {
     "true_label": ["2", 4, -1, True, 1.0, NAN, None, "../../etc/passwd", "0/../.."],
     "predicted_label": ["2", 4, -2, True, 2.0, NAN, None, "../../etc/passwd"],
     "subject": [5, None, ["A01"], "\ud800", "A" * 5000], "session": [1, None, "\udfff"],
-    "true_name": [2, None, "feet\ud83d"], "predicted_name": [3, [], "\ud800"], "text": [None, 3, ["a"], "\udc80", "word " * 1000],
+    "true_name": [2, None, "feet\ud83d"], "predicted_name": [3, [], "\ud800"], "text": [None, 3, ["a"], "\udc80",
+    "word " * 1000],
     "image": [3, None, "\ud800"], "prompt": [None, {"a": 1}, "\ud800"], "embedding": [3], "embedding_of": [None],
     "tasks": ["abcd", ["AVI"], [1, 2, 3, 4], None, {"a": 1}, ["a", "b", "c", "\ud800"]],
 }  # fmt: skip
@@ -83,11 +86,14 @@ def test_a_value_of_another_type_or_range_is_one_line_that_names_the_files_line(
 
 @pytest.mark.parametrize("readout", [
     3, None, [], {}, {"label": 1}, {"chance": 0.25}, {"label": 1, "chance": 0.25, "code": "x"},
-    {"label": "1", "chance": 0.25}, {"label": 4, "chance": 0.25}, {"label": -2, "chance": 0.25}, {"label": True, "chance": 0.25},
+    {"label": "1", "chance": 0.25}, {"label": 4, "chance": 0.25}, {"label": -2, "chance": 0.25}, {"label": True,
+    "chance": 0.25},
     {"label": 1.0, "chance": 0.25}, {"label": "../x", "chance": 0.25},
-    *({"label": 1, "chance": chance} for chance in (0, -0.25, 2, NAN, float("inf"), "0.25", True, None, 5e-324, 10**400)),
+    *({"label": 1, "chance": chance} for chance in (0, -0.25, 2, NAN, float("inf"), "0.25", True, None, 5e-324,
+    10**400)),
     *({"label": 1, "chance": 0.25, "probabilities": p} for p in (
-        [0.5, 0.5], [0.25] * 5, [], "abcd", {"0": 1}, [0.1, 0.2, 0.3, NAN], [0.1, 0.2, 0.3, float("inf")], [0.1, 0.2, 0.3, "0.4"],
+        [0.5, 0.5], [0.25] * 5, [], "abcd", {"0": 1}, [0.1, 0.2, 0.3, NAN], [0.1, 0.2, 0.3, float("inf")], [0.1, 0.2,
+        0.3, "0.4"],
         [0.1, 0.2, 0.3, None], [True, False, False, False], [0.1, 0.2, 0.3, 10**400])),
 ])  # fmt: skip
 def test_a_damaged_readout_is_one_line(written, readout):
@@ -149,7 +155,8 @@ def test_labels_mean_the_classes_that_they_should(tmp_path):
     assert [r.predicted_name for r in read_rows(path, BCIC.classes)] == ["feet", None]
     with pytest.raises(UserError, match="line 1.*'feet'.*dog"):
         read_rows(path, VI.classes)
-    for changes in ({"true_name": "tongue"}, {"predicted_name": "tongue"}, {"predicted_name": None}, {"predicted_label": -1},
+    for changes in ({"true_name": "tongue"}, {"predicted_name": "tongue"}, {"predicted_name": None},
+        {"predicted_label": -1},
                     {"predicted_label": 1}):  # fmt: skip
         path.write_text(json.dumps(asdict(row(0)) | changes) + "\n")
         with pytest.raises(UserError, match="line 1"):

@@ -76,7 +76,8 @@ def test_a_damaged_record_of_a_run_is_one_line(tmp_path, text):
 
 
 @pytest.mark.parametrize("keep, stay", [
-    (["best"], {2}), (["last"], {2, 4}), (["best", "last"], {2, 4}), (["all"], {1, 2, 3, 4}), (["last", "all"], {1, 2, 3, 4}),
+    (["best"], {2}), (["last"], {2, 4}), (["best", "last"], {2, 4}), (["all"], {1, 2, 3, 4}), (["last", "all"], {1, 2,
+    3, 4}),
 ])  # fmt: skip
 def test_checkpoints_that_nobody_asked_for_go_and_the_best_one_stays(tmp_path, keep, stay):
     for number in range(1, 5):
@@ -92,14 +93,17 @@ def test_checkpoints_that_nobody_asked_for_go_and_the_best_one_stays(tmp_path, k
 
 
 def test_a_folder_with_somebody_elses_checkpoints_is_refused_and_an_empty_one_starts_anew(tmp_path, capsys):
-    assert opened(tmp_path / "new", SETTINGS | {"resume": True}).state == {} and "starting anew" in capsys.readouterr().out
+    assert (
+        opened(tmp_path / "new", SETTINGS | {"resume": True}).state == {} and "starting anew" in capsys.readouterr().out
+    )
     (tmp_path / "epoch7.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="checkpoints of another run"):
         opened(tmp_path)
 
 
 @pytest.mark.parametrize("history", [
-    None, [], {}, [3], [{"x": 1}], [{"epoch": 2, "phase": "joint", "val": {}}], [{"epoch": True, "phase": "joint", "val": {}}],
+    None, [], {}, [3], [{"x": 1}], [{"epoch": 2, "phase": "joint", "val": {}}], [{"epoch": True, "phase": "joint",
+    "val": {}}],
     [{"epoch": "1/../../precious", "phase": "joint", "val": {}}], [{"epoch": 1, "phase": "joint", "val": {"head": 3}}],
 ])  # fmt: skip
 def test_a_state_whose_epochs_are_none_is_refused_since_files_are_named_after_them(tmp_path, history):
