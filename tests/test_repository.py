@@ -18,8 +18,8 @@ MAY_IMPORT = {
     "readers": {"utils"},
     "datasets": {"readers", "utils"},
     "models": {"readers", "utils"},
-    "stages": {"datasets", "models", "utils"},
-    "evaluation": {"stages", "datasets", "models", "utils"},
+    "stages": {"readers", "datasets", "models", "utils"},
+    "evaluation": {"stages", "readers", "datasets", "models", "utils"},
     "demo": {"datasets", "models", "utils"},
 }
 JUDGES = ("evaluate.py", "retrieve.py", "draw_true_class.py")  # scripts that may import evaluation/
