@@ -6,7 +6,6 @@
     python doctor.py --for bcic --checksums      # reads all recordings and trials, and compares their checksums
 
 Nothing is written and nothing downloaded. Each line is a finding: ok; notice, which hinders nothing; missing; wrong.
-Sizes and addresses are those of the tables in docs/weights.md and docs/datasets.md.
 """
 
 import argparse
@@ -241,7 +240,7 @@ def steps_of_tiny(name: str, args: argparse.Namespace) -> Steps:
     if name == "real":
         of, given = f"{place}/BCICIV2b", args.own.get("raw_dir") or os.environ.get("EEG2IMAGE_2B_RAW")
         command = f"EEG2IMAGE_2B_RAW={shlex.quote(given)} {command}" if given else command
-        told = (given or f"{of}/raw", "BCICIV2b", f"{of}/processed_lmdb", deep, (), bool(given))
+        told = (given or f"{of}/raw", "BCICIV2b", f"{of}/processed_lmdb", deep, (), *([True] if given else []))
         needs.append(Need("raw", inputs.check_raw, told, command if given else f"{command} downloads them (250 MB)"))
     return {"prepare": (command, needs)}
 
@@ -278,14 +277,15 @@ def steps_of(name: str, args: argparse.Namespace, device: str) -> Steps:
     training = f"training and drawing ({name})" if people else f"training ({trains})"
     sure = device != "cpu" and not people  # the figures are a GPU's; of seen images computed
     prepare = [recordings, Need("disk", check_disk, (str(Path(trials.told[0]).parent), preparing, gb))]
+    if not people:
+        of_csbrain = "CSBrain.pth", csbrain_gb if csbrain in to_fetch else 0
+        train.append(Need("disk", check_disk, (str(Path(args.foundation_dir).parent), *of_csbrain)))
     train.append(Need("disk", check_disk, (cache, f"fetching the models of {name}", fetched_gb)))
     train.append(Need("disk", check_disk, (run_dir, training, writes)))
     train.append(Need("memory", check_memory, (device, training, memory, sure)))
     if people:
         return {"prepare": (trials.get, prepare), "train": (commands[1], train)}
     prepare.append(Need("memory", check_memory, ("cpu", f"{preparing} (--workers 2)", 2 * facts.worker_gb)))
-    weights_gb = csbrain_gb if csbrain in to_fetch else 0
-    train.append(Need("disk", check_disk, (str(Path(args.foundation_dir).parent), "CSBrain.pth", weights_gb)))
     generate = [*decoder, image, *seen, Need("run", inputs.check_run, (run_dir, trains, dataset), commands[1])]
     generate.append(Need("disk", check_disk, (args.own.get("output_dir", default("outputs")), "drawing", 0.1)))
     generate.append(Need("memory", check_memory, (device, "drawing", 4, sure)))

@@ -278,7 +278,9 @@ def settle(args: argparse.Namespace, kind: type, net: type) -> None:
     """Fill in what depends on target and encoder. Raises UserError where flags do not go together."""
     args.objective = args.objective or kind.objectives[0]
     if args.lambda_text is None:
-        args.lambda_text = recipe_of(args.encoder).lambda_text if kind.of_sentences and args.objective == "nce" else 0.0
+        args.lambda_text = (
+            recipe_of(args.encoder).lambda_text if kind.of_sentences and args.objective in CONTRASTIVE else 0.0
+        )
     check_fits(args.target, kind, args.encoder, net, vars(args))
     for flag in ("positions", "atm_parts"):
         if getattr(args, flag) != args.defaults[flag] and flag not in getattr(net, "options", {}):

@@ -33,6 +33,14 @@ CONDITIONINGS = ("ip_adapter", "controlnet", "text_states")
 COMPARED = ("ceiling", "nearest", "caption")
 
 
+# what --conditioning text_states read and wrote before it had a script of its own
+OF_TEXT_STATES = {
+    ("--output_dir",): "outputs/eeg2img",
+    ("--datasets_dir",): "data/THINGS/processed_lmdb",
+    ("--images_dir", "--stimuli_dir"): "data/THINGS/images",
+}
+
+
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     # fmt: off
@@ -96,6 +104,9 @@ if __name__ == "__main__":
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--conditioning", nargs="+")
     if first.parse_known_args()[0].conditioning == ["text_states"]:  # commands of before it had a script of its own
+        for names, usual in OF_TEXT_STATES.items():
+            if not any(part.split("=")[0] in names for part in sys.argv):
+                sys.argv += [names[0], default(usual)]
         runpy.run_path(str(ROOT / "generate_text_states.py"), run_name="__main__")
         sys.exit()
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once

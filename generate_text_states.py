@@ -18,6 +18,11 @@ from utils.errors import UserError
 from utils.paths import default
 from utils.script import run_script, start_script
 
+# flags of generate_eeg2img.py that had no part in text states, and still may be given
+NO_PART = (
+    "samples clip_model draw_batch beside ip_adapter ip_scale captioner strength prior_steps prior_guidance".split()
+)
+
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
@@ -34,6 +39,8 @@ def parse_args() -> argparse.Namespace:
     flags.add_generation_flags(parser, "outputs/text_states")
     photos, folder = "data/EEGImageNet/images", ("--images_dir", "--stimuli_dir")
     flags.add_image_flags(parser, "CompVis/stable-diffusion-v1-4", photos, SCHEDULERS, "pndm", folder)
+    for name in NO_PART:
+        add(f"--{name}", nargs="+", help=argparse.SUPPRESS)
     # fmt: on
     parser.set_defaults(num_inference_steps=50, guidance_scale=7.5)  # as published
     return parser.parse_args()
@@ -88,6 +95,10 @@ def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> 
     arguments |= {"downstream_dataset": run.description.name, "shuffle_labels": bool(shuffled), "samples": 1}
     about = {"store": run.dataset.store.fingerprint, "model": str(place), "shuffled": shuffled}
     report_decoded(rows, output_dir, {"arguments": arguments} | about)
+    if shuffled:
+        print(
+            "this is a shuffled-label control (encoder): its pictures show what is drawn where that has learned nothing"
+        )
     print_caution(run.description, checkpoint["protocol"])
 
 

@@ -72,6 +72,7 @@ from torch.nn import functional as F
 from datasets.repetitions import repetitions, some_repetitions
 from datasets.trials import TrialDataset
 from evaluation import decoded_runs, figures, tables
+from models.eeg_embedding import embedder_named
 from stages import TARGETS, clip_runs, retrieval
 from stages.clip_runs import ClipRun
 from stages.pictures import top_sheet
@@ -89,7 +90,7 @@ def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRu
         dataset = TrialDataset(args.datasets_dir, "test", f"within:{args.subject}", description)
         dataset = dataset.part(None, description.named_channels(args.channels))
         # the published table of people is numbered as they are: sub-08 is 8
-        people = [""] + [f"sub-{k:02d}" for k in range(1, 100)] if args.encoder == "atm" else []
+        people = [""] + [f"sub-{k:02d}" for k in range(1, 100)] if embedder_named(args.encoder).takes_people else []
         paths = [Path(path) for path in args.published_checkpoint]
         model, dataset = clip_runs.open_published(paths, args.encoder, args.checkpoint_kind, dataset, people, device)
         about = {"target": "image", "objective": "nce", "clip_model": args.clip_model, "image_model": ""}

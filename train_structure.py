@@ -76,6 +76,7 @@ from torch.nn import functional as F
 from datasets.trials import load_splits
 from models.clip_targets import digests_of, image_paths, read_image, vae_latent_targets
 from models.image_generator import load_image_model
+from models.loading import load_whole
 from models.structure import StructuralVAE, as_pixels, structure_map, vae_loss
 from stages import retrieval
 from stages.checkpoints import read_vae
@@ -207,8 +208,7 @@ class Control:
         return write
 
     def load(self, path: Path) -> None:
-        with loading(str(path), "train again"):
-            self.model = ControlNetModel.from_pretrained(path).to(self.device).eval()
+        self.model = load_whole(ControlNetModel, str(path), "--output_dir", "train again").to(self.device).eval()
 
 
 def main(args: argparse.Namespace) -> None:

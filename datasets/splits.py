@@ -164,7 +164,7 @@ class Protocol:
     # What may not be in two splits: "person", "session"; "tested person", "tested session" (neither trained nor
     # validated on); "seen": what the dataset of seen images keeps apart, concepts or images.
     apart: tuple[str, ...]
-    apart_of_images: tuple[str, ...] | None = None  # the same for datasets of seen images, where it differs
+    apart_of_images: tuple[str, ...] | None = None  # the same for datasets of seen images; None: it is none for them
     takes_person: bool = True  # whether a name stands behind it, as in loso:A03
     complete: bool = False  # whether each trial of the store has to be in a split
     fold: bool = False  # whether it is one of several that test on one person each: their rows make a line of a table
@@ -184,9 +184,11 @@ PROTOCOLS = {
     "loso": Protocol(leave_one_subject_out, ("person",), fold=True),
     "within": Protocol(within_person, ("session",), ("seen",), fold=True, may_lack_val=True, trains_on_tested=True),
     "people": Protocol(named_people, ("person",)),
-    "cross": Protocol(other_people, ("tested person", "seen"), fold=True),
-    "joint": Protocol(joint, ("seen",), takes_person=False, trains_on_tested=True),
-    "day": Protocol(across_days, ("tested session",), fold=True, may_lack_val=True, repeats_images=True),
+    "cross": Protocol(other_people, ("tested person", "seen"), ("tested person", "seen"), fold=True),
+    "joint": Protocol(joint, ("seen",), ("seen",), takes_person=False, trains_on_tested=True),
+    "day": Protocol(
+        across_days, ("tested session",), ("tested session",), fold=True, may_lack_val=True, repeats_images=True
+    ),
 }
 
 
@@ -214,6 +216,10 @@ def split_trials(store, description: DatasetDescription, protocol: str = "publis
     Raises UserError if the protocol or the person is unknown, or what it promises does not hold.
     """
     named, person = protocol_named(protocol)
+    if description.parts and named.apart_of_images is None:
+        suits = ", ".join(name for name, other in PROTOCOLS.items() if other.apart_of_images)
+        words = f"--protocol {protocol} does not keep apart the images of {description.name}"
+        raise UserError(f"{words}, which all people saw; expected one of {suits}")
     splits = named.split(store, description, person)
     if named.complete and (left_out := without_split(store, splits)):
         people = ", ".join(sorted({t.subject for t in left_out}))
@@ -233,8 +239,8 @@ def without_split(store, splits: Split) -> list[Trial]:
 def promises(description: DatasetDescription, protocol: str) -> tuple[str, ...]:
     """What a protocol keeps apart: person, tested person (from all others), session, concept, image."""
     named, _ = protocol_named(protocol)
-    kinds = (description.parts and named.apart_of_images) or named.apart
-    return tuple(description.apart if kind == "seen" else kind for kind in kinds)
+    kinds = named.apart_of_images if description.parts else named.apart
+    return tuple(description.apart if kind == "seen" else kind for kind in kinds or ())
 
 
 def caution(description: DatasetDescription, protocol: str) -> str:

@@ -110,12 +110,7 @@ class TrialDataset:
             in validation and test as well. It belongs into the training loop (`AUGMENTATIONS` in models/__init__.py).
         """
         if len(self):
-            once, again = (np.asarray(prepare(self.samples(self.trials[0]), self.sfreq)) for _ in range(2))
-            if once.shape != again.shape or not np.array_equal(once, again, equal_nan=once.dtype.kind == "f"):
-                raise UserError(
-                    "prepare() of this encoder is random, and what it gives is kept: augment in the training loop "
-                    "(AUGMENTATIONS in models/__init__.py, --augment)"
-                )
+            check_not_random(prepare, self.samples(self.trials[0]), self.sfreq)
         return self._another(_prepare=prepare)
 
     def with_tokens(self, tokens: "torch.Tensor") -> "TrialDataset":  # noqa: F821
@@ -289,6 +284,16 @@ class TextCollator:
 def target_ids(text: str, tokenizer) -> list[int]:
     """Token ids of an answer, ended by the end-of-sequence token."""
     return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+
+
+def check_not_random(prepare: Callable, x: np.ndarray, sfreq: float) -> None:
+    """Raise UserError where an encoder's `prepare` makes something else of a trial each time: what it gives is kept."""
+    once, again = (np.asarray(prepare(x.copy(), sfreq)) for _ in range(2))
+    if once.shape != again.shape or not np.array_equal(once, again, equal_nan=once.dtype.kind == "f"):
+        raise UserError(
+            "prepare() of this encoder is random, and what it gives is kept: augment in the training loop "
+            "(AUGMENTATIONS in models/__init__.py, --augment)"
+        )
 
 
 def shuffled_labels(trials: Sequence[Trial], seed: int) -> list[int]:

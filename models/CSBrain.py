@@ -91,6 +91,7 @@ class CSBrain(nn.Module):
 
     # ------------------------------------------------------------ what an encoder has: models/token_encoders.py
 
+    needs_microvolts = True  # what it was pretrained on
     pretrained, lr = True, 1e-4  # the authors' learning rate when they train it on BCIC-IV-2a
     gives, takes_people = ("tokens",), False
 

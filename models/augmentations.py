@@ -1,6 +1,7 @@
 """Augmentations of training trials, for `--augment`: each changes a batch in the training loop; nothing of it is kept.
 
-(B, …, T) what the encoder reads, (B,) labels → both, changed or not. All chance is from PyTorch's seeded generator.
+(B, C, T) or (B, C, P, 200) what the encoder reads, (B,) labels → both, changed or not. All chance is from PyTorch's
+seeded generator.
 """
 
 import torch
@@ -17,8 +18,9 @@ def amplitude(x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
 
 def shift(x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Move each trial in time by up to 5 % of its length; what leaves at one end comes back at the other."""
-    most = max(1, round(MOST * x.shape[-1]))
+    signal = x.flatten(2)  # (B, C, T): patches of a second, (B, C, P, 200), follow each other in time
+    n_times = signal.shape[-1]
+    most = max(1, round(MOST * n_times))
     steps = torch.randint(-most, most + 1, (len(x),), device=x.device)
-    place = (torch.arange(x.shape[-1], device=x.device) - steps[:, None]) % x.shape[-1]  # (B, T)
-    place = place.view(len(x), *[1] * (x.ndim - 2), -1).expand_as(x)
-    return x.gather(-1, place), labels
+    place = (torch.arange(n_times, device=x.device) - steps[:, None]) % n_times  # (B, T)
+    return signal.gather(-1, place[:, None].expand_as(signal)).view_as(x), labels

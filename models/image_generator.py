@@ -82,6 +82,7 @@ class StableDiffusion:
     not_for_drawing = ("text_encoder", "tokenizer", "image_encoder")
     guided, large = True, False  # by IP-Adapter, latents and ControlNet; too large for a small GPU at once
     controllable = True  # whether train_structure.py can train a ControlNet for it
+    takes_samplers = True  # whether --scheduler may name another sampler than its own
     ip_adapter = "models/ip-adapter_sd15.safetensors"  # in h94/IP-Adapter
 
     def __init__(self, pipeline: diffusers.DiffusionPipeline):
@@ -164,6 +165,7 @@ class Amused(StableDiffusion):
     backbone = "transformer"
     not_for_reading = ("transformer", "vqvae")
     guided, controllable, ip_adapter = False, False, None
+    takes_samplers = False
 
     def set_scheduler(self) -> None:
         pass
@@ -237,6 +239,10 @@ class EEGImageGenerator:
         self.name = name
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         self.family = load_image_model(name, dtype, for_drawing=empty is not None)
+        if scheduler != "dpm" and not self.family.takes_samplers:
+            raise UserError(
+                f"--scheduler {scheduler}: --image_model {name} has a sampler of its own; leave --scheduler out"
+            )
         choose(SCHEDULERS, scheduler)(self.family)
         self.pipeline = self.family.pipeline if empty else self.family.pipeline.to(device)
         if empty:

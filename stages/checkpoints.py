@@ -75,14 +75,14 @@ def read_run_checkpoint(place: Path, kind: str) -> tuple[Path, dict]:
     path = best_checkpoint(place, name)
     checkpoint = read_checkpoint(path)
     if missing := ", ".join(sorted(field for field in needed.split() if field not in checkpoint)):
-        raise UserError(f"{path} is no checkpoint of {script} of this version (it has no {missing}); {HINT}")
+        raise UserError(f"{path} is not a checkpoint of {script} of this version (it has no {missing}); {HINT}")
     wrong = [field for field in TYPES if field in checkpoint and not isinstance(checkpoint[field], TYPES[field])]
     lists = [field for field in LISTS if field in checkpoint and field not in wrong]
     wrong += [field for field in lists if not all(isinstance(text, str) for text in checkpoint[field])]
     if wrong:
         raise UserError(f"{path} is damaged: its {', '.join(wrong)} cannot be right; {HINT}")
     if checkpoint.get("what", kind) != kind:
-        raise UserError(f"{path} is no checkpoint of {script}, but of --what {checkpoint['what']}; {HINT}")
+        raise UserError(f"{path} is not a checkpoint of {script}, but of --what {checkpoint['what']}; {HINT}")
     return path, checkpoint
 
 

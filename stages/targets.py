@@ -192,9 +192,9 @@ class Images(Target):
         return super().facts | {"clip": model_identity(self.settings.clip_model)}
 
     def candidates(self, dataset: TrialDataset, images: list[str]) -> dict[str, Sequence[Tensor]]:
-        """What test images are ranked by: read-out → (K, D) embeddings of the images, and of their sentences."""
-        candidates = {"retrieval": self.vectors(images)}
-        if dataset.description.apart == "concept":  # else several images have one sentence
+        """Read-out → (K, D), what test images are ranked by: their targets; in CLIP's space their sentences too."""
+        candidates = {"retrieval": self.embed(images, {"test": dataset})["target"]}
+        if self.in_clip_space and dataset.description.apart == "concept":  # else several images have one sentence
             candidates["classification"] = self.sentences(images, {"test": dataset})
         return candidates
 
@@ -206,6 +206,10 @@ class Sentences(Images):
 
     def embed(self, images: list[str], splits: Splits) -> dict:
         return {"target": self.sentences(images, splits)}
+
+    def candidates(self, dataset: TrialDataset, images: list[str]) -> dict[str, Sequence[Tensor]]:
+        """Images and sentences, which lie in one space: those of CLIP."""
+        return Images(self.settings).candidates(dataset, images)
 
 
 class TextStates(Images):
@@ -275,7 +279,7 @@ class Latents(Target):
 class Structure(Images):
     """structure: CLIP embeddings of images, then latents of SGDM's VAE; NCE of both, MSE / variance of the latter."""
 
-    objectives, needs, of_sentences, ranks = ("nce",), ("structure_vae",), False, False
+    objectives, needs, of_sentences, ranks = tuple(CONTRASTIVE), ("structure_vae",), False, False
 
     def __init__(self, settings: TargetSettings):
         super().__init__(settings)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from datasets.montage import Montage
 from datasets.recording import Trial
-from datasets.trials import TrialDataset
-from models import POOLINGS, choose
+from datasets.trials import TrialDataset, check_not_random
+from models import FEATURE_ENCODERS, POOLINGS, choose
 from models.poolings import EEGTokenReducer
 from models.token_encoders import load_encoder
 from utils.checkpoints import fingerprint, keep, read_kept
@@ -32,8 +32,8 @@ def encoder_for(
     dataset: TrialDataset, name: str, checkpoint: str | None, allow_partial: bool = False, seed: int = 0
 ) -> nn.Module:
     """The encoder of a run, for trials like these. Parameters as `load_encoder`."""
-    if name == "csbrain" and dataset.units != "microvolts":
-        hint = "--encoder csbrain reads microvolts: prepare with --whiten none"
+    if getattr(choose(FEATURE_ENCODERS, name), "needs_microvolts", False) and dataset.units != "microvolts":
+        hint = f"--encoder {name} reads microvolts: prepare with --whiten none"
         raise UserError(f"{dataset.store.path} holds whitened trials, without a unit; {hint}")
     montage = {key: getattr(dataset.montage, key) for key in ("electrodes", "brain_regions", "sorted_indices")}
     kind = {"n_times": dataset.n_times, "sfreq": dataset.sfreq} | montage
@@ -168,6 +168,7 @@ class TokenCache:
     def _probe(self, dataset: TrialDataset) -> Tensor:
         """Fixed noise trials of small, usual and huge amplitude, prepared for the encoder: clipping shows as well."""
         noise = np.random.default_rng(0).standard_normal((len(self.montage.electrodes), dataset.n_times))
+        check_not_random(self.encoder.prepare, (PROBES[0] * noise).astype(np.float32), dataset.sfreq)
         prepared = [self.encoder.prepare((sd * noise).astype(np.float32), dataset.sfreq) for sd in PROBES]
         return torch.from_numpy(np.stack(prepared))
 

@@ -130,13 +130,19 @@ def pairs(electrodes, regions):
 PROTOCOL = '''
 
 def dummy(store, description, person):
-    """The first person tests, the second validates."""
+    """The first person tests, the second validates; of seen images each has a part of the images."""
     people = sorted({t.subject for t in store.trials})
     chosen = {people[0]: "test", people[1]: "val"}
-    return {split: [t for t in store.trials if chosen.get(t.subject, "train") == split] for split in SPLITS}
+    splits = {split: [t for t in store.trials if chosen.get(t.subject, "train") == split] for split in SPLITS}
+    if not description.parts:
+        return splits
+    return {
+        split: [t for t, part in zip(of, description.parts(of, store.trials)) if part == split]
+        for split, of in splits.items()
+    }
 
 
-PROTOCOLS["dummy"] = Protocol(dummy, ("person",), takes_person=False)
+PROTOCOLS["dummy"] = Protocol(dummy, ("person",), ("person", "seen"), takes_person=False)
 '''
 AUGMENTATION = '''
 
@@ -159,6 +165,11 @@ class Colours(Images):
     """colours: the mean colours of 4 × 4 fields of an image, in place of a network's features."""
 
     of_sentences, in_clip_space = False, False
+
+    def rows(self, outputs, dataset, groups):
+        rows, measures = super().rows(outputs, dataset, groups)
+        own = self.stacked([group.image for group in groups]).float()
+        return rows, measures | {"colours": measured("cosine", F.cosine_similarity(outputs, own).tolist())}
 
     def embed(self, images, splits):
         pictures = [read_image(path).resize((4, 4)) for path in image_paths(images, self.settings.images_dir)]
@@ -325,6 +336,8 @@ def at(changed, demo):
     index = json.loads((at / "pag/model_index.json").read_text())
     (at / "pag/model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPAGPipeline"}))
     complete_image_model(ROOT / "demo/assets/stable-diffusion-shapes", at / "sd")
+    index = json.loads((at / "sd/model_index.json").read_text())
+    (at / "sd/model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPAGPipeline"}))
     complete_ip_adapter(ROOT / "demo/assets/ip-adapter", at / "ip")
     words = {"downstream_dataset": "Dummy", "datasets_dir": at / "words", "protocol": "dummy", "cuda": -1}
     photos = {"downstream_dataset": "Photos", "datasets_dir": at / "seen", "images_dir": at / "photos", "cuda": -1,
@@ -348,6 +361,18 @@ def at(changed, demo):
             "encoder": "dummy", "clip_model": demo.pth / "clip", "image_model": demo.pth / "stable-diffusion",
             "mapper": "narrow", "epochs": 1, "lambda_small": 2.0, "select_by": "least", "output_dir": at / "mapper",
         }),
+        ("finetune_eeg_to_image.py", words | {  # a joint encoder
+            "encoder": "csbrain", "no-use_pretrained_weights": True, "train_encoder": True,
+            "clip_model": demo.pth / "clip",
+            "image_model": demo.pth / "stable-diffusion", "mapper": "mlp", "epochs": 1, "warmup_epochs": 0,
+            "output_dir": at / "joint",
+        }),
+        ("baseline.py", {"downstream_dataset": "Photos", "datasets_dir": at / "seen", "protocol": "joint",
+                         "model": "nearest_mean", "output_dir": at / "baseline_photos", "cuda": -1}),
+        ("finetune_eeg_to_clip.py", photos | {
+            "encoder": "csbrain", "token_pooling": "pairs", "foundation_dir": demo.csbrain, "protocol": "joint",
+            "output_dir": at / "pooled",
+        }),
         ("baseline.py", words | {"model": "nearest_mean", "output_dir": at / "baseline"}),
         ("finetune_eeg_to_clip.py", photos | {
             "encoder": "joint", "protocol": "joint", "objective": "siglip", "augment": ["louder"],
@@ -361,9 +386,11 @@ def at(changed, demo):
             "image_model": at / "sd", "ip_adapter": at / "ip", "scheduler": "euler", "num_inference_steps": 2,
             "output_dir": at / "guided",
         }),
+        ("evaluate.py", {"images": True, "clip_model": CLIP, "metric_weights": at, "output_dir": at / "tables2"}),
     ]  # fmt: skip
-    of_folder = ("draw_true_class.py", "evaluate.py")
-    lines = [[name, *([at / "pictures"] if name in of_folder else []), *flat(flags)] for name, flags in commands]
+    of_folder = {"draw_true_class.py": at / "pictures", "evaluate.py": at / "pictures"}
+    lines = [[name, *([of_folder[name]] if name in of_folder else []), *flat(flags)] for name, flags in commands]
+    lines[-1][1] = at / "guided"
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
         input="".join(json.dumps([str(part) for part in line]) + "\n" for line in lines),
@@ -422,12 +449,17 @@ def test_a_loss_term_is_one_line_and_one_flag_and_a_mapper_and_a_target_are_one_
 
 
 def test_a_baseline_and_an_image_metric_are_one_place_and_one_line(at):
-    assert "nearest_mean on Dummy, dummy: 12 / 12 / 12" in said(at, "baseline.py")
+    assert "nearest_mean on Dummy, dummy: 12 / 12 / 12" in said(at, "baseline.py", 1)
     assert "brightness" in said(at, "evaluate.py")
 
 
+def test_an_encoder_is_trained_together_with_what_reads_it(at):
+    checkpoint = torch.load(at / "joint/mapper_epoch1.pth", weights_only=True)
+    assert checkpoint["encoder"] is not None and checkpoint["encoder_name"] == "csbrain"
+
+
 def test_of_seen_images_a_dataset_a_joint_encoder_a_contrastive_loss_and_an_augmentation_are_a_few_lines(at):
-    text = said(at, "finetune_eeg_to_clip.py")
+    text = said(at, "finetune_eeg_to_clip.py", 1)
     assert "Photos, joint: 18 / 6 / 12 train / val / test items" in text and "joint" in text
     record = read_json(at / "clip/run.json")["arguments"]
     assert (record["objective"], record["augment"], record["subject_embedding"]) == ("siglip", ["louder"], "known")
@@ -439,21 +471,57 @@ def test_of_seen_images_a_target_is_one_class_and_one_line_and_takes_any_encoder
     checkpoint = torch.load(at / "colours/encoder_epoch1.pth", weights_only=True)
     assert checkpoint["target"] == "colours" and checkpoint["settings"]["out"] == 4 * 4 * 3
     rows = read_jsonl(at / "colours/decoded_test.jsonl")
-    assert {row["subject"] for row in rows} == {"D0"} and len(rows) == 12
+    assert {row["subject"] for row in rows} == {"D0"} and len(rows) == 4
+    assert read_json(at / "colours/results.json")["test"]["colours"]["n"] == 4  # a read-out of its own
+
+
+def test_of_seen_images_a_pooling_and_a_baseline_are_the_same_ones(at):
+    checkpoint = torch.load(at / "pooled/encoder_epoch1.pth", weights_only=True)
+    assert checkpoint["token_pooling"] == "pairs" and checkpoint["settings"]["n_tokens"] == 2 * 2
+    assert "nearest_mean on Photos, joint: 18 / 6 / 12" in said(at, "baseline.py")
 
 
 def test_of_seen_images_what_a_picture_is_drawn_from_is_one_class_and_one_line(at):
     (picture, _) = sorted((at / "guided").rglob("generated*.png"))
     recipe = drawn_with(picture)
-    assert recipe["opposite"] is True and recipe["scheduler"] == "euler"
+    assert recipe["opposite"] is True and recipe["scheduler"] == "euler" and recipe["model"] == str(at / "sd")
+    assert "brightness" in said(at, "evaluate.py", 1)
 
 
-def test_every_row_of_the_table_is_carried_out_above():
+SEEN = test_of_seen_images_a_dataset_a_joint_encoder_a_contrastive_loss_and_an_augmentation_are_a_few_lines
+TARGET_TEST = test_of_seen_images_a_target_is_one_class_and_one_line_and_takes_any_encoder_and_protocol
+SAME = test_of_seen_images_a_pooling_and_a_baseline_are_the_same_ones
+LOSS = test_a_loss_term_is_one_line_and_one_flag_and_a_mapper_and_a_target_are_one_place_or_two
+FAMILY_TEST = test_a_family_of_image_models_and_a_sampler_are_one_class_or_function_and_one_line
+DRAWN = test_of_seen_images_what_a_picture_is_drawn_from_is_one_class_and_one_line
+# row of the README's table → what carries it out in pipelines 1 to 3, and in 4 to 6; None: the cell is empty
+CARRIED_OUT = {
+    "a dataset": (test_a_dataset_an_encoder_a_pooling_and_a_protocol_are_a_few_lines_each, SEEN),
+    "who trains and tests": (test_a_dataset_an_encoder_a_pooling_and_a_protocol_are_a_few_lines_each, TARGET_TEST),
+    "an encoder": (test_a_dataset_an_encoder_a_pooling_and_a_protocol_are_a_few_lines_each, SEEN),
+    "a joint encoder": (test_an_encoder_is_trained_together_with_what_reads_it, SEEN),
+    "a pooling": (test_a_dataset_an_encoder_a_pooling_and_a_protocol_are_a_few_lines_each, SAME),
+    "an augmentation": (test_the_prompts_are_the_datasets_and_the_text_loss_is_one_line, SEEN),
+    "a contrastive loss": (LOSS, SEEN),
+    "the text loss": (test_the_prompts_are_the_datasets_and_the_text_loss_is_one_line, None),
+    "the target": (LOSS, TARGET_TEST),
+    "a mapper": (LOSS, None),
+    "the chat model": (test_a_dataset_an_encoder_a_pooling_and_a_protocol_are_a_few_lines_each, None),
+    "the prompt": (test_the_prompts_are_the_datasets_and_the_text_loss_is_one_line, None),
+    "a read-out": (test_a_read_out_is_one_entry, TARGET_TEST),
+    "an image model": (FAMILY_TEST, DRAWN),
+    "a sampler": (FAMILY_TEST, DRAWN),
+    "what a picture is drawn from": (None, DRAWN),
+    "a baseline": (test_a_baseline_and_an_image_metric_are_one_place_and_one_line, SAME),
+    "an image metric": (test_a_baseline_and_an_image_metric_are_one_place_and_one_line, DRAWN),
+}
+
+
+def test_every_cell_of_the_table_has_a_test_that_carries_it_out():
     """Who adds a row adds what carries it out, and its name here."""
     table = (ROOT / "README.md").read_text().partition("## I want to change …")[2].partition("## ")[0]
-    wishes = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")][1:]
-    assert wishes[1:] == [
-        "a dataset", "who trains and tests", "an encoder", "a joint encoder", "a pooling", "an augmentation",
-        "a contrastive loss", "the text loss", "the target", "a mapper", "the chat model", "the prompt", "a read-out",
-        "an image model", "a sampler", "what a picture is drawn from", "a baseline", "an image metric",
-    ]  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row[0] not in ("…", "---")]
+    assert [row[0] for row in rows] == list(CARRIED_OUT)
+    for row in rows:
+        assert [bool(cell) for cell in row[1:]] == [test is not None for test in CARRIED_OUT[row[0]]], row

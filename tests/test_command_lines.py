@@ -59,6 +59,7 @@ finetune_eeg_to_clip.py --setting joint --encoder low_level --target vae_latent 
 train_structure.py --what vae --setting within --subject sub-08 --output_dir pth_downtasks/sgdm/vae_sub-08 --resume
 generate_eeg2img.py --conditioning controlnet ip_adapter --structure_vae vae --controlnet net --compare ceiling
     nearest --low_level_dir low --caption_dir caption --samples 4
+generate_eeg2img.py --conditioning text_states --model_dir run --samples 1 --clip_model clip --draw_batch 4
 baseline.py --model svm --downstream_dataset EEGImageNet --granularity coarse --protocol day:S03 --output_dir svm
 finetune_eeg_llm.py --downstream_dataset BCICIV2b --datasets_dir store --protocol people:B06+B07/B05 --model_dir run
 """
@@ -109,6 +110,12 @@ def test_a_command_line_of_before_is_still_understood(argv, monkeypatch):
             "pndm",
             50,
         )
+
+
+def test_text_states_without_a_folder_go_where_they_went(monkeypatch):
+    args = parsed(["generate_eeg2img.py", "--conditioning", "text_states", "--stimuli_dir", "photos"], monkeypatch)
+    assert args.output_dir.endswith("outputs/eeg2img") and args.images_dir == "photos"
+    assert args.datasets_dir.endswith("data/THINGS/processed_lmdb")
 
 
 @pytest.mark.parametrize("argv", of_readme(), ids=" ".join)

@@ -142,7 +142,7 @@ def test_the_three_pipelines_go_on_from_the_step_whose_result_is_not_there(demo,
     assert other.code == 1 and "was trained on VI; expected BCICIV2a" in line_of(other.out, "wrong ", str(projection))
     torch.save({"dataset": "BCICIV2a"}, projection)
     other = script("doctor.py", *places(demo, model_dir=tmp_path / "run", step="generate"))
-    assert other.code == 1 and "is no checkpoint of this version's" in line_of(other.out, "wrong ", str(projection))
+    assert other.code == 1 and "is not a checkpoint of" in line_of(other.out, "wrong ", str(projection))
 
 
 def test_a_step_alone_needs_what_it_reads(demo, script, tmp_path):

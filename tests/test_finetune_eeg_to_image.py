@@ -186,7 +186,7 @@ def test_a_warm_start_takes_over_pooling_and_trained_encoder(vi_demo, vi_trained
     checkpoint = torch.load(tmp_path / "run/mapper_epoch1.pth", weights_only=True)
     torch.save(checkpoint | {"dataset": "BCICIV2a"}, tmp_path / "bcic.pth")
     refused = script(SCRIPT, *vi_demo.mapping(tmp_path / "other", warm_start=tmp_path / "bcic.pth"))
-    assert refused.code == 2 and "is no checkpoint of finetune_eeg_llm.py" in refused.error_line
+    assert refused.code == 2 and "is not a checkpoint of finetune_eeg_llm.py" in refused.error_line
 
 
 def test_two_processes_train_one_mapper(vi_demo, tmp_path):

@@ -248,7 +248,7 @@ def test_a_projection_of_another_encoder_is_refused(demo, trained, script, tmp_p
 
 
 @pytest.mark.parametrize("change, message", [
-    ("encoder_name", "is no checkpoint of finetune_eeg_llm.py of this version (it has no encoder_name)"),
+    ("encoder_name", "is not a checkpoint of finetune_eeg_llm.py of this version (it has no encoder_name)"),
     ("n_times", "it has no n_times"), ({"n_times": 500}, "another window"), ({"sfreq": 200.0}, "another window"),
     ({"encoder_name": "unknown"}, "'unknown'; expected one of csbrain"), ({"classes": ["left hand", "right hand"]},
     "on the classes"),

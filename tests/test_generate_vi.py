@@ -220,12 +220,12 @@ def test_a_mapper_of_other_classes_encoder_or_kind_is_refused(vi_demo, vi_traine
         "generate_vi_eeg2img.py",
         *vi_demo.vi_generation(tmp_path / "out", mapper_path=vi_trained / "projection_epoch1.pth"),
     )
-    assert done.code == 2 and "is no checkpoint of finetune_eeg_to_image.py" in done.error_line
+    assert done.code == 2 and "is not a checkpoint of finetune_eeg_to_image.py" in done.error_line
     done = script(
         "generate_vi.py",
         *vi_demo.vi_generation(tmp_path / "out", projection_path=mapped / "mapper_epoch1.pth", lora_dir="x"),
     )
-    assert done.code == 2 and "is no checkpoint of finetune_eeg_llm.py" in done.error_line
+    assert done.code == 2 and "is not a checkpoint of finetune_eeg_llm.py" in done.error_line
     assert not (tmp_path / "out").exists()
 
 

@@ -371,7 +371,7 @@ def damaged(steps, tmp_path, **change):
     ({"encoder": "another"}, "on the embeddings of another encoder"),
     ({"clip": "another"}, "of another CLIP"),
     ({"settings": {"dim": 1024, "condition_dim": 1024}}, "reads embeddings of width 1024; the encoder gives 768"),
-    ({"what": "caption"}, "is no checkpoint of train_prior.py --what prior"),
+    ({"what": "caption"}, "is not a checkpoint of train_prior.py --what prior"),
     ({"model": {}}, "cannot be"),
 ])  # fmt: skip
 def test_a_prior_of_something_else_is_one_line(things, trained, steps, models, script, tmp_path, change, words):
@@ -390,7 +390,7 @@ def test_a_prior_of_something_else_is_one_line(things, trained, steps, models, s
     ({"conditioning": ["controlnet", "ip_adapter"], "structure_dir": "sgdm", "structure_vae": "ubp"},
     "no such checkpoint"),
     ({"conditioning": ["controlnet", "ip_adapter"], "structure_dir": "sgdm", "structure_vae": "a prior"},
-    "is no checkpoint of train_structure.py"),
+    "is not a checkpoint of train_structure.py"),
     ({"caption_dir": "prior"}, "no such checkpoint"),
     ({"ip_adapter": "sd"}, "has no models/ip-adapter_sd15.safetensors"),
     ({"conditioning": ["text_states", "ip_adapter"]}, "goes alone"),

@@ -7,7 +7,7 @@ import pytest
 from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCIC
 from datasets.bciciv2b_dataset import DESCRIPTION as BCIC2B
 from datasets.recording import Trial
-from datasets.splits import check_no_leak, split_trials
+from datasets.splits import PROTOCOLS, check_no_leak, split_trials
 from datasets.store import open_store, write_store
 from datasets.trials import load_splits
 from datasets.visual_imagery_llm_dataset import DESCRIPTION as VI
@@ -245,3 +245,33 @@ def test_nobody_left_to_train_is_one_line(tmp_path):
     store = store_of(tmp_path / "store", ["A01", "A02", "A03"])
     with pytest.raises(UserError, match="no train trials under --protocol people:"):
         load_splits(store.path, BCIC, "people:A01+A03/A02")
+
+
+# ---------------------------------------------------------------- every protocol, on datasets of seen images
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_no_protocol_trains_on_an_image_that_it_tests_but_where_it_says_so(tmp_path, name):
+    """People who all saw the same images: what keeps people apart alone is refused."""
+    images = replace(
+        BCIC, parts=lambda trials, _: [("train", "val", "test")[t.trial % 3] for t in trials], people={}, apart="image"
+    )
+    rng = np.random.default_rng(0)
+    part = [
+        (
+            Trial(f"{who}-{session}-{k}", k % 2, who, session, 1, k, f"{k}.png"),
+            rng.standard_normal((22, 4)).astype("<f4"),
+        )
+        for who in NINE[:4]
+        for session in "12"
+        for k in range(1, 10)
+    ]
+    write_store(tmp_path / "store", {"dataset": "BCICIV2a", "sfreq": 250.0}, [part])
+    protocol = {"people": "people:A01/A02"}.get(name, f"{name}:A01" if PROTOCOLS[name].takes_person else name)
+    if PROTOCOLS[name].apart_of_images is None:
+        with pytest.raises(UserError, match="does not keep apart the images of BCICIV2a, which all people saw"):
+            split_trials(open_store(tmp_path / "store"), images, protocol)
+        return
+    splits = split_trials(open_store(tmp_path / "store"), images, protocol)
+    shared = {t.image for t in splits["train"]} & {t.image for t in splits["test"]}
+    assert splits["train"] and splits["test"] and bool(shared) == PROTOCOLS[name].repeats_images

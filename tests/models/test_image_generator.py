@@ -222,3 +222,8 @@ def test_stable_diffusion_xl_reads_states_of_both_encoders_and_a_pooled_vector(t
         EEGImageGenerator(str(tiny_sdxl), CPU, steps=1, image_size=32).generate(
             Conditioning(read.states, torch.zeros(1, 768)), 0
         )
+
+
+def test_a_sampler_is_refused_where_the_model_has_one_of_its_own(vi_pth):
+    with pytest.raises(UserError, match="--scheduler pndm: .* has a sampler of its own"):
+        EEGImageGenerator(str(vi_pth / "amused"), CPU, scheduler="pndm")

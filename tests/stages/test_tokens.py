@@ -365,3 +365,12 @@ def test_another_part_of_the_trials_gets_tokens_of_its_own(tmp_path, part):
         assert torch.allclose(made[name], direct_ones, atol=1e-5 * direct_ones.abs().max().item())
     assert torch.equal(made["some"], made["again"])
     assert made["whole"].shape != made["some"].shape or not same(made["whole"], made["some"])
+
+
+def test_a_random_preparation_is_refused_before_its_tokens_are_kept(encoder, store):
+    plain, rng = encoder.prepare, np.random.default_rng(0)
+    encoder.prepare = lambda x, sfreq: plain(x + rng.standard_normal(x.shape).astype(np.float32), sfreq)
+    dataset = TrialDataset(store, "val", "published", BCIC)
+    with pytest.raises(UserError, match="random, and what it gives is kept"):
+        tokens.with_features({"val": dataset}, encoder, True, "region", None, CPU)
+    assert not files(store)
