@@ -135,7 +135,8 @@ def test_a_user_error_is_one_line_however_many_it_had(capsys):
 
 
 def test_what_a_file_says_does_not_steer_the_terminal():
-    code = "from utils.script import start_script; start_script(lambda: None); print('A\\x1b]0;owned\\x07\\x1b[31mB\\tC\\u202e')"
+    said = "A\\x1b]0;owned\\x07\\x1b[31mB\\tC\\u202e"
+    code = f"from utils.script import start_script; start_script(lambda: None); print('{said}')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "A\\x1b]0;owned\\x07\\x1b[31mB\tC\\u202e\n"
 
