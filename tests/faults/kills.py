@@ -281,7 +281,6 @@ def study(stage: Stage, base: Path, kills: int, seed: int) -> dict:
     seconds = min(whole["seconds"], again["seconds"])
     n_calls, n_done = whole["calls"], stage.done(work)
     n_renames = min(whole["renames"], again["renames"])  # the first run fills caches beside the store
-    moments = rng.sample(range(1, n_renames + 1), n_renames)  # each once, before one comes again
     while report["kills"] < kills:
         fresh(stage, work, log)
         here, calls, on = 0, 0, False
@@ -289,10 +288,7 @@ def study(stage: Stage, base: Path, kills: int, seed: int) -> dict:
             report["runs"] += 1
             last = report["kills"] >= kills
             by_rename = not last and report["kills"] % 2 == 0
-            if by_rename:
-                when = {"at": moments[report["at_renames"] % n_renames]}
-            else:
-                when = {"after": rng.uniform(0, 0.8 * seconds)}
+            when = {"at": rng.randint(1, n_renames)} if by_rename else {"after": rng.uniform(0, 0.8 * seconds)}
             done = run(stage, work, on, log, **({} if last else when))
             calls, on = calls + done["calls"], True
             report["processes_left"] += done["processes"]
