@@ -112,9 +112,9 @@ def draws(unet, batch: int, net=None) -> None:  # noqa: ANN001
         torch.randn(batch, 4, 64, 64, dtype=HALF),
         torch.randn(batch, 77, unet.config.cross_attention_dim, dtype=HALF),
     )
-    told = {"image_embeds": [torch.randn(batch, 1, 1024, dtype=HALF)]}
+    added = {"image_embeds": [torch.randn(batch, 1, 1024, dtype=HALF)]}
     if unet.config.addition_embed_type:
-        told |= {"text_embeds": torch.randn(batch, 1280, dtype=HALF), "time_ids": torch.randn(batch, 6, dtype=HALF)}
+        added |= {"text_embeds": torch.randn(batch, 1280, dtype=HALF), "time_ids": torch.randn(batch, 6, dtype=HALF)}
     down = middle = None
     if net:
         down, middle = net(
@@ -124,7 +124,7 @@ def draws(unet, batch: int, net=None) -> None:  # noqa: ANN001
         noisy,
         torch.tensor(5),
         states,
-        added_cond_kwargs=told,
+        added_cond_kwargs=added,
         down_block_additional_residuals=down,
         mid_block_additional_residual=middle,
     )
