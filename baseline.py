@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from datasets.description import DATASETS, load_description
+from datasets.description import DATASETS, one_of
 from datasets.splits import PROTOCOLS, check_protocol, print_caution
 from models import BASELINES, ENCODERS, POOLINGS, choose
 from utils import flags
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
     add("--model", choices=list(BASELINES), required=True, help="which baseline")
-    add("--downstream_dataset", choices=list(DATASETS), default="BCICIV2a", help="which dataset's classes and montage")
+    flags.add_dataset_flags(parser, one_of(list(DATASETS)), "which dataset's classes and montage")
     add("--output_dir", required=True, help="folder of the run")
     add("--epochs", type=flags.at_least(1), default=60, help="what trains by epochs: passes over the training trials")
     add("--seed", type=int, default=0, help="of weights and order")
@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
         help="linear_probe, mlp: how features become tokens",
     )
     args = parser.parse_args()
-    flags.choose_protocol(parser, args, PROTOCOLS, "published")
+    flags.choose_protocol(parser, args, PROTOCOLS, None)
     return args
 
 
@@ -61,6 +61,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from datasets.store import description_of_store
 from datasets.trials import TrialDataset, load_splits
 from models.baselines import Data
 from models.differential_entropy import BANDS, differential_entropy
@@ -99,7 +100,8 @@ def read(dataset: TrialDataset, reads: str, de: str) -> Data:
 
 def main(args: argparse.Namespace) -> None:
     output_dir, device = Path(args.output_dir), pick_device(args.cuda)
-    description = load_description(args.downstream_dataset)
+    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "BCICIV2a")
+    args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol
     splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions, args.granularity)
     description = splits["train"].description
     if description.parts and description.apart == "concept":
@@ -127,7 +129,7 @@ def main(args: argparse.Namespace) -> None:
     arguments = json.loads(json.dumps(vars(args), default=str))
     free = {"output_dir", "datasets_dir", "foundation_dir", "cache_dir", "cuda"}
     fixed = {k: v for k, v in arguments.items() if k not in free}
-    record = {"arguments": arguments, "fixed": fixed, "depends_on": depends_on}
+    record = {"arguments": arguments, "fixed": fixed, "depends_on": depends_on} | description.own_record()
     if (output_dir / "run.json").exists():
         before = read_json(output_dir / "run.json")
         if any(before.get(k) != record[k] for k in ("fixed", "depends_on")):

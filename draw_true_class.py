@@ -10,7 +10,6 @@ the decoded pictures; evaluate.py --images scores them in a line of their own.
 import argparse
 from pathlib import Path
 
-from datasets.description import load_description
 from utils import flags
 from utils.errors import UserError
 from utils.script import run_script, start_script
@@ -50,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     device = pick_device(args.cuda)
     for folder in map(Path, args.folders):
         run = read_run(folder)
-        description = load_description(description_of(run))
+        description = description_of(run)
         rows = read_rows(folder / "decoded.jsonl", description.classes)
 
         # ------------------------------------------------------------ how the neighbours were drawn

@@ -23,7 +23,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from datasets.description import DATASETS, SPLITS, load_description
+from datasets.description import DATASETS, SPLITS, described
 from datasets.splits import caution, check_protocol, promises
 from utils import flags
 from utils.errors import UserError
@@ -65,9 +65,7 @@ def parse_args() -> argparse.Namespace:
         "--convnet", help="for --images: a ResNet or ConvNeXt in the hub's layout, whose first and last stage judge too"
     )
     parser.add_argument("--audit", metavar="STORE", help="look for leaks in this store, and in the runs on it")
-    parser.add_argument(
-        "--downstream_dataset", choices=list(DATASETS), help="for --audit: the store's (default: as the store says)"
-    )
+    parser.add_argument("--downstream_dataset", help="for --audit: the store's (default: as the store says)")
     parser.add_argument(
         "--protocol", type=flags.checked(check_protocol), help="for --audit without runs (default: published)"
     )
@@ -125,14 +123,9 @@ def look_for_leaks(args: argparse.Namespace) -> None:
 
     store = open_store(args.audit)
     runs = decoded_runs.read_runs([Path(place) for place in args.runs]) if args.runs else []
-    name = (
-        args.downstream_dataset
-        or store.meta.get("dataset")
-        or next((r.argument.get("downstream_dataset") for r in runs), None)
-    )
-    if name not in DATASETS:
-        raise UserError(f"{args.audit} does not say which dataset it is of; --downstream_dataset does")
-    description = load_description(name)
+    asked = args.downstream_dataset or store.meta.get("dataset")
+    name = asked or next((r.argument.get("downstream_dataset") for r in runs), None)
+    description = described(name, store.meta.get("description"), str(args.audit))
     protocols = dict.fromkeys(check_protocol(str(run.argument.get("protocol", "published"))) for run in runs)
     protocols = [args.protocol] if args.protocol else list(protocols) or ["published"]
     splits = {protocol: audit.splits_of(store, description, protocol) for protocol in protocols}
@@ -148,7 +141,7 @@ def look_for_leaks(args: argparse.Namespace) -> None:
             breaches += finding.kind == "BREACH"
 
     for protocol in protocols:
-        for promise in promises(load_description(name), protocol):
+        for promise in promises(description, protocol):
             check = audit.seen_findings if promise in ("concept", "image") else audit.people_findings
             say(check(splits[protocol], promise))
     say(audit.store_findings(store, splits[protocols[0]]))
@@ -181,7 +174,7 @@ def stimuli_of(run: Run, args: argparse.Namespace):  # noqa: ANN201 - stages.pic
     """What the people of a run saw."""
     from stages.pictures import Stimuli
 
-    description = load_description(decoded_runs.description_of(run))
+    description = decoded_runs.description_of(run)
     recorded = run.recorded_place("stimuli_dir") or run.recorded_place("images_dir") or Path()
     folder = Path(args.stimuli_dir) if args.stimuli_dir else recorded
     return Stimuli(description.stimuli, len(description.classes), folder)
@@ -190,7 +183,9 @@ def stimuli_of(run: Run, args: argparse.Namespace):  # noqa: ANN201 - stages.pic
 def caution_of(run: Run) -> str:
     """What must stand beside a run's scores, as its dataset says."""
     asked = run.argument.get("downstream_dataset")
-    return caution(load_description(asked), run.protocol) if asked in DATASETS else ""
+    if asked not in DATASETS and "dataset" not in run.record:
+        return ""
+    return caution(described(asked, run.record.get("dataset"), str(run.place)), run.protocol)
 
 
 def score_images(
@@ -205,7 +200,7 @@ def score_images(
     networks, missing = feature_networks(Path(args.metric_weights), args.clip_model, args.convnet)
     read, values, lines = {}, {}, []
     for run in drawn:
-        if not load_description(decoded_runs.description_of(run)).stimuli and not run.rows[0].image:
+        if not decoded_runs.description_of(run).stimuli and not run.rows[0].image:
             missing.append(f"{run.name}: nobody knows what was seen: the dataset has no stimuli")
             continue
         pictures = read[run.place] = image_metrics.read_pictures(run.place, run.rows, stimuli_of(run, args))

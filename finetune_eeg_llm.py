@@ -17,7 +17,7 @@ import argparse
 import math
 from pathlib import Path
 
-from datasets.description import load_description, with_words
+from datasets.description import load_description, one_of, with_words
 from datasets.splits import PROTOCOLS, check_protocol
 from models import AUGMENTATIONS, FEATURE_ENCODERS, POOLINGS, choose
 from stages.rows import TEXT_READOUTS
@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     warmup = ", ".join(f"{name} {load_description(name).warmup_epochs}" for name in with_words())
     # fmt: off
     add = parser.add_argument
-    add("--downstream_dataset", choices=with_words(), required=True, help="which dataset's words and montage")
+    flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words and montage")
     flags.add_store_flags(parser, None, PROTOCOLS, check_protocol)
     flags.add_part_flags(parser)
     add("--model_dir", required=True, help="folder for checkpoints, metrics and results")
@@ -57,13 +57,8 @@ def parse_args() -> argparse.Namespace:
     flags.add_training_flags(parser, POOLINGS, AUGMENTATIONS)
     # fmt: on
     args = parser.parse_args()
-    flags.choose_protocol(parser, args, PROTOCOLS, "published")
-    description = load_description(args.downstream_dataset)
-    args.epochs = args.epochs or description.epochs
-    usual = min(description.warmup_epochs, args.epochs)
-    args.warmup_epochs = usual if args.warmup_epochs is None else args.warmup_epochs
+    flags.choose_protocol(parser, args, PROTOCOLS, None)
     args.token_pooling = args.token_pooling or "region"
-    flags.check_phases(parser, args)
     args.defaults = flags.defaults(parser, args)
     return args
 
@@ -75,6 +70,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 
+from datasets.store import description_of_store, read_words
 from datasets.trials import TextCollator, load_splits
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, lora_facts
 from stages.pieces import DecodedPieces
@@ -149,7 +145,12 @@ def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None 
 
 
 def main(args: argparse.Namespace) -> None:
-    description = load_description(args.downstream_dataset)
+    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words)
+    args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol
+    args.epochs = args.epochs or description.epochs
+    if args.warmup_epochs is None:
+        args.warmup_epochs = min(description.warmup_epochs, args.epochs)
+    flags.check_phases(args)
 
     # ------------------------------------------------------------ set-up
     accelerator, precision = start_accelerator(args.cuda, args.precision, args.gradient_accumulation_steps, args.seed)
@@ -192,7 +193,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
     # ------------------------------------------------------------ training
-    run.begin(num_processes=accelerator.num_processes)
+    run.begin(num_processes=accelerator.num_processes, **description.own_record())
     collator = TextCollator(description, tokenizer, args.seed)
     augment = [choose(AUGMENTATIONS, name) for name in args.augment]
     facts = {
@@ -203,7 +204,8 @@ def main(args: argparse.Namespace) -> None:
         "encoder_fingerprint": encoder_fingerprint,
         **splits["train"].facts,
         "protocol": args.protocol,
-        "seen": [*splits["train"].sessions, *splits["val"].sessions],
+        "seen": [*splits["train"].seen, *splits["val"].seen],
+        "words": read_words(Path(args.words)) if args.words else None,
         "llm": str(Path(args.llm).resolve()) if Path(args.llm).is_dir() else args.llm,
     }
     phase = None

@@ -18,7 +18,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from datasets.description import load_description, with_words
+from datasets.description import one_of, with_words
 from datasets.splits import PROTOCOLS, check_protocol
 from models import AUGMENTATIONS, FEATURE_ENCODERS, MAPPERS, POOLINGS, choose
 from stages.rows import MAPPER_READOUTS
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument
-    add("--downstream_dataset", choices=with_words(), default="VI", help="which dataset's words, stimuli and montage")
+    flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words, stimuli and montage")
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_part_flags(parser)
     add("--stimuli_dir", default=default("data/VisualImagery/stimuli"), help="folder of the stimulus photos")
@@ -75,11 +75,8 @@ def parse_args() -> argparse.Namespace:
     flags.add_training_flags(parser, POOLINGS, AUGMENTATIONS)
     # fmt: on
     args = parser.parse_args()
-    flags.choose_protocol(parser, args, PROTOCOLS, "published")
+    flags.choose_protocol(parser, args, PROTOCOLS, None)
     args.warmup_epochs = min(5, args.epochs) if args.warmup_epochs is None else args.warmup_epochs
-    if not load_description(args.downstream_dataset).stimuli:
-        parser.error(f"--downstream_dataset {args.downstream_dataset} has no stimuli to map to")
-    flags.check_phases(parser, args)
     args.defaults = flags.defaults(parser, args)
     return args
 
@@ -91,6 +88,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 
+from datasets.store import description_of_store, read_words
 from datasets.trials import load_splits
 from models.eeg_clip_mapper import (
     CLIPImageTargetBuilder,
@@ -201,7 +199,11 @@ def evaluate(accelerator, model, dataset, prototypes, args) -> list:
 
 
 def main(args: argparse.Namespace) -> None:
-    description = load_description(args.downstream_dataset)
+    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "VI")
+    args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol
+    if not description.stimuli:
+        raise UserError(f"--downstream_dataset {description.name} has no stimuli to map to")
+    flags.check_phases(args)
 
     # ------------------------------------------------------------ set-up
     # the baselines' text positions learn from the MSE term alone, which the warm-up leaves out
@@ -263,13 +265,14 @@ def main(args: argparse.Namespace) -> None:
         resume_optimizer(accelerator, optimizer, run.state)
 
     # ------------------------------------------------------------ training
-    run.begin(num_processes=accelerator.num_processes)
-    seen = sorted({*splits["train"].sessions, *splits["val"].sessions, *warm.get("seen", ())})
+    run.begin(num_processes=accelerator.num_processes, **description.own_record())
+    seen = sorted({*splits["train"].seen, *splits["val"].seen, *warm.get("seen", ())})
     facts = {
         "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
         "token_pooling": args.token_pooling, "encoder_fingerprint": encoder_fingerprint, **splits["train"].facts,
         "protocol": args.protocol, "seen": seen, "mapper_name": args.mapper, "settings": settings,
         "prototypes": prototypes, "image_targets": args.image_targets, "image_model": image_model,
+        "words": read_words(Path(args.words)) if args.words else None,
     }  # fmt: skip
     targets = prototypes.to(device), text_states.to(device)
     augment = [choose(AUGMENTATIONS, name) for name in args.augment]

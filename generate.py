@@ -13,7 +13,7 @@ The prompt comes from the decoded text and from nothing else; true labels name f
 import argparse
 from pathlib import Path
 
-from datasets.description import load_description, with_words
+from datasets.description import one_of, with_words
 from datasets.splits import PROTOCOLS, check_protocol
 from models import SCHEDULERS
 from stages.rows import TEXT_READOUTS
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument
-    add("--downstream_dataset", choices=with_words(), default="BCICIV2a", help="which dataset's words and montage")
+    flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words and montage")
     add("--projection_dir", default=default("pth_downtasks/eeg_llm_bcic_new"),
         help="projection_epochN.pth, or a run's folder for its best epoch")
     add("--generate_images", action="store_true", help="draw; without it stage `all` ends with decoded.jsonl")
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_image_flags(parser, None, "data/VisualImagery/stimuli", SCHEDULERS)
     # fmt: on
     args = parser.parse_args()
-    flags.choose_protocol(parser, args, PROTOCOLS, "published")
+    flags.choose_protocol(parser, args, PROTOCOLS, None)
     return args
 
 
@@ -47,6 +47,7 @@ if __name__ == "__main__":
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from datasets.store import description_of_store
 from datasets.trials import TrialDataset, part_as_trained
 from models.image_generator import EEGImageGenerator, image_model_address
 from stages import checkpoints
@@ -60,10 +61,16 @@ from utils.progress import progress
 
 
 def main(args: argparse.Namespace) -> None:
-    description = load_description(args.downstream_dataset)
+    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "BCICIV2a")
+    args.downstream_dataset = description.name
     device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     draws = args.stage == "images" or (args.stage == "all" and args.generate_images)
     check_output(output_dir)
+    if args.stage != "images":
+        path, lora_dir = checkpoints.find_text_checkpoint(args.projection_dir, args.lora_dir)
+        path, checkpoint = checkpoints.read_run_checkpoint(path, "text")
+        description = checkpoints.as_trained(description, path, checkpoint, other_words=bool(args.words))
+        args.protocol = args.protocol or checkpoint["protocol"]
     if draws:  # asked before anything is decoded
         stimuli = Stimuli(description.stimuli, len(description.classes), Path(args.stimuli_dir))
         image_model = image_model_address(args.image_model or description.image_model)
@@ -73,9 +80,6 @@ def main(args: argparse.Namespace) -> None:
     if args.stage != "images":
         dataset = TrialDataset(args.datasets_dir, args.split, args.protocol, description)
         chosen = dataset.spread(args.num_samples)
-        path, lora_dir = checkpoints.find_text_checkpoint(args.projection_dir, args.lora_dir)
-        path, checkpoint = checkpoints.read_run_checkpoint(path, "text")
-        checkpoints.check_dataset(path, checkpoint, description)
         dataset = part_as_trained(dataset, checkpoint, path)
         checkpoints.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(path))
         foundation = args.foundation_dir if args.use_pretrained_weights else None
@@ -111,6 +115,7 @@ def main(args: argparse.Namespace) -> None:
                     readouts = text_readouts(description, text, probabilities)
                     rows.append(draw_what(new_row(dataset, index, readouts, text), description, args.readout))
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(path)}
+        record |= description.own_record()
         report_decoded(rows, output_dir, record)
         del dataset, checkpoint, encoder, model, batch  # the image stage has the GPU for itself
 

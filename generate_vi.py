@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_image_flags(parser, image_model, "data/VisualImagery/stimuli", SCHEDULERS)
     # fmt: on
     args = parser.parse_args()
-    flags.choose_protocol(parser, args, PROTOCOLS, "published")
+    flags.choose_protocol(parser, args, PROTOCOLS, None)
     return args
 
 
@@ -63,6 +63,11 @@ def main(args: argparse.Namespace) -> None:
     device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     draws = args.stage != "decode"
     check_output(output_dir)
+    if args.stage != "images":
+        path, lora_dir = checkpoints.find_text_checkpoint(args.projection_path, args.lora_dir)
+        path, checkpoint = checkpoints.read_run_checkpoint(path, "text")
+        description = checkpoints.as_trained(description, path, checkpoint)
+        args.protocol = args.protocol or checkpoint["protocol"]
     if draws:  # asked before anything is decoded
         stimuli = Stimuli(description.stimuli, len(description.classes), Path(args.stimuli_dir))
         image_model = image_model_address(args.image_model)
@@ -72,9 +77,6 @@ def main(args: argparse.Namespace) -> None:
     if args.stage != "images":
         dataset = TrialDataset(args.datasets_dir, args.split, args.protocol, description)
         chosen = dataset.spread(args.num_samples)
-        path, lora_dir = checkpoints.find_text_checkpoint(args.projection_path, args.lora_dir)
-        path, checkpoint = checkpoints.read_run_checkpoint(path, "text")
-        checkpoints.check_dataset(path, checkpoint, description)
         dataset = part_as_trained(dataset, checkpoint, path)
         checkpoints.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(path))
         foundation = args.foundation_dir if args.use_pretrained_weights else None

@@ -14,7 +14,7 @@ headers.
 import argparse
 from pathlib import Path
 
-from datasets.description import load_description, with_words
+from datasets.description import one_of, with_words
 from datasets.splits import PROTOCOLS, check_protocol
 from models import SCHEDULERS
 from stages.rows import MAPPER_READOUTS
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument
-    add("--downstream_dataset", choices=with_words(), default="VI", help="which dataset's words and stimuli")
+    flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words and stimuli")
     add("--mapper_path", default=default("pth_downtasks/eeg_direct"),
         help="mapper_epochN.pth, or a run's folder for its best epoch")
     add("--readout", choices=list(MAPPER_READOUTS), default="head", help="whose class is drawn")
@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", "data/VisualImagery/stimuli", SCHEDULERS)
     # fmt: on
     args = parser.parse_args()
-    flags.choose_protocol(parser, args, PROTOCOLS, "published")
+    flags.choose_protocol(parser, args, PROTOCOLS, None)
     if not 0 <= args.blend <= 1:
         parser.error(f"--blend {args.blend:g} must lie between 0 and 1")
     return args
@@ -54,6 +54,7 @@ if __name__ == "__main__":
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from datasets.store import description_of_store
 from datasets.trials import TrialDataset, part_as_trained
 from models.image_generator import EEGImageGenerator, image_model_address
 from stages import checkpoints
@@ -67,11 +68,16 @@ from utils.progress import progress
 
 
 def main(args: argparse.Namespace) -> None:
-    description = load_description(args.downstream_dataset)
+    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "VI")
+    args.downstream_dataset = description.name
     device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     embeddings = output_dir / "embeddings.safetensors"
     draws = args.stage != "decode"
     check_output(output_dir)
+    if args.stage != "images":
+        path, checkpoint = checkpoints.read_run_checkpoint(Path(args.mapper_path), "mapper")
+        description = checkpoints.as_trained(description, path, checkpoint, other_words=bool(args.words))
+        args.protocol = args.protocol or checkpoint["protocol"]
     if draws:  # asked before anything is decoded
         stimuli = Stimuli(description.stimuli, len(description.classes), Path(args.stimuli_dir))
         image_model = image_model_address(args.image_model)
@@ -81,8 +87,6 @@ def main(args: argparse.Namespace) -> None:
     if args.stage != "images":
         dataset = TrialDataset(args.datasets_dir, args.split, args.protocol, description)
         chosen = dataset.spread(args.num_samples)
-        path, checkpoint = checkpoints.read_run_checkpoint(Path(args.mapper_path), "mapper")
-        checkpoints.check_dataset(path, checkpoint, description)
         dataset = part_as_trained(dataset, checkpoint, path)
         checkpoints.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(path))
         foundation = args.foundation_dir if args.use_pretrained_weights else None
@@ -104,6 +108,7 @@ def main(args: argparse.Namespace) -> None:
                 alone = {index: model(dataset[index]["x"][None].to(device))[:2] for index in chosen}
         write_embeddings(embeddings, rows, alone, checkpoint["image_model"])
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "mapper": str(path)}
+        record |= description.own_record()
         report_decoded(rows, output_dir, record)
         del dataset, checkpoint, encoder, model, batch, outputs, alone  # the image stage has the GPU for itself
 

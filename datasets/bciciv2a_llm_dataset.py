@@ -129,6 +129,7 @@ DESCRIPTION = DatasetDescription(
             "real runs (2784/1152/1152 trials); all: drop only runs without trials (2880/1152/1152)",
         )
     },
+    moabb="BNCI2014_001",
     files=files,
     recordings=recordings,
     addresses=(

@@ -55,6 +55,7 @@ DESCRIPTION = dataclasses.replace(
     window_starts="the `trial` sample (the cue comes 3 s after it)",
     reference="none",  # three bipolar channels have no common average
     options={},
+    moabb="BNCI2014_004",
     files=files,
     recordings=recordings,
     addresses=(

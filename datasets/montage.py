@@ -1,5 +1,6 @@
 """Electrodes, brain regions and their order inside the encoder. Each dataset's file holds its own montage."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,15 @@ class Montage:
             for code in sorted({*region_of.values()})
         }
         return cls(tuple(electrodes), topology)
+
+    @property
+    def mirrored(self) -> list[tuple[str, str]]:
+        """Electrodes that lie over the same place left and right: C3 and C4. In the 10-20 system odd numbers are left,
+        and the next even one is right."""
+        numbered = {name: re.fullmatch(r"(\D+?)(\d+)(h?)", name) for name in self.electrodes}
+        at = {(m[1].upper(), int(m[2]), m[3]): name for name, m in numbered.items() if m}
+        pairs = [((letters, n, half), (letters, n + 1, half)) for letters, n, half in at if n % 2]
+        return [(at[left], at[right]) for left, right in pairs if right in at]
 
     @property
     def brain_regions(self) -> list[int]:

@@ -52,7 +52,8 @@ def prepare(
     """
     options = options or {}
     meta = {"dataset": description.name, "electrodes": description.montage.electrodes, "classes": description.classes}
-    meta |= {"options": options, "preprocessing": settings.as_dict(), "scale_flag": scale, "environment": environment()}
+    meta |= {"description": description.as_record(), "options": options, "preprocessing": settings.as_dict()}
+    meta |= {"scale_flag": scale, "environment": environment()}
     meta |= {"sfreq": 0.0, "sources": [], "counts": {}, "simulated": is_simulated(files)} | (facts or {})
     writer = StoreWriter(lmdb_dir, meta | {"code": code_digest()})
     if writer.notes:
@@ -168,6 +169,9 @@ def cut_trials(
         if samples.start < 0 or samples.stop > signal.shape[1]:
             counts["dropped: window leaves the run", recording.subject, label] += 1
             continue
+        if settings.reject is not None and np.abs(filtered[:, samples]).max() > settings.reject:
+            counts[f"dropped: over {settings.reject:g} microvolts", recording.subject, label] += 1
+            continue
         key = f"{recording.subject}-{recording.session}-r{recording.run}-t{number:03d}"
         trial = Trial(key, label, recording.subject, recording.session, recording.run, number, image)
         trials.append((trial, filtered[:, samples].astype(DTYPE)))
@@ -240,11 +244,13 @@ def _table_by_class(description: DatasetDescription, meta: dict, counts: Counter
     size = max(map(len, heads)) + 2
     print(" " * (6 + width) + "".join(f"{name:>{size}}" for name in heads))
     split_of = {subject: description.split_of(subject) or "other" for subject in people}
-    for split in (*SPLITS, *({"other"} & set(split_of.values()))):
+    splits = SPLITS if description.people else ()  # else a run's protocol says who tests
+    for split in (*splits, *({"other"} & set(split_of.values()))):
         for fate in fates:
             row = [sum(counts[fate, who, label] for who in people if split_of[who] == split) for label in labels]
             expected = [column.get(split, 0) for column in columns.values()] if fate == "kept" else []
-            print(f"{split:6}{fate:{width}}" + "".join(f"{n:{size}d}" for n in (*row, sum(row), *expected)))
+            name = split if description.people else "all"
+            print(f"{name:6}{fate:{width}}" + "".join(f"{n:{size}d}" for n in (*row, sum(row), *expected)))
         if split not in split_of.values():
             people_of = f"the people of the published {split} split"
             lines.append(f"notice: no {split} trials; {people_of} are not among the files")

@@ -17,6 +17,7 @@ class Preprocessing:
     tmin, tmax : float. Window in seconds after the trial's reference sample; `tmax` excluded.
     reference : {"average", "none"}. "average" subtracts the mean over electrodes at each sample.
     l_freq, h_freq : float. Hz, corner frequencies of the band-pass.
+    reject : float, optional. Microvolts: trials with a larger amplitude at any electrode are left out.
     order : int. Butterworth order; the filter runs forwards and backwards, so the phase is zero.
     """
 
@@ -26,8 +27,11 @@ class Preprocessing:
     l_freq: float = 0.3
     h_freq: float = 50.0
     order: int = 5
+    reject: float | None = None
 
-    as_dict = asdict
+    def as_dict(self) -> dict:
+        """What the store's metadata says; without `reject` where nothing is rejected, as before it was there."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def filter_run(signal: np.ndarray, sfreq: float, settings: Preprocessing) -> np.ndarray:

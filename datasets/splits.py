@@ -6,6 +6,10 @@ loso:PERSON      leave one subject out: PERSON tests. The others follow in alpha
 within:PERSON    one person across sessions: the dataset's test sessions test; of the earlier ones the last validates
                  where there are three sessions or more in all. With two, nothing validates; the last epoch is tested
 people:TEST/VAL  these people test and validate, all others train: people:B06+B07/B05
+run:PERSON/RUN   leave one run of PERSON out: it tests, the next one validates (behind the last comes the first), the
+                 others train: run:P1/3, or run:P1/02.3 with the session. With two runs nothing validates
+later:PERSON     the trials of PERSON in the order in which they were recorded: of each run the last fifth tests, the
+                 fifth before it validates. For whoever has one run: neighbouring trials are alike for other reasons too
 
 Datasets of seen images say themselves which trials test (`DatasetDescription.parts`): THINGS by concept, EEG-ImageNet
 by position in the block. There
@@ -61,6 +65,35 @@ def across_sessions(store, description: DatasetDescription, person: str) -> Spli
     n_train = max(len(earlier) - 1, 1)
     sessions_of = {"train": earlier[:n_train], "val": earlier[n_train:], "test": test}
     return {split: [t for t in trials if t.session in sessions_of[split]] for split in SPLITS}
+
+
+def leave_one_run_out(store, description: DatasetDescription, person: str) -> Split:
+    """A run of a person tests, the next one validates, the others train."""
+    who, _, named = person.rpartition("/")
+    trials = _trials_of(store, who or named)
+    runs = list(dict.fromkeys((t.session, t.run) for t in trials))
+    runs = sorted(runs)
+    fits = [place for place, (session, run) in enumerate(runs) if named in (str(run), f"{session}.{run}")]
+    if not who or len(fits) != 1 or len(runs) < 2:
+        known = ", ".join(f"{session}.{run}" for session, run in runs)
+        raise UserError(f"--protocol run:{person}: expected run:PERSON/RUN; {who or named} has the runs {known}")
+    order = [*runs[fits[0] :], *runs[: fits[0]]]  # the one that tests, then those behind it
+    split_of = dict.fromkeys(order[1:], "train") | {order[0]: "test"} | ({order[1]: "val"} if len(runs) > 2 else {})
+    return {split: [t for t in trials if split_of[t.session, t.run] == split] for split in SPLITS}
+
+
+def later_trials(store, description: DatasetDescription, person: str) -> Split:
+    """Of each run of a person the last fifth of its trials tests, the fifth before it validates."""
+    splits, by_run = {split: [] for split in SPLITS}, {}
+    for trial in _trials_of(store, person):
+        by_run.setdefault((trial.session, trial.run), []).append(trial)
+    for trials in by_run.values():
+        ordered = sorted(trials, key=lambda t: t.trial)
+        fifth = len(ordered) // 5
+        splits["train"] += ordered[: len(ordered) - 2 * fifth]
+        splits["val"] += ordered[len(ordered) - 2 * fifth : len(ordered) - fifth]
+        splits["test"] += ordered[len(ordered) - fifth :]
+    return splits
 
 
 def named_people(store, description: DatasetDescription, person: str) -> Split:
@@ -161,7 +194,7 @@ class Protocol:
     """How trials are dealt out, and what a score under it means."""
 
     split: Callable[..., Split]  # (store, description, person) → trials by split
-    # What may not be in two splits: "person", "session"; "tested person", "tested session" (neither trained nor
+    # What may not be in two splits: "person", "session", "run"; "tested person", "tested session" (neither trained nor
     # validated on); "seen": what the dataset of seen images keeps apart, concepts or images.
     apart: tuple[str, ...]
     apart_of_images: tuple[str, ...] | None = None  # the same for datasets of seen images; None: it is none for them
@@ -170,6 +203,7 @@ class Protocol:
     fold: bool = False  # whether it is one of several that test on one person each: their rows make a line of a table
     may_lack_val: bool = False  # whether nothing may be left to validate on; the last epoch is tested then
     trains_on_tested: bool = False  # whether the tested person's other trials are trained on
+    seen_by: str = "session"  # what a checkpoint notes of the trials that it has seen: their sessions, runs or trials
     repeats_images: bool = False  # whether the test shows the images that were trained on
 
     @property
@@ -184,6 +218,8 @@ PROTOCOLS = {
     "loso": Protocol(leave_one_subject_out, ("person",), fold=True),
     "within": Protocol(within_person, ("session",), ("seen",), fold=True, may_lack_val=True, trains_on_tested=True),
     "people": Protocol(named_people, ("person",)),
+    "run": Protocol(leave_one_run_out, ("run",), fold=True, may_lack_val=True, trains_on_tested=True, seen_by="run"),
+    "later": Protocol(later_trials, ("trial",), fold=True, trains_on_tested=True, seen_by="trial"),
     "cross": Protocol(other_people, ("tested person", "seen"), ("tested person", "seen"), fold=True),
     "joint": Protocol(joint, ("seen",), ("seen",), takes_person=False, trains_on_tested=True),
     "day": Protocol(
@@ -216,7 +252,7 @@ def split_trials(store, description: DatasetDescription, protocol: str = "publis
     Raises UserError if the protocol or the person is unknown, or what it promises does not hold.
     """
     named, person = protocol_named(protocol)
-    if description.parts and named.apart_of_images is None:
+    if description.parts and named.apart_of_images is None and not description.phrasings:
         suits = ", ".join(name for name, other in PROTOCOLS.items() if other.apart_of_images)
         words = f"--protocol {protocol} does not keep apart the images of {description.name}"
         raise UserError(f"{words}, which all people saw; expected one of {suits}")
@@ -230,6 +266,11 @@ def split_trials(store, description: DatasetDescription, protocol: str = "publis
     return splits
 
 
+def of_images(description: DatasetDescription, protocol: Protocol) -> bool:
+    """Whether a protocol deals out the trials of a dataset by what was seen. Of classes with words it need not."""
+    return bool(description.parts and protocol.apart_of_images is not None)
+
+
 def without_split(store, splits: Split) -> list[Trial]:
     """The trials of a store that are in none of the splits."""
     inside = {t.key for trials in splits.values() for t in trials}
@@ -239,7 +280,7 @@ def without_split(store, splits: Split) -> list[Trial]:
 def promises(description: DatasetDescription, protocol: str) -> tuple[str, ...]:
     """What a protocol keeps apart: person, tested person (from all others), session, concept, image."""
     named, _ = protocol_named(protocol)
-    kinds = named.apart_of_images if description.parts else named.apart
+    kinds = named.apart_of_images if of_images(description, named) else named.apart
     return tuple(description.apart if kind == "seen" else kind for kind in kinds or ())
 
 
@@ -260,6 +301,7 @@ def check_no_leak(splits: Split, promise: str, path) -> None:
     value_of = {
         "person": lambda t: t.subject,
         "session": lambda t: f"{t.subject} session {t.session}",
+        "run": lambda t: f"{t.subject} session {t.session} run {t.run}",
         "concept": lambda t: f"label {t.label}",
         "image": lambda t: t.image,
         "trial": lambda t: t.key,

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,9 +21,12 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32  # CRC-32 as zlib's, at a tenth of its time
 
 from datasets.cbramod import CBraModStore, is_cbramod
+from datasets.description import DATASETS, DatasetDescription, described
 from datasets.recording import DTYPE, Trial
 from readers.lmdb_file import LMDBFile
-from utils.errors import UserError
+from utils.errors import UserError, loading
+from utils.files import read_json
+from utils.limits import MAX_TEXT
 from utils.paths import sync_folder
 
 FORMAT, VERSION = "eeg2image-trials", 2
@@ -256,6 +260,39 @@ def open_store(path: str | Path) -> TrialStore | CBraModStore:
     """Open a store of either layout."""
     file = LMDBFile(Path(path))
     return CBraModStore(path, file) if is_cbramod(file) else TrialStore(path, file)
+
+
+def description_of_store(
+    path: str | Path, name: str | None = None, words: str | None = None, usual: str | None = None
+) -> DatasetDescription:
+    """What a store is of: the dataset that it names, or describes itself.
+
+    name : str, optional. --downstream_dataset, which must fit. words : str, optional. --words, a file of other words.
+    usual : str, optional. Where the store does not say what it is of, as CBraMod's.
+    Raises UserError where nobody says what it is of, or the words do not fit.
+    """
+    meta, known = {}, name or ("" if Path(path).exists() else usual)
+    if known not in DATASETS:  # else pictures can be drawn where the store is not
+        meta = open_store(path).meta
+        known = name or meta.get("dataset") or usual
+    description = described(known, meta.get("description"), str(path))
+    if not description.classes and words:
+        raise UserError(f"--words: the classes of {description.name} have no words")
+    return description.with_words(read_words(Path(words)), words) if words else description
+
+
+def read_words(path: Path) -> dict:
+    """The content of a --words file, TOML or JSON (see `DatasetDescription.with_words`); UserError if it is neither."""
+    if path.suffix.lower() == ".json":
+        return read_json(path)
+    if sys.version_info < (3, 11):
+        raise UserError(f"--words {path}: TOML needs Python 3.11; write the same as JSON, in a file .json")
+    import tomllib
+
+    if not path.is_file() or path.stat().st_size > MAX_TEXT:
+        raise UserError(f"--words {path}: no such file, or no text")
+    with loading(f"--words {path} cannot be read", "expected TOML"):
+        return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def is_trial_store(path: Path) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.description import SPLITS, DatasetDescription
 from datasets.recording import Trial
-from datasets.splits import protocol_named, split_trials
+from datasets.splits import of_images, protocol_named, split_trials
 from datasets.store import open_store
 from utils.errors import UserError, loading
 
@@ -56,6 +56,8 @@ class TrialDataset:
             self.trials = [trial for trial in self.trials if trial.label in classes]
         self.labels = [classes.index(trial.label) if classes else trial.label for trial in self.trials]  # counted anew
         self.mode, self.sfreq = mode, self.store.sfreq
+        named = protocol_named(protocol)[0]
+        self.seen_by = "trial" if of_images(self.description, named) else named.seen_by
         self._prepare: Callable | None = None
         self.tokens = None  # (N, n, width) tensor
         self._kept: dict[int, object] = {}  # prepared trials
@@ -183,9 +185,9 @@ class TrialDataset:
         return torch.from_numpy(self.samples(self.trials[index]).copy())
 
     @property
-    def sessions(self) -> list[str]:
-        """Whose sessions the trials are from, "A01/T", …"""
-        return sorted({trial.whose_session for trial in self.trials})
+    def seen(self) -> list[str]:
+        """What a checkpoint that trains on these trials keeps of them: whose sessions, "A01/T", … (`Trial.marks`)."""
+        return sorted({trial.marks[self.seen_by] for trial in self.trials})
 
     @property
     def facts(self) -> dict:

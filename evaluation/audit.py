@@ -511,7 +511,7 @@ def _checkpoint(run: Run, path: Path, splits: Split) -> Checked:
     checkpoint = read_checkpoint(path)
     of_images = path.name.startswith("encoder")
     kind = "image" if of_images else "session"
-    tested = {trial.image if of_images else trial.whose_session for trial in splits["test"]}
+    tested = {mark for t in splits["test"] for mark in ([t.image] if of_images else t.marks.values())}
     seen = set(map(str, checkpoint.get("seen") or ())) & tested
     if seen and not (of_images and protocol_named(str(checkpoint.get("protocol")))[0].repeats_images):
         yield "BREACH", f"its checkpoint was trained on test {kind}s: {', '.join(sorted(seen)[:5])}"

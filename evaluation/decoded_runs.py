@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 
-from datasets.description import DATASETS, load_description
+from datasets.description import DATASETS, DatasetDescription, from_record, load_description
 from datasets.recording import Trial
 from datasets.splits import PROTOCOLS
 from stages.rows import Row, read_rows, signed
@@ -283,18 +283,20 @@ def is_fold(run: Run) -> bool:
     return name in PROTOCOLS and PROTOCOLS[name].fold
 
 
-def description_of(run: Run) -> str:
-    """The name of the dataset whose classes a run's rows have. UserError where it is none, or several."""
+def description_of(run: Run) -> DatasetDescription:
+    """The dataset whose classes a run's rows have. UserError where it is none, or several."""
     asked = run.argument.get("downstream_dataset")
+    if "dataset" in run.record:  # one that no file of the project describes
+        return from_record(run.record["dataset"], str(run.place))
     if asked in DATASETS and load_description(asked).parts:  # its store says its classes
-        return asked
+        return load_description(asked)
     names = [asked] if asked in DATASETS else list(DATASETS)
     described = {name: load_description(name).classes for name in names}
     named = {row.true_label: row.true_name for row in run.rows}.items()
     fit = [k for k, known in described.items() if len(known) == run.n_classes and named <= set(enumerate(known))]
     if len(fit) != 1:
         raise UserError(f"{run.place}: its classes are those of {' and of '.join(fit) or 'no dataset here'}")
-    return fit[0]
+    return load_description(fit[0])
 
 
 def group_name(group: Sequence[Run]) -> str:

@@ -10,7 +10,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - after the back end is chosen
 import numpy as np  # noqa: E402
 
-from datasets.description import load_description  # noqa: E402
 from datasets.montage import REGION_NAMES, Montage  # noqa: E402
 from evaluation import tables  # noqa: E402
 from evaluation.decoded_runs import Run, description_of, families  # noqa: E402
@@ -96,7 +95,7 @@ def ablation_figures(groups: Sequence[Sequence[Run]], of_group: Sequence[dict], 
             made.append(folder / f"windows_{number}.png")
             windows_figure(curve, made[-1])
     for number, family in enumerate(families(groups, "regions"), start=1):
-        montage = load_description(description_of(groups[family[0]][0])).montage
+        montage = description_of(groups[family[0]][0]).montage
         if regions_figure([of_group[k] for k in family], montage, folder / f"regions_{number}.png"):
             made.append(folder / f"regions_{number}.png")
     return made

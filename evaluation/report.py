@@ -10,7 +10,6 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from datasets.description import load_description
 from datasets.montage import Montage
 from datasets.store import open_store
 from evaluation.decoded_runs import Run, description_of, origin
@@ -33,7 +32,7 @@ def cards(run: Run, stimuli: Stimuli) -> Iterator[dict]:
     """
     picked = np.linspace(0, len(run.rows) - 1, min(MOST_CARDS, len(run.rows))).round().astype(int)
     rows = [run.rows[k] for k in np.unique(picked)]
-    pictures, description = read_pictures(run.place, rows, stimuli), load_description(description_of(run))
+    pictures, description = read_pictures(run.place, rows, stimuli), description_of(run)
     # where the store says the classes, as the rows name them
     classes = dict(enumerate(description.classes)) or {row.true_label: row.true_name for row in run.rows}
     signals = _Signals(run)
@@ -105,7 +104,7 @@ class _Signals:
             store = open_store(place) if place and place.exists() else None
             wanted = run.record.get("store") or run.depends_on.get("store")
             if store is not None and store.fingerprint == wanted:
-                self.store, self.montage = store, load_description(description_of(run)).montage
+                self.store, self.montage = store, description_of(run).montage
                 self.trials = {origin(trial): trial for trial in store.trials}
         except UserError as error:
             print(f"notice: {run.name}: no EEG on its cards: {error}")

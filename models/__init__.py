@@ -61,6 +61,8 @@ BASELINES = {
     "bandpower_lda": "models.baselines:bandpower_lda",
     "csp_lda": "models.baselines:csp_lda",
     "tangent_space": "models.baselines:tangent_space",
+    "samples_lda": "models.baselines:samples_lda",
+    "xdawn_tangent": "models.baselines:xdawn_tangent",
     "eegnet": "models.baselines:eegnet",
     "shallow": "models.baselines:shallow",
     "atcnet": "models.baselines:atcnet",

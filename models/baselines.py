@@ -34,6 +34,7 @@ LEAST_SECONDS = 0.5  # of a trial, for power by band and filters
 BANDS = ((4, 8), (8, 13), (13, 20), (20, 30), (30, 45))  # Hz: theta, alpha (mu), low and high beta, gamma
 # Hz: what CSP and the tangent space read, as in Blankertz et al., IEEE Signal Process. Mag. 25, 2008
 RHYTHMS = (8, 30)
+EVOKED_RATE = 32  # Hz: what is read of an evoked response
 
 
 @dataclass
@@ -158,6 +159,32 @@ def tangent_space(n_classes: int, **_) -> Classical:
         raise UserError("--model tangent_space needs pyriemann: pip install -r requirements-baselines.txt") from None
     logistic = LogisticRegression(max_iter=2000, C=0.1)
     return Classical(n_classes, filtered, Covariances("oas"), TangentSpace("riemann"), StandardScaler(), logistic)
+
+
+def evoked(x: np.ndarray, sfreq: float) -> np.ndarray:
+    """(N, C, T) → (N, C, bins): means over a 32nd of a second, which keep what lies below some 15 Hz."""
+    size = max(1, round(sfreq / EVOKED_RATE))
+    n = x.shape[-1] // size
+    return x[..., : n * size].reshape(*x.shape[:-1], n, size).mean(axis=-1)
+
+
+def samples_lda(n_classes: int, **_) -> Classical:
+    """Time samples and linear discriminant analysis with shrinkage (Blankertz et al., NeuroImage 56, 2011)."""
+    flat = FunctionTransformer(lambda x: x.reshape(len(x), -1))
+    return Classical(n_classes, evoked, flat, LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+
+
+def xdawn_tangent(n_classes: int, **_) -> Classical:
+    """Covariances with each class's evoked response, filtered by xDAWN, in tangent space; logistic regression.
+
+    Barachant & Congedo, 2014 (arXiv 1409.0107); Rivet et al., IEEE Trans. Biomed. Eng. 56, 2009.
+    """
+    from pyriemann.estimation import XdawnCovariances
+    from pyriemann.tangentspace import TangentSpace
+
+    covariances = XdawnCovariances(nfilter=4, estimator="oas", xdawn_estimator="oas")
+    logistic = LogisticRegression(max_iter=2000, C=0.1)
+    return Classical(n_classes, evoked, covariances, TangentSpace("riemann"), StandardScaler(), logistic)
 
 
 # ---------------------------------------------------------------- EEG-ImageNet's, on differential entropy

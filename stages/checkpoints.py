@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from datasets.description import DatasetDescription
+from datasets.splits import check_protocol
 from datasets.trials import TrialDataset
 from models import FEATURE_ENCODERS, MAPPERS, POOLINGS, choose
 from models.eeg_clip_mapper import EEGMapperModel
@@ -59,7 +60,7 @@ TYPES = {
     **dict.fromkeys(LISTS, list),
     **dict.fromkeys("projection mapper settings model".split(), dict),
     **dict.fromkeys("window regions".split(), (list, type(None))),
-    **dict.fromkeys("lora preprocessing".split(), (dict, type(None))),
+    **dict.fromkeys("lora preprocessing words".split(), (dict, type(None))),
     "encoder": (dict, str, type(None)),
     **dict.fromkeys("prototypes centre".split(), (torch.Tensor, type(None))),
     "n_times": int,
@@ -98,6 +99,18 @@ def check_dataset(path: Path, checkpoint: dict, description: DatasetDescription)
             raise UserError(f"{path} has the {field} {checkpoint[field]!r}; expected one of {', '.join(table)}")
 
 
+def as_trained(
+    description: DatasetDescription, path: Path, checkpoint: dict, other_words: bool = False
+) -> DatasetDescription:
+    """The dataset in the words that a checkpoint was trained on, unless there are others.
+
+    Raises UserError where the checkpoint is of another dataset or other classes, or its protocol is none.
+    """
+    check_dataset(path, checkpoint, description)
+    check_protocol(checkpoint["protocol"])
+    return description if other_words else description.with_words(checkpoint.get("words") or {}, str(path))
+
+
 def load_state(module: nn.Module, state: dict, path: Path) -> None:
     """Put a checkpoint's weights into a module; UserError where they do not fit."""
     try:
@@ -122,10 +135,10 @@ def _built(kind: type, checkpoint: dict, path: Path) -> nn.Module:
 def check_unseen(seen: Sequence[str], protocol: str, dataset: TrialDataset, chosen: Sequence[int], where: str) -> None:
     """Refuse test trials of sessions that a checkpoint was trained or validated on; for other splits say so.
 
-    seen : sequence of str. `TrialDataset.sessions` of its training and validation trials.
+    seen : sequence of str. `TrialDataset.seen` of its training and validation trials.
     protocol : str. The one that it was trained under.
     """
-    both = sorted({dataset.trials[index].whose_session for index in chosen} & set(seen))
+    both = sorted({mark for index in chosen for mark in dataset.trials[index].marks.values()} & set(seen))
     if both and dataset.mode == "test":
         sessions = f"{', '.join(both[:5])} (--protocol {protocol}), which would be test trials now"
         hint = "decode under the protocol that it was trained under"

@@ -102,13 +102,20 @@ def add_prepare_flags(parser: argparse.ArgumentParser, workers: int) -> None:
     add("--overwrite", action="store_true", help="replace what is at --lmdb_dir")
 
 
+def add_dataset_flags(parser: argparse.ArgumentParser, check: Callable, what: str) -> None:
+    """Which dataset, and in which words. `check`: gives a dataset's name back or raises UserError."""
+    add = parser.add_argument
+    add("--downstream_dataset", type=checked(check), help=f"{what} (default: as the store says)")
+    add("--words", help="TOML or JSON file of other keywords, sentences and prompts than the dataset's")
+
+
 def add_store_flags(
     parser: argparse.ArgumentParser, datasets_dir: str | None, protocols: Mapping, check_protocol: Callable
 ) -> None:
     """Which trials, of datasets with words."""
     known = {"required": True} if datasets_dir is None else {"default": default(datasets_dir)}
     parser.add_argument("--datasets_dir", **known, help="trial store (or CBraMod's LMDB)")
-    add_protocol_flags(parser, protocols, check_protocol, "published")
+    add_protocol_flags(parser, protocols, check_protocol, "published, or what an own store says")
 
 
 def add_seen_images_flags(parser: argparse.ArgumentParser) -> None:
@@ -133,16 +140,26 @@ def add_protocol_flags(
     add("--protocol", type=checked(check_protocol),
         help="published: the published people; loso:A03: leave one subject out; within:A03: one person across "
         "sessions; people:A08+A09/A07: the people that test and that validate; of seen images within:sub-08, "
-        f"cross:sub-08, joint, day:S03 (default: {usual})")
+        f"cross:sub-08, joint, day:S03; run:P1/3, later:P1: one person's runs, later trials (default: {usual})")
     add("--setting", choices=list(protocols),
         help="the same in two flags: --setting cross --subject sub-08 is --protocol cross:sub-08")
     add("--subject", help="the person of --setting, e.g. A03, sub-08, S03")
     # fmt: on
 
 
-def choose_protocol(parser: argparse.ArgumentParser, args: argparse.Namespace, protocols: Mapping, usual: str) -> None:
-    """Bring --setting and --subject to `args.protocol`; end the script where one lacks the other."""
+def choose_protocol(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, protocols: Mapping, usual: str | None
+) -> None:
+    """Bring --setting and --subject to `args.protocol`; end the script where one lacks the other.
+
+    usual : str, optional. What nobody has to name; None: the dataset says it, and `args.protocol` stays None.
+    """
     setting, subject = args.setting or usual, args.subject
+    if not (args.protocol or setting or subject):
+        del args.setting, args.subject
+        return
+    if not setting and not args.protocol:
+        parser.error("--subject needs --setting")
     if args.protocol and (args.setting or subject):
         parser.error("--protocol and --setting with --subject are two spellings of the same; give one of them")
     if not args.protocol and protocols[setting].takes_person != bool(subject):
@@ -300,10 +317,10 @@ def defaults(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict:
 # ---------------------------------------------------------------- checks
 
 
-def check_phases(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the script where the warm-up is longer than the training."""
+def check_phases(args: argparse.Namespace) -> None:
+    """Raise UserError where the warm-up is longer than the training."""
     if not 0 <= args.warmup_epochs <= args.epochs:
-        parser.error(f"--warmup_epochs {args.warmup_epochs} must lie between 0 and --epochs {args.epochs}")
+        raise UserError(f"--warmup_epochs {args.warmup_epochs} must lie between 0 and --epochs {args.epochs}")
 
 
 def check_subjects(

@@ -620,7 +620,7 @@ def read_stores(folder: Path, at: Places) -> list:
         for mode, dataset in load_splits(path, at.bcic, "published").items():
             for one in dataset.trials:
                 dataset.store.verify(one)
-            found += [mode, dataset.trials, dataset.labels, dataset.facts, dataset.sessions, dataset.store.listed]
+            found += [mode, dataset.trials, dataset.labels, dataset.facts, dataset.seen, dataset.store.listed]
             # behind the dash stands the number of the file's last transaction, which is no part of what was recorded
             found += [dataset.store.fingerprint.split("-")[0], [dataset.samples(one) for one in dataset.trials]]
     return found

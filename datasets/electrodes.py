@@ -1,0 +1,89 @@
+"""Where electrodes sit: a montage for any cap, by names of the 10-5 system or by positions."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from datasets.montage import REGION_NAMES, Montage
+
+# the letters of a name → region; CSBrain's five, and the places between them (FFC, CCP, …) with the row before them
+LETTERS = {
+    "frontal": "N NFP FP AFP AF AFF F FFC",
+    "central": "FC FCC C CCP",
+    "temporal": "FFT FT FTT T TTP TP TPP",
+    "parietal": "CP CPP P PPO",
+    "occipital": "PO POO O OI I CB",
+}
+CODES = {name: code for code, name in REGION_NAMES.items()}
+CODE_OF = {letters: CODES[name] for name, all_letters in LETTERS.items() for letters in all_letters.split()}
+# caps whose electrodes are numbered: what a name looks like → MNE's montages, by the number of electrodes
+NUMBERED = {r"E\d+": "GSN-HydroCel-{}", r"[A-H]\d+": "biosemi{}"}
+
+
+def region_of(name: str) -> int | None:
+    """The region code of an electrode, by its letters; None for another name."""
+    letters = re.fullmatch(r"([A-Z]+?)(Z|\d+)H?", name.upper())
+    return CODE_OF.get(letters[1]) if letters else None
+
+
+@lru_cache(maxsize=1)
+def _places() -> tuple[list[str], np.ndarray]:
+    """Names of the 10-5 system, and unit vectors (N, 3) from the middle of the head towards them."""
+    import mne  # slow to import
+
+    positions = in_head_coordinates(mne.channels.make_standard_montage("standard_1005"))
+    names = [name for name in positions if region_of(name) is not None]
+    return names, _directions(np.array([positions[name] for name in names]))
+
+
+def in_head_coordinates(montage: "mne.channels.DigMontage") -> dict[str, np.ndarray]:  # noqa: F821
+    """Electrode → (3,) metres: origin between the ears, y to the nose, z upwards."""
+    import mne
+
+    info = mne.create_info(montage.ch_names, 100.0, "eeg")
+    info.set_montage(montage)
+    return dict(info.get_montage().get_positions()["ch_pos"])
+
+
+def _directions(xyz: np.ndarray) -> np.ndarray:
+    """Unit vectors (N, 3) from the middle of a head, 4 cm above the line between the ears."""
+    centred = xyz - np.array([0.0, 0.0, 0.04])
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(min=1e-9)
+
+
+def nearest_name(xyz: np.ndarray) -> str:
+    """The place of the 10-5 system that lies nearest to a position, (3,) in metres, head coordinates."""
+    names, directions = _places()
+    return names[int((directions @ _directions(np.asarray(xyz, float)[None])[0]).argmax())]
+
+
+def numbered_positions(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Positions of a cap whose electrodes are numbered (EGI's E1 …, BioSemi's A1 …); empty where there is no such cap."""
+    import mne
+
+    for pattern, montage in NUMBERED.items():
+        cap = [name for name in names if re.fullmatch(pattern, name)]
+        known = [name for name in mne.channels.get_builtin_montages() if re.fullmatch(montage.format(r"\d+"), name)]
+        for builtin in sorted(known, key=lambda name: int(re.search(r"\d+$", name)[0])):
+            positions = in_head_coordinates(mne.channels.make_standard_montage(builtin))
+            if len(cap) > 0.6 * len(names) and set(cap) <= set(positions):
+                return {name: positions[name] for name in cap}
+    return {}
+
+
+def montage_of(electrodes: Sequence[str], positions: Mapping[str, np.ndarray]) -> tuple[Montage, list[str]]:
+    """The montage of some electrodes, and the names of those whose place nobody knows.
+
+    positions : mapping. Electrode → (3,) metres, head coordinates, for names that are none of the 10-5 system.
+    """
+    codes = {}
+    for name in electrodes:
+        code = region_of(name)
+        if code is None and name in positions:
+            code = region_of(nearest_name(positions[name]))
+        if code is not None:
+            codes[name] = code
+    topology = {code: tuple(name for name in codes if codes[name] == code) for code in sorted({*codes.values()})}
+    return Montage(tuple(codes), topology), [name for name in electrodes if name not in codes]

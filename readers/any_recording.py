@@ -1,0 +1,284 @@
+"""Recordings of whatever recorder: a file in, its electrodes, rate, events and signal in microvolts out."""
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mne
+import numpy as np
+
+from readers.electrode_names import electrodes_of
+from readers.headbands import GAP_MARK, read_table, read_xdf
+from readers.matlab import check_mat
+from readers.recordings import READERS, check_beside, check_header, companions, status_events, unit_corrections
+from utils.errors import UserError
+from utils.limits import MAX_TEXT, SMALL, reading
+
+TABLES = (".csv", ".csv.gz", ".txt", ".tsv")
+FORMATS = {
+    **READERS,
+    ".gdf": mne.io.read_raw_gdf,
+    ".ahdr": mne.io.read_raw_brainvision,
+    ".fif.gz": mne.io.read_raw_fif,
+    ".eeg": mne.io.read_raw_nihon,
+    ".lay": mne.io.read_raw_persyst,
+    ".cnt": mne.io.read_raw_cnt,
+    ".xdf": read_xdf,
+    ".xdfz": read_xdf,
+    **dict.fromkeys(TABLES, read_table),
+}
+PACKED = (".fif.gz", ".csv.gz", ".lay", ".xdfz", ".set", ".xdf")  # memory is no small multiple of the file's size
+# annotations that say something else than what was shown
+REST = re.compile(
+    r"(?i)(bad.*|edge.*|boundary|new segment.*|.*/new segment.*|.*lost samples.*|impedance.*|recording .*)"
+)
+BREAK = re.compile(rf"(?i)(bad_acq_skip|boundary|edge.*|{GAP_MARK}|.*lost samples.*)")  # samples that do not follow on
+EVENT_TIMES = {"onset": 1.0, "time": 1.0, "latency": 0.0, "sample": 0.0}  # column → seconds a unit; 0: samples
+CLASS_COLUMNS = (
+    "trial_type",
+    "class",
+    "label",
+    "condition",
+    "category",
+    "value",
+    "event",
+    "stimulus",
+    "marker",
+    "type",
+)
+
+
+@dataclass
+class Found:
+    """What a recording holds.
+
+    electrodes : dict. Standard name → channel, in the order of the file.
+    sfreq : float. Hz. n_times : int. Samples.
+    events : list of (float, str). Seconds from the first sample, and what the recording or its table says.
+    events_from : str. Where the events stand. rows : list of dict. The table's row of each event, where there is one.
+    breaks : list of (float, float). From and to, in seconds: no samples, or samples that do not follow on.
+    positions : dict. Channel → (3,) metres, where the recording tells. others : list of str. Channels left out.
+    notes : list of str. What was understood, in words.
+    """
+
+    electrodes: dict[str, str]
+    sfreq: float
+    n_times: int
+    events: list[tuple[float, str]]
+    events_from: str = ""
+    rows: list[dict] = field(default_factory=list)
+    breaks: list[tuple[float, float]] = field(default_factory=list)
+    positions: dict = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def suffix_of(path: Path) -> str:
+    """The ending that tells a recording's format, in lower case: ".edf", ".csv.gz"; empty where it is none."""
+    name = path.name.lower()
+    return next((ending for ending in sorted(FORMATS, key=len, reverse=True) if name.endswith(ending)), "")
+
+
+def open_recording(path: Path, sfreq: float | None = None, trigger: str | None = None) -> mne.io.BaseRaw:
+    """Open a recording of any format that MNE reads, a headband's table, or XDF; the signal stays on the disk.
+
+    sfreq, trigger : of a table (see `read_table`).
+    Raises UserError if the file is damaged, of an unknown format, holds trials instead of a recording, or names a file
+        elsewhere.
+    """
+    ending = suffix_of(path)
+    if not ending:
+        known = ", ".join(sorted(FORMATS))
+        raise UserError(f"{path} is no recording that is read here; expected one of {known}")
+    if not path.is_file():
+        raise UserError(f"{path} is not there")
+    check_header(path, [])
+    size = sum(file.stat().st_size for file in [path, *companions(path)])
+    content = 4 * size + (SMALL * 10 if ending in PACKED else 0)
+    if ending == ".set":
+        with reading(path, size, 0), open(path, "rb") as file:
+            content += check_mat(path) if not file.read(128).startswith(b"MATLAB 7.3") else size * 4
+    try:
+        with reading(path, size, content):
+            if ending in TABLES or FORMATS[ending] is read_xdf:
+                return FORMATS[ending](path, sfreq, trigger)
+            raw = FORMATS[ending](path, preload=False, verbose="ERROR")
+            check_beside(path, raw.filenames)
+            return raw
+    except UserError:
+        raise
+    except Exception as error:  # damaged files fail in many ways inside the readers
+        raise UserError(_why(path, ending, error)) from None
+
+
+def _why(path: Path, ending: str, error: Exception) -> str:
+    """In one line what a reader did not like, and what to do."""
+    said = " ".join(str(error).split())
+    reason = "".join(c if c.isprintable() else "?" for c in said)[:160] or type(error).__name__
+    if ending == ".set" and "trials" in said:
+        return f"{path} holds trials that are cut already (epochs); save the continuous recording from EEGLAB instead"
+    if isinstance(error, ImportError):
+        return f"{path}: its reader needs a package that is not installed ({reason}); install it, or export EDF"
+    if "7.3" in said or "HDF" in said:
+        return (
+            f"{path} is a MATLAB 7.3 file, which is not read: save it from EEGLAB with pop_saveset(…, 'version', '6')"
+        )
+    hint = (
+        "; a Neuroscan file is read, one of another maker is not: export EDF or BrainVision" if ending == ".cnt" else ""
+    )
+    return f"{path}: cannot be read ({reason}); it is damaged, or of another kind than its name says{hint}"
+
+
+def look_into(
+    path: Path,
+    renamed: Mapping[str, str] | None = None,
+    sfreq: float | None = None,
+    trigger: str | None = None,
+    table: Path | None = None,
+    class_column: str | None = None,
+    raw: mne.io.BaseRaw | None = None,
+    not_eeg: Sequence[str] = (),
+) -> Found:
+    """What a recording holds, without its signal.
+
+    renamed : mapping, optional. Channel → electrode, of --rename. trigger : str, optional. The channel with the events.
+    table : Path, optional. A table of onsets beside the recording; it goes before annotations and triggers.
+    class_column : str, optional. The table's column with the classes (default: the first of `CLASS_COLUMNS`).
+    raw : optional. The recording, where it is open already. not_eeg : sequence of str. Channels of other kinds.
+    """
+    raw = open_recording(path, sfreq, trigger) if raw is None else raw
+    rate, n_times = float(raw.info["sfreq"]), len(raw.times)
+    of_kind = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
+    eeg = [name for name, kind in of_kind.items() if kind in ("eeg", "misc", "bio", "seeg", "ecog", "dbs")]
+    eeg = [name for name in eeg if name not in not_eeg]
+    renamed = {channel: electrode for channel, electrode in (renamed or {}).items() if channel in of_kind}
+    electrodes, notes = electrodes_of([*eeg, *(name for name in renamed if name not in eeg)], renamed, str(path))
+    montage = raw.get_montage()
+    positions = {} if montage is None else montage.get_positions()["ch_pos"]
+    positions = {name: np.asarray(xyz) for name, xyz in positions.items() if np.isfinite(xyz).all() and np.any(xyz)}
+    inside = set(electrodes.values())
+    others = [name for name in eeg if name not in inside]
+    begins = raw.first_samp / rate if raw.annotations.orig_time is not None else 0.0
+    marks = [(float(a["onset"]) - begins, float(a["duration"]), str(a["description"])) for a in raw.annotations]
+    breaks = [(onset, onset + max(lasts, 1 / rate)) for onset, lasts, text in marks if BREAK.fullmatch(text)]
+    rows = read_onsets(table, rate, class_column) if table else []
+    if table:
+        events, source = [(seconds, text) for seconds, text, _ in rows], table.name
+    elif trigger and trigger in of_kind:
+        events, source = _triggers(raw, trigger, rate), trigger
+    else:
+        events = [
+            (onset, _plain(text)) for onset, _, text in marks if not REST.fullmatch(text.strip()) and text.strip()
+        ]
+        source = "annotations" if events else ""
+        stims = [name for name, kind in of_kind.items() if kind == "stim"]
+        stims += [
+            name for name in of_kind if name.lower() in ("status", "trigger", "stim", "marker") and name not in stims
+        ]
+        for name in stims if not events else []:
+            events, source = _triggers(raw, name, rate), name
+            if events:
+                break
+    if trigger and trigger not in of_kind and suffix_of(path) not in TABLES:
+        raise UserError(f"--trigger {trigger}: {path} has no such channel; it has {', '.join(of_kind)[:300]}")
+    return Found(
+        electrodes, rate, n_times, events, source, [row for *_, row in rows], breaks, positions, others, notes
+    )  # fmt: skip
+
+
+def _triggers(raw: mne.io.BaseRaw, name: str, rate: float) -> list[tuple[float, str]]:
+    """Onsets of all values of a trigger channel but the resting one. The lower 16 bits count: above them BioSemi's
+    recorder keeps its own state."""
+    values = raw.get_data(picks=[name])[0]
+    if raw.info["chs"][raw.ch_names.index(name)]["unit"] == 107:  # volts: a trigger that a reader took for EEG
+        values = values * 1e6
+    values = np.round(values).astype(np.int64) & 0xFFFF
+    if len(np.unique(values)) > 1000:
+        raise UserError(
+            f"channel {name} has more than 1000 values; that is no trigger channel: --trigger names another"
+        )
+    return [(sample / rate, str(code)) for sample, code in status_events(values)]
+
+
+def _plain(text: str) -> str:
+    """An annotation without what recorders put before it: "Stimulus/S  3" → "3", "3.0" → "3"."""
+    text = re.sub(r"(?i)^(stimulus|response|comment|trigger|event)/", "", text.strip())
+    number = re.fullmatch(r"[SR#]?\s*(\d+)(?:\.0*)?", text)
+    return number[1] if number else text
+
+
+def read_signal(path: Path, channels: Sequence[str], raw: mne.io.BaseRaw | None = None, **how) -> np.ndarray:
+    """(n_chans, n_times) float64 microvolts of some channels, units put right as their header's quirks demand.
+
+    Raises UserError for NaN or infinity, or a damaged file. `how`: as `open_recording`.
+    """
+    raw = open_recording(path, **how) if raw is None else raw
+    size = sum(file.stat().st_size for file in [path, *companions(path)]) if path.is_file() else 0
+    try:
+        with reading(path, size, 8 * len(raw.times) * len(raw.ch_names)):
+            signal = raw.get_data(picks=list(channels)) * 1e6
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_why(path, suffix_of(path), error)) from None
+    for factor, _ in unit_corrections(path, channels):
+        signal *= factor[:, None]
+    if not np.isfinite(signal).all():
+        chan, sample = np.argwhere(~np.isfinite(signal))[0]
+        raise UserError(f"{path} has NaN or infinity in {channels[chan]} at sample {sample}; expected microvolts")
+    return signal
+
+
+# ---------------------------------------------------------------- tables of onsets
+
+
+def table_beside(path: Path) -> Path | None:
+    """A table of onsets that lies beside a recording and has its name."""
+    stem = path.name[: -len(suffix_of(path))]
+    stems = [stem, re.sub(r"_eeg$", "", stem)]
+    names = [
+        f"{s}{end}{ending}" for s in stems for end in ("_events", "_onsets", "") for ending in (".tsv", ".csv", ".txt")
+    ]
+    return next((path.with_name(name) for name in names if name != path.name and path.with_name(name).is_file()), None)
+
+
+def read_onsets(path: Path, sfreq: float, class_column: str | None) -> list[tuple[float, str, dict]]:
+    """(seconds, class, row) of each line of a table: BIDS' events.tsv, or one of one's own.
+
+    A time stands in onset (seconds), or in sample or latency (samples). Lines without a class ("n/a") are left out.
+    Raises UserError where a column is missing or a time is no number.
+    """
+    if path.stat().st_size > MAX_TEXT:
+        raise UserError(f"{path} has {path.stat().st_size} bytes; that is no table of events")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        lines = text.splitlines()
+        delimiter = max("\t,;", key=(lines or [""])[0].count)
+        rows = list(csv.DictReader(lines, delimiter=delimiter))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table of events ({type(error).__name__})") from None
+    columns = [name for name in (rows[0] if rows else {}) if name]
+    time = next((name for name in EVENT_TIMES for column in columns if column.lower() == name), None)
+    time = next((column for column in columns if column.lower() == time), None)
+    usual = [column for name in CLASS_COLUMNS for column in columns if column.lower() == name]
+    says = [column for column in usual if any((row[column] or "n/a").strip() not in ("n/a", "") for row in rows)]
+    column = class_column or (says or [None])[0]
+    if not rows or time is None or column not in columns:
+        found = ", ".join(columns)[:300] or "none"
+        wanted = class_column or "trial_type (or class, label, value; --class_column names another)"
+        raise UserError(f"{path} has the columns {found}; expected onset (or sample) and {wanted}")
+    events = []
+    for number, row in enumerate(rows, start=2):
+        name = (row[column] or "").strip()
+        if name in ("", "n/a"):
+            continue
+        try:
+            seconds = float(row[time]) * (EVENT_TIMES[time.lower()] or 1 / sfreq)
+        except (TypeError, ValueError):
+            raise UserError(f"{path}, line {number}: {time} is {str(row[time])[:40]!r}; expected a number") from None
+        if not abs(seconds) < 1e7:
+            raise UserError(f"{path}, line {number}: {time} is {seconds:g} s")
+        events.append((seconds, _plain(name), {k: (v or "").strip() for k, v in row.items() if k}))
+    return sorted(events, key=lambda event: event[0])
