@@ -39,7 +39,8 @@ def parse_args() -> argparse.Namespace:
     flags.add_part_flags(parser)
     add("--model_dir", required=True, help="folder for checkpoints, metrics and results")
     flags.add_encoder_flags(parser, FEATURE_ENCODERS)
-    add("--llm", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", help="chat model: local folder or hub address")
+    add("--llm", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", help="chat model: local folder or hub address; tiny: a "
+        "small one that is trained on the dataset's own sentences in about a minute")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
     add("--lora_r", type=flags.at_least(1), default=8, help="LoRA's rank")
     add("--lora_alpha", type=flags.number, default=16, help="LoRA's scale")
@@ -73,6 +74,7 @@ from torch.utils.data import DataLoader, Subset
 from datasets.store import description_of_store, read_words
 from datasets.trials import TextCollator, load_splits
 from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, lora_facts
+from stages.own_llm import language_model_for
 from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
 from stages.runs import LAST, Run
@@ -80,6 +82,7 @@ from stages.scores import score_rows
 from stages.tokens import check_augmentable, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, resume_optimizer, scaler_state, start_accelerator
+from utils.paths import cache_folder
 from utils.progress import progress
 from utils.seeds import seed_everything
 
@@ -168,7 +171,9 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ language model, LoRA, projection
     dtype = PRECISIONS[precision]
-    language_model, tokenizer = load_language_model(args.llm, accelerator.device, not args.no_quantize, dtype)
+    with accelerator.main_process_first():
+        llm = language_model_for(args.llm, description, cache_folder(args.cache_dir, store.path))
+    language_model, tokenizer = load_language_model(llm, accelerator.device, not args.no_quantize, dtype)
     seed_everything(args.seed)
     language_model = add_lora(language_model, args.lora_r, args.lora_alpha, args.lora_targets)
     projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width)
@@ -206,7 +211,7 @@ def main(args: argparse.Namespace) -> None:
         "protocol": args.protocol,
         "seen": [*splits["train"].seen, *splits["val"].seen],
         "words": read_words(Path(args.words)) if args.words else None,
-        "llm": str(Path(args.llm).resolve()) if Path(args.llm).is_dir() else args.llm,
+        "llm": str(Path(llm).resolve()) if Path(llm).is_dir() else llm,
     }
     phase = None
     for epoch in run.epochs(args.epochs):

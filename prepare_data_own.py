@@ -6,8 +6,8 @@
     python prepare_data_own.py bids:FOLDER … --show                              # look first: nothing is prepared
 
 files: EDF, BDF, GDF, BrainVision, EEGLAB, FIF, Nihon Kohden, Persyst, Neuroscan CNT, XDF (with pyxdf), and the CSV that
-headbands write. Events come from a table beside the recording (NAME_events.tsv: onset, trial_type), from annotations,
-or from a trigger channel. What nobody says is chosen by rules that the closing lines state: classes, people, electrodes,
+headbands write. Events come from a table beside the recording (NAME_events.tsv: onset, trial_type), annotations,
+or a trigger channel. What nobody says is chosen by rules that the closing lines state: classes, people, electrodes,
 rate, reference. The store holds the description of its dataset; every other script takes it from there.
 docs/own_data.md shows a whole example.
 """
@@ -36,24 +36,24 @@ def parse_args() -> argparse.Namespace:
     event = parser.add_argument_group("events and classes").add_argument
     event("--events", nargs="+", metavar="VALUE=CLASS",
         help="which events are trials, and of which class (default: each value is a class)")
-    event("--class_column", help="column of the table of events with the classes (default: trial_type, class, …, value)")
+    event("--class_column", help="column of the table of events with the classes (default: trial_type, class, …)")
     event("--image_column", help="column of the table of events that says which picture was shown")
     event("--images_dir", type=Path, help="folder of the pictures that were shown (bids: default FOLDER/stimuli)")
     event("--split_by", choices=("image", "concept"), default="image",
         help="with --image_column: what tests is other images of the same classes, or other classes")
-    event("--trigger", help="channel, or column of a CSV, with the events (default: annotations, else a trigger channel)")
+    event("--trigger", help="channel, or column of a CSV, with the events (default: annotations, else such a one)")
     event("--window", type=float, nargs=2, metavar=("FROM", "TO"),
         help="seconds after the event that a trial holds (default: 0 4, or what MOABB says)")
     event("--reject", type=flags.positive, metavar="MICROVOLTS", help="leave out trials with a larger amplitude")
     signal = parser.add_argument_group("signal").add_argument
-    signal("--band", type=float, nargs=2, metavar=("LOW", "HIGH"), help="band-pass in Hz (default: 0.3 50, or 0.45 × rate)")
+    signal("--band", type=float, nargs=2, metavar=("LOW", "HIGH"), help="band-pass, Hz (default: 0.3 50, or 0.45 × rate)")
     signal("--reference", choices=("average", "none"),
         help="average: subtract the mean over electrodes (default: average from 16 electrodes on, else none)")
     signal("--electrodes", nargs="+", help="only these, in this order (default: all that every recording has)")
     signal("--rename", nargs="+", metavar="OLD=NEW", default=[], help="which electrode a channel is")
     signal("--sfreq", type=flags.positive, help="Hz, of a CSV without times (default: as recorded)")
     words = parser.add_argument_group("people, words and pictures").add_argument
-    words("--people", metavar="TRAIN/VAL/TEST", help="who trains, validates, tests, as in P1+P2+P3/P4/P5 (default: by rule)")
+    words("--people", metavar="TRAIN/VAL/TEST", help="who is in which, as in P1+P2+P3/P4/P5 (default: by rule)")
     words("--words", help="TOML or JSON file of keywords, sentences and prompts (default: from the classes' names)")
     words("--seen", action="store_true", help="the people saw something; the sentences say so (default: imagined)")
     words("--stimuli_dir", type=Path, help="folder of pictures named after classes")
@@ -143,7 +143,7 @@ def main(args: argparse.Namespace) -> None:
     name = args.name or Path(folder.partition("{")[0].rstrip("/*") or "own").name
     description = own.describe(own.own_name(name), montage, names, how, **facts)
     if known and not args.name:
-        description = own.as_known(known, how)
+        description, said = own.as_known(known, how), [f"this is {known.name}: its words, people and electrodes"]
     if args.words:
         description = description.with_words(read_words(Path(args.words)), args.words)
     average = "average" if len(montage.electrodes) >= own.AVERAGED else "none"

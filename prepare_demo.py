@@ -81,10 +81,11 @@ from datasets.prepare import SIMULATED
 from demo import imagenet_like, things_like
 from demo.bcic_like import DemoSize, write_bcic2b_like, write_bcic_like
 from demo.drawings import drawing
-from demo.tiny_models import complete_image_model, complete_ip_adapter, write_csbrain, write_language_model
+from demo.tiny_models import complete_image_model, complete_ip_adapter, write_csbrain
 from demo.vi_like import VIDemoSize, write_vi_like
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.loading import quiet
+from models.tiny_llm import write_language_model
 from stages.inputs import check_csbrain
 
 BCIC, VI = load_description("BCICIV2a"), load_description("VI")

@@ -53,14 +53,22 @@ def _directions(xyz: np.ndarray) -> np.ndarray:
     return centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(min=1e-9)
 
 
-def nearest_name(xyz: np.ndarray) -> str:
-    """The place of the 10-5 system that lies nearest to a position, (3,) in metres, head coordinates."""
+def nearest_names(positions: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The place of the 10-5 system that lies nearest to each position, no place twice.
+
+    positions : mapping. Name → (3,) metres, head coordinates.
+    """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     names, directions = _places()
-    return names[int((directions @ _directions(np.asarray(xyz, float)[None])[0]).argmax())]
+    away = -_directions(np.array(list(positions.values()), float)) @ directions.T  # (n, places)
+    rows, columns = linear_sum_assignment(away)
+    own = list(positions)
+    return {own[row]: names[column] for row, column in zip(rows, columns, strict=True)}
 
 
 def numbered_positions(names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Positions of a cap whose electrodes are numbered (EGI's E1 …, BioSemi's A1 …); empty where there is no such cap."""
+    """Positions of a cap whose electrodes are numbered, EGI's E1 … or BioSemi's A1 …; else empty."""
     import mne
 
     for pattern, montage in NUMBERED.items():
@@ -68,22 +76,13 @@ def numbered_positions(names: Sequence[str]) -> dict[str, np.ndarray]:
         known = [name for name in mne.channels.get_builtin_montages() if re.fullmatch(montage.format(r"\d+"), name)]
         for builtin in sorted(known, key=lambda name: int(re.search(r"\d+$", name)[0])):
             positions = in_head_coordinates(mne.channels.make_standard_montage(builtin))
-            if len(cap) > 0.6 * len(names) and set(cap) <= set(positions):
+            if len(cap) >= 0.9 * len(positions) and set(cap) <= set(positions):
                 return {name: positions[name] for name in cap}
     return {}
 
 
-def montage_of(electrodes: Sequence[str], positions: Mapping[str, np.ndarray]) -> tuple[Montage, list[str]]:
-    """The montage of some electrodes, and the names of those whose place nobody knows.
-
-    positions : mapping. Electrode → (3,) metres, head coordinates, for names that are none of the 10-5 system.
-    """
-    codes = {}
-    for name in electrodes:
-        code = region_of(name)
-        if code is None and name in positions:
-            code = region_of(nearest_name(positions[name]))
-        if code is not None:
-            codes[name] = code
+def montage_of(electrodes: Sequence[str]) -> tuple[Montage, list[str]]:
+    """The montage of electrodes named in the 10-5 system, and the names that are none of it."""
+    codes = {name: code for name in electrodes if (code := region_of(name)) is not None}
     topology = {code: tuple(name for name in codes if codes[name] == code) for code in sorted({*codes.values()})}
     return Montage(tuple(codes), topology), [name for name in electrodes if name not in codes]

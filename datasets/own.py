@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets.description import DATASETS, DatasetDescription, listed_parts
-from datasets.electrodes import montage_of, numbered_positions
+from datasets.electrodes import montage_of, nearest_names, numbered_positions
 from datasets.recording import Piece, Recording
 from utils.errors import UserError
 from utils.signals import resample
@@ -65,24 +65,35 @@ class Reading:
     table_rate: float | None = None  # Hz, of tables of samples without times
 
 
-def look(file: Recorded, how: Reading) -> "Found":
-    """What one recording holds, without its signal (`readers.any_recording.Found`)."""
+def look(file: Recorded, how: Reading, raw=None) -> "Found":
+    """What one recording holds, without its signal (`readers.any_recording.Found`).
+
+    Electrodes that are named by number, or by their maker's own system, get the name of the place where they are.
+    """
     from readers.any_recording import look_into  # MNE is slow to import
 
-    raw = file.opened() if file.opened else None
-    return look_into(
-        file.path, how.renamed, how.table_rate, how.trigger, file.table, how.class_column, raw, file.not_eeg
-    )  # fmt: skip
+    raw = file.opened() if file.opened and raw is None else raw
+    rules = how.renamed, how.table_rate, how.trigger, file.table, how.class_column
+    found = look_into(file.path, *rules, raw, file.not_eeg)
+    positions = {name: xyz for name, xyz in found.positions.items() if name in found.others}
+    if len(positions) <= len(found.others) / 2:
+        positions = numbered_positions(found.others)
+    names = nearest_names(positions) if positions else {}
+    names = {channel: place for channel, place in names.items() if place not in found.electrodes}
+    found.electrodes |= {place: channel for channel, place in names.items()}
+    found.others = [channel for channel in found.others if channel not in names]
+    if names:
+        some = _some([f"{channel} is {place}" for channel, place in names.items()])
+        found.notes.append(f"electrodes known by their positions: {some}")
+    return found
 
 
 def recordings(file: Recorded, how: Reading) -> Iterator[Recording]:
     """One recording: electrodes in the store's order, at the store's rate; events of other kinds are counted."""
-    from readers.any_recording import look_into, open_recording, read_signal
+    from readers.any_recording import open_recording, read_signal
 
     raw = file.opened() if file.opened else open_recording(file.path, how.table_rate, how.trigger)
-    found = look_into(
-        file.path, how.renamed, how.table_rate, how.trigger, file.table, how.class_column, raw, file.not_eeg
-    )  # fmt: skip
+    found = look(file, how, raw)
     signal = read_signal(file.path, [found.electrodes[name] for name in how.electrodes], raw)
     signal = resample(signal, found.sfreq, how.sfreq)
     onsets, labels, numbers, images, left_out = [], [], [], [], Counter()
@@ -119,24 +130,14 @@ def common_electrodes(
     found: Sequence["Found"], files: Sequence[Recorded], asked: Sequence[str] | None
 ) -> tuple[DatasetDescription, list[str]]:
     """The montage of the electrodes that all recordings have (or that were asked for), and what to say about it."""
-    lines, everywhere = [], [name for name in found[0].electrodes if all(name in f.electrodes for f in found)]
-    positions = {}
-    for f in found:  # named by number, or by the maker's own system: places say where they are
-        caps = f.positions if len(f.positions) > len(f.others) / 2 else f.positions | numbered_positions(f.others)
-        placed = [name for name in f.others if name in caps]
-        f.electrodes |= {name: name for name in placed}
-        f.others = [name for name in f.others if name not in caps]
-        positions |= {name: caps[name] for name in placed}
-    placed = [name for name in positions if all(name in f.electrodes for f in found)]
-    if placed:
-        lines.append(f"regions of {len(placed)} electrodes come from their positions: {_some(placed)}")
-    everywhere += [name for name in placed if name not in everywhere]
+    lines = []
+    everywhere = [name for name in found[0].electrodes if all(name in f.electrodes for f in found)]
     if asked:
         missing = [name for name in asked if name not in everywhere]
         if missing:
             raise UserError(f"--electrodes {_some(missing)}: not in all recordings; these are: {', '.join(everywhere)}")
         everywhere = list(asked)
-    montage, unknown = montage_of(everywhere, positions)
+    montage, unknown = montage_of(everywhere)
     left_out = sorted({*unknown, *(name for f in found for name in f.others)})
     some = sorted({name for f in found for name in f.electrodes} - set(everywhere))
     if not montage.electrodes:
@@ -226,7 +227,7 @@ def deal_people(people: Sequence[str], asked: str | None) -> tuple[dict[str, tup
 
 
 def usual_protocol(files: Sequence[Recorded], dealt: Mapping) -> str:
-    """The protocol of a run that names none: people apart where there are three, else sessions, runs, or later trials."""
+    """The protocol of a run that names none: people apart where there are three, else sessions, runs, later trials."""
     if dealt:
         return "published"
     subject = max({file.subject for file in files}, key=lambda who: sum(file.subject == who for file in files))
@@ -249,7 +250,7 @@ def words_by_default(names: Sequence[str], seen: bool) -> dict:
     """Keywords, sentences and prompts from the classes' names, as `DatasetDescription` has them."""
     words = [spoken(name) for name in names]
     things = [f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in words]
-    does, did = ("sees", "saw") if seen else ("imagines", "imagined")
+    does, did, asked = ("sees", "saw", "see") if seen else ("imagines", "imagined", "imagine")
     sentences = [
         (f"The person {does} {thing}.", f"What the person {did} is {thing}.", f"This is the brain's answer to {thing}.")
         for thing in things
@@ -259,7 +260,7 @@ def words_by_default(names: Sequence[str], seen: bool) -> dict:
         "phrasings": dict(enumerate(sentences)),
         "image_prompts": {label: f"a photo of {thing}" for label, thing in enumerate(things)},
         "system_prompt": f"You read brain recordings and say what a person {did}.",
-        "user_prompt": f"This is an EEG recording of one trial: {{eeg}} What did the person {'see' if seen else 'imagine'}?",
+        "user_prompt": f"This is an EEG recording of one trial: {{eeg}} What did the person {asked}?",
     }
 
 

@@ -3,9 +3,12 @@
 import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from datasets.description import DATASETS, DatasetDescription, load_description
 from datasets.own import Recorded, natural
@@ -191,6 +194,7 @@ def moabb_dataset(name: str, raw_dir: Path | None) -> "moabb.datasets.base.BaseD
             key for key in {**os.environ, **(mne.get_config() or {})} if re.fullmatch(r"MNE_DATASETS_\w+_PATH", key)
         ]
         os.environ |= dict.fromkeys([*places, "MNE_DATA"], str(raw_dir.resolve()))
+    os.environ.setdefault("MOABB_DOWNLOAD_PROVIDER", "upstream")  # else it asks a second host first, for minutes
     try:
         import moabb.datasets
         from moabb.datasets import fake
@@ -229,11 +233,34 @@ _LAST: dict[tuple, dict] = {}  # the subject that was read last: its runs are as
 
 
 def _subject(dataset, subject: int) -> dict:
+    """{session: {run: recording}} of a person."""
     key = dataset.code, subject
     if key not in _LAST:
         _LAST.clear()
-        _LAST[key] = dataset.get_data([subject])[subject]
+        with _whole_positions():
+            _LAST[key] = dataset.get_data([subject])[subject]
     return _LAST[key]
+
+
+@contextmanager
+def _whole_positions() -> Iterator[None]:
+    """Let MOABB read BNCI's files that hold the trials' samples as doubles: it takes them for indices as they are."""
+    from moabb.datasets.bnci import base
+
+    plain = base.loadmat
+
+    def loadmat(*args, **how) -> dict:
+        content = plain(*args, **how)
+        for run in np.atleast_1d(content.get("data", [])):
+            if hasattr(run, "trial"):
+                run.trial = np.atleast_1d(run.trial).astype(int)
+        return content
+
+    base.loadmat = loadmat
+    try:
+        yield
+    finally:
+        base.loadmat = plain
 
 
 def moabb_files(
@@ -248,7 +275,7 @@ def moabb_files(
     wanted = subjects or list(name_of.values())
     if missing := [who for who in wanted if who not in name_of.values()]:
         raise UserError(f"--subjects {', '.join(missing)}: moabb:{name} has {', '.join(name_of.values())}")
-    files = []
+    files, lacking, reason = [], [], ""
     for number, who in name_of.items():
         if who not in wanted:
             continue
@@ -258,8 +285,9 @@ def moabb_files(
         except UserError:
             raise
         except Exception as error:  # no network, a site that is down, a damaged file: anything
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"moabb:{name}: person {number} cannot be had ({type(error).__name__}: {reason})") from None
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            lacking.append(who)
+            continue
         paths = [Path(path) for path in ([there] if isinstance(there, (str, Path)) else there or [])]
         paths = [path for path in paths if path.is_file()]
         for session, runs in sessions.items():
@@ -267,4 +295,8 @@ def moabb_files(
                 opened = partial(moabb_run, name, raw_dir, number, session, run)
                 path = paths[0] if paths else Path(f"moabb-{name}-{who}-{session}-{run}")
                 files.append(Recorded(path, 0, 1, tuple(paths[1:]), who, plain(str(session)), str(run), opened))
+    if lacking and (not files or subjects):
+        raise UserError(f"moabb:{name}: {', '.join(lacking)} cannot be had ({reason})")
+    if lacking:
+        print(f"notice: {', '.join(lacking)} cannot be had and are left out ({reason})")
     return numbered(files)

@@ -7,7 +7,8 @@ within:PERSON    one person across sessions: the dataset's test sessions test; o
                  where there are three sessions or more in all. With two, nothing validates; the last epoch is tested
 people:TEST/VAL  these people test and validate, all others train: people:B06+B07/B05
 run:PERSON/RUN   leave one run of PERSON out: it tests, the next one validates (behind the last comes the first), the
-                 others train: run:P1/3, or run:P1/02.3 with the session. With two runs nothing validates
+                 others train: run:P1/3, or run:P1/02.3 with the session. With two runs nothing validates; nor with
+                 run:P1/3/all, where all others train and the last epoch is tested
 later:PERSON     the trials of PERSON in the order in which they were recorded: of each run the last fifth tests, the
                  fifth before it validates. For whoever has one run: neighbouring trials are alike for other reasons too
 
@@ -69,6 +70,7 @@ def across_sessions(store, description: DatasetDescription, person: str) -> Spli
 
 def leave_one_run_out(store, description: DatasetDescription, person: str) -> Split:
     """A run of a person tests, the next one validates, the others train."""
+    person, all_train = person.removesuffix("/all"), person.endswith("/all")
     who, _, named = person.rpartition("/")
     trials = _trials_of(store, who or named)
     runs = list(dict.fromkeys((t.session, t.run) for t in trials))
@@ -78,7 +80,11 @@ def leave_one_run_out(store, description: DatasetDescription, person: str) -> Sp
         known = ", ".join(f"{session}.{run}" for session, run in runs)
         raise UserError(f"--protocol run:{person}: expected run:PERSON/RUN; {who or named} has the runs {known}")
     order = [*runs[fits[0] :], *runs[: fits[0]]]  # the one that tests, then those behind it
-    split_of = dict.fromkeys(order[1:], "train") | {order[0]: "test"} | ({order[1]: "val"} if len(runs) > 2 else {})
+    split_of = (
+        dict.fromkeys(order[1:], "train")
+        | {order[0]: "test"}
+        | ({order[1]: "val"} if len(runs) > 2 and not all_train else {})
+    )
     return {split: [t for t in trials if split_of[t.session, t.run] == split] for split in SPLITS}
 
 

@@ -19,6 +19,7 @@ FEATURE_ENCODERS = {
     "eegnet": "models.token_encoders:EEGNet",
     "eegnet_8_2": "models.token_encoders:EEGNet",  # its name where eegnet is EEG-ImageNet's
     "shallow": "models.token_encoders:ShallowFBCSPNet",
+    "evoked": "models.token_encoders:EvokedSamples",
 }
 # --encoder of finetune_eeg_to_clip.py, which give one embedding: models/eeg_encoders.py. Its eegnet is EEG-ImageNet's
 EMBEDDERS = {

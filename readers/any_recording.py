@@ -9,7 +9,7 @@ from pathlib import Path
 import mne
 import numpy as np
 
-from readers.electrode_names import electrodes_of
+from readers.electrode_names import OTHERS, electrodes_of, standard_core
 from readers.headbands import GAP_MARK, read_table, read_xdf
 from readers.matlab import check_mat
 from readers.recordings import READERS, check_beside, check_header, companions, status_events, unit_corrections
@@ -32,7 +32,8 @@ FORMATS = {
 PACKED = (".fif.gz", ".csv.gz", ".lay", ".xdfz", ".set", ".xdf")  # memory is no small multiple of the file's size
 # annotations that say something else than what was shown
 REST = re.compile(
-    r"(?i)(bad.*|edge.*|boundary|new segment.*|.*/new segment.*|.*lost samples.*|impedance.*|recording .*)"
+    r"(?i)(bad.*|edge.*|boundary|new segment.*|.*/new segment.*|.*lost samples.*|impedance.*|recording .*|"
+    r"segment: .*|\+\d+\.\d+)"
 )
 BREAK = re.compile(rf"(?i)(bad_acq_skip|boundary|edge.*|{GAP_MARK}|.*lost samples.*)")  # samples that do not follow on
 EVENT_TIMES = {"onset": 1.0, "time": 1.0, "latency": 0.0, "sample": 0.0}  # column → seconds a unit; 0: samples
@@ -115,7 +116,7 @@ def open_recording(path: Path, sfreq: float | None = None, trigger: str | None =
 
 def _why(path: Path, ending: str, error: Exception) -> str:
     """In one line what a reader did not like, and what to do."""
-    said = " ".join(str(error).split())
+    said = " ".join(str(error).split()).rpartition("Error: ")[2]  # MNE puts a traceback into some of its errors
     reason = "".join(c if c.isprintable() else "?" for c in said)[:160] or type(error).__name__
     if ending == ".set" and "trials" in said:
         return f"{path} holds trials that are cut already (epochs); save the continuous recording from EEGLAB instead"
@@ -159,7 +160,7 @@ def look_into(
     positions = {} if montage is None else montage.get_positions()["ch_pos"]
     positions = {name: np.asarray(xyz) for name, xyz in positions.items() if np.isfinite(xyz).all() and np.any(xyz)}
     inside = set(electrodes.values())
-    others = [name for name in eeg if name not in inside]
+    others = [name for name in eeg if name not in inside and not OTHERS.fullmatch(standard_core(name))]
     begins = raw.first_samp / rate if raw.annotations.orig_time is not None else 0.0
     marks = [(float(a["onset"]) - begins, float(a["duration"]), str(a["description"])) for a in raw.annotations]
     breaks = [(onset, onset + max(lasts, 1 / rate)) for onset, lasts, text in marks if BREAK.fullmatch(text)]

@@ -10,16 +10,17 @@ from utils.errors import UserError
 # names of the first 10-20 system → today's (American Clinical Neurophysiology Society, guideline 2, 2006)
 OLD = {"T3": "T7", "T4": "T8", "T5": "P7", "T6": "P8"}
 # what stands before a name in some recorders' files; and behind it, the reference or the end of a padded field
-BEFORE = re.compile(r"^(?:EEG|RAW|CHAN(?:NEL)?)[\s:_.-]+", re.IGNORECASE)
+BEFORE = re.compile(r"^(?:EEG|RAW|POL|CHAN(?:NEL)?)[\s:_.-]+", re.IGNORECASE)
 REFERENCE = re.compile(
-    r"[\s:_-]+\(?(REF|LE|RE|LER|A1|A2|A1A2|A1\+A2|AA|M1|M2|M1M2|AVG?|AVE|AR|CAR|CPZ|FCZ|CZ|FPZ|PZ|FZ|OZ|NZ|G\d?|GND)\)?$",
+    r"[\s:_-]+\(?(REF|LE|RE|LER|A1|A2|A1A2|A1\+A2|AA|M1|M2|M1M2|AVG?|AVE|AR|CAR|CPZ|FCZ|CZ|FPZ|PZ|FZ|OZ|NZ|G\d?|GND)"
+    r"\)?$",
     re.IGNORECASE,
 )
 NO_REFERENCE = ("REF", "LE", "RE", "LER")  # say that there is one, and not which electrode it is
 # what sits on the head, or beside it, and is no EEG electrode; mastoids and ear lobes are references
 OTHERS = re.compile(
-    r"(?i)(.*(EOG|EMG|ECG|EKG|GSR|EDA|ACC|GYR|RESP|TEMP|TRIG|STATUS|STIM?\b|STI ?\d|MARK|EVENT|PPG|SPO2|PULSE|SAW|PHOTO|"
-    r"BATT|COUNTER|QUALITY|MISC).*|A1|A2|M1|M2|LOC|ROC|[XYZ]|AUX.*|R(IGHT)?[ _]?AUX|BIP\d*|EXG?\d+|DC\d+|GND|REF)"
+    r"(?i)(.*(EOG|EMG|ECG|EKG|GSR|EDA|ACC|GYR|RESP|TEMP|TRIG|STATUS|STIM?\b|STI ?\d|MARK|EVENT|PPG|SPO2|PULSE|SAW|"
+    r"PHOTO|BATT|COUNTER|QUALITY|MISC).*|A1|A2|M1|M2|LOC|ROC|[XYZ]|AUX.*|R(IGHT)?[ _]?AUX|BIP\d*|EXG?\d+|DC\d+|GND|REF)"
 )
 
 
@@ -32,12 +33,17 @@ def _known() -> dict[str, str]:
     return {name.upper(): name for name in names if not OTHERS.fullmatch(name)}
 
 
+def standard_core(text: str) -> str:
+    """A channel's name without what some recorders put before and behind it."""
+    return BEFORE.sub("", text.strip().strip(".").strip())
+
+
 def standard_name(text: str) -> tuple[str | None, str]:
     """The electrode that a recorder's name means (None: unknown), and the reference that it names (empty: none).
 
     "EEG Fp1-Ref" → Fp1, "FP1." → Fp1, "T3" → T7, "Fp1-CPz" → (Fp1, CPz), "RAW_TP9" → TP9.
     """
-    name = BEFORE.sub("", text.strip().strip(".").strip())
+    name = standard_core(text)
     reference = REFERENCE.search(name)
     if name.upper() not in _known() and reference:
         name = name[: reference.start()].strip().strip(".")

@@ -87,7 +87,9 @@ def _rows(path: Path) -> tuple[_Head, list[list[str]]]:
         raise UserError(f"{path} cannot be read as a table ({error}); fetch it again") from None
     head = _Head(name.strip() for name in table[0])
     head.comments = comments
-    rows = [row for row in table[1:] if len(row) == len(head)]
+    short = range(len(head) - 2, len(head))  # cells that are empty at a row's end are left out by some apps
+    rows = [row + [""] * (len(head) - len(row)) if len(row) in short else row for row in table[1:]]
+    rows = [row for row in rows if len(row) == len(head)]
     if len(rows) < 10 or len(rows) < 0.9 * (len(table) - 1):
         raise UserError(f"{path} has {len(rows)} whole rows of {len(table) - 1}; expected a sample in each")
     if delimiter == ";":

@@ -254,7 +254,11 @@ def test_nobody_left_to_train_is_one_line(tmp_path):
 def test_no_protocol_trains_on_an_image_that_it_tests_but_where_it_says_so(tmp_path, name):
     """People who all saw the same images: what keeps people apart alone is refused."""
     images = replace(
-        BCIC, parts=lambda trials, _: [("train", "val", "test")[t.trial % 3] for t in trials], people={}, apart="image"
+        BCIC,
+        parts=lambda trials, _: [("train", "val", "test")[t.trial % 3] for t in trials],
+        people={},
+        apart="image",
+        phrasings={},  # of classes with words people may be kept apart: text is not asked for images
     )
     rng = np.random.default_rng(0)
     part = [
