@@ -45,12 +45,14 @@ def parse_args() -> argparse.Namespace:
     event("--window", type=float, nargs=2, metavar=("FROM", "TO"),
         help="seconds after the event that a trial holds (default: 0 4, or what MOABB says)")
     event("--reject", type=flags.positive, metavar="MICROVOLTS", help="leave out trials with a larger amplitude")
-    signal = parser.add_argument_group("signal").add_argument
-    signal("--band", type=float, nargs=2, metavar=("LOW", "HIGH"), help="band-pass, Hz (default: 0.3 50, or 0.45 × rate)")
+    of_signal = parser.add_argument_group("signal")
+    flags.add_rename_flag(of_signal)
+    signal = of_signal.add_argument
+    signal("--band", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="band-pass, Hz (default: 0.3 50, or 0.45 × rate)")
     signal("--reference", choices=("average", "none"),
         help="average: subtract the mean over electrodes (default: average from 16 electrodes on, else none)")
     signal("--electrodes", nargs="+", help="only these, in this order (default: all that every recording has)")
-    signal("--rename", nargs="+", metavar="OLD=NEW", default=[], help="which electrode a channel is")
     signal("--sfreq", type=flags.positive, help="Hz, of a CSV without times (default: as recorded)")
     words = parser.add_argument_group("people, words and pictures").add_argument
     words("--people", metavar="TRAIN/VAL/TEST", help="who is in which, as in P1+P2+P3/P4/P5 (default: by rule)")
@@ -65,8 +67,6 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--window {args.window[0]:g} {args.window[1]:g} must end after it begins")
     if args.band and not 0 < args.band[0] < args.band[1]:
         parser.error(f"--band {args.band[0]:g} {args.band[1]:g}: expected two frequencies, the lower one first")
-    if wrong := [pair for pair in args.rename if not all(pair.rpartition("=")[::2])]:
-        parser.error(f"--rename {wrong[0]}: expected OLD=NEW, as in 'EEG 001=Cz'")
     if args.image_column and not args.images_dir and not args.source.startswith("bids:"):
         parser.error("--image_column needs --images_dir")
     return args
@@ -106,7 +106,7 @@ def main(args: argparse.Namespace) -> None:
     images_dir = args.images_dir or Path(folder) / "stimuli"
     window = tuple(args.window or (known.window if known else usual_window or (0.0, 4.0)))
     how = own.Reading(
-        window=window, renamed=dict(pair.rpartition("=")[::2] for pair in args.rename), trigger=args.trigger,
+        window=window, renamed=dict(args.rename), trigger=args.trigger,
         class_column=args.class_column, image_column=args.image_column, table_rate=args.sfreq,
     )  # fmt: skip
     found = [own.look(file, how) for file in progress(files, desc="looking", unit="recording")]

@@ -35,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--tmax", type=float, default=DESCRIPTION.window[1], help="window end, seconds, likewise")
     add("--subjects", nargs="+", default=list(SUBJECTS), help="only these people, e.g. 1 17 or S01 S17 (default: all)")
+    flags.add_rename_flag(parser)
     flags.add_prepare_flags(parser, workers=2)  # each takes about 1.6 GB of memory
     args = parser.parse_args()
     flags.check_window(parser, args)
@@ -155,7 +156,8 @@ def main(args: argparse.Namespace) -> None:
 
         # recordings → filter → window → trials → store → closing table
         settings = Preprocessing(args.tmin, args.tmax, DESCRIPTION.reference)
-        prepare(DESCRIPTION, files, args.lmdb_dir, settings, args.workers, args.scale, {"subjects": args.subjects})
+        options = {"subjects": args.subjects} | ({"renamed": dict(args.rename)} if args.rename else {})
+        prepare(DESCRIPTION, files, args.lmdb_dir, settings, args.workers, args.scale, options)
 
 
 if __name__ == "__main__":

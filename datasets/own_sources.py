@@ -249,8 +249,8 @@ def _whole_positions() -> Iterator[None]:
 
     plain = base.loadmat
 
-    def loadmat(*args, **how) -> dict:
-        content = plain(*args, **how)
+    def loadmat(*file, **how) -> dict:
+        content = plain(*file, **how)
         for run in np.atleast_1d(content.get("data", [])):
             if hasattr(run, "trial"):
                 run.trial = np.atleast_1d(run.trial).astype(int)

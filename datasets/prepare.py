@@ -68,7 +68,9 @@ def prepare(
             counts.update({tuple(key): n for key, n in note["counts"]})
         if not any(fate == "kept" for fate, *_ in counts):
             dropped = sum(n for (fate, *_), n in counts.items() if fate.startswith("dropped"))
-            cause = f"{dropped} were dropped" if dropped else "no events in them"
+            said = Counter({key: n for key, n in counts.items() if isinstance(key[-1], str) and key[0] != "recordings"})
+            some = "; ".join(f"{fate.partition(': ')[2]}: {what} ({n})" for (fate, *_, what), n in said.most_common(5))
+            cause = (f"{dropped} were dropped" if dropped else "no events in them") + (f" ({some})" if some else "")
             raise UserError(f"none of the {len(files)} recordings gives a trial: {cause}; {files[0]} is the first")
     except BaseException as error:
         wrong = isinstance(error, UserError) and not isinstance(error, WorkerLost)

@@ -6,7 +6,7 @@ figures, objects) is a recording of its own, so knowing the recording alone is w
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +66,14 @@ def files(raw_dir: Path, subjects: Sequence[str] = SUBJECTS) -> list[Path]:
     return [path_of[recording] for recording in sorted(path_of)]
 
 
-def recordings(path: Path, subjects: Sequence[str] = SUBJECTS) -> Iterator[Recording]:
+def recordings(
+    path: Path, subjects: Sequence[str] = SUBJECTS, renamed: Mapping[str, str] | None = None
+) -> Iterator[Recording]:
     """One task of one session; labels from the task's own event codes, codes that it does not know are left out."""
     from readers.recordings import read_recording  # MNE is slow to import
 
     subject, session, task = origin(path)
-    read = read_recording(path, MONTAGE.electrodes)
+    read = read_recording(path, MONTAGE.electrodes, renamed)
     onsets, codes = np.array(read.events, int).reshape(-1, 2).T
     known = np.isin(codes, CODES[task])
     recording = Recording(read.signal, read.sfreq, onsets[known], TASKS[task] + codes[known] - 1, subject, session)
@@ -79,7 +81,12 @@ def recordings(path: Path, subjects: Sequence[str] = SUBJECTS) -> Iterator[Recor
     recording.numbers = np.flatnonzero(known) + 1
     unknown = "dropped: code that the task does not know"
     recording.left_out = Counter((unknown, f"{session} {task} {code}") for code in codes[~known])
-    recording.notes = {"task": task, "events_from": read.sources, "corrections": read.corrections}
+    if not read.events:
+        recording.left_out |= Counter(
+            ("dropped: an annotation that is no code, prepare_data_own.py reads words", text)
+            for text in read.not_understood
+        )
+    recording.notes = {"task": task, "names": read.notes, "events_from": read.sources, "corrections": read.corrections}
     yield recording
 
 
@@ -103,15 +110,17 @@ def closing(options: dict, sources: list[dict], counts: Counter) -> tuple[dict, 
 
 
 def _corrections(recorded: list[dict]) -> list[str]:
-    """A line a kind of unit that was put right."""
+    """A line a kind of unit that was put right, or of names that were understood."""
     corrected = defaultdict(list)
     for recording in recorded:
         for correction in recording["corrections"]:
-            corrected[correction].append(recording["name"])
+            corrected["units put right", correction].append(recording["name"])
+        for note in recording.get("names", ()):
+            corrected["names", note].append(recording["name"])
     lines = []
-    for correction, names in corrected.items():
+    for (what, correction), names in corrected.items():
         more = " and others" if names[1:] else ""
-        lines.append(f"units put right in {len(names)} recordings ({correction}): {names[0]}{more}")
+        lines.append(f"{what} in {len(names)} recordings ({correction}): {names[0]}{more}")
     return lines
 
 

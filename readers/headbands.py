@@ -106,20 +106,21 @@ def _number(text: str) -> float:
 
 def _seconds(column: Sequence[str], path: Path, sfreq: float | None) -> np.ndarray:
     """Times in seconds from the first one on, whatever unit they are written in."""
-    times = np.array([_number(text) for text in column])
+    times, units = np.array([_number(text) for text in column]), (1.0, 1e-3, 1e-6, 1e-9)  # seconds, ms, µs, ns
     if np.isnan(times).mean() > 0.5:
         try:
-            times = np.array(
-                [datetime.fromisoformat(text.strip().replace("Z", "+00:00")).timestamp() for text in column]
-            )
+            dates = [datetime.fromisoformat(text.strip().replace("Z", "+00:00")) for text in column]
         except ValueError:
             raise UserError(f"{path} has the time {column[0][:40]!r}; expected seconds, or a date and time") from None
+        times, units = np.array([date.timestamp() for date in dates]), units[:1]
     good = np.isfinite(times)
     if good.sum() < 10:
         raise UserError(f"{path} has {good.sum()} times that are numbers; expected one a sample")
+    if 1e8 < times[good][0] < 1e18:  # since 1970: only one of the units gives a date of these decades
+        units = [unit for unit in units if 1e8 < times[good][0] * unit < 1e10] or units
     times = np.interp(np.arange(len(times)), np.flatnonzero(good), times[good])  # a time that is missing
     lasts = np.percentile(times, 99) - np.percentile(times, 1)
-    for unit in (1.0, 1e-3, 1e-6, 1e-9):  # seconds, ms, µs, ns: the one that makes the rate an EEG's
+    for unit in units:  # the one that makes the rate an EEG's
         rate = 0.98 * len(times) / (lasts * unit) if lasts > 0 else 0.0
         if RATES[0] <= rate <= RATES[1] and (sfreq is None or 0.5 < rate / sfreq < 2):
             return (times - times[0]) * unit

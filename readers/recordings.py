@@ -4,13 +4,14 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mne
 import numpy as np
 
+from readers.electrode_names import electrodes_of
 from readers.matlab import check_mat
 from utils.errors import UserError
 from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_TEXT, reading
@@ -48,6 +49,8 @@ class ReadFile:
     events : list of (int, int). 0-based sample and code, in order of time.
     sources : list of str. Where the events were found; all agree.
     corrections : list of str. What was wrong with the units and put right.
+    notes : list of str. What was understood of the electrodes' names, in words.
+    not_understood : list of str. Annotations that are no code.
     """
 
     signal: np.ndarray
@@ -55,24 +58,28 @@ class ReadFile:
     events: list[tuple[int, int]]
     sources: list[str]
     corrections: list[str]
+    notes: list[str] = field(default_factory=list)
+    not_understood: list[str] = field(default_factory=list)
 
 
-def read_recording(path: Path, electrodes: Sequence[str]) -> ReadFile:
+def read_recording(path: Path, electrodes: Sequence[str], renamed: Mapping[str, str] | None = None) -> ReadFile:
     """Read one recording through MNE, put its units right and compare its sources of events.
 
     Units: a BDF file whose header claims 16-bit digital limits holds 24-bit samples, which a plain reader makes 256
     times too large; numbers without a physical dimension are microvolts, where MNE takes them for volts.
     Events: `events.tsv` beside the file, the `Status` channel, the file's annotations.
+    Names: "EEG Fp1-Ref", "FP1." and "T3" are understood (`electrodes_of`); `renamed`: channel → electrode.
 
     Raises UserError if the file is truncated or damaged, asks for more than a recording needs, names a file elsewhere,
         lacks an electrode, holds NaN, or its sources of events disagree.
     """
-    signal, sfreq, events = _through_mne(path, electrodes)
+    read, channels, notes, words = _through_mne(path, electrodes, renamed)
+    signal, sfreq, events = read
     n_times = signal.shape[1]
     if not 0 < sfreq < 1e6:
         raise UserError(f"{path} is sampled at {sfreq:g} Hz; it is damaged, fetch it again")
     signal *= 1e6
-    corrections = unit_corrections(path, electrodes)
+    corrections = unit_corrections(path, channels)
     for factor, _ in corrections:
         signal *= factor[:, None]
     if not np.isfinite(signal).all():
@@ -89,12 +96,18 @@ def read_recording(path: Path, electrodes: Sequence[str]) -> ReadFile:
     outside = [sample for sample, _ in chosen if not 0 <= sample < n_times]
     if outside:
         raise UserError(f"{path}: an event at sample {outside[0]}, but the recording has {n_times} samples")
-    return ReadFile(signal, sfreq, chosen, sources, [what for _, what in corrections])
+    return ReadFile(signal, sfreq, chosen, sources, [what for _, what in corrections], notes, words)
 
 
-def _through_mne(path: Path, electrodes: Sequence[str]) -> tuple[np.ndarray, float, dict[str, list]]:
-    """Read the signal, (n_chans, n_times) in what MNE takes for volts, its rate in Hz, and events by their source."""
-    check_header(path, electrodes)
+def _through_mne(path: Path, electrodes: Sequence[str], renamed: Mapping[str, str] | None) -> tuple:
+    """Read the signal, (n_chans, n_times) in what MNE takes for volts, its rate in Hz, and events by their source.
+
+    Returns (these three, the channels that the electrodes are, what was understood, annotations that are no code).
+    """
+    if path.suffix.lower() in SAMPLE_BYTES:
+        check_header(path, [])
+        found, _ = electrodes_of(read_header(path)["labels"], renamed, str(path))
+        check_header(path, [found.get(name, name) for name in electrodes], say=False)
     size = sum(file.stat().st_size for file in [path, *companions(path)])
     content = CONTENT_RATIO * size
     if path.suffix.lower() == ".set":
@@ -105,12 +118,16 @@ def _through_mne(path: Path, electrodes: Sequence[str]) -> tuple[np.ndarray, flo
             raw = READERS[path.suffix.lower()](path, preload=False, verbose="ERROR")
             check_beside(path, raw.filenames)
             names = {name.lower(): name for name in raw.ch_names}
-            missing = [name for name in electrodes if name.lower() not in names]
+            found, notes = electrodes_of(raw.ch_names, renamed, str(path))
+            missing = [name for name in electrodes if name not in found]
             if missing:
                 known = _short(", ".join(raw.ch_names), 1000)
-                raise UserError(f"{path} has no electrode {', '.join(missing)}; it has {known}")
-            signal = raw.get_data(picks=[names[name.lower()] for name in electrodes])
+                hint = f"--rename '{_short(raw.ch_names[0])}={missing[0]}' says which one a channel is"
+                raise UserError(f"{path} has no electrode {', '.join(missing)}; it has {known}; {hint}")
+            channels = [found[name] for name in electrodes]
+            signal = raw.get_data(picks=channels)
             events = {"annotations": annotated_events(raw)}
+            words = [_short(text, 60) for text in raw.annotations.description if not code_of(text)]
             if "status" in names:
                 events["Status"] = status_events(raw.get_data(picks=[names["status"]])[0])
     except UserError:
@@ -118,7 +135,7 @@ def _through_mne(path: Path, electrodes: Sequence[str]) -> tuple[np.ndarray, flo
     except Exception as error:  # damaged files fail in many ways inside the readers
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{path}: cannot be read ({reason}); it is damaged, fetch it again") from None
-    return signal, float(raw.info["sfreq"]), events
+    return (signal, float(raw.info["sfreq"]), events), channels, notes, words
 
 
 # ---------------------------------------------------------------- files that a file names
@@ -215,7 +232,7 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def check_header(path: Path, electrodes: Sequence[str]) -> None:
+def check_header(path: Path, channels: Sequence[str], say: bool = True) -> None:
     """Refuse a BDF or EDF file whose header cannot be right, or that is shorter than its header says.
 
     MNE would read what is there, and make numbers of nothing. A header may leave the number of records open (-1): then
@@ -228,7 +245,7 @@ def check_header(path: Path, electrodes: Sequence[str]) -> None:
     except ValueError:
         raise UserError(f"{path}: its header is damaged; fetch it again") from None
 
-    for what in _faults(header, electrodes):
+    for what in _faults(header, channels):
         raise UserError(f"{path}: its header says {what}; it is damaged, fetch it again")
 
     size, record = path.stat().st_size, sum(header["n_samples"]) * SAMPLE_BYTES[path.suffix.lower()]
@@ -243,9 +260,10 @@ def check_header(path: Path, electrodes: Sequence[str]) -> None:
                 "fetch it again"
             )
         n_records = data // record
-        print(f"notice: {path}: its header leaves the number of records open; {n_records} are there")
+        if say:
+            print(f"notice: {path}: its header leaves the number of records open; {n_records} are there")
     # MNE brings all channels to the highest rate among them
-    content = 8 * len(electrodes) * n_records * max(header["n_samples"])
+    content = 8 * len(channels) * n_records * max(header["n_samples"])
     if content > max(LOADED_SMALL, LOADED_RATIO * size):
         raise UserError(
             f"{path} has {size} bytes and would take {content >> 20} MB: one channel has {max(header['n_samples'])} "
@@ -305,16 +323,18 @@ def status_events(status: np.ndarray) -> list[tuple[int, int]]:
     return [(int(k), int(status[k])) for k in onsets if status[k] != rest]
 
 
+def code_of(description: str) -> int | None:
+    """The number that an annotation is; None for one that says something else."""
+    number = ANNOTATION.fullmatch(description.strip())
+    return int(number[1]) if number else None
+
+
 def annotated_events(raw: mne.io.BaseRaw) -> list[tuple[int, int]]:
     """Take annotations that are a number, perhaps behind "S" or "Stimulus/"; all others say something else."""
 
-    def code(description: str) -> int | None:
-        number = ANNOTATION.fullmatch(description.strip())
-        return int(number[1]) if number else None
-
     if not len(raw.annotations):
         return []
-    events, _ = mne.events_from_annotations(raw, event_id=code, regexp=None, verbose="ERROR")
+    events, _ = mne.events_from_annotations(raw, event_id=code_of, regexp=None, verbose="ERROR")
     return [(int(sample) - raw.first_samp, int(value)) for sample, _, value in events]
 
 

@@ -94,6 +94,20 @@ def checked(check: Callable) -> Callable:
 # ---------------------------------------------------------------- what scripts share
 
 
+def renaming(text: str) -> tuple[str, str]:
+    """OLD=NEW: a channel's name, and the electrode that it is."""
+    old, _, new = text.rpartition("=")
+    if not old or not new:
+        raise argparse.ArgumentTypeError(f"{text}: expected OLD=NEW, as in 'EEG 001=Cz'")
+    return old, new
+
+
+def add_rename_flag(parser) -> None:
+    """Which electrode a channel is. `parser`: or a group of one."""
+    what = "which electrode a channel is, where its name does not tell"
+    parser.add_argument("--rename", nargs="+", type=renaming, metavar="OLD=NEW", default=[], help=what)
+
+
 def add_prepare_flags(parser: argparse.ArgumentParser, workers: int) -> None:
     """From raw files to a store, whatever the dataset."""
     add = parser.add_argument
