@@ -71,6 +71,9 @@ def parse_args() -> argparse.Namespace:
         help="nce: contrastive; generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); mse; ce (default: nce, mse for "
         "text_states, ce for classes, l1 for vae_latent)")
     target("--clip_model", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="CLIP: local folder or hub address")
+    target("--clip_features", nargs="+", metavar="FILE",
+        help="image, structure: CLIP embeddings that others have computed, in place of --clip_model's: ATM's "
+        "ViT-H-14_features_train.pt and _test.pt, NICE's .npy, or a row by image")
     target("--image_model", default="CompVis/stable-diffusion-v1-4",
         help="text_states, vae_latent: whose text encoder, whose VAE; local folder or hub address")
     target("--structure_vae", help="structure: run of train_structure.py --what vae")
@@ -178,6 +181,11 @@ def main(args: argparse.Namespace) -> None:
     description = load_description(args.downstream_dataset)
     splits = load_splits(args.datasets_dir, description, args.protocol, granularity=args.granularity)
     args.window, args.regions, splits = part_of(splits, args.tmin, args.tmax, args.channels)
+    given = {f.name: getattr(args, f.name) for f in fields(TargetSettings) if hasattr(args, f.name)}
+    given |= {"images_dir": Path(args.images_dir)}
+    given |= {"cache_dir": cache_folder(args.cache_dir, splits["train"].store.path)}
+    target = kind(TargetSettings(**given, train_scale=recipe_of(args.encoder).train_scale, device=device))
+    splits, absent, left_out = target.leave_out(splits)
     if args.shuffle_labels:
         splits = {mode: with_shuffled_images(dataset, args.seed) for mode, dataset in splits.items()}
     train, val, test = splits.values()
@@ -187,9 +195,6 @@ def main(args: argparse.Namespace) -> None:
     people = sorted({trial.subject for trial in train.trials}) if args.subject_embedding == "known" else []
 
     # ------------------------------------------------------------ targets, image by image
-    given = {f.name: getattr(args, f.name) for f in fields(TargetSettings) if hasattr(args, f.name)}
-    given |= {"images_dir": Path(args.images_dir), "cache_dir": cache_folder(args.cache_dir, train.store.path)}
-    target = kind(TargetSettings(**given, train_scale=recipe_of(args.encoder).train_scale, device=device))
     target.build(splits, groups["train"])
 
     # ------------------------------------------------------------ encoder
@@ -244,9 +249,9 @@ def main(args: argparse.Namespace) -> None:
         "dataset": description.name, "classes": list(description.classes), "settings": settings, "people": people,
         **{name: getattr(args, name) for name in KEPT_FLAGS}, **target.facts, **train.facts,
         "shuffled": args.shuffle_labels, "encoder_fingerprint": depends_on.get("encoder", ""),
-        "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}),
+        "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}), "absent": absent,
     }  # fmt: skip
-    run.begin()
+    run.begin(left_out=left_out)
     augment, n = [choose(AUGMENTATIONS, name) for name in args.augment], len(items)
     for epoch in run.epochs(args.epochs):
         # anew each epoch, so a resumed run repeats what the interrupted one would have done

@@ -37,6 +37,8 @@ def parse_args() -> argparse.Namespace:
     add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
     add("--output_dir", default=default("outputs/retrieval"), help="folder for rows, tables and figures")
     add("--clip_model", help="CLIP: local folder or hub address (default: the one trained with)")
+    add("--clip_features", nargs="+", metavar="FILE",
+        help="files of CLIP embeddings in place of --clip_model's (default: those trained with)")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
     add("--test_repetitions", type=flags.at_least(1), nargs="+",
@@ -114,6 +116,7 @@ def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[s
     """What test images are ranked by, as the run's target says: embeddings of the images, and of their sentences."""
     about = {name: run.checkpoint[name] for name in ("objective", "clip_model", "image_model")}
     about |= {"clip_model": args.clip_model} if args.clip_model else {}
+    about["clip_features"] = args.clip_features or (None if args.clip_model else run.checkpoint.get("clip_features"))
     settings = TargetSettings(images_dir=Path(args.images_dir), cache_dir=cache_dir, **about)
     target = choose(TARGETS, run.checkpoint["target"])(settings)
     return {

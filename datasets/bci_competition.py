@@ -102,7 +102,7 @@ def read_competition_gdf(
     path : Path. A GDF file whose first channels are the electrodes; its labels stand in its events (769 and on), or, of
         cues of unknown class (783), in a .mat of its name beside it or in a folder beside it.
     sfreq : float. What its rate must be, Hz.
-    by_runs : bool. Whether a run begins at each mark of one, as BNCI's structs of 2a; else the file is one run, as in 2b.
+    by_runs : bool. Whether a run begins at each mark of one, as in BNCI's 2a; else the file is one run, as in 2b.
     Raises UserError if the file is damaged, or its labels are missing, too many, or others than its events'.
     """
     file = read_gdf(path, len(electrodes))

@@ -23,7 +23,7 @@ EXPECTED_TRIALS = {"train": 3600, "val": 1440, "test": 1440}  # 120 in sessions 
 
 
 def files(raw_dir: Path) -> list[Path]:
-    """B01T.mat … B09E.mat, or B0101T.gdf …, that are there, however deep; T before E, so that sessions stand in order."""
+    """B01T.mat … B09E.mat, or B0101T.gdf …, that are there, however deep; sessions in order."""
     recorded = session_files(raw_dir, r"B\d\d(\d\d)?[TE]")
     return sorted(recorded, key=lambda path: (bnci_name(path)[:3], bnci_name(path)[3] == "E", path.stem.upper()))
 

@@ -24,6 +24,7 @@ from utils.checkpoints import keep, read_kept
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing, model_identity
 from utils.limits import whole_picture
+from utils.paths import image_path
 from utils.progress import progress
 
 FILE = 256  # images, sentences or captions a file of the cache
@@ -156,7 +157,7 @@ class OnDisk:
 
 def image_paths(images: Sequence[str], folder: Path) -> list[Path]:
     """Where images lie; UserError for a name that leaves the folder."""
-    root, paths = folder.resolve(), [folder / image for image in images]
+    root, paths = folder.resolve(), [image_path(folder, image) for image in images]
     for image, path in zip(images, paths, strict=True):
         if not path.resolve().is_relative_to(root):
             raise UserError(f"the image {image!r} is outside {folder}")

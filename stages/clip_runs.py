@@ -67,6 +67,9 @@ def open_clip_run(
     if list(dataset.description.classes) != checkpoint["classes"]:
         raise UserError(f"{path} was trained on other classes than {dataset.store.path} has")
     dataset = part_as_trained(dataset, checkpoint, path)
+    if absent := [image for image in checkpoint.get("absent") or () if isinstance(image, str)]:
+        print(f"notice: {path}: trials of {len(absent)} images are left out, which had no target in training")
+        dataset = dataset.without(set(absent))
     check_trials(dataset, checkpoint, path)
     if checkpoint["shuffled"]:
         dataset = with_shuffled_images(dataset, checkpoint["seed"])

@@ -13,7 +13,7 @@ from stages.rows import Row
 from utils.device import free_gpu_memory
 from utils.errors import UserError
 from utils.limits import opened_picture, whole_picture
-from utils.paths import written_whole
+from utils.paths import image_path, written_whole
 from utils.progress import progress
 
 PANEL = 256  # pixels, edge of one picture in a comparison
@@ -73,7 +73,7 @@ class Stimuli:
         """The trial's own image where it has one, else its class's."""
         if not row.image:
             return self.by_label[row.true_label]
-        path = (self.folder / row.image).resolve()
+        path = image_path(self.folder, row.image).resolve()
         if not path.is_relative_to(self.folder.resolve()):
             raise UserError(f"the image {row.image!r} of trial {row.index} is outside {self.folder}")
         return read_photo(path)

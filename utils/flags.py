@@ -340,15 +340,22 @@ def check_phases(args: argparse.Namespace) -> None:
 def check_subjects(
     parser: argparse.ArgumentParser, args: argparse.Namespace, pattern: str, form: str, known: Sequence[str]
 ) -> None:
-    """Bring --subjects to a dataset's names, from numbers as well; end the script where one is unknown.
+    """Bring --subjects to a dataset's names, from numbers as well; end the script where one is no name.
 
     pattern : str. A name, with its number as a group. form : str. The dataset's name of a number.
+    known : sequence of str. The published people, who can be downloaded; own people are taken where they are there.
+    Without the flag, None stays where nothing is downloaded, which means all people that are there.
     """
+    if args.subjects is None:
+        args.subjects = None if args.skip_download else list(known)
+        return
     named = {name: re.fullmatch(pattern, name) for name in args.subjects}
     args.subjects = sorted({form.format(int(number[1])) if number else name for name, number in named.items()})
-    unknown = set(args.subjects) - set(known)
-    if unknown:
-        parser.error(f"--subjects: {', '.join(sorted(unknown))}; expected 1 to {len(known)}")
+    if wrong := [name for name, number in named.items() if not number]:
+        parser.error(f"--subjects: {', '.join(wrong)}; expected numbers, as in 1, or names, as in {known[0]}")
+    if not args.skip_download and (own := sorted(set(args.subjects) - set(known))):
+        hint = "people of your own are taken with --skip_download"
+        parser.error(f"--subjects: {', '.join(own)}; 1 to {len(known)} can be downloaded, {hint}")
 
 
 def check_window(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
