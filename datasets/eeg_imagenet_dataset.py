@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.description import DatasetDescription
+from datasets.description import SPLITS, DatasetDescription
 from datasets.montage import Montage
 from datasets.prepare import check_amplitude
 from datasets.preprocessing import Preprocessing
@@ -228,7 +228,7 @@ def left_out(paths: Sequence[Path], missing: Sequence[str], same_person: Mapping
             counts[trial.subject][part or "another day"] += 1
             images[part or "another day"].add(trial.image)
     for subject, by_part in sorted(counts.items()):
-        cells = ", ".join(f"{n} {part}" for part, n in by_part.items())
+        cells = ", ".join(f"{by_part[part]} {part}" for part in (*SPLITS, "another day") if by_part[part])
         print(f"notice: {subject}: {by_part.total()} trials are left out, whose photos are missing ({cells})")
     if images["test"]:
         print(f"notice: {len(images['test'])} test photos are missing: n and chance are not those of the complete set")

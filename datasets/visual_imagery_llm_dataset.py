@@ -44,7 +44,7 @@ FILE_NAME = re.compile(
 
 
 def origin(path: Path) -> tuple[str, str, str] | None:
-    """Person "S01" … "S22" (yours: "S23"), session "01" or "02" and task of a file by its name; None for other names."""
+    """Person "S01" … "S22" (own: "S23"), session "01" or "02" and task of a file by its name; None for other names."""
     parts = FILE_NAME.fullmatch(path.name)
     return (f"S{int(parts[1]):02d}", f"{int(parts[2]):02d}", parts[3].upper()) if parts else None
 

@@ -105,7 +105,7 @@ def test_folders_may_be_deep_and_names_in_any_case(tmp_path, mat, script):
     assert [path.name for path in bciciv2a.files(tmp_path)] == ["A01E.mat", "a01t.MAT"]
     done = script("prepare_data.py", "--skip_download", "--raw_dir", tmp_path, "--lmdb_dir", tmp_path / "store")
     assert done.code == 0 and "2 of 18 files are there; missing: A02E.mat" in done.out, done.err
-    assert {t.whose_session for t in open_store(tmp_path / "store").trials} == {"A01/E", "A01/T"}
+    assert {(t.subject, t.session) for t in open_store(tmp_path / "store").trials} == {("A01", "E"), ("A01", "T")}
 
 
 def test_two_files_of_a_session_are_refused_and_copies_taken_once(tmp_path, mat, capsys):
