@@ -74,6 +74,12 @@ class Run:
         depends = self.record.get("depends_on")
         return depends if isinstance(depends, dict) else {}
 
+    def left_out(self, split: str) -> int:
+        """How many trials of a split the run lacks, as its record says: their images had no target."""
+        left_out = self.record.get("left_out")
+        n = left_out.get(split) if isinstance(left_out, dict) else None
+        return n if type(n) is int else 0
+
     def recorded_place(self, argument: str) -> Path | None:
         """A place that the run's record names, relative to where the run was started or to the project."""
         place = self.argument.get(argument)

@@ -79,6 +79,7 @@ def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run], name
     of_seed = [numbers(rows, readout) for rows in seeds.values()]
     line = {"run": name or group_name(group), "readout": readout, "seeds": len(of_seed)} | of_seed[0]
     line |= {part: group[0].argument.get(part) for part in PARTS}
+    line["left_out"] = max(run.left_out("test") for run in group)
     if len(of_seed) > 1:
         for column in AVERAGED:
             values = [one[column] for one in of_seed if column in one]
@@ -237,6 +238,7 @@ COLUMNS = {
     "EEG": lambda line: "simulated" if line["simulated"] else "",
     "part of it": _part,
     "accuracy": _accuracy,
+    "left out": lambda line: f"{line['left_out']} test trials" if line.get("left_out") else "",
     "n": lambda line: (f"{line['seeds']} × " if line["seeds"] > 1 else "") + str(line["n"]),
     "people": lambda line: str(line["people"]),
     "95 % interval": _interval,
