@@ -132,7 +132,7 @@ from models.eeg_embedding import EEGEmbedding, embedder_named
 from stages import retrieval
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.targets import TargetSettings, check_fits
+from stages.targets import TargetSettings, check_fits, images_of, without_lacking
 from stages.tokens import check_augmentable, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import pick_device
@@ -185,7 +185,7 @@ def main(args: argparse.Namespace) -> None:
     given |= {"images_dir": Path(args.images_dir)}
     given |= {"cache_dir": cache_folder(args.cache_dir, splits["train"].store.path)}
     target = kind(TargetSettings(**given, train_scale=recipe_of(args.encoder).train_scale, device=device))
-    splits, absent, left_out = target.leave_out(splits)
+    splits, absent, left_out = without_lacking(splits, target.lacking(images_of(splits)))
     if args.shuffle_labels:
         splits = {mode: with_shuffled_images(dataset, args.seed) for mode, dataset in splits.items()}
     train, val, test = splits.values()

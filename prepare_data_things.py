@@ -108,7 +108,9 @@ def main(args: argparse.Namespace) -> None:
         images = image_list(args.raw_dir, args.images_dir)
         args.subjects = args.subjects or people_in(args.raw_dir)
         if not args.subjects:
-            raise UserError(f"{args.raw_dir} has no sub-XX/ of a known layout; docs/datasets.md lists the layouts")
+            inside = sorted({path.parent for path in args.raw_dir.glob("*/sub-*") if path.is_dir()})
+            hint = f"name {inside[0]}" if inside else "docs/datasets.md lists the layouts"
+            raise UserError(f"{args.raw_dir} has no sub-XX/ of a known layout; {hint}")
         files = pieces(args.raw_dir, args.subjects, args.sessions, args.layout)
 
         # pieces → epochs → baseline → 250 Hz → whitened → trials → store → closing table

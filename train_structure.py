@@ -82,7 +82,7 @@ from stages import retrieval
 from stages.checkpoints import read_vae
 from stages.runs import LAST, Run
 from stages.scores import measured
-from stages.targets import decoded_maps, map_measures
+from stages.targets import decoded_maps, images_of, map_measures, missing_photos, without_lacking
 from utils.device import pick_device
 from utils.files import write_json
 from utils.hub import model_identity
@@ -216,6 +216,7 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ images: which are trained on, validate, are tested on
     splits = load_splits(args.datasets_dir, load_description(args.downstream_dataset), args.protocol)
+    splits, *_ = without_lacking(splits, missing_photos(images_of(splits), Path(args.images_dir)))
     images = {mode: sorted({trial.image for trial in dataset.trials}) for mode, dataset in splits.items()}
     paths = {mode: image_paths(of, Path(args.images_dir)) for mode, of in images.items()}
     if shared := set(images["train"]) & set(images["test"]):

@@ -30,7 +30,8 @@ N_TIMES = 501
 ITEM = {"eeg_data", "granularity", "subject", "label", "image"}  # of a trial; "stage" too in the file of the second day
 TRAIN, VAL = 0.6, 1 / 6  # share of a block that trains; share of that, at its end, that validates: 30 and 5 of 50
 GROUP = 8  # classes of a fine group
-SECOND_DAY = range(16, 22)  # codes of people 0 to 15 on another day; those from 22 on are own people
+PEOPLE = 16  # codes 0 to 15
+SECOND_DAY = range(PEOPLE, 22)  # codes of some of them on another day; those from 22 on are own people
 TRIALS = {subject: 4000 for subject in range(16)} | {2: 3950, 12: 3900}  # 63,850 in all
 ITEMS, REOPENED = 200, 10  # trials of a piece; pieces after which a file is opened anew: 0.5 GB
 

@@ -89,7 +89,7 @@ class Target:
         """Embed all images of all splits; prototypes and means come from `groups`, the training trials."""
         self.description = splits["train"].description
         self.trained_on = sorted({group.image for group in groups})
-        images = sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
+        images = images_of(splits)
         embedded = self.embed(images, splits)
         self.tables = {name: dict(zip(images, rows, strict=True)) for name, rows in embedded.items()}
         self.finish(groups)
@@ -98,17 +98,7 @@ class Target:
         """The images for which it cannot be made."""
         if not self.of_photos or self.settings.clip_features:
             return []
-        return [image for image, path in zip(images, self.paths(images), strict=True) if not path.is_file()]
-
-    def leave_out(self, splits: Splits) -> tuple[Splits, list[str], dict[str, int]]:
-        """The splits without the images for which it cannot be made; those images; the trials that each split lacks.
-
-        Where that is more than half of the images, they stay, and `build` says what is missing: a folder is wrong.
-        """
-        images = sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
-        absent = self.lacking(images)
-        absent = absent if 2 * len(absent) <= len(images) else []
-        return without_lacking(splits, absent)
+        return missing_photos(images, self.settings.images_dir)
 
     def paths(self, images: Sequence[str]) -> list[Path]:
         """Files of images."""
@@ -313,7 +303,7 @@ class Structure(Images):
     objectives, needs, of_sentences, ranks = tuple(CONTRASTIVE), ("structure_vae",), False, False
 
     def lacking(self, images: Sequence[str]) -> list[str]:
-        return [image for image, path in zip(images, self.paths(images), strict=True) if not path.is_file()]
+        return missing_photos(images, self.settings.images_dir)
 
     def __init__(self, settings: TargetSettings):
         super().__init__(settings)
@@ -357,11 +347,24 @@ class Structure(Images):
         return super().facts | {"clip_width": self.shape[0], "vae": fingerprint(self.vae)}
 
 
+def images_of(splits: Splits) -> list[str]:
+    """The images of all splits, each once."""
+    return sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
+
+
+def missing_photos(images: Sequence[str], images_dir: Path) -> list[str]:
+    """The images whose files are not there."""
+    return [image for image, path in zip(images, image_paths(images, images_dir), strict=True) if not path.is_file()]
+
+
 def without_lacking(splits: Splits, lacking: Sequence[str]) -> tuple[Splits, list[str], dict[str, int]]:
     """The splits without the trials of some images; those images; how many trials each split lacks in all.
 
-    Raises UserError where nothing is left to train on.
+    Where more than half of the images are lacking, they stay, and whoever needs them says what is missing: a folder is
+    wrong.
+    Raises UserError where a split loses all its trials.
     """
+    lacking = lacking if 2 * len(lacking) <= len(images_of(splits)) else []
     absent, counts = set(lacking), {}
     for mode, dataset in splits.items():
         people = {trial.subject for trial in dataset.trials}
@@ -373,9 +376,12 @@ def without_lacking(splits: Splits, lacking: Sequence[str]) -> tuple[Splits, lis
             print(f"notice: {by_person.total()} {mode} trials are left out, whose images have no target ({whose})")
     if absent:
         print(f"notice: {len(absent)} images have no target: {lacking[0]} is one; n and chance are those of the others")
-        splits = {mode: dataset.without(absent) for mode, dataset in splits.items()}
-        if not len(splits["train"]):
-            raise UserError(f"no training trials are left: {len(absent)} images have no target, {lacking[0]} is one")
+        there = {mode: dataset.without(absent) for mode, dataset in splits.items()}
+        if empty := [mode for mode, dataset in splits.items() if len(dataset) and not len(there[mode])]:
+            raise UserError(
+                f"no {empty[0]} trials are left: the images of all are missing, or have no caption; {lacking[0]} is one"
+            )
+        splits = there
     return splits, list(lacking), {mode: n for mode, n in counts.items() if n}
 
 
