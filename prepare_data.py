@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
         files = description.files(args.raw_dir)
         if not files:
             names = f" {description.all_files[0]} … {description.all_files[-1]}" if description.all_files else ""
-            there = other_files(args.raw_dir) if description.all_files else ""
+            there = other_files(args.raw_dir, description.name) if description.all_files else ""
             raise UserError(
                 f"no raw files{names} in {args.raw_dir}; run without --skip_download or set --raw_dir{there}"
             )

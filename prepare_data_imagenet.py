@@ -98,10 +98,9 @@ def missing_images(folder: Path, paths: list[Path]) -> list[str]:
                 raise UserError(f"{other} and {path} are two files for one image; keep one of them")
     missing = sorted(name for name in wanted if not (folder / name).is_file())
     if len(missing) == len(wanted):
-        raise UserError(
-            f"{folder / missing[0]} is missing, and all others of {len(wanted)}; name another --images_dir, or none "
-            "that is there"
-        )
+        inside = next((p.parent.parent for p in sorted(folder.glob(f"*/{missing[0]}"))), None)
+        hint = f"name {inside}" if inside else "name another --images_dir, or none that is there"
+        raise UserError(f"{folder / missing[0]} is missing, and all others of {len(wanted)}; {hint}")
     if missing:
         print(
             f"notice: {folder}: {len(missing)} of {len(wanted)} photos are missing ({missing[0]} is one); their trials "

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from datasets.recording import Recording
-from readers.gdf import read_gdf
+from readers.gdf import check_gdf, read_gdf
 from readers.matlab import read_variables, variables_of
 from utils.errors import UserError
 
+# data set → names of its recordings, without suffix, in capitals
+NAMES = {"BCICIV2a": r"A\d\d[TE]", "BCICIV2b": r"B\d\d(\d\d)?[TE]"}
 # codes of events
 START, UNKNOWN_CUE, REJECTED, NEW_RUN, FIRST_CUE = 768, 783, 1023, 32766, 769
 LABELS, LABEL_FOLDER = "classlabel", re.compile(r"(true[_ -]?)?(class)?labels?", re.IGNORECASE)
@@ -32,10 +34,10 @@ FROM = "the competition's true labels, bbci.de/competition/iv/results"
 # ---------------------------------------------------------------- which files
 
 
-def session_files(raw_dir: Path, name: str) -> list[Path]:
+def session_files(raw_dir: Path, pattern: str) -> list[Path]:
     """The recordings under a folder, however deep and in whatever case: BNCI's .mat, or else the .gdf of a session.
 
-    name : regular expression of a recording's name without its suffix, in capitals.
+    pattern : str. One of `NAMES`.
     Returns list of Path, by name. Copies under other names ("A01T (1).mat", "._A01T.mat") stay out.
     Raises UserError if two different files are the same recording.
     """
@@ -43,7 +45,7 @@ def session_files(raw_dir: Path, name: str) -> list[Path]:
     for path in sorted(raw_dir.rglob("*")):
         key = path.stem.upper(), path.suffix.lower()
         hidden = any(part[0] == "." or part == "__MACOSX" for part in path.relative_to(raw_dir).parts)
-        if key[1] in (".mat", ".gdf") and re.fullmatch(name, key[0]) and not hidden and path.is_file():
+        if key[1] in (".mat", ".gdf") and re.fullmatch(pattern, key[0]) and not hidden and path.is_file():
             found[key].append(path)
     files: dict[str, dict[str, Path]] = defaultdict(dict)  # BNCI's name of a recording → suffix, name → file
     for (stem, suffix), paths in found.items():
@@ -74,8 +76,11 @@ def missing_files(all_files: Sequence[str], files: Sequence[Path]) -> list[str]:
     return sorted(set(all_files) - {bnci_name(path) for path in files}) if all_files else []
 
 
-def other_files(folder: Path) -> str:
-    """What a folder holds in place of recordings, for a message; empty where there is nothing."""
+def other_files(folder: Path, name: str) -> str:
+    """What a folder holds in place of the recordings of a data set, for a message; empty where there is nothing."""
+    for other, pattern in NAMES.items():
+        if other != name and (files := session_files(folder, pattern)):
+            return f"; {files[0]} is of {other}: say --downstream_dataset {other}"
     there = Counter(path.suffix.lower() for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
     some = {suffix: advice for suffix, advice in OTHERS.items() if suffix in there}
     names = ", ".join(f"{there[suffix]} {suffix}" for suffix in some)
@@ -99,24 +104,26 @@ def read_competition_gdf(
 ) -> list[Recording]:
     """Read one file; runs without trials included. Subject, session and run are left to the dataset.
 
-    path : Path. A GDF file whose first channels are the electrodes; its labels stand in its events (769 and on), or, of
-        cues of unknown class (783), in a .mat of its name beside it or in a folder beside it.
+    path : Path. A GDF file with the electrodes by name, or as its first channels ("EEG-0", …). Its labels stand in its
+        events (769 and on), or, of cues of unknown class (783), in a .mat of its name beside it or in a folder there.
     sfreq : float. What its rate must be, Hz.
     by_runs : bool. Whether a run begins at each mark of one, as in BNCI's 2a; else the file is one run, as in 2b.
     Raises UserError if the file is damaged, or its labels are missing, too many, or others than its events'.
     """
-    file = read_gdf(path, len(electrodes))
+    file = read_gdf(path, _places(path, check_gdf(path)["label"], electrodes))
     if file.sfreq != sfreq:
         raise UserError(f"{path} is sampled at {file.sfreq:g} Hz; expected {sfreq:g} Hz")
     onsets, labels = _trials(path, file.events, n_classes)
     rejected = np.array([sample for sample, code in file.events if code == REJECTED], int)
     ends = np.append(onsets[1:], file.signal.shape[1])
     artifacts = np.array([np.any((rejected >= a) & (rejected < b)) for a, b in zip(onsets, ends, strict=True)], bool)
-    marks = sorted({0, *(sample for sample, code in file.events if code == NEW_RUN and by_runs)})
+    marks = sorted({sample for sample, code in file.events if code == NEW_RUN and by_runs})
+    if not marks or (onsets < marks[0]).any():
+        marks = [0, *marks]
     runs = []
     for start, stop in zip(marks, [*marks[1:], file.signal.shape[1]], strict=True):
         recorded = np.flatnonzero(~file.gaps[start:stop])
-        if not len(recorded):  # before the first mark
+        if not len(recorded):
             continue
         inside = (onsets >= start) & (onsets < stop)
         start, stop = start + recorded[0], start + recorded[-1] + 1  # runs stand apart by a gap
@@ -125,6 +132,25 @@ def read_competition_gdf(
         run.artifacts, run.notes = artifacts[inside], {"corrections": file.corrections}
         runs.append(run)
     return runs
+
+
+def _places(path: Path, names: Sequence[str], electrodes: Sequence[str]) -> list[int]:
+    """Where the electrodes are among a file's channels: by name, or in order, as the competition numbers most of them.
+
+    Raises UserError where they are too few, or a name stands where another electrode should be.
+    """
+    plain = [re.sub(r"^(EEG|EOG)[-: ]*(?=.)", "", name, flags=re.IGNORECASE).lower() for name in names]
+    wanted = [name.lower() for name in electrodes]
+    if set(wanted) <= set(plain):
+        return [plain.index(name) for name in wanted]
+    if len(names) < len(wanted):
+        raise UserError(f"{path} has {len(names)} channels; expected {len(wanted)} EEG, and EOG behind them")
+    for k, name in enumerate(plain):
+        is_eog = names[k].upper().startswith("EOG")
+        if (k < len(wanted) and is_eog) or (name in wanted and wanted.index(name) != k):
+            should = electrodes[k] if k < len(wanted) else "no electrode"
+            raise UserError(f"{path}: channel {k + 1} is {names[k]}; expected {should}, in the competition's order")
+    return list(range(len(wanted)))
 
 
 def _filled(signal: np.ndarray, gaps: np.ndarray) -> np.ndarray:

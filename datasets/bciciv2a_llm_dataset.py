@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.bci_competition import read_competition_gdf, session_files
+from datasets.bci_competition import NAMES, read_competition_gdf, session_files
 from datasets.bnci import read_bnci_mat
 from datasets.description import SPLITS, DatasetDescription
 from datasets.montage import Montage
@@ -38,7 +38,7 @@ FIRST_STRUCTS = "dropped: first three structs"
 
 def files(raw_dir: Path) -> list[Path]:
     """A01T.mat … A09E.mat, or .gdf, that are there, however deep; own people (A10T.mat) as well."""
-    return session_files(raw_dir, r"A\d\d[TE]")
+    return session_files(raw_dir, NAMES["BCICIV2a"])
 
 
 def recordings(path: Path, trial_set: str = "published") -> Iterator[Recording]:

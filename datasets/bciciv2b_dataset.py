@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets.bci_competition import bnci_name, read_competition_gdf, session_files
+from datasets.bci_competition import NAMES, bnci_name, read_competition_gdf, session_files
 from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCICIV2A
 from datasets.bnci import read_bnci_mat
 from datasets.montage import Montage
@@ -24,7 +24,7 @@ EXPECTED_TRIALS = {"train": 3600, "val": 1440, "test": 1440}  # 120 in sessions 
 
 def files(raw_dir: Path) -> list[Path]:
     """B01T.mat … B09E.mat, or B0101T.gdf …, that are there, however deep; sessions in order."""
-    recorded = session_files(raw_dir, r"B\d\d(\d\d)?[TE]")
+    recorded = session_files(raw_dir, NAMES["BCICIV2b"])
     return sorted(recorded, key=lambda path: (bnci_name(path)[:3], bnci_name(path)[3] == "E", path.stem.upper()))
 
 

@@ -6,6 +6,7 @@ units.
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +31,8 @@ COLUMNS = {
 class GDFFile:
     """What a file holds.
 
-    signal : (n_chans, n_times) float64 array. The first channels, microvolts.
+    signal : (n_chans, n_times) float64 array. The channels that were asked for, microvolts.
     sfreq : float. Hz.
-    names : list of str. Of these channels, as the file calls them.
     events : list of (int, int). 0-based sample and code, in order of time.
     gaps : (n_times,) bool array. Where nothing was recorded: all channels at the lower end of their range, or NaN.
     corrections : list of str. What was wrong with the units and put right.
@@ -40,31 +40,27 @@ class GDFFile:
 
     signal: np.ndarray
     sfreq: float
-    names: list[str]
     events: list[tuple[int, int]]
     gaps: np.ndarray
     corrections: list[str]
 
 
-def read_gdf(path: Path, n_chans: int) -> GDFFile:
-    """Read the first channels of a GDF file, and its events.
+def read_gdf(path: Path, picks: Sequence[int]) -> GDFFile:
+    """Read some channels of a GDF file, by their places in it, and its events.
 
-    Raises UserError if the file is truncated or damaged, has fewer channels, or has them in a unit that is no voltage.
+    Raises UserError if the file is truncated or damaged, or a channel is in a unit that is no voltage.
     """
     import mne  # slow to import, and a script's -h reads the datasets' files
 
     header = check_gdf(path)
-    if len(header["label"]) < n_chans:
-        raise UserError(f"{path} has {len(header['label'])} channels; expected {n_chans} EEG and more behind them")
-    unit = header["unit"][:n_chans]
+    unit, low, step = ([header[name][k] for k in picks] for name in ("unit", "physical_min", "step"))
     if unknown := next((u for u in unit if u not in UNITS and u not in BLANK), None):
         raise UserError(f"{path}: its channels have the unit {unknown!r}; expected a voltage")
     size = path.stat().st_size
     try:
         with reading(path, size, 8 * size):
             raw = mne.io.read_raw_gdf(path, preload=False, verbose="ERROR")
-            signal = raw.get_data(picks=list(range(n_chans)))
-            names, sfreq = list(raw.ch_names), float(raw.info["sfreq"])
+            signal, sfreq = raw.get_data(picks=list(picks)), float(raw.info["sfreq"])
             at = np.round(raw.annotations.onset * sfreq).astype(int)
             codes = [int(text) for text in raw.annotations.description]
     except UserError:
@@ -73,12 +69,12 @@ def read_gdf(path: Path, n_chans: int) -> GDFFile:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{path}: cannot be read ({reason}); it is damaged, fetch it again") from None
     signal *= np.array([1e6 * UNITS.get(u, 1e-6) / BY_MNE.get(u, 1.0) for u in unit])[:, None]
-    low = np.array([1e6 * UNITS.get(u, 1e-6) * v for u, v in zip(unit, header["physical_min"], strict=False)])
-    step = np.abs([1e6 * UNITS.get(u, 1e-6) * v for u, v in zip(unit, header["step"], strict=False)])
+    microvolts = np.array([1e6 * UNITS.get(u, 1e-6) for u in unit])
+    low, step = microvolts * low, np.abs(microvolts * step)
     gaps = ~(np.abs(signal - low[:, None]) > step[:, None] / 2).any(axis=0)  # NaN is not larger
     events = sorted((sample, code) for sample, code in zip(at.tolist(), codes, strict=True))
     blank = "no physical dimension: taken for microvolts"
-    return GDFFile(signal, sfreq, names[:n_chans], events, gaps, [blank] if set(unit) & BLANK else [])
+    return GDFFile(signal, sfreq, events, gaps, [blank] if set(unit) & BLANK else [])
 
 
 def check_gdf(path: Path) -> dict:

@@ -160,6 +160,31 @@ def test_labels_that_are_missing_or_of_another_file_are_named(tmp_path, mat):
         all_runs(bciciv2a, tmp_path)
 
 
+def test_electrodes_are_taken_by_name_and_never_from_another_place(tmp_path):
+    x = 20 * np.random.default_rng(0).standard_normal((5, 2500))
+    events = [(100, 768), (850, 769)]
+
+    def read(names):
+        return list(bciciv2b.recordings(write_gdf(tmp_path / "B0101T.gdf", x[: len(names)], events, names=names)))
+
+    (run,) = read(["EOG:ch01", "EEG:Cz", "EEG:C4", "EEG:C3", "EOG:ch02"])
+    assert np.abs(run.signal - x[[3, 1, 2]]).max() <= 0.0501
+    (run,) = read(["EEG-0", "EEG-Cz", "EEG-1", "EOG-left"])
+    assert np.abs(run.signal - x[:3]).max() <= 0.0501
+    for names, said in (
+        (["EEG-Cz", "EEG-0", "EEG-1"], "channel 1 is EEG-Cz; expected C3"),
+        (["EEG-0", "EEG-1", "EOG-left", "EEG-2"], "channel 3 is EOG-left; expected C4"),
+        (["EEG-0", "EEG-1"], "2 channels; expected 3 EEG"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(names)
+
+
+def test_the_other_data_set_is_named(tmp_path, mat_2b, script):
+    flags = "prepare_data.py", "--skip_download", "--lmdb_dir", tmp_path / "store", "--raw_dir", mat_2b
+    assert "is of BCICIV2b: say --downstream_dataset BCICIV2b" in script(*flags).error_line
+
+
 def test_trials_that_others_have_cut_are_called_so(tmp_path, script):
     raw = tmp_path / "raw"
     raw.mkdir()

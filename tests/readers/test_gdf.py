@@ -17,7 +17,7 @@ def signal():
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_both_versions_give_microvolts_within_a_step_and_events_from_0(tmp_path, signal, version):
-    file = read_gdf(write_gdf(tmp_path / "a.gdf", signal, EVENTS, version=version), 3)
+    file = read_gdf(write_gdf(tmp_path / "a.gdf", signal, EVENTS, version=version), range(3))
     assert file.sfreq == 250 and file.signal.shape == (3, 2500) and file.events == EVENTS and not file.gaps.any()
     assert np.abs(file.signal - signal[:3]).max() <= 0.05 + 1e-6 and not file.corrections
 
@@ -27,7 +27,7 @@ def test_both_versions_give_microvolts_within_a_step_and_events_from_0(tmp_path,
     [(2, 4274, 1e3), (2, 4276, 1e-3), (2, 0, 1), (1, b"mV", 1e3), (1, b"", 1), (1, b"\xb5V", 1)],
 )
 def test_units_that_mne_takes_for_volts_are_put_right(tmp_path, signal, version, unit, factor):
-    file = read_gdf(write_gdf(tmp_path / "a.gdf", signal, EVENTS, version=version, unit=unit), 3)
+    file = read_gdf(write_gdf(tmp_path / "a.gdf", signal, EVENTS, version=version, unit=unit), range(3))
     assert np.allclose(file.signal, factor * np.round(signal[:3], 1), atol=0.01 * factor)
     assert bool(file.corrections) == (unit in (0, b""))
 
@@ -35,7 +35,7 @@ def test_units_that_mne_takes_for_volts_are_put_right(tmp_path, signal, version,
 def test_a_gap_is_where_all_channels_are_at_the_lower_end(tmp_path, signal):
     signal[:, 500:600] = np.nan
     signal[1, 700] = np.nan  # one channel alone is no gap
-    file = read_gdf(write_gdf(tmp_path / "a.gdf", signal, EVENTS), 5)
+    file = read_gdf(write_gdf(tmp_path / "a.gdf", signal, EVENTS), range(5))
     assert np.flatnonzero(file.gaps).tolist() == list(range(500, 600))
 
 
@@ -46,7 +46,7 @@ def test_a_truncated_file_is_named(tmp_path, signal, keep, version):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
     with pytest.raises(UserError, match="a.gdf"):
-        read_gdf(path, 3)
+        read_gdf(path, range(3))
 
 
 def test_what_cannot_be_right_is_refused(tmp_path, signal):
@@ -54,10 +54,8 @@ def test_what_cannot_be_right_is_refused(tmp_path, signal):
         check_gdf(write_gdf(tmp_path / "a.gdf", signal, EVENTS, n_records=10**6))
     with pytest.raises(UserError, match="limits"):
         check_gdf(write_gdf(tmp_path / "b.gdf", signal, EVENTS, step=0.0, n_records=1))
-    with pytest.raises(UserError, match="5 channels; expected 22"):
-        read_gdf(write_gdf(tmp_path / "c.gdf", signal, EVENTS), 22)
     with pytest.raises(UserError, match="unit 6048"):
-        read_gdf(write_gdf(tmp_path / "d.gdf", signal, EVENTS, unit=6048), 3)
+        read_gdf(write_gdf(tmp_path / "d.gdf", signal, EVENTS, unit=6048), range(3))
     (tmp_path / "f.gdf").write_text("<html>404</html>" * 50)
     with pytest.raises(UserError, match="f.gdf: its header is damaged"):
-        read_gdf(tmp_path / "f.gdf", 3)
+        read_gdf(tmp_path / "f.gdf", range(3))
