@@ -98,7 +98,7 @@ def missing_images(folder: Path, paths: list[Path]) -> list[str]:
                 raise UserError(f"{other} and {path} are two files for one image; keep one of them")
     missing = sorted(name for name in wanted if not (folder / name).is_file())
     if len(missing) == len(wanted):
-        inside = next((p.parent.parent for p in sorted(folder.glob(f"*/{missing[0]}"))), None)
+        inside = next((p for p in sorted(folder.iterdir()) if any((p / name).is_file() for name in missing)), None)
         hint = f"name {inside}" if inside else "name another --images_dir, or none that is there"
         raise UserError(f"{folder / missing[0]} is missing, and all others of {len(wanted)}; {hint}")
     if missing:

@@ -81,6 +81,9 @@ def other_files(folder: Path, name: str) -> str:
     for other, pattern in NAMES.items():
         if other != name and (files := session_files(folder, pattern)):
             return f"; {files[0]} is of {other}: say --downstream_dataset {other}"
+    labels = [p for p in sorted(folder.rglob("*.[mM][aA][tT]")) if re.fullmatch(r"B\d{4}[TE]", p.stem.upper())]
+    if labels:
+        return f"; {labels[0]} has the labels of {labels[0].stem}.gdf, which belongs beside it"
     there = Counter(path.suffix.lower() for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
     some = {suffix: advice for suffix, advice in OTHERS.items() if suffix in there}
     names = ", ".join(f"{there[suffix]} {suffix}" for suffix in some)

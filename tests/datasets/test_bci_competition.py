@@ -183,6 +183,9 @@ def test_electrodes_are_taken_by_name_and_never_from_another_place(tmp_path):
 def test_the_other_data_set_is_named(tmp_path, mat_2b, script):
     flags = "prepare_data.py", "--skip_download", "--lmdb_dir", tmp_path / "store", "--raw_dir", mat_2b
     assert "is of BCICIV2b: say --downstream_dataset BCICIV2b" in script(*flags).error_line
+    scipy.io.savemat(tmp_path / "B0104E.mat", {"classlabel": np.ones((8, 1))})
+    line = script(*flags[:-1], tmp_path, "--downstream_dataset", "BCICIV2b").error_line
+    assert "B0104E.mat has the labels of B0104E.gdf, which belongs beside it" in line
 
 
 def test_trials_that_others_have_cut_are_called_so(tmp_path, script):

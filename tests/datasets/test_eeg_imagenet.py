@@ -190,6 +190,13 @@ def test_trials_of_missing_photos_are_left_out_and_counted_and_the_others_keep_t
     assert parts_left_out(store, description, "test", {"S02"}) == 1
 
 
+def test_the_folder_above_the_photos_is_named(two_files, script, tmp_path):
+    (tmp_path / "imagenet/train" / LABELS[3]).mkdir(parents=True)
+    (tmp_path / "imagenet/train" / LABELS[3] / f"{LABELS[3]}_1.JPEG").write_bytes(b"x")
+    args = ("--pth_path", two_files[0], "--lmdb_dir", tmp_path / "store", "--images_dir", tmp_path / "imagenet")
+    assert f"name {tmp_path}/imagenet/train" in script(SCRIPT, *args).error_line
+
+
 def test_a_class_has_one_granularity_and_trials_marked_otherwise_are_counted(script, tmp_path):
     wnids = [f"n{k:08d}" for k in range(80)]  # fine classes first, as in the authors' files
 
