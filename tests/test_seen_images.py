@@ -401,7 +401,8 @@ def test_a_published_checkpoint_is_read_and_its_kind_matters(things, script, tmp
 @pytest.mark.parametrize("change", [
     {"seen": ["test_images/00002_u2/u2.png"]}, {"classes": ["a"]}, {"window": [0, 9]}, {"regions": ["Mars"]},
     {"settings": {}}, {"model": {}},
-    {"people": [3]}, {"dataset": "VI"}, {"sfreq": 200.0}, {"protocol": "loso:sub-01"},
+    {"people": [3]}, {"dataset": "VI"}, {"sfreq": 200.0}, {"protocol": "loso:sub-01"}, {"absent": [5]},
+    {"clip_features": "x"}, {"clip_features": ["nowhere.pt"]},
 ], ids=lambda change: next(iter(change)))  # fmt: skip
 def test_a_checkpoint_that_cannot_be_right_is_one_line(trained, things, script, tmp_path, change):
     path = next((trained / "ubp").glob("encoder_epoch*.pth"))
