@@ -21,7 +21,7 @@ from utils.hub import model_identity
 
 KEYS = ("img_features", "image_features", "clip_features", "features")
 NAMES = ("img", "images", "image_names", "paths", "files")
-PERMUTATIONS = 20  # of rows, against which the images of a concept must be more alike
+PERMUTATIONS = 20  # of rows, against which their own order must stand out
 COMPARED = 16  # images that the model embeds anew, where it is there
 
 
@@ -156,27 +156,42 @@ def _by_number(file: Path, n: int, order: Mapping[str, Sequence[str]]) -> list[s
 
 
 def _check_order(file: Path, rows: torch.Tensor, images: Sequence[str], text: torch.Tensor | None) -> None:
-    """Raise UserError where images of one concept are no more alike than any others: the rows are in another order."""
+    """Raise UserError where rows are in another order, as far as they tell.
+
+    Images of one concept are more alike than others, and an image is more like its own sentence than like others.
+    """
     folders = [image.split("/")[-2] for image in images]
     place = torch.tensor([list(dict.fromkeys(folders)).index(folder) for folder in folders])
-    if text is not None and len(text) not in (len(rows), int(place.max()) + 1):
+    n_concepts, unit, found = int(place.max()) + 1, _centred(rows), []
+    if text is not None and len(text) not in (len(rows), n_concepts):
         raise UserError(f"--clip_features {file} has {len(rows)} images and {len(text)} sentences; expected as many")
-    if len(rows) < 4 or len(place.unique()) in (1, len(rows)):  # a concept an image: nothing to compare
+    if 1 < n_concepts < len(rows):
+
+        def alike(order: torch.Tensor) -> float:
+            sums = torch.zeros(n_concepts, unit.shape[1]).index_add_(0, place[order], unit)
+            return float((sums**2).sum())
+
+        found.append(("the rows of a concept's images are no more alike than any others", alike))
+    if text is not None and n_concepts > 1:
+        own = _centred(text)[torch.arange(len(rows)) if len(text) == len(rows) else place]
+        found.append(("images are no more like their sentences than others", lambda k: float((unit * own[k]).sum())))
+    if len(rows) < 4 or not found:
         print(f"notice: {file}: its rows are taken in the order of the images' codes; it does not name them")
         return
-    unit = F.normalize(rows.float() - rows.float().mean(dim=0), dim=1)
-
-    def alike(place: torch.Tensor) -> float:
-        sums = torch.zeros(int(place.max()) + 1, unit.shape[1]).index_add_(0, place, unit)
-        return float((sums**2).sum())
-
     generator = torch.Generator().manual_seed(0)
-    at_random = [alike(place[torch.randperm(len(place), generator=generator)]) for _ in range(PERMUTATIONS)]
-    if alike(place) <= max(at_random):
-        raise UserError(
-            f"--clip_features {file}: the rows of a concept's images are no more alike than any others; expected the "
-            f"order of codes, {images[0]} first, or names of images in the file"
-        )
+    orders = [torch.randperm(len(rows), generator=generator) for _ in range(PERMUTATIONS)]
+    for what, measure in found:
+        most = max(map(measure, orders))  # of a few rows, their own order may be among them
+        if measure(torch.arange(len(rows))) < most - 1e-6 * abs(most):
+            raise UserError(
+                f"--clip_features {file}: {what}; expected the order of codes, {images[0]} first, or names of images "
+                "in the file"
+            )
+
+
+def _centred(rows: torch.Tensor) -> torch.Tensor:
+    """(N, D) of unit length, what all rows share taken off."""
+    return F.normalize(rows.float() - rows.float().mean(dim=0), dim=1)
 
 
 def _at_hand(model: str) -> bool:
