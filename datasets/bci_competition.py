@@ -117,9 +117,9 @@ def read_competition_gdf(
     if file.sfreq != sfreq:
         raise UserError(f"{path} is sampled at {file.sfreq:g} Hz; expected {sfreq:g} Hz")
     onsets, labels = _trials(path, file.events, n_classes)
-    rejected = np.array([sample for sample, code in file.events if code == REJECTED], int)
-    ends = np.append(onsets[1:], file.signal.shape[1])
-    artifacts = np.array([np.any((rejected >= a) & (rejected < b)) for a, b in zip(onsets, ends, strict=True)], bool)
+    starts = np.array([-1, *(sample for sample, code in file.events if code == START)])
+    rejected = [sample for sample, code in file.events if code == REJECTED]
+    artifacts = np.isin(onsets, starts[np.searchsorted(starts, rejected, "right") - 1])
     marks = sorted({sample for sample, code in file.events if code == NEW_RUN and by_runs})
     if not marks or (onsets < marks[0]).any():
         marks = [0, *marks]
@@ -198,7 +198,7 @@ def _trials(path: Path, events: Sequence[tuple[int, int]], n_classes: int) -> tu
 def _labels(path: Path, n_classes: int) -> tuple[Path, np.ndarray] | None:
     """The file of labels, and its 0-based labels; None where there is none."""
     below, beside = (
-        [f for f in sorted(at.glob("*")) if f.is_dir()] for at in (path.parent, path.absolute().parents[1])
+        [f for f in sorted(at.glob("*")) if f.is_dir()] for at in (path.parent, path.absolute().parent.parent)
     )
     for folder in (path.parent, *below, *(folder for folder in beside if LABEL_FOLDER.fullmatch(folder.name))):
         for source in sorted(folder.glob("*.[mM][aA][tT]")):

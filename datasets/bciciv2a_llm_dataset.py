@@ -50,7 +50,8 @@ def recordings(path: Path, trial_set: str = "published") -> Iterator[Recording]:
     task_number, facts = 0, (MONTAGE.electrodes, len(DESCRIPTION.classes), SFREQ)
     is_gdf = path.suffix.lower() == ".gdf"
     runs = read_competition_gdf(path, *facts, by_runs=True) if is_gdf else read_bnci_mat(path, *facts)
-    in_structs = not is_gdf or len(runs) > 1  # else calibration is not marked off, and the rule of structs has no part
+    # where calibration is not marked off, and of own people, the rule of the first structs has no part
+    in_structs = (not is_gdf or len(runs) > 1) and DESCRIPTION.split_of(path.stem[:3].upper())
     for recording in runs:
         is_calibration = not len(recording.onsets)  # EOG calibration runs have no trials
         task_number += not is_calibration

@@ -220,6 +220,8 @@ def left_out(paths: Sequence[Path], missing: Sequence[str], same_person: Mapping
 
     They stand in the store's metadata as `left_out`, so that the others keep their place in the block, and their part.
     """
+    if not missing:
+        return []
     files = [opened(path, stamp(path)) for path in paths]
     pairs = [(file, place) for file in files for place in range(len(file.items))]
     trials = [_trial(file.items[k], file.numbers[k], file.labels, same_person) for file, k in pairs]

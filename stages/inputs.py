@@ -130,7 +130,7 @@ def check_raw(folder: str, dataset: str, store: str, deep: bool, wanted: Sequenc
     if dataset == "EEGImageNet":
         from datasets.eeg_imagenet_dataset import pieces
 
-        paths = sorted(root.glob("*.pth"))
+        paths = sorted(path for path in root.glob("*.pth") if path.name[0] != ".")
         pieces(paths)  # opens them
         text = f"{folder}: {len(paths)} .pth of {dataset}, {amount(size(paths))}"
         return "ok" if len(paths) > 1 else "notice" if paths else "missing", text
