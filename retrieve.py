@@ -79,7 +79,7 @@ from stages import TARGETS, clip_runs, retrieval
 from stages.clip_runs import ClipRun
 from stages.pictures import top_sheet
 from stages.rows import Row, write_rows
-from stages.targets import TargetSettings
+from stages.targets import TargetSettings, missing_photos
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json
 from utils.paths import written_whole
@@ -186,9 +186,13 @@ def main(args: argparse.Namespace) -> None:
         for n, of in curve[:-1]:
             lines.append([line for line in of if line["read-out"] == "retrieval"][-1] | {"repetitions": n})
         some = rows[:: max(1, len(rows) // args.num_samples)][: args.num_samples]
-        sheet = top_sheet(some, nearest, Path(args.images_dir), "retrieval")
-        with written_whole(place / "top5.png") as unfinished:
-            sheet.save(unfinished, format="PNG")
+        shown = sorted({image for row in some for image in (row.image, *nearest[row.index])})
+        if lacking := missing_photos(shown, Path(args.images_dir)):
+            print(f"notice: {len(lacking)} of {len(shown)} photos are not in {args.images_dir}; no top5.png is made")
+        else:
+            sheet = top_sheet(some, nearest, Path(args.images_dir), "retrieval")
+            with written_whole(place / "top5.png") as unfinished:
+                sheet.save(unfinished, format="PNG")
 
     # ------------------------------------------------------------ one table; windows and regions where runs differ in
     # them

@@ -194,7 +194,8 @@ def _centred(rows: torch.Tensor) -> torch.Tensor:
     return F.normalize(rows.float() - rows.float().mean(dim=0), dim=1)
 
 
-def _at_hand(model: str) -> bool:
+def at_hand(model: str) -> bool:
+    """Whether a model lies on this machine: a folder, or in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     return Path(model).is_dir() or isinstance(try_to_load_from_cache(model, "model.safetensors"), str)
@@ -214,7 +215,7 @@ def compare_with_model(
     """
     there = [(i, p) for i, p in zip(images, image_paths(images, images_dir), strict=True) if p.is_file()]
     some, anew = there[:: max(1, len(there) // COMPARED)][:COMPARED], None
-    if some and _at_hand(clip_model):  # else nothing is fetched: that is why somebody else's are taken
+    if some and at_hand(clip_model):  # else nothing is fetched: that is why somebody else's are taken
         anew = image_targets(clip_model, [path for _, path in some], cache_dir).float()
     every = F.normalize(torch.stack([vector_of[image] for image in images]).float(), dim=1)
     if anew is None or anew.shape[1] != every.shape[1]:

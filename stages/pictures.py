@@ -233,7 +233,7 @@ def top_sheet(
         draw.text((gap, y), text[: columns * 18], fill="black", font=font)
         for column, image in enumerate((row.image, *nearest[row.index])):
             x = gap + column * width + (3 * gap if column else 0)
-            picture = ImageOps.fit(read_photo(folder / image), (edge, edge))
+            picture = ImageOps.fit(read_photo(image_path(folder, image)), (edge, edge))
             if column:
                 colour = GREEN if image == row.image else "lightgrey"
                 draw.rectangle([x - 2, y + head - 4, x + edge + 1, y + head + edge - 1], outline=colour, width=2)

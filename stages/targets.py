@@ -33,7 +33,7 @@ from models.structure import StructuralVAE, as_pixels, structure_map
 from stages import retrieval
 from stages.captions import captions_of, read_captions
 from stages.checkpoints import must_not_have_seen, read_vae
-from stages.clip_features import identity, image_vectors, sentence_vectors
+from stages.clip_features import at_hand, identity, image_vectors, sentence_vectors
 from stages.retrieval import Groups
 from stages.rows import Row
 from stages.scores import Measure, measured
@@ -212,7 +212,15 @@ class Images(Target):
         """Read-out → (K, D), what test images are ranked by: their targets; in CLIP's space their sentences too."""
         candidates = {"retrieval": self.embed(images, {"test": dataset})["target"]}
         if self.in_clip_space and dataset.description.apart == "concept":  # else several images have one sentence
-            candidates["classification"] = self.sentences(images, {"test": dataset})
+            s = self.settings
+            if (
+                s.clip_features
+                and not at_hand(s.clip_model)
+                and not sentence_vectors(images, dataset.store, s.clip_features)
+            ):
+                print(f"notice: no classification: the features have no sentences, and {s.clip_model} is not at hand")
+            else:
+                candidates["classification"] = self.sentences(images, {"test": dataset})
         return candidates
 
 

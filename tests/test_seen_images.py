@@ -144,6 +144,13 @@ def test_somebody_elses_clip_features_are_trained_towards_and_compared_with_the_
     assert done.code == 0 and "not compared with --clip_model nowhere" in done.out, done.err
     kept = torch.load(next((tmp_path / "run").glob("encoder_epoch*.pth")), weights_only=True)
     assert kept["clip"].startswith("features ") and kept["clip_features"] == [str(tmp_path / "features.pt")]
+    done = script(
+        "retrieve.py", tmp_path / "run", "--datasets_dir", things / "processed_lmdb", "--images_dir", "nowhere",
+        "--clip_features", tmp_path / "features.pt", "--cuda", -1, "--output_dir", tmp_path / "out",
+        "--test_repetitions", 8,
+    )  # fmt: skip
+    assert done.code == 0 and "no classification: the features have no sentences" in done.out, done.err
+    assert "no top5.png" in done.out and list(read_rows(tmp_path / "out/retrieval.jsonl")[0].readouts) == ["retrieval"]
     ours = script(SCRIPT, *training(things, tmp_path / "ours", epochs=1, lambda_text=0))
     assert ours.code == 0
     results = [read_json(tmp_path / name / "results.json")["test"] for name in ("run", "ours")]
