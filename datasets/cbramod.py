@@ -18,8 +18,8 @@ from readers.unpickler import ARRAYS, Rules, Unpickler
 from utils.errors import UserError
 
 SFREQ = 200.0  # Hz
-# unit that records may be in → standard deviations of EEG of 1 to 70 (200) µV in it, and what makes microvolts of it
-UNITS = {"volts": (1e-6, 2e-4, 1e6), "hundreds of microvolts": (0.01, 0.7, 100.0)}
+# unit that records may be in → standard deviations of EEG in it, from and to, and what makes microvolts of it
+UNITS = {"volts": (1e-6, 2e-4, 1e6), "hundreds of microvolts": (0.05, 0.7, 100.0), "microvolts": (0.7, 1000.0, 1.0)}
 LOOKED_AT = 32  # records that tell
 # numbers of 8 bytes at most; samples are longer than labels, and are read from the mapped file
 RECORDS = Rules(ARRAYS, dtypes="b1|[iu][1248]|f[248]", keys=(str,), long_bytes=256)
@@ -106,12 +106,15 @@ class CBraModStore:
         some = keys[:: max(1, len(keys) // LOOKED_AT)][:LOOKED_AT]
         sds = [np.median(self._stored(key, self._unpickled(key)).std(axis=1)) for key in some]
         sd = float(np.median(sds)) if sds else 0.0
+        found = f"notice: {self.path}: the samples' median standard deviation is {sd:.3g}"
         for unit, (low, high, factor) in UNITS.items():
             if low <= sd < high:
-                found = f"the samples' median standard deviation is {sd:.3g}"
-                print(f"notice: {self.path}: {found}: taken for {unit}, multiplied by {factor:g}")
-                self.meta["multiplied_by"] = factor
+                if factor != 1:
+                    print(f"{found}: taken for {unit}, multiplied by {factor:g}")
+                    self.meta["multiplied_by"] = factor
                 return factor
+        if sd:
+            print(f"{found}; expected microvolts, 1 to 200: they are read as they are; is the unit wrong?")
         return 1.0
 
     def _samples(self, key: str, record: object) -> np.ndarray:
