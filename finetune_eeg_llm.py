@@ -52,6 +52,7 @@ def parse_args() -> argparse.Namespace:
     add("--eval_batch_size", type=flags.at_least(1), default=32, help="trials decoded at once")
     add("--warmup_lr", type=flags.number, default=5e-4, help="peak learning rate of the warm-up phase")
     add("--lr", type=flags.number, default=2e-4, help="peak learning rate of the joint phase")
+    add("--dropout", type=flags.share, default=0.1, help="inside the projection")
     add("--max_new_tokens", type=flags.at_least(1), default=64, help="longest decoded text, in tokens")
     add("--select_by", choices=list(TEXT_READOUTS), default="keyword",
         help="read-out whose validation accuracy picks the best epoch")
@@ -176,7 +177,7 @@ def main(args: argparse.Namespace) -> None:
     language_model, tokenizer = load_language_model(llm, accelerator.device, not args.no_quantize, dtype)
     seed_everything(args.seed)
     language_model = add_lora(language_model, args.lora_r, args.lora_alpha, args.lora_targets)
-    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width)
+    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width, args.dropout)
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)

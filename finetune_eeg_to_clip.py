@@ -21,7 +21,7 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
-from datasets.description import load_description, of_images
+from datasets.description import of_images, one_of
 from datasets.splits import PROTOCOLS, check_protocol, print_caution, protocol_named
 from models import AUGMENTATIONS, CONTRASTIVE, EMBEDDERS, FEATURE_ENCODERS, POOLINGS, choose
 from models.recipes import recipe_of
@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument
-    add("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset of seen images")
+    flags.add_dataset_flags(parser, one_of(of_images()), "which dataset of seen images")
     flags.add_seen_images_flags(parser)
     add("--output_dir", "--model_dir", default=default("pth_downtasks/clip"),
         help="folder for checkpoints, metrics, results")
@@ -108,6 +108,8 @@ def parse_args() -> argparse.Namespace:
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, "within")
+    if protocol_named(args.protocol)[0].apart_of_images is None:
+        parser.error(f"--protocol {args.protocol} does not keep apart the images that people saw; choose another one")
     for name in ("epochs", "batch_size", "average_train", "optimizer", "lr", "weight_decay", "unit_eeg", "lr_schedule"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(recipe_of(args.encoder), name))
@@ -127,6 +129,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.repetitions import Averages, averages, repetitions, some_repetitions, with_shuffled_images
+from datasets.store import description_of_store
 from datasets.trials import load_splits
 from models.eeg_embedding import EEGEmbedding, embedder_named
 from stages import retrieval
@@ -178,7 +181,10 @@ def main(args: argparse.Namespace) -> None:
     settle(args, kind, net)
 
     # ------------------------------------------------------------ trials: which, and which part of each
-    description = load_description(args.downstream_dataset)
+    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "THINGS")
+    args.downstream_dataset = description.name
+    if not description.parts:
+        raise UserError(f"{args.datasets_dir} is of {description.name}, whose trials have no images of their own")
     splits = load_splits(args.datasets_dir, description, args.protocol, granularity=args.granularity)
     args.window, args.regions, splits = part_of(splits, args.tmin, args.tmax, args.channels)
     given = {f.name: getattr(args, f.name) for f in fields(TargetSettings) if hasattr(args, f.name)}
@@ -251,7 +257,7 @@ def main(args: argparse.Namespace) -> None:
         "shuffled": args.shuffle_labels, "encoder_fingerprint": depends_on.get("encoder", ""),
         "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}), "absent": absent,
     }  # fmt: skip
-    run.begin(left_out=left_out)
+    run.begin(left_out=left_out, **description.own_record())
     augment, n = [choose(AUGMENTATIONS, name) for name in args.augment], len(items)
     for epoch in run.epochs(args.epochs):
         # anew each epoch, so a resumed run repeats what the interrupted one would have done

@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words, stimuli and montage")
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_part_flags(parser)
-    add("--stimuli_dir", default=default("data/VisualImagery/stimuli"), help="folder of the stimulus photos")
+    add("--stimuli_dir", help="folder of the stimulus photos (default: the dataset's own)")
     add("--output_dir", "--model_dir", default=default("pth_downtasks/eeg_direct"),
         help="folder for checkpoints, metrics and results")
     flags.add_encoder_flags(parser, FEATURE_ENCODERS)
@@ -138,8 +138,19 @@ def start_encoder(args, dataset, description) -> tuple:
     return encoder, warm["encoder_fingerprint"], warm
 
 
+def start_dataset(args):  # noqa: ANN201 - DatasetDescription
+    """The store's dataset; what nobody said of it, and the dataset knows, becomes args' own."""
+    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "VI")
+    args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol
+    args.stimuli_dir = args.stimuli_dir or description.images_dir or default("data/VisualImagery/stimuli")
+    flags.check_phases(args)
+    return description
+
+
 def build_targets(args, description, image_model: str, cache_dir: Path) -> tuple:
     """A class's prototype (K, D), its prompt's text states (K, 77, D), and how alike the targets are, in words."""
+    if not description.stimuli:
+        raise UserError(f"--downstream_dataset {description.name} has no stimuli to map to")
     labels = range(len(description.classes))
     stimuli = Stimuli(description.stimuli, len(labels), Path(args.stimuli_dir))
     images = CLIPImageTargetBuilder(args.clip_model, cache_dir)
@@ -199,11 +210,7 @@ def evaluate(accelerator, model, dataset, prototypes, args) -> list:
 
 
 def main(args: argparse.Namespace) -> None:
-    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "VI")
-    args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol
-    if not description.stimuli:
-        raise UserError(f"--downstream_dataset {description.name} has no stimuli to map to")
-    flags.check_phases(args)
+    description = start_dataset(args)
 
     # ------------------------------------------------------------ set-up
     # the baselines' text positions learn from the MSE term alone, which the warm-up leaves out

@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_generation_flags(parser, "outputs/eeg2image")
     flags.add_trained_encoder_flags(parser)
     flags.add_text_flags(parser, TEXT_READOUTS)
-    flags.add_image_flags(parser, None, "data/VisualImagery/stimuli", SCHEDULERS)
+    flags.add_image_flags(parser, None, None, SCHEDULERS)
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, None)
@@ -63,6 +63,7 @@ from utils.progress import progress
 def main(args: argparse.Namespace) -> None:
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "BCICIV2a")
     args.downstream_dataset = description.name
+    args.stimuli_dir = args.stimuli_dir or description.images_dir or default("data/VisualImagery/stimuli")
     device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     draws = args.stage == "images" or (args.stage == "all" and args.generate_images)
     check_output(output_dir)

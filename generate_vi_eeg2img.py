@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_generation_flags(parser, "outputs/vi_eeg2img")
     flags.add_trained_encoder_flags(parser)
-    flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", "data/VisualImagery/stimuli", SCHEDULERS)
+    flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", None, SCHEDULERS)
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, None)
@@ -70,6 +70,7 @@ from utils.progress import progress
 def main(args: argparse.Namespace) -> None:
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "VI")
     args.downstream_dataset = description.name
+    args.stimuli_dir = args.stimuli_dir or description.images_dir or default("data/VisualImagery/stimuli")
     device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     embeddings = output_dir / "embeddings.safetensors"
     draws = args.stage != "decode"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from datasets.description import DATASETS, DatasetDescription, load_description
+from datasets.description import DatasetDescription
 from datasets.repetitions import Averages, Group, repetitions, with_shuffled_images
 from datasets.splits import check_protocol, protocol_named
+from datasets.store import description_of_store
 from datasets.trials import TrialDataset, part_as_trained
 from models.eeg_embedding import EEGEmbedding
 from models.published import from_published
@@ -57,9 +58,9 @@ def open_clip_run(
     trained on.
     """
     path, checkpoint = read_run_checkpoint(place, "embedding")
-    if checkpoint["dataset"] not in list(DATASETS) or checkpoint["target"] not in list(TARGETS):
-        raise UserError(f"{path} has the dataset {checkpoint['dataset']!r} and target {checkpoint['target']!r}; {HINT}")
-    description = load_description(checkpoint["dataset"])
+    if checkpoint["target"] not in list(TARGETS):
+        raise UserError(f"{path} has the target {checkpoint['target']!r}; {HINT}")
+    description = description_of_store(datasets_dir, checkpoint["dataset"])
     if not description.parts:
         raise UserError(f"{path} is of {description.name}, whose trials have no images; {HINT}")
     protocol, granularity = check_protocol(checkpoint["protocol"]), checkpoint["granularity"]

@@ -296,14 +296,14 @@ def add_text_flags(parser: argparse.ArgumentParser, readouts) -> None:
 def add_image_flags(
     parser: argparse.ArgumentParser,
     image_model: str | None,
-    photos: str,
+    photos: str | None,
     schedulers: Sequence[str],
     scheduler: str = "dpm",
     folder: Sequence[str] = ("--stimuli_dir",),
 ) -> None:
     """The image model, and the photos that stand beside its pictures.
 
-    photos : str. Their usual folder. folder : sequence of str. The flag's names for it; the first one counts.
+    photos : str, optional. Their usual folder. folder : sequence of str. The flag's names for it; the first one counts.
     schedulers, scheduler : what may be chosen, and the usual one.
     """
     # fmt: off
@@ -317,8 +317,8 @@ def add_image_flags(
     add("--scheduler", choices=list(schedulers), default=scheduler,
         help="sampler: dpm: DPM-Solver++, aMUSEd and SDXL-Turbo their own; pndm: as Stable Diffusion 1.4 was published")
     add("--image_size", type=at_least(8), default=512, help="edge of a picture, pixels")
-    add(*folder, default=default(photos),
-        help="folder of the photos that were seen, where a dataset has photos")
+    add(*folder, default=photos and default(photos),
+        help="folder of the photos that were seen, where there are any" + ("" if photos else " (default: its own)"))
     add("--max_held_mib", type=number, default=256, help="GPU memory still held above which no image model is loaded")
     # fmt: on
 
