@@ -55,7 +55,7 @@ from datasets.preprocessing import Preprocessing
 from datasets.store import is_trial_store
 from utils.archives import unpack
 from utils.download import download
-from utils.limits import opened_picture
+from utils.photos import OddPictures, whole_picture
 
 # ---------------------------------------------------------------- the raw files
 
@@ -131,14 +131,13 @@ def check_stimuli(folder: Path) -> None:
     missing = [name for name in DESCRIPTION.stimuli.values() if not (folder / name).is_file()]
     if missing:
         print(f"notice: stimulus photos missing in {folder}: {', '.join(missing)}")
-    for name in set(DESCRIPTION.stimuli.values()) - set(missing):
+    odd = OddPictures()
+    for name in sorted(set(DESCRIPTION.stimuli.values()) - set(missing)):
         try:
-            with opened_picture(folder / name) as picture:
-                picture.load()
+            odd.add(name, whole_picture(folder / name, "stimulus photo", "fetch it again"))
         except UserError as error:
-            print(f"notice: the stimulus photo {error}")
-        except Exception:  # whatever a file that is no picture makes Pillow say
-            print(f"notice: the stimulus photo {folder / name} is not a picture")
+            print(f"notice: {error}")
+    odd.report(f"stimuli in {folder}")
 
 
 def main(args: argparse.Namespace) -> None:

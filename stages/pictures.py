@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from stages.rows import Row
 from utils.device import free_gpu_memory
 from utils.errors import UserError
-from utils.limits import opened_picture, whole_picture
+from utils.limits import opened_picture
 from utils.paths import written_whole
+from utils.photos import OddPictures, whole_picture
 from utils.progress import progress
 
 PANEL = 256  # pixels, edge of one picture in a comparison
@@ -61,6 +62,10 @@ class Stimuli:
     def __init__(self, by_label: Mapping[int, str], n_classes: int, folder: Path):
         self.folder = folder
         self.by_label = [self._picture(by_label.get(label)) for label in range(n_classes)]
+        odd = OddPictures()
+        for label, name in by_label.items():
+            odd.add(name, self.by_label[label])
+        odd.report(f"stimuli in {folder}")
 
     def _picture(self, name: str | None) -> Picture:
         if name is None:
