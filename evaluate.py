@@ -212,7 +212,8 @@ def score_images(
             control = None
         values[run.place] = image_metrics.values_of(pictures, networks, control=control)
         of_run = image_metrics.lines_of(pictures, values[run.place], control)
-        lines += [{"run": run.name} | line for line in of_run]
+        noted = {"encoder": run.encoder_note} if run.encoder_note else {}
+        lines += [{"run": run.name} | line | noted for line in of_run]
     for run, other in itertools.permutations([run for run in drawn if run.place in read], 2):
         a, b = read[run.place], read[other.place]
         if step := image_metrics.step_between(run.argument, other.argument, a.recipe, b.recipe):
@@ -265,6 +266,8 @@ def main(args: argparse.Namespace) -> None:
         for readout in rows[0].readouts:
             lines.append(tables.group_line(group, readout, of_controls, name) | tables.linear_probe(group, runs))
             warnings += tables.warnings_of(name, rows, readout)
+        if partly := tables.encoder_notes(group):
+            warnings.append(f"{name}: the encoder's checkpoint: {partly}; the rest of the encoder is random")
         readout = group[0].main_readout
         of_group.append(next(line for line in reversed(lines) if line["readout"] == readout))
         by_person += [

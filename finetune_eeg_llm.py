@@ -79,7 +79,7 @@ from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import check_augmentable, encoder_for, with_features
+from stages.tokens import check_augmentable, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, resume_optimizer, scaler_state, start_accelerator
 from utils.paths import cache_folder
@@ -198,7 +198,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
     # ------------------------------------------------------------ training
-    run.begin(num_processes=accelerator.num_processes, **description.own_record())
+    run.begin(num_processes=accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
     collator = TextCollator(description, tokenizer, args.seed)
     augment = [choose(AUGMENTATIONS, name) for name in args.augment]
     facts = {

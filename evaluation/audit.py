@@ -419,6 +419,8 @@ def run_findings(run: Run, store, splits: Split) -> Iterator[Finding]:
 
 def _made_from(run: Run, store) -> Checked:
     """Whether the run was made from this store and this list of its trials."""
+    if run.encoder_note:
+        yield "notice", f"its encoder's checkpoint: {run.encoder_note}; the rest of the encoder is random"
     depends = run.record.get("depends_on", {"store": run.record["store"]} if "store" in run.record else None)
     if not isinstance(depends, dict):
         yield "cannot", "without its run.json nobody knows what it was made from"

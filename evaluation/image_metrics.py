@@ -357,4 +357,8 @@ def images_table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
         for m in metrics:
             known = np.isfinite(line.get(m, np.nan))
             cells[-1].append(f"{line[m]:.3f} ({line[f'{m}, low']:.3f} to {line[f'{m}, high']:.3f})" if known else "")
-    return ["run", "images", "n", "people", *metrics], cells
+    heads = ["run", "images", "n", "people", *metrics]
+    if any(line.get("encoder") for line in lines):
+        heads.append("encoder")
+        cells = [[*cell, line.get("encoder", "")] for cell, line in zip(cells, lines, strict=True)]
+    return heads, cells

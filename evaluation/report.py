@@ -50,6 +50,7 @@ def cards(run: Run, stimuli: Stimuli) -> Iterator[dict]:
         card |= {"true": row.true_name, "decoded": row.predicted_name or "no class"}
         card |= {"right": row.predicted_label == row.true_label, "simulated": row.simulated}
         card |= {"text": row.text, "prompt": row.prompt, "model": Path(pictures.model).name}
+        card |= {"encoder": run.encoder_note}
         card |= {"seen": _embedded(seen), "drawn": _embedded(drawn), "eeg": signals.of(row)}
         yield card | {"read_by": read_by, "chances": sorted(chances, key=lambda named: -named[1])[:5]}
 
