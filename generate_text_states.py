@@ -62,7 +62,7 @@ from stages.pictures import (
     Stimuli,
     check_gpu_is_free,
     drawing_recipe,
-    drawn_with,
+    is_drawn,
     save_with_recipe,
     true_class_picture,
 )
@@ -117,7 +117,7 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
     recipes = {
         row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | of_caption for row in captioned
     }
-    missing = [row for row in captioned if drawn_with(true_class_picture(output_dir, row)) != recipes[row.index]]
+    missing = [row for row in captioned if not is_drawn(true_class_picture(output_dir, row), recipes[row.index])]
     if pictures.missing or missing:
         check_gpu_is_free(device, args.max_held_mib)
         generator = EEGImageGenerator(image_model, device, *how, args.scheduler)

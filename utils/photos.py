@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from utils.errors import UserError
 from utils.limits import PICTURES, opened_picture
 
+ONE_COLOUR = "of one colour"  # what a drawn picture is then, in words
 PLAIN = ("RGB", "L", "1", "P", "CMYK", "YCbCr")  # modes that Pillow's own conversion reads right
 
 
@@ -70,8 +71,8 @@ def reads_plainly(path: Path) -> bool:
 
 
 def one_colour(picture: Image.Image) -> bool:
-    """Whether all pixels of an RGB picture are the same."""
-    return all(least == most for least, most in picture.getextrema())
+    """Whether all pixels of a picture are the same."""
+    return all(least == most for least, most in picture.convert("RGB").getextrema())
 
 
 class OddPictures:
