@@ -55,6 +55,7 @@ from datasets.preprocessing import Preprocessing
 from datasets.store import is_trial_store
 from utils.archives import unpack
 from utils.download import download
+from utils.network import trouble
 from utils.photos import OddPictures, whole_picture
 
 # ---------------------------------------------------------------- the raw files
@@ -120,7 +121,7 @@ def figshare_files() -> list[dict]:
             raise ValueError(f"no address of {lacking[0]}")
     except (requests.RequestException, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"Figshare's file list cannot be had ({type(error).__name__}); fetch article 30227503 by hand and use "
+            f"Figshare's file list cannot be had ({trouble(error, FIGSHARE)}); fetch article 30227503 by hand and use "
             "--zip_path, or --skip_download with the recordings in --raw_dir"
         ) from None
     return list(files.values())
