@@ -194,7 +194,8 @@ def unwrapped(content: Mapping, is_own: Callable[[str], bool], what: str) -> dic
     if place or prefix:
         where = " ".join([*(f"under {key!r}" for key in place), *([f"behind {prefix!r}"] if prefix else [])])
         aside = [key for key in given if not key.startswith(prefix)]
-        left = f"; {aside[0]} and {len(aside) - 1} more are no part of it" if aside else ""
+        more = f" and {len(aside) - 1} more" if len(aside) > 1 else ""
+        left = f"; not of it: {aside[0]}{more}" if aside else ""
         print(f"notice: {what}: its weights lie {where}{left}{f'; not taken: {others[0]}' if others else ''}")
     return {key[len(prefix) :]: value for key, value in given.items() if key.startswith(prefix)}
 
