@@ -333,23 +333,29 @@ class EEGImageGenerator:
         draw : callable. Seed → picture. The last try stays, with its fault, where all fail.
         """
         fault, how = picture.info.get("fault"), ""
-        if fault in (NOT_FINITE, ONE_COLOUR) and self.dtype != torch.float32:
-            try:
-                with self._in_float32():
-                    picture, how = draw(seed), "in float32"
-            except (UserError, torch.OutOfMemoryError) as error:
-                if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
-                    raise
-                print("notice: there is not enough GPU memory to draw a picture again in float32")
-        for k in range(1, OTHER_SEEDS + 1):
+        for k in range(OTHER_SEEDS + 1):
+            if k:
+                seed = (seed + STRIDE) % 2**63
+                picture, how = draw(seed), f"from seed {seed}"
+            if picture.info.get("fault") in (NOT_FINITE, ONE_COLOUR) and self.dtype != torch.float32:
+                picture, how = self._again_in_float32(picture, seed, draw), f"{how} in float32".strip()
             if picture.info.get("fault") not in (UNSAFE, ONE_COLOUR):
                 break
-            other = (seed + k * STRIDE) % 2**63
-            picture, how = draw(other), f"from seed {other}"
         if how and "fault" not in picture.info:
             picture.info["redrawn"] = how
             print(f"notice: a picture was {fault}; it was drawn again {how}")
         return picture
+
+    def _again_in_float32(self, picture: Image.Image, seed: int, draw: Callable[[int], Image.Image]) -> Image.Image:
+        """What `draw` gives in float32; the picture itself where the GPU has no room for that."""
+        try:
+            with self._in_float32():
+                return draw(seed)
+        except (UserError, torch.OutOfMemoryError) as error:
+            if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+                raise
+            print("notice: there is not enough GPU memory to draw a picture again in float32")
+            return picture
 
     @contextmanager
     def _in_float32(self) -> Iterator[None]:

@@ -63,8 +63,9 @@ class Stimuli:
         self.folder = folder
         self.by_label = [self._picture(by_label.get(label)) for label in range(n_classes)]
         odd = OddPictures()
-        for label, name in by_label.items():
-            odd.add(name, self.by_label[label])
+        for label, picture in enumerate(self.by_label):
+            if label in by_label:
+                odd.add(by_label[label], picture)
         odd.report(f"stimuli in {folder}")
 
     def _picture(self, name: str | None) -> Picture:
