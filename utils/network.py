@@ -12,10 +12,14 @@ def trouble(error: BaseException, url: str) -> str:
     error : of requests, httpx or the system. url : str. What was asked.
     """
     variable, proxy = proxy_of(url)
-    if not urlparse(url).scheme:
+    if not url.startswith(("https://", "http://")):
         return f"{url!r} is no address; expected https://{url}"
     if proxy.startswith("socks") and isinstance(error, ImportError | ValueError):  # requests' InvalidSchema is one
         return f"a SOCKS proxy is set in {variable} and a package for it is not installed: {SOCKS}"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return (
+            "its certificate is not trusted here; SSL_CERT_FILE and REQUESTS_CA_BUNDLE name the file of a proxy's own"
+        )
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = f"{type(error).__name__} {status}" if status else type(error).__name__
     return f"{said} through the proxy {proxy} that {variable} sets" if proxy and not status else said
@@ -32,4 +36,4 @@ def proxy_of(url: str) -> tuple[str, str]:
         (name for name, value in os.environ.items() if name.lower().endswith("_proxy") and value == proxy), ""
     )
     at = urlparse(proxy if "://" in proxy else f"http://{proxy}")
-    return variable or "this machine", f"{at.scheme}://{at.hostname}" + (f":{at.port}" if at.port else "")
+    return variable or "this machine", f"{at.scheme}://{at.netloc.rpartition('@')[2]}"  # without name and password

@@ -45,6 +45,14 @@ def test_without_a_proxy_or_around_it_the_error_alone_is_said(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "example.org")
     assert trouble(requests.ConnectionError("no"), "https://example.org/x") == "ConnectionError"
+    assert "localhost:8000' is no address" in trouble(requests.exceptions.InvalidSchema("no"), "localhost:8000")
+    untrusted = requests.exceptions.SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    assert "REQUESTS_CA_BUNDLE" in trouble(untrusted, "https://example.org/x")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy:no_port")  # is no reason for another error
+    assert (
+        trouble(ValueError("no"), "https://other.org")
+        == "ValueError through the proxy http://proxy:no_port that HTTPS_PROXY sets"
+    )
     answer = requests.Response()
     answer.status_code = 404
     assert trouble(requests.HTTPError("no", response=answer), "https://other.org/x") == "HTTPError 404"
