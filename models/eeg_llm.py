@@ -331,9 +331,8 @@ def lora_targets(name: str, asked: Sequence[str] | None) -> list[str]:
     found = list(dict.fromkeys(".".join(part[-2:]) if part[-1] in elsewhere else part[-1] for part in parts))
     if not found:
         raise UserError(f"--lora_targets: --llm {name} has no attention; name some of its linear layers: {known}")
-    print(
-        f"notice: --llm {name} has no {', '.join(lacking(LORA_TARGETS))}; LoRA goes to its attention: {', '.join(found)}"
-    )
+    lacks = ", ".join(lacking(LORA_TARGETS))
+    print(f"notice: --llm {name} has no {lacks}; LoRA goes to its attention: {', '.join(found)}")
     return found
 
 

@@ -26,14 +26,12 @@ def trouble(error: BaseException, url: str) -> str:
 
 
 def proxy_of(url: str) -> tuple[str, str]:
-    """The variable that sets a proxy for an address, and that proxy without name and password; "" where there is none."""
+    """The variable that sets a proxy for an address, and that proxy without name and password; "" without one."""
     import requests  # slow to import
 
     proxies = requests.utils.get_environ_proxies(url)
     if not (proxy := requests.utils.select_proxy(url, proxies)):
         return "", ""
-    variable = next(
-        (name for name, value in os.environ.items() if name.lower().endswith("_proxy") and value == proxy), ""
-    )
+    names = [name for name, value in os.environ.items() if name.lower().endswith("_proxy") and value == proxy]
     at = urlparse(proxy if "://" in proxy else f"http://{proxy}")
-    return variable or "this machine", f"{at.scheme}://{at.netloc.rpartition('@')[2]}"  # without name and password
+    return (names or ["this machine"])[0], f"{at.scheme}://{at.netloc.rpartition('@')[2]}"

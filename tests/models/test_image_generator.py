@@ -111,7 +111,7 @@ def small(vi_pth):
 
 
 def flag(generator, monkeypatch, unsafe):
-    """Let the safety checker blacken what is drawn from the seeds that `unsafe` says; gives the seeds that were drawn."""
+    """Let the safety checker blacken what is drawn from the seeds that `unsafe` says; gives the drawn seeds."""
     seeds, draw = [], generator.family.draw
 
     def checked(*inputs, generator, **settings):
