@@ -61,9 +61,9 @@ def hub_trouble() -> str:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT, follow_redirects=False)
         return ""
     except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError, OSError) as error:
-        why = trouble(error, constants.ENDPOINT)
-        address = f"{constants.ENDPOINT}{' (HF_ENDPOINT)' if 'HF_ENDPOINT' in os.environ else ''}"
-        print(f"notice: {address} cannot be reached ({why}); only models on this machine are used")
+        named = "; HF_ENDPOINT names it" if "HF_ENDPOINT" in os.environ else ""
+        why = f"{trouble(error, constants.ENDPOINT)}{named}"
+        print(f"notice: {constants.ENDPOINT} cannot be reached ({why}); only models on this machine are used")
         return why
 
 

@@ -80,8 +80,9 @@ def asks(monkeypatch):
 def test_the_hub_says_why_it_cannot_be_reached(asks, monkeypatch, capsys):
     assert asks("http://127.0.0.1:9") == "ConnectError" and not hub.hub_answers()
     monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
-    assert asks("hf-mirror.com") == "'hf-mirror.com' is no address; expected https://hf-mirror.com"
-    assert "hf-mirror.com (HF_ENDPOINT) cannot be reached" in capsys.readouterr().out
+    said = "'hf-mirror.com' is no address; expected https://hf-mirror.com; HF_ENDPOINT names it"
+    assert asks("hf-mirror.com") == said
+    assert f"hf-mirror.com cannot be reached ({said})" in capsys.readouterr().out
     with pytest.raises(UserError, match="--llm a/model: .* cannot be reached .*expected https://hf-mirror.com"):
         hub.fetch_nothing("a/model", "config.json", "--llm")
 
