@@ -313,8 +313,7 @@ def lora_targets(name: str, asked: Sequence[str] | None) -> list[str]:
     refuse_code()
     with loading(f"--llm {name}", "give a local folder or a hub address"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **safe), trust_remote_code=False)
-    modules = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
-    layers = [f".{path}" for path, layer in modules.items() if layer is not model.get_output_embeddings()]
+    layers = [f".{path}" for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
 
     def lacking(names: Sequence[str]) -> list[str]:
         return [target for target in names if not any(layer.endswith(f".{target}") for layer in layers)]
