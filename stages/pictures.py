@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from stages.rows import LONGEST_TEXT, Row, write_rows
+from stages.rows import Row, write_rows
 from utils.device import free_gpu_memory
 from utils.errors import UserError
 from utils.limits import opened_picture
@@ -18,6 +18,7 @@ from utils.photos import ONE_COLOUR, OddPictures, one_colour, whole_picture
 from utils.progress import progress
 
 PANEL = 256  # pixels, edge of one picture in a comparison
+LONGEST_FAULT = 100  # characters; a picture's file may be anybody's
 HEADER = 40  # pixels, height of a comparison's coloured header
 GREEN, RED, GREY, AMBER = (34, 139, 58), (190, 40, 40), (110, 110, 110), (255, 190, 60)
 Picture = Image.Image
@@ -185,7 +186,7 @@ def save_with_recipe(picture: Picture, recipe: dict, path: Path) -> None:
     note.add_text("recipe", json.dumps(recipe))
     for name in ("fault", "redrawn"):
         if name in picture.info:
-            note.add_text(name, picture.info[name])
+            note.add_text(name, str(picture.info[name]))
     with written_whole(path) as unfinished:
         picture.save(unfinished, format="PNG", pnginfo=note)
 
@@ -213,7 +214,8 @@ def is_drawn(path: Path, recipe: dict) -> bool:
 
 def fault_of(picture: Picture) -> str:
     """Why a drawn picture is none, in words, as its drawing or its pixels say; empty for a picture."""
-    return str(picture.info.get("fault") or (ONE_COLOUR if one_colour(picture) else ""))[:LONGEST_TEXT]
+    said = "".join(filter(str.isprintable, str(picture.info.get("fault", ""))))[:LONGEST_FAULT]
+    return said or (ONE_COLOUR if one_colour(picture) else "")
 
 
 # ---------------------------------------------------------------- comparisons and the grid

@@ -21,6 +21,7 @@ from stages.pictures import (
     comparison,
     cue_arrow,
     drawn_with,
+    is_drawn,
     read_photo,
     save_with_recipe,
     summary_grid,
@@ -235,6 +236,18 @@ def test_what_came_out_in_place_of_a_picture_is_marked_shown_marked_and_drawn_ag
     assert draw(tmp_path, read_rows(place)) == [11]  # the good one is left as it is
     assert (tmp_path / "generated_0003_true0_pred0.png").read_bytes() == kept and place.read_bytes() == before
     assert draw(tmp_path, read_rows(place)) == []
+
+
+def test_a_fault_that_somebody_wrote_into_a_picture_is_text(tmp_path):
+    write_rows(rows := [row(3)], tmp_path / "decoded.jsonl")
+    draw(tmp_path, rows)
+    path = tmp_path / "generated_0003_true0_pred0.png"
+    with Image.open(path) as picture:
+        picture.info["fault"] = "\x1b[2J" + "a" * 5000
+        save_with_recipe(picture, {"prompt": "two feet", "seed": 3, "steps": 4}, path)
+    assert not is_drawn(path, {"prompt": "two feet", "seed": 3, "steps": 4})
+    PictureFolder(tmp_path, rows, {"steps": 4}, 0).finish(lambda row: Image.new("RGB", (32, 32)))
+    assert read_rows(tmp_path / "decoded.jsonl")[0].picture_fault == "[2J" + "a" * 97
 
 
 def test_a_black_picture_of_before_pictures_were_marked_is_drawn_again(tmp_path):
