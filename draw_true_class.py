@@ -30,12 +30,12 @@ from evaluation.decoded_runs import description_of, read_run
 from models import SCHEDULERS
 from models.image_generator import EEGImageGenerator
 from stages.pictures import (
-    NO_PICTURES,
     PictureFolder,
     drawn_with,
     fault_of,
     is_drawn,
     opened_whole,
+    report_faults,
     save_with_recipe,
     true_class_picture,
 )
@@ -96,8 +96,8 @@ def main(args: argparse.Namespace) -> None:
             f"{folder / 'true_class'}: {len(missing)} pictures drawn from the true class, {len(rows) - len(missing)} "
             "were there"
         )
-        if none := sum(bool(fault_of(opened_whole(true_class_picture(folder, row)))) for row in rows):
-            print(f"notice: {NO_PICTURES.format(none)}")
+        paths = [true_class_picture(folder, row) for row in rows]
+        report_faults({path.name: fault_of(opened_whole(path)) for path in paths})
 
 
 if __name__ == "__main__":

@@ -153,13 +153,17 @@ class PictureFolder:
         with written_whole(grid) as unfinished:
             summary_grid([self.path("comparison", row) for row in self.rows]).save(unfinished, format="PNG")
         print(f"{drawn} images drawn, {len(self.rows) - drawn} were there; {grid}")
-        if none := [
-            f"{self.path('generated', row).name} ({row.picture_fault})" for row in self.rows if row.picture_fault
-        ]:
-            print(f"notice: {NO_PICTURES.format(len(none))}: {', '.join(none[:5])}{' …' if len(none) > 5 else ''}")
+        report_faults({self.path("generated", row).name: row.picture_fault for row in self.rows})
 
 
-NO_PICTURES = "{} of them came out as no picture; marked, never scored, and drawn again by the same command"
+def report_faults(faults: Mapping[str, str]) -> None:
+    """Print which drawn pictures are none; `faults`: file's name → why, "" of a picture."""
+    if none := [f"{name} ({fault})" for name, fault in faults.items() if fault]:
+        some = ", ".join(none[:5]) + (" …" if len(none) > 5 else "")
+        print(
+            f"notice: {len(none)} of them came out as no picture; marked, never scored, and drawn again by the same "
+            f"command: {some}"
+        )
 
 
 def compared_picture(folder: Path, way: str, row: Row) -> Path:
