@@ -167,8 +167,8 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ set-up
     accelerator, precision = start_accelerator(args.cuda, args.precision, args.gradient_accumulation_steps, args.seed)
-    known = list(args.lora_targets or LORA_TARGETS) if args.llm == TINY else lora_targets(args.llm, args.lora_targets)
-    args.lora_targets = known
+    of_tiny = list(args.lora_targets or LORA_TARGETS)  # which is a Llama, and may not be made yet
+    args.lora_targets = of_tiny if args.llm == TINY else lora_targets(args.llm, args.lora_targets)
     splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions)
     if args.shuffle_labels:
         splits = {mode: dataset.shuffled(args.seed) for mode, dataset in splits.items()}
