@@ -327,6 +327,7 @@ def test_a_black_sample_is_never_the_chosen_one_and_what_stays_black_is_marked(
         return pictures
 
     monkeypatch.setattr(GuidedGenerator, "_drawn", checked)
+    monkeypatch.setattr("models.image_generator.OTHER_SEEDS", 1)
     out = tmp_path / "out"
     flags = {"samples": 2, "compare": ["ceiling"], "draw_batch": 3, "num_inference_steps": 1}
     indices = [row.index for row in read_rows(trained / "ubp/decoded_test.jsonl")]

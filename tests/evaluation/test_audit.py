@@ -140,7 +140,8 @@ def test_a_leak_that_is_written_into_a_store_is_named(script, tmp_path, name):
 def test_what_cannot_be_microvolts_is_named_with_its_place(tmp_path):
     def said(leak, **meta):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        write_store(path, {"sfreq": 200.0, "dataset": "BCICIV2a"} | meta, [leak(clean_trials())])
+        some = [(trial, x) for trial, x in clean_trials() if trial.subject in ("A04", "A05")]
+        write_store(path, {"sfreq": 200.0, "dataset": "BCICIV2a"} | meta, [leak(some)])
         store = open_store(path)
         trials = list(store.trials)
         (found,) = amplitude_findings(store, trials, summarise(store, trials))
