@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     encoder("--atm_parts", nargs="+", choices=("attention", "tsconv", "mlp"), default=["attention", "tsconv", "mlp"],
         help="atm: the parts that are there, for the ablation")
     encoder("--de", choices=("gaussian", "published"), default="gaussian",
-        help="de_mlp, mlp, rgnn: which differential entropy")
+        help="de_mlp, mlp, rgnn: gaussian: entropy of each band; published: EEG-ImageNet's, which its weights read")
     part = parser.add_argument_group("what is read of a trial").add_argument
     part("--tmin", type=float, help="seconds after the image's onset (default: as the dataset says, 0 or 0.04)")
     part("--tmax", type=float, help="seconds after the image's onset; at least 0.1 after --tmin (default: 1 or 0.44)")

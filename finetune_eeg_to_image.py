@@ -104,7 +104,7 @@ from stages.pictures import Stimuli
 from stages.rows import mapper_readouts, new_row
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import check_augmentable, encoder_for, with_features
+from stages.tokens import check_augmentable, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import resume_optimizer, scaler_state, start_accelerator
 from utils.progress import progress
@@ -272,7 +272,7 @@ def main(args: argparse.Namespace) -> None:
         resume_optimizer(accelerator, optimizer, run.state)
 
     # ------------------------------------------------------------ training
-    run.begin(num_processes=accelerator.num_processes, **description.own_record())
+    run.begin(num_processes=accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
     seen = sorted({*splits["train"].seen, *splits["val"].seen, *warm.get("seen", ())})
     facts = {
         "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,

@@ -62,6 +62,7 @@ from stages.embeddings import read_embeddings, write_embeddings
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawing_recipe
 from stages.rows import draw_what, mapper_readouts, new_row, read_rows
 from stages.runs import check_output, report_decoded
+from stages.tokens import checkpoint_facts
 from utils.device import pick_device
 from utils.hub import fetch_nothing
 from utils.progress import progress
@@ -109,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
                 alone = {index: model(dataset[index]["x"][None].to(device))[:2] for index in chosen}
         write_embeddings(embeddings, rows, alone, checkpoint["image_model"])
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "mapper": str(path)}
-        record |= description.own_record()
+        record |= checkpoint_facts(encoder) | description.own_record()
         report_decoded(rows, output_dir, record)
         del dataset, checkpoint, encoder, model, batch, outputs, alone  # the image stage has the GPU for itself
 

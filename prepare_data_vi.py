@@ -56,7 +56,8 @@ from datasets.preprocessing import Preprocessing
 from datasets.store import is_trial_store
 from utils.archives import unpack
 from utils.download import download
-from utils.limits import opened_picture
+from utils.network import trouble
+from utils.photos import OddPictures, whole_picture
 
 # ---------------------------------------------------------------- the raw files
 
@@ -121,7 +122,7 @@ def figshare_files() -> list[dict]:
             raise ValueError(f"no address of {lacking[0]}")
     except (requests.RequestException, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"Figshare's file list cannot be had ({type(error).__name__}); fetch article 30227503 by hand and use "
+            f"Figshare's file list cannot be had ({trouble(error, FIGSHARE)}); fetch article 30227503 by hand and use "
             "--zip_path, or --skip_download with the recordings in --raw_dir"
         ) from None
     return list(files.values())
@@ -132,14 +133,13 @@ def check_stimuli(folder: Path) -> None:
     missing = [name for name in DESCRIPTION.stimuli.values() if not (folder / name).is_file()]
     if missing:
         print(f"notice: stimulus photos missing in {folder}: {', '.join(missing)}")
-    for name in set(DESCRIPTION.stimuli.values()) - set(missing):
+    odd = OddPictures()
+    for name in sorted(set(DESCRIPTION.stimuli.values()) - set(missing)):
         try:
-            with opened_picture(folder / name) as picture:
-                picture.load()
+            odd.add(name, whole_picture(folder / name, "stimulus photo", "fetch it again"))
         except UserError as error:
-            print(f"notice: the stimulus photo {error}")
-        except Exception:  # whatever a file that is no picture makes Pillow say
-            print(f"notice: the stimulus photo {folder / name} is not a picture")
+            print(f"notice: {error}")
+    odd.report(f"stimuli in {folder}")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -88,6 +88,15 @@ class Run:
         return Path(place) if Path(place).exists() else ROOT / place
 
     @property
+    def encoder_note(self) -> str:
+        """What its encoder's checkpoint lacked (--allow_partial), in words; empty where it was loaded whole."""
+        loaded = self.record.get("encoder_loaded")
+        if isinstance(loaded, dict) and all(type(loaded.get(name)) is int for name in ("loaded", "of")):
+            return "" if loaded["loaded"] == loaded["of"] else f"{loaded['loaded']} of {loaded['of']} loaded"
+        silent = "encoder_loaded" not in self.record and self.argument.get("use_pretrained_weights")
+        return "nobody knows how much was loaded" if silent and self.argument.get("allow_partial") else ""
+
+    @property
     def seed(self) -> str:
         return str(self.argument.get("seed"))
 

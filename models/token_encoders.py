@@ -29,7 +29,7 @@ from utils.signals import resample
 def load_encoder(
     name: str, checkpoint: str | None = None, allow_partial: bool = False, seed: int = 0, **trials
 ) -> nn.Module:
-    """An encoder for trials of one kind, in evaluation mode, without gradients.
+    """An encoder for trials of one kind, in evaluation mode, without gradients; `loaded` says what its checkpoint had.
 
     name : str. A key of `FEATURE_ENCODERS`.
     checkpoint : str or None. Weights of a pretrained encoder; None: random ones, for those who ask for them by name.
@@ -43,13 +43,15 @@ def load_encoder(
     torch.manual_seed(seed)
     kind = choose(FEATURE_ENCODERS, name)
     encoder = kind.build(**trials)
+    encoder.loaded = None
     if not kind.pretrained:
         print(f"encoder: {name}, trained from scratch, {sum(p.numel() for p in encoder.parameters()):,} parameters")
     elif checkpoint is None:
         weights = f"RANDOM weights (seed {seed}), as asked for"
         print(f"encoder: {name} with {weights}; its features are not the published ones")
     else:
-        print(f"encoder: {checkpoint}: {load_weights(encoder, checkpoint, allow_partial)}")
+        encoder.loaded = load_weights(encoder, checkpoint, allow_partial)
+        print(f"encoder: {checkpoint}: {encoder.loaded}")
     if hasattr(encoder, "proj_out"):
         encoder.proj_out = nn.Identity()  # CSBrain's own head; downstream use drops it
     return encoder.eval().requires_grad_(False)

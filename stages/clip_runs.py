@@ -12,12 +12,12 @@ from datasets.splits import check_protocol, protocol_named
 from datasets.store import description_of_store
 from datasets.trials import TrialDataset, part_as_trained
 from models.eeg_embedding import EEGEmbedding
-from models.published import from_published
+from models.published import PUBLISHED, from_published, own_names
 from stages import TARGETS
 from stages.checkpoints import HINT, read_run_checkpoint
 from stages.retrieval import embed
 from stages.tokens import encoder_for, with_features
-from utils.checkpoints import fingerprint, read_checkpoint
+from utils.checkpoints import fingerprint, read_checkpoint, unwrapped
 from utils.errors import UserError, loading
 
 # what a name in one of NICE's two files begins with → the part's name
@@ -124,12 +124,15 @@ def open_published(
     people : sequence of str. Of the published table, by number.
     Raises UserError if the files are none of that model, or read trials of another shape.
     """
-    state = {}
+    if name not in PUBLISHED:
+        raise UserError(f"{name}: no published model here; there are {', '.join(PUBLISHED)}")
+    known, state = own_names(name), {}
+
+    def is_own(key: str) -> bool:
+        return known(key) or key.startswith(tuple(NICE_FILES))
+
     for path in paths:
-        content = read_checkpoint(path)
-        inner = content.get("state_dict", content)  # Lightning's, as UBP's
-        inner = inner if isinstance(inner, dict) else content
-        keys = {str(key).removeprefix("module."): value for key, value in inner.items()}
+        keys = unwrapped(read_checkpoint(path), is_own, str(path))
         part = next((ours for theirs, ours in NICE_FILES.items() if any(key.startswith(theirs) for key in keys)), "")
         state |= {part + key: value for key, value in keys.items()}
     model = from_published(name, state, kind).eval().to(device)

@@ -200,7 +200,8 @@ def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:
     add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
         help="csbrain: load --foundation_dir; --no-use_pretrained_weights: random weights")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
-    add("--allow_partial", action="store_true", help="load what fits of the checkpoint and list what does not")
+    add("--allow_partial", action="store_true",
+        help="load what fits of the checkpoint, 90 %% of its names or more, and list what does not")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode anew")
     # fmt: on
