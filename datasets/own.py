@@ -276,21 +276,23 @@ def photos_below(folder: Path) -> list[Path]:
     )
 
 
-def stimuli_of(names: Sequence[str], folder: Path) -> tuple[dict[int, str], list[str]]:
-    """A picture for each class from a folder of pictures named after classes: label → path below the folder.
+def pictures_of(name: str, folder: Path) -> list[Path]:
+    """The pictures below a folder that are named after a class: by their file, or by a folder above them.
 
-    A picture is a class's where its file, or a folder above it, has the class's name (plural and numbers behind it
-    allowed): face.jpg, faces/Don_1.jpg, face_03.png.
+    Any suffix, any depth; plural and numbers behind the name are allowed: face.jpg, faces/Don_1.jpg, face_03.png.
     """
+    word = re.escape(spoken(name)).replace(r"\ ", r"[ _-]*")
+    named = re.compile(rf"(?i){word}(e?s)?[ _.-]*\d*")
+    below = [(path, path.relative_to(folder)) for path in photos_below(folder)]
+    return [path for path, p in below if any(named.fullmatch(part) for part in (p.stem, *p.parts[:-1]))]
+
+
+def stimuli_of(names: Sequence[str], folder: Path) -> tuple[dict[int, str], list[str]]:
+    """A picture for each class, the first of its pictures: label → path below the folder; and what to say about it."""
     if not folder.is_dir():
         raise UserError(f"--stimuli_dir {folder} is no folder")
-    photos, chosen = [path.relative_to(folder) for path in photos_below(folder)], {}
-    for label, name in enumerate(names):
-        word = re.escape(spoken(name)).replace(r"\ ", r"[ _-]*")
-        named = re.compile(rf"(?i){word}(e?s)?[ _.-]*\d*")
-        fits = [p for p in photos if any(named.fullmatch(part) for part in (p.stem, *p.parts[:-1]))]
-        if fits:
-            chosen[label] = fits[0].as_posix()
+    fits = {label: pictures_of(name, folder) for label, name in enumerate(names)}
+    chosen = {label: paths[0].relative_to(folder).as_posix() for label, paths in fits.items() if paths}
     lacking = [name for label, name in enumerate(names) if label not in chosen]
     lines = [f"no picture in {folder} is named after {_some(lacking)}"] if lacking else []
     return chosen, [*lines, f"pictures: {len(chosen)} of {len(names)} classes have one in {folder}"]

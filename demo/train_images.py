@@ -17,13 +17,18 @@ from diffusers import (
     UVit2DModel,
     VQModel,
 )
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
 from datasets.description import load_description
+from datasets.own import pictures_of
+from datasets.store import description_of_store
 from demo.drawings import DRAWINGS, drawing
 from demo.tiny_models import byte_tokenizer, random_text_encoder
+from utils.errors import UserError
+from utils.paths import written_whole
+from utils.photos import whole_picture
 from utils.progress import progress
 
 IMAGE_SIZE = 64  # pixels
@@ -87,15 +92,24 @@ def trained_vae(x: torch.Tensor, label: torch.Tensor, settings: Settings) -> tup
         norm_num_groups=8,
         sample_size=IMAGE_SIZE,
     )
+    train_vae(vae, x, label, settings)
+    return vae, scaled_latents(vae, x)
+
+
+def train_vae(vae: AutoencoderKL, x: torch.Tensor, label: torch.Tensor, settings: Settings) -> None:
+    """Train a VAE to restore pictures (N, 3, 64, 64) from −1 to 1."""
     for batch in TrainingBatches(vae, x, label, settings.autoencoder_steps, settings.lr, "VAE"):
         posterior = vae.encode(batch.x).latent_dist
         restored = vae.decode(posterior.sample()).sample
         batch.step(F.l1_loss(restored, batch.x) + F.mse_loss(restored, batch.x) + 1e-5 * posterior.kl().mean())
     vae.eval()
+
+
+def scaled_latents(vae: AutoencoderKL, x: torch.Tensor) -> torch.Tensor:
+    """(N, 4, 16, 16) latents of standard deviation 1; the VAE keeps the scale."""
     latents = latents_of(vae, x)
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
-    latents *= vae.config.scaling_factor
-    return vae, latents
+    return latents * vae.config.scaling_factor
 
 
 @torch.no_grad()
@@ -127,14 +141,27 @@ def train_stable_diffusion(settings: Settings, folder: Path) -> None:
     prompts = class_prompts(["BCICIV2a", "VI"])
     x, label = drawn(list(prompts), settings)
     x = 2 * x - 1
+    vae, latents = trained_vae(x, label, settings)
+    pipeline = trained_pipeline(vae, new_unet(), latents, label, prompts, settings)
+    finish(pipeline, prompts, folder, Path(settings.sheet_dir), steps=min(25, settings.unet_steps), guidance=7.5)
+    for part in ("text_encoder", "tokenizer"):  # made by rule, see demo/tiny_models.py
+        shutil.rmtree(folder / part)
+
+
+def trained_pipeline(
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    latents: torch.Tensor,
+    label: torch.Tensor,
+    prompts: dict[str, str],
+    settings: Settings,
+) -> StableDiffusionPipeline:
+    """A pipeline whose UNet has learned the latents (N, 4, 16, 16) of each class under its prompt."""
     tokenizer = byte_tokenizer()
     text_encoder = random_text_encoder(CLIPTextModel, tokenizer)
     ids = tokenizer([*prompts.values(), ""], padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
         text = text_encoder(ids)[0]  # (classes + 1, 77, 768)
-
-    vae, latents = trained_vae(x, label, settings)
-    unet = new_unet()
     scheduler = new_scheduler()
     for batch in TrainingBatches(unet, latents, label, settings.unet_steps, settings.lr, "UNet", average=True):
         noise = torch.randn_like(batch.x)
@@ -142,12 +169,37 @@ def train_stable_diffusion(settings: Settings, folder: Path) -> None:
         prompt = text[left_out(batch.label, len(prompts))]
         predicted = unet(scheduler.add_noise(batch.x, noise, t), t, prompt).sample
         batch.step(F.mse_loss(predicted, noise))
-
-    pipeline = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    finish(pipeline, prompts, folder, Path(settings.sheet_dir), steps=min(25, settings.unet_steps), guidance=7.5)
+
+
+def learn_own_pictures(settings: Settings, base: Path, store: str, stimuli_dir: Path, folder: Path) -> None:
+    """Teach the shipped small Stable Diffusion, `base`, the pictures of one's own classes, in a few minutes.
+
+    stimuli_dir : Path. Pictures in folders named after the classes of the store; each is used, and its mirror image.
+    Raises UserError where a class has no picture.
+    """
+    description = description_of_store(store)
+    of_class = [pictures_of(name, stimuli_dir) for name in description.classes]
+    if lacking := [name for name, paths in zip(description.classes, of_class, strict=True) if not paths]:
+        raise UserError(f"--stimuli_dir {stimuli_dir}: no picture is named after {', '.join(lacking)}")
+    small = [
+        np.asarray(ImageOps.fit(whole_picture(path, "picture", "leave it out"), (IMAGE_SIZE, IMAGE_SIZE)))
+        for paths in of_class
+        for path in paths
+    ]
+    x = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1  # (N, 3, 64, 64)
+    x = torch.cat([x, x.flip(-1)])
+    label = torch.arange(len(of_class)).repeat_interleave(torch.tensor([len(paths) for paths in of_class])).repeat(2)
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=torch.float32)
+    train_vae(vae, x, label, settings)
+    latents = scaled_latents(vae, x)
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32)
+    prompts = {name: description.image_prompts[k] for k, name in enumerate(description.classes)}
+    pipeline = trained_pipeline(vae, unet, latents, label, prompts, settings)
+    finish(pipeline, prompts, folder, Path(settings.sheet_dir), steps=min(25, settings.unet_steps), guidance=3.0)
 
 
 # ---------------------------------------------------------------- aMUSEd
@@ -210,6 +262,8 @@ def train_amused(settings: Settings, folder: Path) -> None:
 
     pipeline = AmusedPipeline(vq, tokenizer, text_encoder, uvit, AmusedScheduler(mask_token_id=mask_id))
     finish(pipeline, prompts, folder, Path(settings.sheet_dir), steps=min(12, settings.uvit_steps), guidance=2.0)
+    for part in ("text_encoder", "tokenizer"):  # made by rule, see demo/tiny_models.py
+        shutil.rmtree(folder / part)
 
 
 # ---------------------------------------------------------------- CLIP
@@ -252,7 +306,7 @@ def train_clip(settings: Settings, folder: Path) -> None:
 
 
 def finish(pipeline, prompts: dict[str, str], folder: Path, sheet_dir: Path, steps: int, guidance: float) -> None:
-    """Save in half precision without the text encoder, and draw four pictures a class to look at."""
+    """Save in half precision, and draw four pictures a class to look at."""
     sheet = Image.new("RGB", (4 * IMAGE_SIZE, len(prompts) * IMAGE_SIZE))
     pipeline.set_progress_bar_config(disable=True)
     for row, prompt in enumerate(prompts.values()):
@@ -267,9 +321,8 @@ def finish(pipeline, prompts: dict[str, str], folder: Path, sheet_dir: Path, ste
             sheet.paste(image, (column * IMAGE_SIZE, row * IMAGE_SIZE))
     sheet_dir.mkdir(parents=True, exist_ok=True)
     sheet.save(sheet_dir / f"{folder.name}.png")
-    pipeline.to(dtype=torch.float16).save_pretrained(folder)
-    for part in ("text_encoder", "tokenizer"):  # made by rule, see demo/tiny_models.py
-        shutil.rmtree(folder / part)
+    with written_whole(folder) as unfinished:
+        pipeline.to(dtype=torch.float16).save_pretrained(unfinished)
     print(f"wrote {folder} and {sheet_dir / folder.name}.png")
 
 
