@@ -246,7 +246,7 @@ def main(args: argparse.Namespace) -> None:
         "shuffled": args.shuffle_labels, "encoder_fingerprint": depends_on.get("encoder", ""),
         "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}),
     }  # fmt: skip
-    run.begin()
+    run.begin(splits, args.protocol)
     augment, n = [choose(AUGMENTATIONS, name) for name in args.augment], len(items)
     for epoch in run.epochs(args.epochs):
         # anew each epoch, so a resumed run repeats what the interrupted one would have done

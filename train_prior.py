@@ -272,7 +272,7 @@ def main(args: argparse.Namespace) -> None:
         with loading(*LAST):
             model.load_state_dict(run.state["model"])
             optimizer.load_state_dict(run.state["optimizer"])
-    run.begin()
+    run.begin(datasets, protocol)
 
     # ------------------------------------------------------------ training
     facts = {

@@ -239,7 +239,7 @@ def main(args: argparse.Namespace) -> None:
         with loading(*LAST):
             trained.model.load_state_dict(run.state["model"])
             optimizer.load_state_dict(run.state["optimizer"])
-    run.begin()
+    run.begin(splits, args.protocol)
     n = len(paths["train"])
     print(
         f"{args.what}: {' / '.join(str(len(of)) for of in images.values())} train / val / test images, "

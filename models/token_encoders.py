@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from models import FEATURE_ENCODERS, choose
-from utils.checkpoints import load_weights
+from utils.checkpoints import load_weights, weights_file
 from utils.errors import UserError
 from utils.signals import resample
 
@@ -49,7 +49,7 @@ def load_encoder(
         weights = f"RANDOM weights (seed {seed}), as asked for"
         print(f"encoder: {name} with {weights}; its features are not the published ones")
     else:
-        print(f"encoder: {checkpoint}: {load_weights(encoder, checkpoint, allow_partial)}")
+        print(f"encoder: {checkpoint}: {load_weights(encoder, weights_file(checkpoint), allow_partial)}")
     if hasattr(encoder, "proj_out"):
         encoder.proj_out = nn.Identity()  # CSBrain's own head; downstream use drops it
     return encoder.eval().requires_grad_(False)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from stages.cards import CARD, model_card, read_control, who_is_in
 from stages.rows import Row, write_rows
 from stages.scores import score_rows, worth
-from utils.checkpoints import read_checkpoint, save_checkpoint
+from utils.checkpoints import read_checkpoint, save_checkpoint, save_second_form
 from utils.errors import UserError
 from utils.files import environment, read_json, write_json, write_jsonl
 from utils.paths import append, written_whole
+from utils.script import command_line
 
 # what `loading` says of a last.pth that cannot be read
 LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
@@ -55,7 +57,7 @@ class Run:
         fixed = {k: v for k, v in flags.items() if k not in free | ALWAYS_FREE}
         arguments = {k: v for k, v in flags.items() if k != "resume"}
         self.record = {"arguments": arguments, "fixed": fixed, "depends_on": dict(depends_on)}
-        self.record["environment"] = environment()
+        self.record |= {"environment": environment(), "command": command_line()}
         if not (self.folder / "last.pth").exists():
             self._check_new(settings["resume"])
             return
@@ -89,15 +91,18 @@ class Run:
         if changed:
             raise UserError(f"--resume: the run in {self.folder} differs: {'; '.join(changed)}")
 
-    def begin(self, **more) -> None:
-        """Write run.json, with `more` in it. Of a run that goes on, remove what a kill has left of other epochs."""
+    def begin(self, splits: Mapping, protocol: str, **more) -> None:
+        """Write run.json, with `more` in it. Of a run that goes on, remove what a kill has left of other epochs.
+
+        splits : mapping of mode to TrialDataset. Who trains, validates and tests under the protocol.
+        """
         if not self.writes:
             return
         if self.state:
             keep_epochs(self.folder, self.history, self.keep, self.choose_by, self.files)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.record | more, self.folder / "run.json")
+            write_json(self.record | more | {"data": who_is_in(splits, protocol)}, self.folder / "run.json")
 
     def epochs(self, n: int) -> Iterator[int]:
         """The numbers of the epochs that are still to be done, up to `n`."""
@@ -142,7 +147,8 @@ class Run:
         return self.folder / self.files[which].format(best_epoch(self.history, self.choose_by)["epoch"])
 
     def finish(self, rows: Sequence[Row], shuffled: bool, measures: Mapping | None = None) -> None:
-        """Write the best epoch's `results.json` and, where there are rows, `decoded_test.jsonl`; print its test scores.
+        """Write the best epoch's `results.json`, model card, second form and, where there are rows,
+        `decoded_test.jsonl`; print its test scores.
 
         rows : sequence of Row. The decoded test trials; none of a model that draws, and does not decode.
         shuffled : bool. Whether this is the shuffled-label control.
@@ -156,6 +162,7 @@ class Run:
         results["test"] = {readout: score.as_dict() for readout, score in test.items()}
         if rows or measures is None:
             write_rows(rows, self.folder / "decoded_test.jsonl")
+        complete(self.folder, self.best_file(), results)
         write_json(results, self.folder / "results.json")
         remove_pieces(self.folder)
         control = " with SHUFFLED labels" if shuffled else ""
@@ -164,6 +171,14 @@ class Run:
         if not test:
             print("  no test trials in this store, so no score")
         print(f"checkpoints and metrics in {self.folder}")
+
+
+def complete(folder: Path, best: Path, results: Mapping) -> None:
+    """Write what others read of a run: its card, and its best epoch's second form where that is a file (.pth)."""
+    if best.is_file():
+        save_second_form(read_checkpoint(best), folder)
+    with written_whole(folder / CARD) as unfinished:
+        unfinished.write_text(model_card(folder, results, read_control(folder)), encoding="utf-8")
 
 
 def is_history(history: object) -> bool:

@@ -1,0 +1,132 @@
+"""Send a finished training run to the hub: its card, weights, settings and scores. No other script sends anything.
+
+    python share.py pth_downtasks/eeg_llm_bcic_new OWNER/NAME --show           # what would be sent; sends nothing
+    python share.py pth_downtasks/eeg_llm_bcic_new OWNER/NAME --private
+    python share.py pth_downtasks/eeg_llm_bcic_new OWNER/NAME --license cc-by-4.0 --rows
+
+Sent are README.md (with the scores of the control RUN_shuffled, where it stands beside the run), the best epoch's
+weights as safetensors, its LoRA adapter or ControlNet, config.json, results.json, run.json, metrics.jsonl and
+learning_curve.png. Paths of this machine are cut down to their last name. Recordings, stores, caches, states of an
+optimiser and .pth files are never sent; decoded trials with --rows alone. Needs a token with the right to write: run
+`hf auth login`, or set HF_TOKEN. Whoever has it loads it with OWNER/NAME where a flag takes a run.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from utils import flags
+from utils.errors import UserError, reason
+from utils.files import read_json
+from utils.hub import ADDRESS, hub_answers
+from utils.script import run_script, start_script
+
+OF_A_RUN = ("config.json", "model.safetensors", "results.json", "run.json", "metrics.jsonl", "learning_curve.png")
+ROWS = ("decoded_test.jsonl", "captions.jsonl")  # what was decoded of each test trial
+OF_A_FOLDER = (".json", ".safetensors")  # endings of what an adapter's or a ControlNet's folder is made of
+# a path of this machine inside a text, but for its last name: /a/b/c, ~/b/c; an address of a page is none
+LOCAL_PATH = re.compile(r"""(?<![^\s"'=(`])~?(?:/[^/\s"'`|<>]+)*/(?=[^/\s"'`|<>])""")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = flags.new_parser(__doc__)
+    add = parser.add_argument
+    add("run", help="folder of a finished training run")
+    add("address", metavar="OWNER/NAME", help="model repository on the hub; made where it is not there")
+    add("--private", action="store_true", help="make a repository that only you and your organisation see")
+    add("--show", action="store_true", help="list what would be sent, with sizes and the card, and stop")
+    add("--rows", action="store_true", help="send what was decoded of each test trial as well")
+    add("--license", help="licence of the weights for the card, such as mit (default: as the card in the folder says)")
+    add("--message", default="Send a training run", help="of the commit")
+    args = parser.parse_args()
+    address = ADDRESS.fullmatch(args.address)
+    if not address or address["revision"]:
+        parser.error(f"{args.address} is no OWNER/NAME")
+    return args
+
+
+if __name__ == "__main__":
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
+
+import httpx
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, errors, get_token
+
+from stages.cards import CARD, model_card, read_control
+
+
+def card_to_send(folder: Path, results: dict, license: str | None) -> str:
+    """The card with the control's scores, unless somebody has written into the one that the run left."""
+    kept = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    newest = model_card(folder, results, read_control(folder))
+    as_made = ("", newest, model_card(folder, results))
+    card = ModelCard(newest if kept in as_made else kept)
+    if license:
+        card.data.license = license
+        card.data.__dict__.pop("license_name", None)
+    return str(card)
+
+
+def files_of(folder: Path, results: dict, rows: bool) -> dict[str, Path]:
+    """Name in the repository → file, of a run that has been completed. UserError where there are no weights."""
+    files = {name: folder / name for name in (*OF_A_RUN, *(ROWS if rows else ())) if (folder / name).is_file()}
+    adapter, net = (folder / f"{name}_epoch{results.get('best_epoch')}" for name in ("lora", "controlnet"))
+    for place, inside in ((adapter, f"{adapter.name}/"), (net, "")):
+        if place.is_dir():
+            files |= {inside + path.name: path for path in sorted(place.iterdir()) if path.suffix in OF_A_FOLDER}
+    if not any(name.endswith(".safetensors") and "/" not in name for name in files):
+        raise UserError(f"{folder} has no model.safetensors: it was trained before there was one, or is not whole")
+    return files
+
+
+def without_paths(content):  # noqa: ANN201 - of the type that came in
+    """A text, or JSON, in which a path of this machine is its last name: the rest is of no use and may name people."""
+    if isinstance(content, dict):
+        return {key: without_paths(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_paths(value) for value in content]
+    return LOCAL_PATH.sub("", content) if isinstance(content, str) else content
+
+
+def send(address: str, private: bool, message: str, contents: dict[str, bytes | Path]) -> str:
+    """One commit with all files; returns its address. UserError for what hub and network say."""
+    if not get_token():
+        raise UserError("no token for the hub; run `hf auth login` with one that may write, or set HF_TOKEN")
+    if not hub_answers():
+        raise UserError(f"{constants.ENDPOINT} cannot be reached (or HF_HUB_OFFLINE is set); nothing was sent")
+    adds = [CommitOperationAdd(name, content) for name, content in contents.items()]
+    api = HfApi()
+    try:
+        api.create_repo(address, private=private or None, exist_ok=True)
+        return str(api.create_commit(address, adds, commit_message=message).commit_url)
+    except errors.HfHubHTTPError as error:
+        what, code = reason(error), error.response.status_code if error.response is not None else 0
+        hint = "the token may not write there: is it yours, and of the kind that writes?" if code in (401, 403) else ""
+        raise UserError(f"{address}: {constants.ENDPOINT} refuses ({what}); {hint or 'try again later'}") from None
+    except (httpx.HTTPError, errors.HFValidationError, OSError) as error:
+        raise UserError(f"{address}: cannot be sent to {constants.ENDPOINT} ({reason(error)}); try again") from None
+
+
+def main(args: argparse.Namespace) -> None:
+    folder = Path(args.run)
+    if not all((folder / name).is_file() for name in ("results.json", "run.json")):
+        raise UserError(
+            f"{folder} has no results.json and run.json; name the folder of a training run that is finished"
+        )
+    results = read_json(folder / "results.json")
+    files = files_of(folder, results, args.rows)
+    contents: dict[str, bytes | Path] = {CARD: without_paths(card_to_send(folder, results, args.license)).encode()}
+    for name, path in files.items():
+        is_json = path.suffix == ".json"
+        contents[name] = json.dumps(without_paths(read_json(path)), indent=2).encode() + b"\n" if is_json else path
+    for name, content in contents.items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        print(f"{size:>12,} bytes  {name}")
+    if args.show:
+        print(f"\n{CARD}:\n\n{contents[CARD].decode()}\nnothing was sent: --show")
+        return
+    print(f"sent: {send(args.address, args.private, args.message, contents)}")
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(args), go_on="nothing was sent, or all of it")
