@@ -52,18 +52,14 @@ if __name__ == "__main__":
 import httpx
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, errors, get_token
 
-from stages.cards import CARD, model_card, read_control
+from stages.cards import CARD, newest_card
 
 
-def card_to_send(folder: Path, results: dict, license: str | None) -> str:
-    """The card with the control's scores, unless somebody has written into the one that the run left."""
-    kept = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
-    newest = model_card(folder, results, read_control(folder))
-    as_made = ("", newest, model_card(folder, results))
-    card = ModelCard(newest if kept in as_made else kept)
+def card_to_send(folder: Path, license: str | None) -> str:
+    """The run's card, with the licence that is asked for."""
+    card = ModelCard(newest_card(folder))
     if license:
-        card.data.license = license
-        card.data.__dict__.pop("license_name", None)
+        card.data.license, card.data.license_name = license, None
     return str(card)
 
 
@@ -115,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
         )
     results = read_json(folder / "results.json")
     files = files_of(folder, results, args.rows)
-    contents: dict[str, bytes | Path] = {CARD: without_paths(card_to_send(folder, results, args.license)).encode()}
+    contents: dict[str, bytes | Path] = {CARD: without_paths(card_to_send(folder, args.license)).encode()}
     for name, path in files.items():
         is_json = path.suffix == ".json"
         contents[name] = json.dumps(without_paths(read_json(path)), indent=2).encode() + b"\n" if is_json else path

@@ -1,5 +1,6 @@
 """The model card of a training run, README.md beside its results.json: a function of the run's own files."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +11,11 @@ from datasets.description import load_description
 from datasets.splits import caution
 from utils.errors import UserError, loading
 from utils.files import read_json
+from utils.hub import ADDRESS
+from utils.paths import written_whole
 
-CARD = "README.md"
+CARD, CONTROL = "README.md", "_shuffled"
+SEAL = "\n<!-- as written by training; who edits it keeps it: {} -->\n"  # with a digest of all that stands before it
 LIBRARY = "eeg2image"
 MOST_NAMES = 30  # of people or sessions in a line
 FEW_TRIALS = 100  # of a test, below which the interval is wider than most effects
@@ -74,12 +78,31 @@ def who_is_in(splits: Mapping, protocol: str) -> dict:
 
 def read_control(folder: Path) -> dict | None:
     """The results of a run's shuffled-label control, the folder RUN_shuffled beside it; None where there is none."""
-    control = folder.resolve().with_name(f"{folder.resolve().name}_shuffled")
+    control = folder.resolve().with_name(folder.resolve().name + CONTROL)
     if not all((control / name).is_file() for name in ("results.json", "run.json")):
         return None
     arguments = read_json(control / "run.json").get("arguments")
     is_control = isinstance(arguments, dict) and arguments.get("shuffle_labels") is True
     return read_json(control / "results.json") if is_control else None
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Put a card into a run's folder."""
+    with written_whole(folder / CARD) as unfinished:
+        unfinished.write_text(card, encoding="utf-8")
+
+
+def newest_card(folder: Path) -> str:
+    """A finished run's card with its control's scores; one that somebody has edited as it is."""
+    kept = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    text, _, _ = kept.rpartition(SEAL.split("{")[0])
+    if kept not in ("", _sealed(text)):
+        return kept
+    return model_card(folder, read_json(folder / "results.json"), read_control(folder))
+
+
+def _sealed(text: str) -> str:
+    return text + SEAL.format(hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -> str:
@@ -102,7 +125,8 @@ def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -
         head = ModelCardData(
             library_name=LIBRARY,
             license="other",
-            license_name="of-the-recordings-and-the-models-below",
+            license_name="of-the-recordings-and-the-base-model",
+            base_model=_base_model(folder),
             tags=tags,
             datasets=[dataset],
             metrics=sorted({_metric(score) for score in results["test"].values()}) or None,
@@ -132,7 +156,13 @@ def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -
             "the models that they belong to; see docs/datasets.md and docs/weights.md. Whoever shares them sets the "
             "licence.",
         ]
-        return str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
+        return _sealed(str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")))
+
+
+def _base_model(folder: Path) -> str | None:
+    """The address of the language model that an adapter is for; None for a local folder."""
+    llm = read_json(folder / "config.json").get("llm") if (folder / "config.json").is_file() else None
+    return llm if isinstance(llm, str) and ADDRESS.fullmatch(llm) else None
 
 
 def _metric(score: Mapping) -> str:

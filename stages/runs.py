@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from stages.cards import CARD, model_card, read_control, who_is_in
+from stages.cards import CONTROL, model_card, newest_card, read_control, who_is_in, write_card
 from stages.rows import Row, write_rows
 from stages.scores import score_rows, worth
 from utils.checkpoints import read_checkpoint, save_checkpoint, save_second_form
@@ -162,8 +162,11 @@ class Run:
         results["test"] = {readout: score.as_dict() for readout, score in test.items()}
         if rows or measures is None:
             write_rows(rows, self.folder / "decoded_test.jsonl")
-        complete(self.folder, self.best_file(), results)
+        if self.best_file().is_file():  # a ControlNet's folder is in the hub's layout already
+            save_second_form(read_checkpoint(self.best_file()), self.folder)
+        write_card(self.folder, model_card(self.folder, results, read_control(self.folder)))
         write_json(results, self.folder / "results.json")
+        self._renew_the_card_of_its_run(shuffled)
         remove_pieces(self.folder)
         control = " with SHUFFLED labels" if shuffled else ""
         print(f"\nbest epoch {best['epoch']} by validation ({chosen_by}); test{control}:")
@@ -172,13 +175,12 @@ class Run:
             print("  no test trials in this store, so no score")
         print(f"checkpoints and metrics in {self.folder}")
 
-
-def complete(folder: Path, best: Path, results: Mapping) -> None:
-    """Write what others read of a run: its card, and its best epoch's second form where that is a file (.pth)."""
-    if best.is_file():
-        save_second_form(read_checkpoint(best), folder)
-    with written_whole(folder / CARD) as unfinished:
-        unfinished.write_text(model_card(folder, results, read_control(folder)), encoding="utf-8")
+    def _renew_the_card_of_its_run(self, shuffled: bool) -> None:
+        """Of a control RUN_shuffled: its scores belong into RUN's card."""
+        place = self.folder.resolve()
+        of = place.with_name(place.name.removesuffix(CONTROL))
+        if shuffled and of != place and all((of / name).is_file() for name in ("run.json", "results.json")):
+            write_card(of, newest_card(of))
 
 
 def is_history(history: object) -> bool:
