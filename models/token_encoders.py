@@ -49,7 +49,9 @@ def load_encoder(
         weights = f"RANDOM weights (seed {seed}), as asked for"
         print(f"encoder: {name} with {weights}; its features are not the published ones")
     else:
-        print(f"encoder: {checkpoint}: {load_weights(encoder, weights_file(checkpoint), allow_partial)}")
+        place = getattr(kind, "weights", "") or checkpoint  # an entry may have its own
+        module, without = getattr(encoder, "net", encoder), getattr(kind, "heads", ())
+        print(f"encoder: {place}: {load_weights(module, weights_file(place), allow_partial, without)}")
     if hasattr(encoder, "proj_out"):
         encoder.proj_out = nn.Identity()  # CSBrain's own head; downstream use drops it
     return encoder.eval().requires_grad_(False)

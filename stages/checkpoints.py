@@ -11,7 +11,7 @@ from torch import nn
 from datasets.description import DatasetDescription
 from datasets.splits import check_protocol
 from datasets.trials import TrialDataset
-from models import FEATURE_ENCODERS, MAPPERS, POOLINGS, choose
+from models import FEATURE_ENCODERS, MAPPERS, POOLINGS, choose, is_in
 from models.eeg_clip_mapper import EEGMapperModel
 from models.image_generator import image_model_address
 from models.prior import CaptionAdapter, DiffusionPrior
@@ -95,7 +95,7 @@ def check_dataset(path: Path, checkpoint: dict, description: DatasetDescription)
         was, expected = ", ".join(checkpoint["classes"]), ", ".join(description.classes)
         raise UserError(f"{path} was trained on the classes {was}; expected {expected}")
     for field, table in (("encoder_name", FEATURE_ENCODERS), ("token_pooling", POOLINGS)):
-        if checkpoint[field] not in list(table):
+        if not is_in(table, checkpoint[field]):
             raise UserError(f"{path} has the {field} {checkpoint[field]!r}; expected one of {', '.join(table)}")
 
 

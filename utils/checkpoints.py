@@ -246,15 +246,19 @@ def weights_file(place: str | Path) -> Path:
     return found[0]
 
 
-def load_weights(module: nn.Module, path: str | Path, allow_partial: bool = False) -> str:
+def load_weights(
+    module: nn.Module, path: str | Path, allow_partial: bool = False, without: tuple[str, ...] = ()
+) -> str:
     """Load a plain state dict, "module." prefixes stripped, into a module.
 
     allow_partial : bool. Skip tensors that are missing, unknown or misshapen, and list them; without it each is an
         error.
+    without : tuple of str. What names of weights begin with that the module does not have: a head's.
     Returns str: "295/295 loaded" and, with `allow_partial`, what was skipped.
     Raises UserError names every tensor that does not fit.
     """
     given = {str(key).removeprefix("module."): value for key, value in read_checkpoint(path).items()}
+    given = {key: value for key, value in given.items() if not key.startswith(without)}
     wanted = module.state_dict()
     faults = [f"{key} is missing" for key in wanted if key not in given]
     for key, value in given.items():

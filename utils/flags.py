@@ -91,6 +91,19 @@ def checked(check: Callable) -> Callable:
     return value
 
 
+def one_of(names: Sequence[str]) -> dict:
+    """Type and place-holder of a flag that takes one of these names; "braindecode:" stands for what goes on behind it."""
+    shown = [f"{name}NAME" if name.endswith(":") else name for name in names]
+
+    def known(text: str) -> str:
+        families = [name for name in names if name.endswith(":")]
+        if text in families or (text not in names and not text.startswith(tuple(families))):
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(shown)})")
+        return text
+
+    return {"type": known, "metavar": f"{{{','.join(shown)}}}"}
+
+
 # ---------------------------------------------------------------- what scripts share
 
 
@@ -195,8 +208,9 @@ def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:
     """The encoder and its cache."""
     # fmt: off
     add = parser.add_argument_group("encoder").add_argument
-    add("--encoder", choices=list(encoders), default="csbrain",
-        help="csbrain: pretrained and frozen; the others are trained from scratch")
+    add("--encoder", **one_of(encoders), default="csbrain",
+        help="csbrain: pretrained and frozen; the others are trained from scratch, braindecode:NAME where that has no "
+        "weights")
     add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
         help="csbrain: load --foundation_dir; --no-use_pretrained_weights: random weights")
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
