@@ -26,7 +26,7 @@ OF_A_RUN = ("config.json", "model.safetensors", "results.json", "run.json", "met
 ROWS = ("decoded_test.jsonl", "captions.jsonl")  # what was decoded of each test trial
 OF_A_FOLDER = (".json", ".safetensors")  # endings of what an adapter's or a ControlNet's folder is made of
 # a path of this machine inside a text, but for its last name: /a/b/c, ~/b/c; an address of a page is none
-LOCAL_PATH = re.compile(r"""(?<![^\s"'=(`])~?(?:/[^/\s"'`|<>]+)*/(?=[^/\s"'`|<>])""")
+LOCAL_PATH = re.compile(r"""(?<![^\s"'=(`@])~?(?:/[^/\s"'`|<>]+)*/(?=[^/\s"'`|<>])""")
 
 
 def parse_args() -> argparse.Namespace:
