@@ -24,7 +24,7 @@ from utils.script import run_script, start_script
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    add("--model", **flags.one_of(BASELINES), required=True, help="which baseline")
+    add("--model", **flags.named_in(BASELINES), required=True, help="which baseline")
     flags.add_dataset_flags(parser, one_of(list(DATASETS)), "which dataset's classes and montage")
     add("--output_dir", required=True, help="folder of the run")
     add("--epochs", type=flags.at_least(1), default=60, help="what trains by epochs: passes over the training trials")

@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_protocol_flags(parser, PROTOCOLS, check_protocol, "within")
     add("--granularity", default="all", help="EEGImageNet: all, coarse, fine0 … fine4")
     encoder = parser.add_argument_group("encoder").add_argument
-    encoder("--encoder", **flags.one_of(ENCODERS), default="atm",
+    encoder("--encoder", **flags.named_in(ENCODERS), default="atm",
         help="csbrain: pretrained, frozen, a projection is trained; the others from scratch")
     encoder("--token_pooling", default="region", choices=list(POOLINGS), help="csbrain: how features become tokens")
     encoder("--subject_embedding", choices=("known", "shared"),

@@ -91,7 +91,7 @@ def checked(check: Callable) -> Callable:
     return value
 
 
-def one_of(names: Sequence[str]) -> dict:
+def named_in(names: Sequence[str]) -> dict:
     """Type and place-holder of a flag that takes one of these names; "braindecode:" stands for what goes on behind it."""
     shown = [f"{name}NAME" if name.endswith(":") else name for name in names]
 
@@ -208,7 +208,7 @@ def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:
     """The encoder and its cache."""
     # fmt: off
     add = parser.add_argument_group("encoder").add_argument
-    add("--encoder", **one_of(encoders), default="csbrain",
+    add("--encoder", **named_in(encoders), default="csbrain",
         help="csbrain: pretrained and frozen; the others are trained from scratch, braindecode:NAME where that has no "
         "weights")
     add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,

@@ -30,7 +30,7 @@ def test_a_family_of_names_is_one_entry_and_the_rest_of_the_name_is_its_own():
     for name in ("braindecode:", "braindecode", "other:BIOT", ":BIOT", ""):
         assert not is_in(FEATURE_ENCODERS, name), name
     parser = flags.new_parser("x")
-    parser.add_argument("--encoder", **flags.one_of(FEATURE_ENCODERS), help="x")
+    parser.add_argument("--encoder", **flags.named_in(FEATURE_ENCODERS), help="x")
     assert parser.parse_args(["--encoder", "braindecode:BIOT@me/biot"]).encoder == "braindecode:BIOT@me/biot"
     for wrong in ("braindecode:", "braindecode", "EEGNET"):
         with pytest.raises(SystemExit):
