@@ -52,12 +52,12 @@ if __name__ == "__main__":
 import httpx
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, errors, get_token
 
-from stages.cards import CARD, newest_card
+from stages.cards import CARD, newest_card, without_seal
 
 
 def card_to_send(folder: Path, license: str | None) -> str:
     """The run's card, with the licence that is asked for."""
-    card = ModelCard(newest_card(folder))
+    card = ModelCard(without_seal(newest_card(folder)))
     if license:
         card.data.license, card.data.license_name = license, None
     return str(card)
@@ -71,7 +71,8 @@ def files_of(folder: Path, results: dict, rows: bool) -> dict[str, Path]:
         if place.is_dir():
             files |= {inside + path.name: path for path in sorted(place.iterdir()) if path.suffix in OF_A_FOLDER}
     if not any(name.endswith(".safetensors") and "/" not in name for name in files):
-        raise UserError(f"{folder} has no model.safetensors: it was trained before there was one, or is not whole")
+        hint = "a run of before it was written gets it from its own command with --resume"
+        raise UserError(f"{folder} has no model.safetensors; {hint}")
     return files
 
 
@@ -94,6 +95,10 @@ def send(address: str, private: bool, message: str, contents: dict[str, bytes | 
     api = HfApi()
     try:
         api.create_repo(address, private=private or None, exist_ok=True)
+        if private and not api.model_info(address).private:
+            raise UserError(
+                f"{address} is there and public; nothing was sent: choose another name, or leave out --private"
+            )
         return str(api.create_commit(address, adds, commit_message=message).commit_url)
     except errors.HfHubHTTPError as error:
         what, code = reason(error), error.response.status_code if error.response is not None else 0

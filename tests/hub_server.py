@@ -76,14 +76,19 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
             etag = hashlib.sha1(files[name]).hexdigest()
             return self.answer(200, files[name], ETag=f'"{etag}"', X_Repo_Commit=commit, Accept_Ranges="bytes")
-        return self.answer(200, {"id": repo, "sha": commit, "siblings": [{"rfilename": k} for k in files]})
+        return self.answer(
+            200,
+            {"id": repo, "sha": commit, "private": repo in hub.private, "siblings": [{"rfilename": k} for k in files]},
+        )
 
     def write(self, hub, path, body):
         """What a commit takes: the repository, the card's head, how files come, the files."""
         if path == "/api/repos/create":
             asked = json.loads(body)
             repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
-            hub.repos.setdefault(repo, {"main": {}})
+            if repo in hub.repos:
+                return self.answer(409, {"error": "it is there", "url": f"{self.server.address}/{repo}"})
+            hub.repos[repo] = {"main": {}}
             if asked.get("private") or asked.get("visibility") == "private":
                 hub.private.add(repo)
             return self.answer(200, {"url": f"{self.server.address}/{repo}"})
