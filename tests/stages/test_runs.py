@@ -34,7 +34,7 @@ def finished(folder, settings=SETTINGS, store="abc"):
     """A run's folder after its first epoch."""
     run = opened(folder, settings, store=store)
     assert run.state == {}
-    run.begin({}, "published")
+    run.begin()
     save_checkpoint(
         {"epoch": 1, "w": torch.ones(2), "history": [{"phase": "warmup"} | epoch(1, 0.5)]}, folder / "last.pth"
     )
