@@ -11,6 +11,7 @@
 
 Leaves in --model_dir: projection_epochN.pth, lora_epochN/, metrics.jsonl, learning_curve.png, run.json, results.json
 (the test score of the best epoch, reloaded from disk) and decoded_test.jsonl.
+README.md is the run's model card; model.safetensors with config.json is the best epoch a second time, for share.py.
 """
 
 import argparse

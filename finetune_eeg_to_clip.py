@@ -13,7 +13,8 @@ encoder.
 --epochs, --batch_size, --lr, --optimizer, --average_train default to what the encoder was published with
 (models/recipes.py). The epoch is chosen on held-out training concepts (THINGS) or positions in the block
 (EEG-ImageNet); the test is decoded once. Leaves in --output_dir: encoder_epochN.pth, metrics.jsonl, learning_curve.png,
-run.json, results.json, decoded_test.jsonl.
+run.json, results.json, decoded_test.jsonl; README.md (the model card) and model.safetensors with config.json (the best
+epoch). --structure_vae and --foundation_dir take OWNER/NAME on the hub as well.
 """
 
 import argparse

@@ -12,6 +12,7 @@
 
 Leaves in --output_dir: mapper_epochN.pth, metrics.jsonl, learning_curve.png, run.json, results.json (the test score of
 the best epoch by the head's validation accuracy, reloaded from disk) and decoded_test.jsonl.
+README.md is the run's model card; model.safetensors with config.json is the best epoch a second time, for share.py.
 """
 
 import argparse
