@@ -90,8 +90,7 @@ def parse_args() -> argparse.Namespace:
     add("--checksums", action="store_true", help="read recordings and stores whole, and compare their checksums")
     add("--cuda", type=int, default=0, help="number of the GPU; -1 for the CPU")
     add("--encoder", **flags.named_in(FEATURE_ENCODERS), default="csbrain", help="only csbrain needs --foundation_dir")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"),
-        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
+    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint, or OWNER/NAME")
     add("--llm", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", help="chat model: local folder or hub address")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
     add("--clip_model", default=VIT_L, help="CLIP: local folder or hub address")

@@ -22,38 +22,49 @@ FEW_TRIALS = 100  # of a test, below which the interval is wider than most effec
 
 
 class Kind(NamedTuple):
-    """What a training script makes: in words, the card's tags, and the command that reads it."""
+    """What a training script makes: in words, the card's tags, and the command that reads it, by --what or --target."""
 
     what: str
     tags: tuple[str, ...]
-    use: str
+    use: Mapping[str, str]
 
 
+DRAW = "generate_eeg2img.py --model_dir ENCODER "
+MAPS = "generate_eeg2img.py --conditioning controlnet --model_dir ENCODER "
 KINDS = {
     "finetune_eeg_llm.py": Kind(
         "EEG → text: a projection of EEG tokens into a language model, and a LoRA adapter for it",
         ("eeg-to-text", "lora"),
-        "generate.py --projection_dir {}",
+        {"": "generate.py --projection_dir {}"},
     ),
     "finetune_eeg_to_image.py": Kind(
         "EEG → CLIP space: a mapper of EEG tokens to an image model's conditioning, with a class head",
         ("eeg-to-image",),
-        "generate_vi_eeg2img.py --mapper_path {}",
+        {"": "generate_vi_eeg2img.py --mapper_path {}"},
     ),
     "finetune_eeg_to_clip.py": Kind(
-        "EEG of seen images → {target}: an encoder", ("eeg-to-image", "contrastive"), "retrieve.py {}"
+        "EEG of seen images: an encoder towards --target {target}",
+        ("eeg-of-seen-images",),
+        {
+            "image": "retrieve.py {}",
+            "text": "retrieve.py {}",
+            "structure": MAPS + "--structure_dir {}",
+            "vae_latent": DRAW + "--low_level_dir {}",
+            "text_states": "generate_text_states.py --model_dir {}",
+        },
     ),
     "train_prior.py": Kind(
-        "embeddings of EEG → what is drawn from: --what {what}",
-        ("eeg-to-image", "prior"),
-        "generate_eeg2img.py --model_dir ENCODER --prior_dir {}",
+        "embeddings of EEG of seen images → what is drawn from: --what {what}",
+        ("eeg-of-seen-images",),
+        {"prior": DRAW + "--prior_dir {}", "caption": DRAW + "--caption_dir {}"},
     ),
     "train_structure.py": Kind(
-        "the structure of pictures: --what {what}; no EEG is read",
+        "the structure of pictures, from pictures alone: --what {what}",
         ("image-structure",),
-        "generate_eeg2img.py --conditioning controlnet --model_dir ENCODER",
+        {"vae": MAPS + "--structure_vae {}", "controlnet": MAPS + "--controlnet {}"},
     ),
 }
+UNKNOWN = Kind("a model of this project", (), {})
 
 
 def who_is_in(splits: Mapping, protocol: str) -> dict:
@@ -120,11 +131,13 @@ def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -
     with loading(str(folder / "run.json"), "train again, or restore it"):
         arguments, data = record["arguments"], record.get("data", {})
         script = str(record.get("command", "python train.py")).split()[1]
-        kind = KINDS.get(script, Kind("a model of this project", (), "doctor.py"))
+        kind = KINDS.get(script, UNKNOWN)
         name, is_control = folder.resolve().name, bool(arguments.get("shuffle_labels"))
         dataset = str(data.get("dataset") or arguments.get("downstream_dataset"))
         tags = ["eeg", LIBRARY, *kind.tags]
-        tags += [f"encoder-{arguments['encoder'].replace(':', '-')}"] if arguments.get("encoder") else []
+        tags += (
+            [f"encoder-{arguments['encoder'].partition('@')[0].replace(':', '-')}"] if arguments.get("encoder") else []
+        )
         tags += ["simulated-data"] if data.get("simulated") else []
         tags += ["shuffled-label-control"] if is_control else []
         head = ModelCardData(
@@ -141,8 +154,8 @@ def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -
         parts = [
             f"# {name}",
             *_warnings(data, is_control),
-            kind.what.format_map({k: str(v) for k, v in arguments.items()} | {"target": arguments.get("target")}) + ".",
-            f"Best epoch {results['best_epoch']}, chosen by {results['selected_by']} on the validation trials.",
+            kind.what.format(what=arguments.get("what"), target=arguments.get("target")) + ".",
+            f"Epoch {results['best_epoch']}, {_choice(results)}.",
             "## Trained on",
             *_people(data, dataset),
             "## Scores",
@@ -151,9 +164,7 @@ def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -
             f"```bash\n{record.get('command', 'not recorded')}\n```",
             _environment(record),
             "## Use",
-            f"```bash\npython {kind.use.format('OWNER/NAME')} …\n```\n\nWeights are in `model.safetensors` (or in the "
-            "hub's layout of a ControlNet), all else is in `config.json`; a LoRA adapter is in `lora_epochN/`. Reading "
-            "them runs no code.",
+            *_use(kind, arguments),
             "## Caveats",
             "\n".join(f"- {line}" for line in _caveats(results, control, arguments, data, dataset)),
             "## Licence",
@@ -162,6 +173,21 @@ def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -
             "licence.",
         ]
         return _sealed(str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")))
+
+
+def _choice(results: Mapping) -> str:
+    by = f"the best one by {results['selected_by']} on the validation trials"
+    return by if results["val"] else "the last one, as nothing validates"
+
+
+def _use(kind: Kind, arguments: Mapping) -> Iterator[str]:
+    command = kind.use.get(str(arguments.get("what") or arguments.get("target") or "")) or kind.use.get("")
+    if command:
+        yield f"```bash\npython {command.format('OWNER/NAME')} …\n```"
+    yield (
+        "Weights are in `model.safetensors` (or in the hub's layout of a ControlNet), all else is in `config.json`; a "
+        "LoRA adapter is in `lora_epochN/`. Reading them runs no code."
+    )
 
 
 def _base_model(folder: Path) -> str | None:
@@ -257,8 +283,6 @@ def _caveats(
         )
     if any(score["n"] < FEW_TRIALS for score in results["test"].values()):
         yield f"The test has fewer than {FEW_TRIALS} trials: small differences mean nothing."
-    if not results["val"]:
-        yield "Nothing validated, so the last epoch was taken."
     if not control and not arguments.get("shuffle_labels"):
         yield "No shuffled-label control is known. It is the same command with --shuffle_labels and RUN_shuffled."
     if arguments.get("use_pretrained_weights") is False:

@@ -55,8 +55,10 @@ def test_measures_and_runs_without_test_trials_have_a_card(tmp_path):
     measure = {"measure": "cosine", "value": 0.25, "low": 0.2, "high": 0.3, "n": 40}
     folder, results = a_run(tmp_path / "run", {"what": "prior"}, measure, command="python train_prior.py --what prior")
     text = model_card(folder, results)
+    assert "--prior_dir OWNER/NAME" in text and "--what prior." in text
     assert "| test | keyword | cosine 0.250 | 40 |" in text and ModelCard(text).data.metrics == ["cosine"]
-    assert "no test score" in model_card(folder, results | {"test": {}, "val": {}})
+    without = model_card(folder, results | {"test": {}, "val": {}})
+    assert "no test score" in without and "the last one, as nothing validates" in without
 
 
 def test_the_control_beside_a_run_stands_in_its_card_and_an_edited_card_stays(tmp_path):
@@ -69,6 +71,14 @@ def test_the_control_beside_a_run_stands_in_its_card_and_an_edited_card_stays(tm
     edited = (folder / "README.md").read_text().replace("# run", "# Our best run")
     write_card(folder, edited)
     assert newest_card(folder) == edited
+
+
+def test_a_run_of_before_has_a_card_that_says_what_is_not_known(tmp_path):
+    folder, results = a_run(tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({"arguments": record["arguments"]}))
+    text = model_card(folder, results)
+    assert "does not say whom" in text and "not recorded" in text and "| test | keyword | 50.0 % |" in text
 
 
 def test_a_folder_of_that_name_that_is_no_control_is_none(tmp_path):

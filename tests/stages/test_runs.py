@@ -132,7 +132,7 @@ def test_a_finished_run_leaves_its_best_epoch_as_safetensors_and_a_card_and_both
     content = read_checkpoint(run / "model.safetensors")
     assert content["w"].tolist() == [1, 1] and content["epoch"] == 1 and content["window"] is None
     card = (run / "README.md").read_text()
-    assert "Best epoch 1, chosen by cosine" in card and "| test | cosine | cosine 0.200 | 3 |" in card
+    assert "Epoch 1, the best one by cosine" in card and "| test | cosine | cosine 0.200 | 3 |" in card
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.name != "timing.jsonl"}
     again = Run(run, ["epoch{}.pth"], "cosine")
     again.open(SETTINGS | {"shuffle_labels": False, "resume": True}, set(), {})
