@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         default="gaussian",
         help="ridge, knn, forest, svm: which differential entropy",
     )
-    flags.add_encoder_flags(parser, [name for name in ENCODERS if name == "csbrain"])
+    flags.add_encoder_flags(parser, [name for name in ENCODERS if name in ("csbrain", "braindecode:")])
     add(
         "--token_pooling",
         choices=list(POOLINGS),
@@ -124,6 +124,8 @@ def main(args: argparse.Namespace) -> None:
     if baseline.reads == "tokens":
         foundation = args.foundation_dir if args.use_pretrained_weights else None
         encoder = encoder_for(splits["train"], args.encoder, foundation, args.allow_partial, args.seed)
+        if not encoder.pretrained:
+            raise UserError(f"--encoder {args.encoder} has no weights yet, and --model {args.model} trains no encoder")
         depends_on["encoder"] = fingerprint(encoder)
         splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device)
     arguments = json.loads(json.dumps(vars(args), default=str))

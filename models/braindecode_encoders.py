@@ -148,9 +148,12 @@ class BraindecodeEncoder(nn.Module):
     heads = ("final_layer.",)  # names of weights that are left out
 
     @classmethod
-    def build(cls, electrodes: Sequence[str], n_times: int, sfreq: float, **_) -> "BraindecodeEncoder":
+    def build(
+        cls, electrodes: Sequence[str], n_times: int, sfreq: float, random: bool = False, **_
+    ) -> "BraindecodeEncoder":
+        """random : bool. Whether no weights will be loaded, so that the model is as large as the library makes it."""
         rate = rate_of(cls.name)
-        settings = numbers_of(weights_file(cls.weights)) if cls.weights else {}
+        settings = numbers_of(weights_file(cls.weights)) if cls.weights and not random else {}
         return cls(electrodes, int(np.ceil(n_times * rate / sfreq - 1e-9)), rate, settings)
 
     def __init__(self, electrodes: Sequence[str], n_times: int, sfreq: float, settings: dict):

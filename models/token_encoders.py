@@ -42,14 +42,15 @@ def load_encoder(
     """
     torch.manual_seed(seed)
     kind = choose(FEATURE_ENCODERS, name)
-    encoder = kind.build(**trials)
+    own = getattr(kind, "weights", "")  # where an entry has them itself
+    encoder = kind.build(**trials, **({"random": checkpoint is None} if own else {}))
     if not kind.pretrained:
         print(f"encoder: {name}, trained from scratch, {sum(p.numel() for p in encoder.parameters()):,} parameters")
     elif checkpoint is None:
         weights = f"RANDOM weights (seed {seed}), as asked for"
         print(f"encoder: {name} with {weights}; its features are not the published ones")
     else:
-        place = getattr(kind, "weights", "") or checkpoint  # an entry may have its own
+        place = own or checkpoint
         module, without = getattr(encoder, "net", encoder), getattr(kind, "heads", ())
         print(f"encoder: {place}: {load_weights(module, weights_file(place), allow_partial, without)}")
     if hasattr(encoder, "proj_out"):

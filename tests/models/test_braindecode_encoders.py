@@ -96,6 +96,13 @@ def test_published_weights_come_from_an_address_and_no_class_of_its_config_is_im
     assert torch.equal(encoder(x), expected)
 
 
+def test_published_weights_are_not_asked_for_where_random_ones_are(library, capsys):
+    encoder = load_encoder("braindecode:BIOT", None, **TRIALS)
+    assert encoder.pretrained and "RANDOM weights" in capsys.readouterr().out
+    with pytest.raises(UserError, match="braindecode/biot-pretrained-six-datasets-18chs: no such folder here, not in"):
+        load_encoder("braindecode:BIOT", "pth/CSBrain.pth", **TRIALS)
+
+
 def test_weights_that_do_not_fit_are_a_line(library, tmp_path):
     stand_in(library, tmp_path)
     kept = load_file(tmp_path / "model.safetensors")
