@@ -5,10 +5,11 @@
     python share.py pth_downtasks/eeg_llm_bcic_new OWNER/NAME --license cc-by-4.0 --rows
 
 Sent are README.md (with the scores of the control RUN_shuffled, where it stands beside the run), the best epoch's
-weights as safetensors, its LoRA adapter or ControlNet, config.json, results.json, run.json, metrics.jsonl and
-learning_curve.png. Paths of this machine are cut down to their last name. Recordings, stores, caches, states of an
-optimiser and .pth files are never sent; decoded trials with --rows alone. Needs a token with the right to write: run
-`hf auth login`, or set HF_TOKEN. Whoever has it loads it with OWNER/NAME where a flag takes a run.
+weights as safetensors, its LoRA adapter or ControlNet, config.json, results.json, run.json, metrics.jsonl,
+learning_curve.png, and the language model where it is a small folder of this machine. Paths of this machine are cut
+down to their last name. Recordings, stores, caches, states of an optimiser and .pth files are never sent; decoded
+trials with --rows alone. Needs a token with the right to write: run `hf auth login`, or set HF_TOKEN. Whoever has it
+loads it with OWNER/NAME where a flag takes a run.
 """
 
 import argparse
@@ -24,7 +25,9 @@ from utils.script import run_script, start_script
 
 OF_A_RUN = ("config.json", "model.safetensors", "results.json", "run.json", "metrics.jsonl", "learning_curve.png")
 ROWS = ("decoded_test.jsonl", "captions.jsonl")  # what was decoded of each test trial
-OF_A_FOLDER = (".json", ".safetensors")  # endings of what an adapter's or a ControlNet's folder is made of
+OF_A_FOLDER = (".json", ".safetensors", ".jinja")  # endings of what a model's folder is made of
+LANGUAGE_MODEL = "language_model"  # folder of one that nobody else can have, such as --llm tiny's
+SMALL = 64 << 20  # bytes up to which it goes along
 # a path of this machine inside a text, but for its last name: /a/b/c, ~/b/c; an address of a page is none
 LOCAL_PATH = re.compile(r"""(?<![^\s"'=(`@])~?(?:/[^/\s"'`|<>]+)*/(?=[^/\s"'`|<>])""")
 
@@ -73,7 +76,16 @@ def files_of(folder: Path, results: dict, rows: bool) -> dict[str, Path]:
     if not any(name.endswith(".safetensors") and "/" not in name for name in files):
         hint = "a run of before it was written gets it from its own command with --resume"
         raise UserError(f"{folder} has no model.safetensors; {hint}")
-    return files
+    return files | {f"{LANGUAGE_MODEL}/{path.name}": path for path in small_language_model(folder)}
+
+
+def small_language_model(folder: Path) -> list[Path]:
+    """The files of the language model that a run was trained with, where it is a small folder of this machine."""
+    llm = read_json(folder / "config.json").get("llm") if (folder / "config.json").is_file() else None
+    if not isinstance(llm, str) or not Path(llm).is_absolute() or not Path(llm).is_dir():
+        return []
+    files = [path for path in sorted(Path(llm).iterdir()) if path.suffix in OF_A_FOLDER]
+    return files if sum(path.stat().st_size for path in files) <= SMALL else []
 
 
 def without_paths(content):  # noqa: ANN201 - of the type that came in
@@ -118,8 +130,12 @@ def main(args: argparse.Namespace) -> None:
     files = files_of(folder, results, args.rows)
     contents: dict[str, bytes | Path] = {CARD: without_paths(card_to_send(folder, args.license)).encode()}
     for name, path in files.items():
-        is_json = path.suffix == ".json"
-        contents[name] = json.dumps(without_paths(read_json(path)), indent=2).encode() + b"\n" if is_json else path
+        contents[name] = path
+        if path.suffix == ".json" and not name.startswith(LANGUAGE_MODEL):  # a vocabulary is no path
+            content = without_paths(read_json(path))
+            if name == "config.json" and f"{LANGUAGE_MODEL}/config.json" in files:
+                content["llm"] = LANGUAGE_MODEL
+            contents[name] = json.dumps(content, indent=2).encode() + b"\n"
     for name, content in contents.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         print(f"{size:>12,} bytes  {name}")

@@ -241,7 +241,9 @@ def load_text_model(
     if not lora_dir.is_dir():
         raise UserError(f"{lora_dir}: no such LoRA folder; --lora_dir names the one saved beside the projection")
     lora = eeg_llm.read_lora_settings(lora_dir)
-    language_model, tokenizer = eeg_llm.load_language_model(llm or checkpoint["llm"], device, quantize, dtype)
+    beside = path.parent / checkpoint["llm"]  # a small one that share.py has sent with the run
+    name = llm or (str(beside) if beside.is_dir() else checkpoint["llm"])
+    language_model, tokenizer = eeg_llm.load_language_model(name, device, quantize, dtype)
     language_model = eeg_llm.add_lora(language_model, **lora)
     eeg_llm.load_lora(language_model, lora_dir, checkpoint.get("lora"))
     projection = eeg_llm.EEGProjection(language_model.get_input_embeddings().weight.shape[1], width)

@@ -35,11 +35,12 @@ def test_a_run_that_was_sent_is_read_by_its_address(script, local_hub, demo, run
     files = local_hub.repos["me/text"]["main"]
     best = json.loads((run / "results.json").read_text())["best_epoch"]
     adapter = {f"lora_epoch{best}/adapter_config.json", f"lora_epoch{best}/adapter_model.safetensors"}
-    assert set(files) == SENT | adapter and "me/text" in local_hub.private
+    llm = {f"language_model/{path.name}" for path in demo.llm.iterdir()}
+    assert set(files) == SENT | adapter | llm and "me/text" in local_hub.private
     texts = b"".join(content for name, content in files.items() if name.endswith((".json", ".md")))
     assert str(demo.folder).encode() not in texts and b"TinyLlama-1.1B-Chat-v1.0" in texts
 
-    flags = {"llm": demo.llm, "stage": "decode", "generate_images": None, "num_samples": 2}
+    flags = {"stage": "decode", "generate_images": None, "num_samples": 2}  # the language model comes along
     assert script("generate.py", *demo.generation(run, tmp_path / "here", **flags)).code == 0
     local_hub.add("me/text", files, "v1")
     local_hub.repos["me/text"]["main"] = {"README.md": b"emptied"}

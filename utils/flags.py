@@ -92,7 +92,7 @@ def checked(check: Callable) -> Callable:
 
 
 def named_in(names: Sequence[str]) -> dict:
-    """Type and place-holder of a flag that takes one of these names; "braindecode:" stands for what goes on behind it."""
+    """Type and place-holder of a flag that takes one of these names; "braindecode:" stands for "braindecode:NAME"."""
     shown = [f"{name}NAME" if name.endswith(":") else name for name in names]
 
     def known(text: str) -> str:

@@ -15,7 +15,7 @@ TIMEOUT = 5.0  # seconds
 NAME = r"[A-Za-z0-9][\w.-]*"
 ADDRESS = re.compile(rf"(?P<repo>{NAME}/{NAME})(@(?P<revision>\w[\w./-]*))?")  # OWNER/NAME, OWNER/NAME@revision
 FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".json", ".jsonl")  # no repository is called so
-PLAIN_FILES = ("*.json", "*.safetensors", "README.md")  # of a run: no pickles, no code
+PLAIN_FILES = ("*.json", "*.safetensors", "*.jinja", "README.md")  # of a run: no pickles, no code
 
 
 def address_in(place: str | Path) -> re.Match | None:
