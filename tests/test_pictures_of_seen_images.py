@@ -335,7 +335,7 @@ def test_every_step_is_read_by_its_address_on_the_hub_and_gives_the_same(
         sent = local_hub.repos[f"me/{place.name}"]["main"]
         assert not [file for file in sent if file.endswith(".pth") or file == "decoded_test.jsonl"]
     # the address of CLIP was a folder of this machine, which is not sent
-    asked = {"conditioning": ["ip_adapter", "controlnet"], "stage": "decode", "clip_model": CLIP}
+    asked = {"conditioning": ["ip_adapter", "controlnet"], "stage": "decode", "clip_model": CLIP, "num_samples": 1}
     here = drawing(things, models, trained / "ubp", tmp_path / "here", controlnet=net, **runs, **asked)
     assert script(DRAW, *here).code == 0
     far = {flag: f"me/{place.name}" for flag, place in runs.items()} | {"controlnet": "me/net"} | asked

@@ -27,7 +27,6 @@ def run(trained, tmp_path):
 def test_a_run_that_was_sent_is_read_by_its_address(script, local_hub, demo, run, tmp_path):
     """What is decoded is the same, from the run's folder and from the hub; and --revision and --lora_dir work."""
     (run / "precious.pth").write_bytes(b"x")
-    shutil.copytree(run, run.with_name("text_shuffled"))
     shown = script("share.py", run, "me/text", "--show")
     assert shown.code == 0 and "nothing was sent" in shown.out and not local_hub.repos and not local_hub.asked
     done = script("share.py", run, "me/text", "--private")
@@ -44,12 +43,16 @@ def test_a_run_that_was_sent_is_read_by_its_address(script, local_hub, demo, run
     assert script("generate.py", *demo.generation(run, tmp_path / "here", **flags)).code == 0
     local_hub.add("me/text", files, "v1")
     local_hub.repos["me/text"]["main"] = {"README.md": b"emptied"}
-    shutil.copytree(demo.csbrain.parent, tmp_path / "foundation", ignore=lambda _, names: set(names) - {"CSBrain.pth"})
     local_hub.add("lab/csbrain", {"CSBrain.pth": demo.csbrain.read_bytes(), "config.json": b"{}"})
     flags |= {"foundation_dir": "lab/csbrain"}
     far = script("generate.py", *demo.generation("me/text@v1", tmp_path / "far", **flags))
     assert far.code == 0, far.err
     assert read_jsonl(tmp_path / "far/decoded.jsonl") == read_jsonl(tmp_path / "here/decoded.jsonl")
+    local_hub.add("me/text", files | {"decoded_test.jsonl": (run / "decoded_test.jsonl").read_bytes()}, "rows")
+    table = script("evaluate.py", "me/text@rows")
+    assert table.code == 0 and "me/text" in table.out, table.err
+    without = script("evaluate.py", "me/text@v1")
+    assert without.code == 2 and "no decoded_test.jsonl" in without.error_line
     gone = script("generate.py", *demo.generation("me/text", tmp_path / "gone", **flags))
     assert gone.code == 2 and "me/text: has no results.json" in gone.error_line
 
