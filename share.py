@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 
 from utils import flags
-from utils.errors import UserError, reason
+from utils.errors import UserError, loading, reason
 from utils.files import read_json
 from utils.hub import ADDRESS, hub_answers
 from utils.script import run_script, start_script
@@ -60,10 +60,12 @@ from stages.cards import CARD, newest_card, without_seal
 
 def card_to_send(folder: Path, license: str | None) -> str:
     """The run's card, with the licence that is asked for."""
-    card = ModelCard(without_seal(newest_card(folder)))
-    if license:
-        card.data.license, card.data.license_name = license, None
-    return str(card)
+    text = newest_card(folder)
+    with loading(str(folder / CARD), "mend its head, or remove it: it is written anew then"):
+        card = ModelCard(without_seal(text))
+        if license:
+            card.data.license, card.data.license_name = license, None
+        return str(card)
 
 
 def files_of(folder: Path, results: dict, rows: bool) -> dict[str, Path]:
@@ -76,6 +78,10 @@ def files_of(folder: Path, results: dict, rows: bool) -> dict[str, Path]:
     if not any(name.endswith(".safetensors") and "/" not in name for name in files):
         hint = "a run of before it was written gets it from its own command with --resume"
         raise UserError(f"{folder} has no model.safetensors; {hint}")
+    epoch = read_json(files["config.json"]).get("epoch") if "config.json" in files else None
+    if epoch != results.get("best_epoch") and not net.is_dir():
+        what = f"{folder}: its weights are of epoch {epoch}, its results of epoch {results.get('best_epoch')}"
+        raise UserError(f"{what}: it was interrupted, or is trained just now; end it with --resume")
     return files | {f"{LANGUAGE_MODEL}/{path.name}": path for path in small_language_model(folder)}
 
 

@@ -1,6 +1,7 @@
 """The model card of a training run, README.md beside its results.json: a function of the run's own files."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -105,7 +106,8 @@ def write_card(folder: Path, card: str) -> None:
 
 def newest_card(folder: Path) -> str:
     """A finished run's card with its control's scores; one that somebody has edited as it is."""
-    kept = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    with loading(str(folder / CARD), "expected text in UTF-8; mend it, or remove it: it is written anew then"):
+        kept = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
     text, _, _ = kept.rpartition(SEAL.split("{")[0])
     if kept not in ("", _sealed(text)):
         return kept
@@ -146,7 +148,7 @@ def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -
             license_name="of-the-recordings-and-the-base-model",
             base_model=_base_model(folder),
             tags=tags,
-            datasets=[dataset],
+            datasets=[_plain(dataset)],
             metrics=sorted({_metric(score) for score in results["test"].values()}) or None,
             model_name=name,
             eval_results=[_eval_result(name, score, data, dataset) for name, score in results["test"].items()] or None,
@@ -196,6 +198,11 @@ def _base_model(folder: Path) -> str | None:
     return llm if isinstance(llm, str) and ADDRESS.fullmatch(llm) else None
 
 
+def _plain(name: str) -> str:
+    """A data set's name as the hub takes it in a card's head."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "own"
+
+
 def _metric(score: Mapping) -> str:
     return str(score.get("measure", "accuracy")).replace(" ", "_")
 
@@ -204,7 +211,7 @@ def _eval_result(name: str, score: Mapping, data: Mapping, dataset: str) -> Eval
     more = ("n", "people", "low", "high", "chance", "p")
     return EvalResult(
         task_type="eeg-decoding",
-        dataset_type=dataset.lower(),
+        dataset_type=_plain(dataset).lower(),
         dataset_name=dataset + (" (simulated)" if data.get("simulated") else ""),
         dataset_config=data.get("protocol"),
         dataset_split="test",

@@ -180,7 +180,10 @@ class Run:
         place = self.folder.resolve()
         of = place.with_name(place.name.removesuffix(CONTROL))
         if shuffled and of != place and all((of / name).is_file() for name in ("run.json", "results.json")):
-            write_card(of, newest_card(of))
+            try:
+                write_card(of, newest_card(of))
+            except (UserError, OSError) as error:  # another run's folder: what is wrong there is not this one's fault
+                print(f"notice: the card of {of} was not renewed ({error})")
 
 
 def is_history(history: object) -> bool:

@@ -121,6 +121,9 @@ def test_a_public_repository_is_no_private_one(script, local_hub, small):
     (lambda run: (run / "results.json").write_text('{"best_epoch": 2}'), "run.json|results.json"),
     (lambda run: (run / "model.safetensors").unlink(), "has no model.safetensors"),
     (lambda run: (run / "config.json").write_bytes(b"\xff"), "config.json"),
+    (lambda run: (run / "README.md").write_bytes(b"\xff"), "README.md"),
+    (lambda run: (run / "README.md").write_text("---\nlicense: [\n---\n"), "README.md.*mend its head"),
+    (lambda run: save_second_form({"epoch": 1}, run), "weights are of epoch 1, its results of epoch 2"),
 ])  # fmt: skip
 def test_a_run_that_is_not_whole_is_not_sent(script, local_hub, small, change, said):
     change(small)

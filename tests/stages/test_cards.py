@@ -73,6 +73,16 @@ def test_the_control_beside_a_run_stands_in_its_card_and_an_edited_card_stays(tm
     assert newest_card(folder) == edited
 
 
+@pytest.mark.parametrize("name, in_head", [("my data: 2nd try", "my-data-2nd-try"), ("é/é", "own"), ("VI", "VI")])
+def test_own_data_sets_may_have_any_name(tmp_path, name, in_head):
+    data = {"dataset": name, "protocol": "people:P1/P2", "simulated": False}
+    data |= dict.fromkeys(("train", "val", "test"), PEOPLE | {"people": ["P|1", "P2"]})
+    folder, results = a_run(tmp_path / "run | #1", data=data)
+    text = model_card(folder, results)
+    assert ModelCard(text).data.datasets == [in_head] and f"{name}, `--protocol people:P1/P2`" in text
+    assert "| train | 2 | P/1, P2 |" in text
+
+
 def test_a_run_of_before_has_a_card_that_says_what_is_not_known(tmp_path):
     folder, results = a_run(tmp_path / "run")
     record = json.loads((folder / "run.json").read_text())

@@ -141,7 +141,7 @@ def test_a_finished_run_leaves_its_best_epoch_as_safetensors_and_a_card_and_both
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != "timing.jsonl"} == before
 
 
-def test_a_control_that_ends_puts_its_scores_into_its_runs_card_unless_somebody_has_edited_that(tmp_path):
+def test_a_control_that_ends_puts_its_scores_into_its_runs_card_unless_somebody_has_edited_that(tmp_path, capsys):
     run = whole_run(tmp_path / "run")
     assert "No shuffled-label control is known" in (run / "README.md").read_text()
     whole_run(tmp_path / "run_shuffled", shuffled=True)
@@ -152,3 +152,6 @@ def test_a_control_that_ends_puts_its_scores_into_its_runs_card_unless_somebody_
     edited.write_text(edited.read_text() + "ours\n")
     whole_run(tmp_path / "edited_shuffled", shuffled=True)
     assert edited.read_text().endswith("ours\n")
+    (whole_run(tmp_path / "damaged") / "run.json").write_text("{")
+    assert (whole_run(tmp_path / "damaged_shuffled", shuffled=True) / "results.json").is_file()
+    assert "was not renewed" in capsys.readouterr().out
