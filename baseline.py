@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
         "--de",
         choices=("gaussian", "published"),
         default="gaussian",
-        help="ridge, knn, forest, svm: which differential entropy",
+        help="ridge, knn, forest, svm: gaussian: entropy of each band; published: EEG-ImageNet's sum over its bins",
     )
     flags.add_encoder_flags(parser, [name for name in ENCODERS if name in ("csbrain", "braindecode:")])
     add(
@@ -68,7 +68,7 @@ from models.differential_entropy import BANDS, differential_entropy
 from stages.rows import Readout, most_likely, new_row, write_rows
 from stages.runs import print_scores
 from stages.scores import score_rows
-from stages.tokens import encoder_for, with_features
+from stages.tokens import checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json, write_jsonl
@@ -120,13 +120,14 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ what it reads
     settings = {"n_classes": len(description.classes), "seed": args.seed, "epochs": args.epochs, "device": device}
-    baseline = choose(BASELINES, args.model)(**settings)
+    baseline, facts = choose(BASELINES, args.model)(**settings), {}
     if baseline.reads == "tokens":
         foundation = args.foundation_dir if args.use_pretrained_weights else None
         encoder = encoder_for(splits["train"], args.encoder, foundation, args.allow_partial, args.seed)
         if not encoder.pretrained:
             raise UserError(f"--encoder {args.encoder} has no weights yet, and --model {args.model} trains no encoder")
         depends_on["encoder"] = fingerprint(encoder)
+        facts = checkpoint_facts(encoder)
         splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device)
     arguments = json.loads(json.dumps(vars(args), default=str))
     free = {"output_dir", "datasets_dir", "foundation_dir", "cache_dir", "cuda"}
@@ -148,7 +149,7 @@ def main(args: argparse.Namespace) -> None:
         rows.append(new_row(splits["test"], index, readouts, description.canonical[label]))
     history = getattr(baseline, "history", [])
     scores = {readout: score.as_dict() for readout, score in score_rows(rows).items()}
-    write_json(record | {"environment": environment()}, output_dir / "run.json")
+    write_json(record | facts | {"environment": environment()}, output_dir / "run.json")
     if history:  # in the form of all training runs, which the audit reads
         lines = [{"epoch": e["epoch"], "phase": "joint", "train_loss": e["train_loss"], "val": {}} for e in history]
         for line, epoch in zip(lines, history, strict=True):

@@ -49,7 +49,7 @@ from utils.progress import progress
 
 def main(args: argparse.Namespace) -> None:
     folder, output, device = Path(args.images_dir), Path(args.output), pick_device(args.cuda)
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.name[0] != "." and p.is_file())
     if not images:
         raise UserError(f"--images_dir {folder} holds no image ({', '.join(IMAGES)})")
     known = known_captions(output)  # what was cut off by a kill is gone from the file

@@ -29,7 +29,16 @@ if __name__ == "__main__":
 from evaluation.decoded_runs import description_of, read_run
 from models import SCHEDULERS
 from models.image_generator import EEGImageGenerator
-from stages.pictures import PictureFolder, drawn_with, save_with_recipe, true_class_picture
+from stages.pictures import (
+    PictureFolder,
+    drawn_with,
+    fault_of,
+    is_drawn,
+    opened_whole,
+    report_faults,
+    save_with_recipe,
+    true_class_picture,
+)
 from stages.rows import read_rows
 from utils.device import pick_device
 from utils.files import write_json
@@ -72,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(f"{folder}: its pictures were drawn in different ways; draw them again")
 
         # ------------------------------------------------------------ the same, from the true class
-        missing = [row for row in rows if drawn_with(true_class_picture(folder, row)) != recipes[row.index]]
+        missing = [row for row in rows if not is_drawn(true_class_picture(folder, row), recipes[row.index])]
         if missing:
             how = alike[0]
             settings = how["steps"], how["guidance"], how["size"], how.get("scheduler", "dpm")
@@ -87,6 +96,8 @@ def main(args: argparse.Namespace) -> None:
             f"{folder / 'true_class'}: {len(missing)} pictures drawn from the true class, {len(rows) - len(missing)} "
             "were there"
         )
+        paths = [true_class_picture(folder, row) for row in rows]
+        report_faults({path.name: fault_of(opened_whole(path)) for path in paths})
 
 
 if __name__ == "__main__":

@@ -195,35 +195,39 @@ def caution_of(run: Run) -> str:
 def score_images(
     drawn: Sequence[Run], controls: dict[Path, Run | None], args: argparse.Namespace
 ) -> tuple[list[dict], list[str]]:
-    """A line a run and way of drawing; and in words which networks are not there."""
+    """A line a run and way of drawing; and in words which networks are not there, and which pictures are none."""
     from evaluation import image_metrics
     from evaluation.image_networks import feature_networks  # PyTorch: slow to import, and tables need none
 
     if not drawn:
         raise UserError("--images: none of these folders holds pictures; name folders of the generating scripts")
     networks, missing = feature_networks(Path(args.metric_weights), args.clip_model, args.convnet)
-    read, values, lines = {}, {}, []
+    read, values, lines, none = {}, {}, [], []
     for run in drawn:
         if not decoded_runs.description_of(run).stimuli and not run.rows[0].image:
             missing.append(f"{run.name}: nobody knows what was seen: the dataset has no stimuli")
             continue
-        pictures = read[run.place] = image_metrics.read_pictures(run.place, run.rows, stimuli_of(run, args))
-        control = controls.get(run.place)
+        pictures, control = image_metrics.scored_pictures(run, stimuli_of(run, args), none), controls.get(run.place)
+        if pictures is None:
+            continue
+        read[run.place] = pictures
         if control and any(control.place.glob("generated_*.png")):
             image_metrics.check_steps_of_control(run.argument, control.argument)
-            control = image_metrics.read_pictures(control.place, control.rows, stimuli_of(control, args))
+            control = image_metrics.scored_pictures(control, stimuli_of(control, args), none)
         else:
             control = None
         values[run.place] = image_metrics.values_of(pictures, networks, control=control)
         of_run = image_metrics.lines_of(pictures, values[run.place], control)
-        lines += [{"run": run.name} | line for line in of_run]
+        noted = {"encoder": run.encoder_note} if run.encoder_note else {}
+        lines += [{"run": run.name} | line | noted for line in of_run]
     for run, other in itertools.permutations([run for run in drawn if run.place in read], 2):
         a, b = read[run.place], read[other.place]
         if step := image_metrics.step_between(run.argument, other.argument, a.recipe, b.recipe):
             mine, its = (values[of.place][image_metrics.DRAWN] for of in (run, other))
             words = f"what {step} adds to {other.name}"
             lines.append({"run": run.name} | image_metrics.difference_line(words, a, mine, b.rows, its))
-    return lines, missing
+    warnings = [f"pictures not scored, because it is not there: {'; '.join(missing)}"] if missing else []
+    return lines, warnings + ([f"left out of the scores, since no picture came out: {'; '.join(none)}"] if none else [])
 
 
 def draw_figures(
@@ -269,6 +273,8 @@ def main(args: argparse.Namespace) -> None:
         for readout in rows[0].readouts:
             lines.append(tables.group_line(group, readout, of_controls, name) | tables.linear_probe(group, runs))
             warnings += tables.warnings_of(name, rows, readout)
+        if partly := tables.encoder_notes(group):
+            warnings.append(f"{name}: the encoder's checkpoint: {partly}; the rest of the encoder is random")
         readout = group[0].main_readout
         of_group.append(next(line for line in reversed(lines) if line["readout"] == readout))
         by_person += [
@@ -280,7 +286,7 @@ def main(args: argparse.Namespace) -> None:
             for label, (accuracy, n, said) in tables.by_class(rows, readout).items()
         ]
     compared = tables.comparisons(groups)
-    image_lines, missing = score_images(drawn, controls, args) if args.images else ([], [])
+    image_lines, of_images = score_images(drawn, controls, args) if args.images else ([], [])
     real = {run.argument.get("downstream_dataset") for run in runs if not run.rows[0].simulated}
     published = [line for line in read_csv(ROOT / "docs/published.csv") if line["dataset"] in real]
 
@@ -299,7 +305,7 @@ def main(args: argparse.Namespace) -> None:
         sections["Published, not measured here"] = (list(published[0]), [list(line.values()) for line in published])
     sections["By person"] = (("run", "read-out", "person", "accuracy", "n"), by_person)
     sections["By class"] = (("run", "read-out", "class", "decoded as it", "n", "times answered"), by_class)
-    warnings += [f"pictures not scored, because it is not there: {'; '.join(missing)}"] if missing else []
+    warnings += of_images
     parts = [
         f"{'#' if title == 'Results' else '##'} {title}\n\n{tables.markdown(*table)}"
         for title, table in sections.items()

@@ -45,7 +45,8 @@ def parse_args() -> argparse.Namespace:
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
     add("--lora_r", type=flags.at_least(1), default=8, help="LoRA's rank")
     add("--lora_alpha", type=flags.number, default=16, help="LoRA's scale")
-    add("--lora_targets", nargs="+", default=["q_proj", "v_proj"], help="linear layers that get LoRA")
+    add("--lora_targets", nargs="+",
+        help="linear layers that get LoRA (default: q_proj v_proj, or of a model without these its attention's)")
     add("--epochs", type=flags.at_least(1), help=f"epochs in all, warm-up included (default: {epochs})")
     add("--warmup_epochs", type=int, help=f"epochs without LoRA (default: {warmup})")
     add("--batch_size", type=flags.at_least(1), default=4, help="trials a micro-batch and process")
@@ -53,6 +54,7 @@ def parse_args() -> argparse.Namespace:
     add("--eval_batch_size", type=flags.at_least(1), default=32, help="trials decoded at once")
     add("--warmup_lr", type=flags.number, default=5e-4, help="peak learning rate of the warm-up phase")
     add("--lr", type=flags.number, default=2e-4, help="peak learning rate of the joint phase")
+    add("--dropout", type=flags.share, default=0.1, help="inside the projection")
     add("--max_new_tokens", type=flags.at_least(1), default=64, help="longest decoded text, in tokens")
     add("--select_by", choices=list(TEXT_READOUTS), default="keyword",
         help="read-out whose validation accuracy picks the best epoch")
@@ -74,13 +76,22 @@ from torch.utils.data import DataLoader, Subset
 
 from datasets.store import description_of_store, read_words
 from datasets.trials import TextCollator, load_splits
-from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, lora_facts
-from stages.own_llm import language_model_for
+from models.eeg_llm import (
+    LORA_TARGETS,
+    EEGLanguageModel,
+    EEGProjection,
+    add_lora,
+    load_language_model,
+    load_lora,
+    lora_facts,
+    lora_targets,
+)
+from stages.own_llm import TINY, language_model_for
 from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import check_augmentable, encoder_for, with_features
+from stages.tokens import check_augmentable, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, resume_optimizer, scaler_state, start_accelerator
 from utils.paths import cache_folder
@@ -158,6 +169,8 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ set-up
     accelerator, precision = start_accelerator(args.cuda, args.precision, args.gradient_accumulation_steps, args.seed)
+    of_tiny = list(args.lora_targets or LORA_TARGETS)  # which is a Llama, and may not be made yet
+    args.lora_targets = of_tiny if args.llm == TINY else lora_targets(args.llm, args.lora_targets)
     splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions)
     if args.shuffle_labels:
         splits = {mode: dataset.shuffled(args.seed) for mode, dataset in splits.items()}
@@ -177,7 +190,7 @@ def main(args: argparse.Namespace) -> None:
     language_model, tokenizer = load_language_model(llm, accelerator.device, not args.no_quantize, dtype)
     seed_everything(args.seed)
     language_model = add_lora(language_model, args.lora_r, args.lora_alpha, args.lora_targets)
-    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width)
+    projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width, args.dropout)
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)
@@ -199,7 +212,13 @@ def main(args: argparse.Namespace) -> None:
     )
 
     # ------------------------------------------------------------ training
-    run.begin(splits, args.protocol, num_processes=accelerator.num_processes, **description.own_record())
+    run.begin(
+        splits,
+        args.protocol,
+        num_processes=accelerator.num_processes,
+        **checkpoint_facts(encoder),
+        **description.own_record(),
+    )
     collator = TextCollator(description, tokenizer, args.seed)
     augment = [choose(AUGMENTATIONS, name) for name in args.augment]
     facts = {

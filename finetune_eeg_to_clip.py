@@ -22,7 +22,7 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
-from datasets.description import load_description, of_images
+from datasets.description import of_images, one_of
 from datasets.splits import PROTOCOLS, check_protocol, print_caution, protocol_named
 from models import AUGMENTATIONS, CONTRASTIVE, EMBEDDERS, FEATURE_ENCODERS, POOLINGS, choose
 from models.recipes import recipe_of
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument
-    add("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset of seen images")
+    flags.add_dataset_flags(parser, one_of(of_images()), "which dataset of seen images")
     flags.add_seen_images_flags(parser)
     add("--output_dir", "--model_dir", default=default("pth_downtasks/clip"),
         help="folder for checkpoints, metrics, results")
@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     encoder("--atm_parts", nargs="+", choices=("attention", "tsconv", "mlp"), default=["attention", "tsconv", "mlp"],
         help="atm: the parts that are there, for the ablation")
     encoder("--de", choices=("gaussian", "published"), default="gaussian",
-        help="de_mlp, mlp, rgnn: which differential entropy")
+        help="de_mlp, mlp, rgnn: gaussian: entropy of each band; published: EEG-ImageNet's, which its weights read")
     part = parser.add_argument_group("what is read of a trial").add_argument
     part("--tmin", type=float, help="seconds after the image's onset (default: as the dataset says, 0 or 0.04)")
     part("--tmax", type=float, help="seconds after the image's onset; at least 0.1 after --tmin (default: 1 or 0.44)")
@@ -72,6 +72,9 @@ def parse_args() -> argparse.Namespace:
         help="nce: contrastive; generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); mse; ce (default: nce, mse for "
         "text_states, ce for classes, l1 for vae_latent)")
     target("--clip_model", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="CLIP: local folder or hub address")
+    target("--clip_features", nargs="+", metavar="FILE",
+        help="image, structure: CLIP embeddings that others have computed, in place of --clip_model's: ATM's "
+        "ViT-H-14_features_train.pt and _test.pt, NICE's .npy, or a row by image")
     target("--image_model", default="CompVis/stable-diffusion-v1-4",
         help="text_states, vae_latent: whose text encoder, whose VAE; local folder or hub address")
     target("--structure_vae", help="structure: run of train_structure.py --what vae")
@@ -106,6 +109,8 @@ def parse_args() -> argparse.Namespace:
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, "within")
+    if protocol_named(args.protocol)[0].apart_of_images is None:
+        parser.error(f"--protocol {args.protocol} does not keep apart the images that people saw; choose another one")
     for name in ("epochs", "batch_size", "average_train", "optimizer", "lr", "weight_decay", "unit_eeg", "lr_schedule"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(recipe_of(args.encoder), name))
@@ -125,12 +130,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.repetitions import Averages, averages, repetitions, some_repetitions, with_shuffled_images
+from datasets.store import description_of_store
 from datasets.trials import load_splits
 from models.eeg_embedding import EEGEmbedding, embedder_named
 from stages import retrieval
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.targets import TargetSettings, check_fits
+from stages.targets import TargetSettings, check_fits, images_of, without_lacking
 from stages.tokens import check_augmentable, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import pick_device
@@ -176,9 +182,17 @@ def main(args: argparse.Namespace) -> None:
     settle(args, kind, net)
 
     # ------------------------------------------------------------ trials: which, and which part of each
-    description = load_description(args.downstream_dataset)
+    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "THINGS")
+    args.downstream_dataset = description.name
+    if not description.parts:
+        raise UserError(f"{args.datasets_dir} is of {description.name}, whose trials have no images of their own")
     splits = load_splits(args.datasets_dir, description, args.protocol, granularity=args.granularity)
     args.window, args.regions, splits = part_of(splits, args.tmin, args.tmax, args.channels)
+    given = {f.name: getattr(args, f.name) for f in fields(TargetSettings) if hasattr(args, f.name)}
+    given |= {"images_dir": Path(args.images_dir)}
+    given |= {"cache_dir": cache_folder(args.cache_dir, splits["train"].store.path)}
+    target = kind(TargetSettings(**given, train_scale=recipe_of(args.encoder).train_scale, device=device))
+    splits, absent, left_out = without_lacking(splits, target.lacking(images_of(splits)))
     if args.shuffle_labels:
         splits = {mode: with_shuffled_images(dataset, args.seed) for mode, dataset in splits.items()}
     train, val, test = splits.values()
@@ -188,9 +202,6 @@ def main(args: argparse.Namespace) -> None:
     people = sorted({trial.subject for trial in train.trials}) if args.subject_embedding == "known" else []
 
     # ------------------------------------------------------------ targets, image by image
-    given = {f.name: getattr(args, f.name) for f in fields(TargetSettings) if hasattr(args, f.name)}
-    given |= {"images_dir": Path(args.images_dir), "cache_dir": cache_folder(args.cache_dir, train.store.path)}
-    target = kind(TargetSettings(**given, train_scale=recipe_of(args.encoder).train_scale, device=device))
     target.build(splits, groups["train"])
 
     # ------------------------------------------------------------ encoder
@@ -245,9 +256,9 @@ def main(args: argparse.Namespace) -> None:
         "dataset": description.name, "classes": list(description.classes), "settings": settings, "people": people,
         **{name: getattr(args, name) for name in KEPT_FLAGS}, **target.facts, **train.facts,
         "shuffled": args.shuffle_labels, "encoder_fingerprint": depends_on.get("encoder", ""),
-        "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}),
+        "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}), "absent": absent,
     }  # fmt: skip
-    run.begin(splits, args.protocol)
+    run.begin(splits, args.protocol, left_out=left_out, **description.own_record())
     augment, n = [choose(AUGMENTATIONS, name) for name in args.augment], len(items)
     for epoch in run.epochs(args.epochs):
         # anew each epoch, so a resumed run repeats what the interrupted one would have done

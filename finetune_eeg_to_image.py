@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words, stimuli and montage")
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_part_flags(parser)
-    add("--stimuli_dir", default=default("data/VisualImagery/stimuli"), help="folder of the stimulus photos")
+    add("--stimuli_dir", help="folder of the stimulus photos (default: the dataset's own)")
     add("--output_dir", "--model_dir", default=default("pth_downtasks/eeg_direct"),
         help="folder for checkpoints, metrics and results")
     flags.add_encoder_flags(parser, FEATURE_ENCODERS)
@@ -105,7 +105,7 @@ from stages.pictures import Stimuli
 from stages.rows import mapper_readouts, new_row
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import check_augmentable, encoder_for, with_features
+from stages.tokens import check_augmentable, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import resume_optimizer, scaler_state, start_accelerator
 from utils.progress import progress
@@ -139,8 +139,19 @@ def start_encoder(args, dataset, description) -> tuple:
     return encoder, warm["encoder_fingerprint"], warm
 
 
+def start_dataset(args):  # noqa: ANN201 - DatasetDescription
+    """The store's dataset; what nobody said of it, and the dataset knows, becomes args' own."""
+    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "VI")
+    args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol
+    args.stimuli_dir = args.stimuli_dir or description.images_dir or default("data/VisualImagery/stimuli")
+    flags.check_phases(args)
+    return description
+
+
 def build_targets(args, description, image_model: str, cache_dir: Path) -> tuple:
     """A class's prototype (K, D), its prompt's text states (K, 77, D), and how alike the targets are, in words."""
+    if not description.stimuli:
+        raise UserError(f"--downstream_dataset {description.name} has no stimuli to map to")
     labels = range(len(description.classes))
     stimuli = Stimuli(description.stimuli, len(labels), Path(args.stimuli_dir))
     images = CLIPImageTargetBuilder(args.clip_model, cache_dir)
@@ -200,11 +211,7 @@ def evaluate(accelerator, model, dataset, prototypes, args) -> list:
 
 
 def main(args: argparse.Namespace) -> None:
-    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "VI")
-    args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol
-    if not description.stimuli:
-        raise UserError(f"--downstream_dataset {description.name} has no stimuli to map to")
-    flags.check_phases(args)
+    description = start_dataset(args)
 
     # ------------------------------------------------------------ set-up
     # the baselines' text positions learn from the MSE term alone, which the warm-up leaves out
@@ -266,7 +273,13 @@ def main(args: argparse.Namespace) -> None:
         resume_optimizer(accelerator, optimizer, run.state)
 
     # ------------------------------------------------------------ training
-    run.begin(splits, args.protocol, num_processes=accelerator.num_processes, **description.own_record())
+    run.begin(
+        splits,
+        args.protocol,
+        num_processes=accelerator.num_processes,
+        **checkpoint_facts(encoder),
+        **description.own_record(),
+    )
     seen = sorted({*splits["train"].seen, *splits["val"].seen, *warm.get("seen", ())})
     facts = {
         "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,

@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_generation_flags(parser, "outputs/eeg2image")
     flags.add_trained_encoder_flags(parser)
     flags.add_text_flags(parser, TEXT_READOUTS)
-    flags.add_image_flags(parser, None, "data/VisualImagery/stimuli", SCHEDULERS)
+    flags.add_image_flags(parser, None, None, SCHEDULERS)
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, None)
@@ -55,6 +55,7 @@ from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawing_r
 from stages.pieces import DecodedPieces
 from stages.rows import draw_what, new_row, read_rows, text_readouts
 from stages.runs import check_output, remove_pieces, report_decoded
+from stages.tokens import checkpoint_facts
 from utils.device import PRECISIONS, pick_device, pick_precision
 from utils.hub import fetch_nothing
 from utils.progress import progress
@@ -63,6 +64,7 @@ from utils.progress import progress
 def main(args: argparse.Namespace) -> None:
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "BCICIV2a")
     args.downstream_dataset = description.name
+    args.stimuli_dir = args.stimuli_dir or description.images_dir or default("data/VisualImagery/stimuli")
     device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     draws = args.stage == "images" or (args.stage == "all" and args.generate_images)
     check_output(output_dir)
@@ -115,7 +117,7 @@ def main(args: argparse.Namespace) -> None:
                     readouts = text_readouts(description, text, probabilities)
                     rows.append(draw_what(new_row(dataset, index, readouts, text), description, args.readout))
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(path)}
-        record |= description.own_record()
+        record |= checkpoint_facts(encoder) | description.own_record()
         report_decoded(rows, output_dir, record)
         del dataset, checkpoint, encoder, model, batch  # the image stage has the GPU for itself
 

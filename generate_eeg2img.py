@@ -118,12 +118,13 @@ from models.guided_generator import Guidance, GuidedGenerator
 from models.image_generator import image_model_address, read_prompts
 from stages import TARGETS
 from stages.embeddings import read_guidance, write_guidance
-from stages.guided_pictures import DECODED, choose_samples, columns_of_steps, file_of, is_drawn, wanted_pictures
+from stages.guided_pictures import DECODED, choose_samples, columns_of_steps, file_of, is_there, wanted_pictures
 from stages.pictures import (
     PictureFolder,
     Stimuli,
     check_gpu_is_free,
     drawing_recipe,
+    marked,
     opened_whole,
     save_with_recipe,
     steps_sheet,
@@ -225,7 +226,7 @@ def draw(args, steps: list[Step], rows: list[Row], image_model: str, clip_model:
 
     # ------------------------------------------------------------ prompts, then the image model
     wanted = wanted_pictures(output_dir, rows, kept, recipe, args.seed, args.samples, args.compare)
-    missing = [one for one in wanted if not is_drawn(one) or any(step.lacks(output_dir, one) for step in steps)]
+    missing = [one for one in wanted if not is_there(one) or any(step.lacks(output_dir, one) for step in steps)]
     own = {row.index: {"embedding": row.embedding, "samples": args.samples} for row in rows}
     final = PictureFolder(output_dir, rows, recipe, args.seed, lambda row: own[row.index])
     if missing:
@@ -268,7 +269,7 @@ def draw(args, steps: list[Step], rows: list[Row], image_model: str, clip_model:
     for step in steps:
         if shown := step.column(output_dir, kept, 0, rows[0]):
             columns[shown[0]] = lambda row, step=step: step.column(output_dir, kept, place[row.index], row)[1]
-    columns["drawn"] = lambda row: opened_whole(final.path("generated", row))
+    columns["drawn"] = lambda row: marked(opened_whole(final.path("generated", row)))
     with written_whole(output_dir / "steps.png") as unfinished:
         steps_sheet(rows[:: max(1, len(rows) // 10)][:10], columns).save(unfinished, format="PNG")
     print(output_dir / "steps.png")

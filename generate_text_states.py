@@ -63,7 +63,10 @@ from stages.pictures import (
     Stimuli,
     check_gpu_is_free,
     drawing_recipe,
-    drawn_with,
+    fault_of,
+    is_drawn,
+    opened_whole,
+    report_faults,
     save_with_recipe,
     true_class_picture,
 )
@@ -118,7 +121,7 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
     recipes = {
         row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | of_caption for row in captioned
     }
-    missing = [row for row in captioned if drawn_with(true_class_picture(output_dir, row)) != recipes[row.index]]
+    missing = [row for row in captioned if not is_drawn(true_class_picture(output_dir, row), recipes[row.index])]
     if pictures.missing or missing:
         check_gpu_is_free(device, args.max_held_mib)
         generator = EEGImageGenerator(image_model, device, *how, args.scheduler)
@@ -134,6 +137,8 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
     if captions:
         about = {"told": "the stimulus's caption", "pictures": len(rows)}
         write_json(of_caption | about, output_dir / "true_class" / "true_class.json")
+        paths = [true_class_picture(output_dir, row) for row in rows]
+        report_faults({path.name: fault_of(opened_whole(path)) for path in paths})
     stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.images_dir))
     pictures.finish(stimuli.of, (lambda row: true_class_picture(output_dir, row)) if captions else None)
 

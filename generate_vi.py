@@ -53,6 +53,7 @@ from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawing_r
 from stages.pieces import DecodedPieces
 from stages.rows import draw_what, new_row, read_rows, text_readouts
 from stages.runs import check_output, remove_pieces, report_decoded
+from stages.tokens import checkpoint_facts
 from utils.device import PRECISIONS, pick_device, pick_precision
 from utils.hub import fetch_nothing
 from utils.progress import progress
@@ -112,7 +113,7 @@ def main(args: argparse.Namespace) -> None:
                     readouts = text_readouts(description, text, probabilities)
                     rows.append(draw_what(new_row(dataset, index, readouts, text), description, args.readout))
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(path)}
-        report_decoded(rows, output_dir, record)
+        report_decoded(rows, output_dir, record | checkpoint_facts(encoder))
         del dataset, checkpoint, encoder, model, batch  # the image stage has the GPU for itself
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures

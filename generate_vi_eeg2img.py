@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_generation_flags(parser, "outputs/vi_eeg2img")
     flags.add_trained_encoder_flags(parser)
-    flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", "data/VisualImagery/stimuli", SCHEDULERS)
+    flags.add_image_flags(parser, "runwayml/stable-diffusion-v1-5", None, SCHEDULERS)
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, None)
@@ -62,6 +62,7 @@ from stages.embeddings import read_embeddings, write_embeddings
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawing_recipe
 from stages.rows import draw_what, mapper_readouts, new_row, read_rows
 from stages.runs import check_output, report_decoded
+from stages.tokens import checkpoint_facts
 from utils.device import pick_device
 from utils.hub import fetch_nothing
 from utils.progress import progress
@@ -70,6 +71,7 @@ from utils.progress import progress
 def main(args: argparse.Namespace) -> None:
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "VI")
     args.downstream_dataset = description.name
+    args.stimuli_dir = args.stimuli_dir or description.images_dir or default("data/VisualImagery/stimuli")
     device, output_dir = pick_device(args.cuda), Path(args.output_dir)
     embeddings = output_dir / "embeddings.safetensors"
     draws = args.stage != "decode"
@@ -108,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
                 alone = {index: model(dataset[index]["x"][None].to(device))[:2] for index in chosen}
         write_embeddings(embeddings, rows, alone, checkpoint["image_model"])
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "mapper": str(path)}
-        record |= description.own_record()
+        record |= checkpoint_facts(encoder) | description.own_record()
         report_decoded(rows, output_dir, record)
         del dataset, checkpoint, encoder, model, batch, outputs, alone  # the image stage has the GPU for itself
 

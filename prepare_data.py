@@ -1,7 +1,7 @@
 """Motor imagery (BCIC-IV-2a, BCIC-IV-2b): raw recordings → trial store.
 
     python prepare_data.py                                    # download 2a (about 1.4 GB), then prepare
-    python prepare_data.py --skip_download                    # the .mat files are in --raw_dir already
+    python prepare_data.py --skip_download                    # the .mat files (or the competition's .gdf) are there
     python prepare_data.py --downstream_dataset BCICIV2b      # left against right hand, 3 electrodes (about 250 MB)
 
 Per run: EEG electrodes, common average reference (2a), band-pass 0.3–50 Hz, window; stored as (electrodes, samples)
@@ -56,6 +56,7 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
+from datasets.bci_competition import missing_files, other_files
 from datasets.prepare import prepare
 from datasets.preprocessing import Preprocessing
 from datasets.store import is_trial_store
@@ -72,10 +73,14 @@ def main(args: argparse.Namespace) -> None:
         files = description.files(args.raw_dir)
         if not files:
             names = f" {description.all_files[0]} … {description.all_files[-1]}" if description.all_files else ""
-            raise UserError(f"no raw files{names} in {args.raw_dir}; run without --skip_download or set --raw_dir")
-        missing = sorted(set(description.all_files) - {path.name for path in files})
+            there = other_files(args.raw_dir, description.name) if description.all_files else ""
+            raise UserError(
+                f"no raw files{names} in {args.raw_dir}; run without --skip_download or set --raw_dir{there}"
+            )
+        missing = missing_files(description.all_files, files)
         if missing:
-            print(f"{len(files)} of {len(description.all_files)} files are there; missing: {', '.join(missing)}")
+            n = len(description.all_files)
+            print(f"{n - len(missing)} of {n} files are there; missing: {', '.join(missing)}")
 
         # recordings → filter → window → trials → store → closing table
         settings = Preprocessing(args.tmin, args.tmax, description.reference)

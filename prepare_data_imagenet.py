@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument
     add("--pth_path", nargs="+",
-        help="the .pth files, one or several (default: data/EEGImageNet/raw/EEG-ImageNet_1.pth and _2.pth)")
+        help="the .pth files, or their folder (default: data/EEGImageNet/raw/EEG-ImageNet_1.pth and _2.pth)")
     add("--images_dir", default=default("data/EEGImageNet/images"),
         help="your ImageNet photos, WNID/WNID_N.JPEG; looked through where it is there")
     add("--class_names",
@@ -50,15 +50,39 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
-from datasets.eeg_imagenet_dataset import DESCRIPTION, check_people, facts, opened, pieces, stamp
+from datasets.eeg_imagenet_dataset import (
+    DESCRIPTION,
+    check_people,
+    facts,
+    fine_classes,
+    left_out,
+    opened,
+    pieces,
+    stamp,
+)
 from datasets.prepare import prepare
 from datasets.preprocessing import Preprocessing
 from datasets.store import is_trial_store
 
 
-def check_images(folder: Path, paths: list[Path]) -> None:
-    """Say how many of the photos are not there, which only training towards images and pictures needs; UserError for
-    two of one name.
+def files_of(paths: list[Path]) -> list[Path]:
+    """The files themselves, and the .pth of folders; UserError for a folder without."""
+    files = []
+    for path in paths:
+        inside = sorted(p for p in path.glob("*.pth") if p.name[0] != ".") if path.is_dir() else [path]
+        if not inside:
+            raise UserError(
+                f"--pth_path {path} is a folder without .pth; name the authors' EEG-ImageNet_1.pth and _2.pth"
+            )
+        files += inside
+    return files
+
+
+def missing_images(folder: Path, paths: list[Path]) -> list[str]:
+    """The photos that are not there, WNID/WNID_N.JPEG, which training towards images and pictures needs.
+
+    Says how many they are. Without the folder nothing is missing, and all trials are kept.
+    Raises UserError where two have one name, or not one is there.
     """
     wanted = {f"{item['label']}/{item['image']}" for path in paths for item in opened(path, stamp(path)).items}
     if not folder.is_dir():
@@ -66,31 +90,39 @@ def check_images(folder: Path, paths: list[Path]) -> None:
             f"notice: {folder} is not there; {len(wanted)} photos of ImageNet are needed there to train towards "
             "images, and to draw"
         )
-        return
+        return []
     for sub in sorted({name.split("/")[0] for name in wanted}):
         there: dict[str, Path] = {}
-        for path in sorted((folder / sub).glob("*")):
+        for path in sorted(p for p in (folder / sub).glob("*") if p.name[0] != "."):
             if (other := there.setdefault(path.stem.lower(), path)) != path:
                 raise UserError(f"{other} and {path} are two files for one image; keep one of them")
     missing = sorted(name for name in wanted if not (folder / name).is_file())
+    if len(missing) == len(wanted):
+        inside = next((p for p in sorted(folder.iterdir()) if any((p / name).is_file() for name in missing)), None)
+        hint = f"name {inside}" if inside else "name another --images_dir, or none that is there"
+        raise UserError(f"{folder / missing[0]} is missing, and all others of {len(wanted)}; {hint}")
     if missing:
-        raise UserError(
-            f"{folder / missing[0]} is missing, and {len(missing) - 1} more of {len(wanted)}; name another "
-            "--images_dir, or none that is there"
+        print(
+            f"notice: {folder}: {len(missing)} of {len(wanted)} photos are missing ({missing[0]} is one); their trials "
+            "are left out (to keep them, for --target classes: an --images_dir that is not there)"
         )
-    print(f"{folder}: all {len(wanted)} photos are there")
+    else:
+        print(f"{folder}: all {len(wanted)} photos are there")
+    return missing
 
 
 def main(args: argparse.Namespace) -> None:
     with make_room(args.lmdb_dir, is_trial_store, args.overwrite):
-        files = pieces(args.pth_path)
-        check_people(args.pth_path, args.same_person)
-        check_images(args.images_dir, args.pth_path)
+        paths = files_of(args.pth_path)
+        files = pieces(paths)
+        check_people(paths, args.same_person)
+        missing, fine = missing_images(args.images_dir, paths), fine_classes(paths)
+        names = Path(args.class_names) if args.class_names else None
+        said = facts(paths, names, fine) | {"left_out": left_out(paths, missing, args.same_person)}
         settings = Preprocessing(
             args.tmin, args.tmax, DESCRIPTION.reference, l_freq=0.0, h_freq=0.0, order=0
         )  # no filter
-        options = {"same_person": args.same_person}
-        said = facts(args.pth_path, Path(args.class_names) if args.class_names else None)
+        options = {"same_person": args.same_person, "missing": missing, "fine": fine}
         prepare(DESCRIPTION, files, args.lmdb_dir, settings, args.workers, args.scale, options, said)
 
 

@@ -33,7 +33,8 @@ def parse_args() -> argparse.Namespace:
     add("--images_dir",
         help="folder of training_images/, test_images/ and image_metadata.npy (default: images beside --raw_dir)")
     add("--lmdb_dir", default=default("data/THINGS/processed_lmdb"), help="folder of the store")
-    add("--subjects", nargs="+", default=list(SUBJECTS), help="only these people, e.g. 8 or sub-08 (default: all)")
+    add("--subjects", nargs="+", help="only these people, e.g. 8 or sub-08, your own (sub-11) as well (default: all "
+        "that are there; of a download the published ten)")
     add("--sessions", nargs="+", choices=SESSIONS, default=list(SESSIONS), help="raw: only these sessions")
     add("--layout", choices=("raw", "npy", "pt"),
         help="which files of a person (default: what is there, raw before npy before pt)")
@@ -60,7 +61,7 @@ if __name__ == "__main__":
 from datasets.prepare import prepare
 from datasets.preprocessing import Preprocessing
 from datasets.store import is_trial_store
-from datasets.things_dataset import concepts, electrodes_of, image_list, pieces
+from datasets.things_dataset import concepts, electrodes_of, image_list, people_in, pieces
 from utils.archives import unpack
 from utils.download import download
 from utils.osf import list_files
@@ -105,6 +106,11 @@ def main(args: argparse.Namespace) -> None:
         if not args.skip_download:
             fetch(args)
         images = image_list(args.raw_dir, args.images_dir)
+        args.subjects = args.subjects or people_in(args.raw_dir)
+        if not args.subjects:
+            inside = sorted({path.parent for path in args.raw_dir.glob("*/sub-*") if path.is_dir()})
+            hint = f"name {inside[0]}" if inside else "docs/datasets.md lists the layouts"
+            raise UserError(f"{args.raw_dir} has no sub-XX/ of a known layout; {hint}")
         files = pieces(args.raw_dir, args.subjects, args.sessions, args.layout)
 
         # pieces → epochs → baseline → 250 Hz → whitened → trials → store → closing table

@@ -12,7 +12,7 @@ import argparse
 import re
 from pathlib import Path, PurePosixPath
 
-from datasets.visual_imagery_llm_dataset import DESCRIPTION, FIGSHARE, SUBJECTS
+from datasets.visual_imagery_llm_dataset import DESCRIPTION, FIGSHARE, SUBJECTS, origin
 from utils import flags
 from utils.errors import UserError
 from utils.paths import default, make_room
@@ -34,12 +34,13 @@ def parse_args() -> argparse.Namespace:
         help=f"window start, seconds after {DESCRIPTION.window_starts}",
     )
     add("--tmax", type=float, default=DESCRIPTION.window[1], help="window end, seconds, likewise")
-    add("--subjects", nargs="+", default=list(SUBJECTS), help="only these people, e.g. 1 17 or S01 S17 (default: all)")
+    add("--subjects", nargs="+", help="only these people, e.g. 1 17 or S01 S17, your own (S23) as well (default: all)")
     flags.add_rename_flag(parser)
     flags.add_prepare_flags(parser, workers=2)  # each takes about 1.6 GB of memory
     args = parser.parse_args()
     flags.check_window(parser, args)
     flags.check_subjects(parser, args, r"(?i:S|sub-)?(\d+)", "S{:02d}", SUBJECTS)
+    args.subjects = list(SUBJECTS) if args.zip_path and args.subjects is None else args.subjects
     args.raw_dir, args.lmdb_dir = Path(args.raw_dir), Path(args.lmdb_dir).resolve()
     args.stimuli_dir = Path(args.stimuli_dir or args.raw_dir.parent / "stimuli")
     return args
@@ -55,7 +56,8 @@ from datasets.preprocessing import Preprocessing
 from datasets.store import is_trial_store
 from utils.archives import unpack
 from utils.download import download
-from utils.limits import opened_picture
+from utils.network import trouble
+from utils.photos import OddPictures, whole_picture
 
 # ---------------------------------------------------------------- the raw files
 
@@ -120,7 +122,7 @@ def figshare_files() -> list[dict]:
             raise ValueError(f"no address of {lacking[0]}")
     except (requests.RequestException, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"Figshare's file list cannot be had ({type(error).__name__}); fetch article 30227503 by hand and use "
+            f"Figshare's file list cannot be had ({trouble(error, FIGSHARE)}); fetch article 30227503 by hand and use "
             "--zip_path, or --skip_download with the recordings in --raw_dir"
         ) from None
     return list(files.values())
@@ -131,14 +133,13 @@ def check_stimuli(folder: Path) -> None:
     missing = [name for name in DESCRIPTION.stimuli.values() if not (folder / name).is_file()]
     if missing:
         print(f"notice: stimulus photos missing in {folder}: {', '.join(missing)}")
-    for name in set(DESCRIPTION.stimuli.values()) - set(missing):
+    odd = OddPictures()
+    for name in sorted(set(DESCRIPTION.stimuli.values()) - set(missing)):
         try:
-            with opened_picture(folder / name) as picture:
-                picture.load()
+            odd.add(name, whole_picture(folder / name, "stimulus photo", "fetch it again"))
         except UserError as error:
-            print(f"notice: the stimulus photo {error}")
-        except Exception:  # whatever a file that is no picture makes Pillow say
-            print(f"notice: the stimulus photo {folder / name} is not a picture")
+            print(f"notice: {error}")
+    odd.report(f"stimuli in {folder}")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -148,6 +149,7 @@ def main(args: argparse.Namespace) -> None:
             fetch(args)
         check_stimuli(args.stimuli_dir)
         files = DESCRIPTION.files(args.raw_dir, args.subjects)
+        args.subjects = args.subjects or sorted({*SUBJECTS, *(origin(path)[0] for path in files)})
         if not files:
             raise UserError(
                 "no recordings sub-XX_ses-0Y_task-AVI_eeg.bdf (or .fif, .edf, .set, .vhdr) of "

@@ -38,6 +38,8 @@ def parse_args() -> argparse.Namespace:
     add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
     add("--output_dir", default=default("outputs/retrieval"), help="folder for rows, tables and figures")
     add("--clip_model", help="CLIP: local folder or hub address (default: the one trained with)")
+    add("--clip_features", nargs="+", metavar="FILE",
+        help="files of CLIP embeddings in place of --clip_model's (default: those trained with)")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     add("--foundation_dir", default=default("pth/CSBrain.pth"),
         help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
@@ -79,7 +81,7 @@ from stages import TARGETS, clip_runs, retrieval
 from stages.clip_runs import ClipRun
 from stages.pictures import top_sheet
 from stages.rows import Row, write_rows
-from stages.targets import TargetSettings
+from stages.targets import TargetSettings, missing_photos
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json
 from utils.hub import local_folder
@@ -118,6 +120,7 @@ def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[s
     """What test images are ranked by, as the run's target says: embeddings of the images, and of their sentences."""
     about = {name: run.checkpoint[name] for name in ("objective", "clip_model", "image_model")}
     about |= {"clip_model": args.clip_model} if args.clip_model else {}
+    about["clip_features"] = args.clip_features or (None if args.clip_model else run.checkpoint.get("clip_features"))
     settings = TargetSettings(images_dir=Path(args.images_dir), cache_dir=cache_dir, **about)
     target = choose(TARGETS, run.checkpoint["target"])(settings)
     return {
@@ -187,9 +190,13 @@ def main(args: argparse.Namespace) -> None:
         for n, of in curve[:-1]:
             lines.append([line for line in of if line["read-out"] == "retrieval"][-1] | {"repetitions": n})
         some = rows[:: max(1, len(rows) // args.num_samples)][: args.num_samples]
-        sheet = top_sheet(some, nearest, Path(args.images_dir), "retrieval")
-        with written_whole(place / "top5.png") as unfinished:
-            sheet.save(unfinished, format="PNG")
+        shown = sorted({image for row in some for image in (row.image, *nearest[row.index])})
+        if lacking := missing_photos(shown, Path(args.images_dir)):
+            print(f"notice: {len(lacking)} of {len(shown)} photos are not in {args.images_dir}; no top5.png is made")
+        else:
+            sheet = top_sheet(some, nearest, Path(args.images_dir), "retrieval")
+            with written_whole(place / "top5.png") as unfinished:
+                sheet.save(unfinished, format="PNG")
 
     # ------------------------------------------------------------ one table; windows and regions where runs differ in
     # them

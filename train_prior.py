@@ -94,10 +94,11 @@ from torch.nn import functional as F
 from datasets.repetitions import averages, repetitions, with_shuffled_images
 from models import choose
 from models.captioner import Captioner
-from models.clip_targets import image_paths, image_targets, vision_token_targets
+from models.clip_targets import image_paths, vision_token_targets
 from models.prior import CaptionAdapter, DiffusionPrior, components_of
 from stages import TARGETS, retrieval
 from stages.captions import caption_measures
+from stages.clip_features import identity, image_vectors
 from stages.clip_runs import clip_part, open_clip_run
 from stages.runs import LAST, Run
 from stages.scores import measured
@@ -239,7 +240,7 @@ def main(args: argparse.Namespace) -> None:
         groups[split] = averages(clip.dataset, args.average_train) if split == "train" else repetitions(clip.dataset)
         embeddings[split] = clip_part(clip, groups[split], device)
     checkpoint, description, encoder = clip.checkpoint, clip.description, fingerprint(clip.model)
-    protocol, clip_model = checkpoint["protocol"], checkpoint["clip_model"]
+    protocol, clip_model, features = (checkpoint.get(name) for name in ("protocol", "clip_model", "clip_features"))
     control = checkpoint["shuffled"] or args.shuffle_labels
     if not groups["train"]:
         raise UserError(f"{args.datasets_dir} has no training trials under {protocol}")
@@ -249,7 +250,8 @@ def main(args: argparse.Namespace) -> None:
     cache_dir = cache_folder(args.cache_dir, datasets["train"].store.path)
     images = sorted({group.image for of in groups.values() for group in of})
     paths = image_paths(images, Path(args.images_dir))
-    vectors = dict(zip(images, image_targets(clip_model, paths, cache_dir), strict=True))
+    how = datasets["train"].store, Path(args.images_dir), clip_model, cache_dir, features
+    vectors = dict(zip(images, image_vectors(images, *how), strict=True))
     trained = {"prior": Prior, "caption": Caption}[args.what](args, device)
     trained_on = sorted({group.image for group in groups["train"]})
     trained.build(images, paths, vectors, cache_dir, trained_on, embeddings["train"].shape[1])
@@ -258,7 +260,7 @@ def main(args: argparse.Namespace) -> None:
         "set of images": digest,
         "encoder": encoder,
         "store": datasets["train"].store.fingerprint,
-        "CLIP": model_identity(clip_model),
+        "CLIP": identity(clip_model, features),
     } | trained.depends_on
     run = Run(output_dir, [f"{args.what}_epoch{{}}.pth"], "cosine", args.keep)
     run.open(vars(args), {"images_dir", "output_dir", "model_dir"}, depends_on)

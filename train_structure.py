@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from datasets.description import load_description, of_images
+from datasets.description import of_images, one_of
 from datasets.splits import PROTOCOLS, check_protocol
 from utils import flags
 from utils.errors import UserError, loading
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument
     add("--what", choices=list(RECIPES), default="vae", help="which model")
-    add("--downstream_dataset", choices=of_images(), default="THINGS", help="which dataset of seen images")
+    flags.add_dataset_flags(parser, one_of(of_images()), "which dataset of seen images")
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"),
         help="trial store: it says which images are trained on")
     add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
@@ -74,6 +74,7 @@ import torch
 from diffusers import ControlNetModel, DDPMScheduler
 from torch.nn import functional as F
 
+from datasets.store import description_of_store
 from datasets.trials import load_splits
 from models.clip_targets import digests_of, image_paths, read_image, vae_latent_targets
 from models.image_generator import load_image_model
@@ -83,7 +84,7 @@ from stages import retrieval
 from stages.checkpoints import read_vae
 from stages.runs import LAST, Run
 from stages.scores import measured
-from stages.targets import decoded_maps, map_measures
+from stages.targets import decoded_maps, images_of, map_measures, missing_photos, without_lacking
 from utils.device import pick_device
 from utils.files import write_json
 from utils.hub import model_identity
@@ -216,7 +217,10 @@ def main(args: argparse.Namespace) -> None:
     output_dir, device = Path(args.output_dir), pick_device(args.cuda)
 
     # ------------------------------------------------------------ images: which are trained on, validate, are tested on
-    splits = load_splits(args.datasets_dir, load_description(args.downstream_dataset), args.protocol)
+    description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "THINGS")
+    args.downstream_dataset = description.name
+    splits = load_splits(args.datasets_dir, description, args.protocol)
+    splits, *_ = without_lacking(splits, missing_photos(images_of(splits), Path(args.images_dir)))
     images = {mode: sorted({trial.image for trial in dataset.trials}) for mode, dataset in splits.items()}
     paths = {mode: image_paths(of, Path(args.images_dir)) for mode, of in images.items()}
     if shared := set(images["train"]) & set(images["test"]):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.bci_competition import NAMES, read_competition_gdf, session_files
 from datasets.bnci import read_bnci_mat
 from datasets.description import SPLITS, DatasetDescription
 from datasets.montage import Montage
@@ -36,8 +37,8 @@ FIRST_STRUCTS = "dropped: first three structs"
 
 
 def files(raw_dir: Path) -> list[Path]:
-    """A01T.mat … A09E.mat that are there."""
-    return sorted(path for path in raw_dir.glob("*.mat") if path.name in FILES)
+    """A01T.mat … A09E.mat, or .gdf, that are there, however deep; own people (A10T.mat) as well."""
+    return session_files(raw_dir, NAMES["BCICIV2a"])
 
 
 def recordings(path: Path, trial_set: str = "published") -> Iterator[Recording]:
@@ -46,14 +47,19 @@ def recordings(path: Path, trial_set: str = "published") -> Iterator[Recording]:
     trial_set : {"published", "all"}. "published" drops the first three structs of every file, as the published splits
         do; "all" drops runs without trials only.
     """
-    task_number = 0
-    for recording in read_bnci_mat(path, MONTAGE.electrodes, len(DESCRIPTION.classes), SFREQ):
+    task_number, facts = 0, (MONTAGE.electrodes, len(DESCRIPTION.classes), SFREQ)
+    is_gdf = path.suffix.lower() == ".gdf"
+    runs = read_competition_gdf(path, *facts, by_runs=True) if is_gdf else read_bnci_mat(path, *facts)
+    # where calibration is not marked off, and of own people, the rule of the first structs has no part
+    in_structs = (not is_gdf or len(runs) > 1) and DESCRIPTION.split_of(path.stem[:3].upper())
+    for recording in runs:
         is_calibration = not len(recording.onsets)  # EOG calibration runs have no trials
         task_number += not is_calibration
-        recording.subject, recording.session, recording.run = path.stem[:3], path.stem[3], task_number
+        recording.subject, recording.session = path.stem[:3].upper(), path.stem[3].upper()
+        recording.run = task_number
         if is_calibration:
             recording.kind = "calibration runs"
-        elif trial_set == "published" and recording.number <= CALIBRATION_STRUCTS:
+        elif trial_set == "published" and recording.number <= CALIBRATION_STRUCTS and in_structs:
             recording.kind = "task runs among the first three structs"
             recording.left_out = Counter((FIRST_STRUCTS, int(label)) for label in recording.labels)
             recording.onsets = recording.labels = np.array([], int)

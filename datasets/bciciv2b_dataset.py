@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from datasets.bci_competition import NAMES, bnci_name, read_competition_gdf, session_files
 from datasets.bciciv2a_llm_dataset import DESCRIPTION as BCICIV2A
 from datasets.bnci import read_bnci_mat
 from datasets.montage import Montage
@@ -22,16 +23,19 @@ EXPECTED_TRIALS = {"train": 3600, "val": 1440, "test": 1440}  # 120 in sessions 
 
 
 def files(raw_dir: Path) -> list[Path]:
-    """B01T.mat … B09E.mat that are there; a person's T before E, so that sessions stand in order."""
-    recorded = [path for path in raw_dir.glob("*.mat") if path.name in FILES]
-    return sorted(recorded, key=lambda path: FILES.index(path.name))
+    """B01T.mat … B09E.mat, or B0101T.gdf …, that are there, however deep; sessions in order."""
+    recorded = session_files(raw_dir, NAMES["BCICIV2b"])
+    return sorted(recorded, key=lambda path: (bnci_name(path)[:3], bnci_name(path)[3] == "E", path.stem.upper()))
 
 
 def recordings(path: Path) -> Iterator[Recording]:
     """The sessions of one file, each one run."""
-    for recording in read_bnci_mat(path, DESCRIPTION.montage.electrodes, len(DESCRIPTION.classes), SFREQ):
-        recording.subject = path.stem[:3]
-        recording.session = str(SESSIONS_BEFORE[path.stem[3]] + recording.number)
+    facts = DESCRIPTION.montage.electrodes, len(DESCRIPTION.classes), SFREQ
+    is_gdf = path.suffix.lower() == ".gdf"
+    for recording in read_competition_gdf(path, *facts, by_runs=False) if is_gdf else read_bnci_mat(path, *facts):
+        recording.subject = path.stem[:3].upper()
+        before = int(path.stem[3:5]) - 1 if is_gdf else SESSIONS_BEFORE[path.stem[3].upper()]
+        recording.session = str(before + recording.number)
         yield recording
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.recording import Recording
-from readers.matlab import check_mat
+from readers.matlab import read_variables, variables_of
 from utils.errors import UserError
-from utils.limits import reading
 
 
 def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> list[Recording]:
@@ -21,33 +20,35 @@ def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq
     Raises UserError if the file is truncated, is no such file, asks for more than a recording needs, or its content
         cannot be right; names the file and the run.
     """
-    import scipy.io  # slow to import, and a script's -h reads the datasets' files
-
-    size = path.stat().st_size if path.is_file() else 0
-    with reading(path, size, 0):
-        memory = check_mat(path)
-    try:
-        with reading(path, size, memory):
-            content = scipy.io.loadmat(path, squeeze_me=False, struct_as_record=False, variable_names=["data"])
-    except UserError:
-        raise
-    except NotImplementedError:
-        raise UserError(f"{path}: a MATLAB v7.3 file; expected v5 as BNCI publishes it, download it again") from None
-    except Exception as error:  # SciPy lets many kinds through for a damaged file, zlib's and struct's among them
-        raise UserError(
-            f"{path}: cannot be read as a MATLAB v5 file ({type(error).__name__}: {error}); it is truncated or "
-            "damaged, delete it and download it again"
-        ) from None
+    content = read_variables(path, ["data"])
     if "data" not in content:
-        raise UserError(f"{path}: no variable 'data'; expected a file of BNCI Horizon 2020")
+        raise UserError(f"{path}: no variable 'data'; expected a file of BNCI Horizon 2020{_instead(path)}")
     if not isinstance(content["data"], np.ndarray):  # a sparse matrix, or what SciPy says in place of a damaged one
         raise UserError(f"{path}: 'data' is no cell; expected one of runs")
+    if content["data"].dtype.kind in "fiu" and content["data"].ndim > 2:
+        shape = " × ".join(map(str, content["data"].shape))
+        raise UserError(
+            f"{path} holds trials that are cut already ('data' is an array of {shape}); filters and references need "
+            "whole runs: fetch BNCI's .mat (prepare_data.py without --skip_download) or the competition's .gdf"
+        )
     structs = content["data"].ravel()
     if len(structs) == 0:
         raise UserError(f"{path}: 'data' is empty; expected runs")
     return [
         _run(path, number, structs[number - 1], electrodes, n_classes, sfreq) for number in range(1, len(structs) + 1)
     ]
+
+
+def _instead(path: Path) -> str:
+    """What a file is that has no recording, for a message."""
+    variables = variables_of(path)
+    if "classlabel" in variables:
+        return (
+            f": it has the competition's labels ('classlabel') and no EEG; put {path.stem}.gdf beside it, or fetch "
+            "BNCI's .mat (prepare_data.py without --skip_download)"
+        )
+    names = ", ".join(sorted(variables))[:100]
+    return f"; it has {names or 'none'}: fetch BNCI's .mat (prepare_data.py without --skip_download)"
 
 
 def _run(path: Path, number: int, struct, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> Recording:

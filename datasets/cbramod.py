@@ -1,4 +1,4 @@
-"""CBraMod's and CSBrain's LMDB layout: `__keys__` and records are pickles, in microvolts at 200 Hz; none runs code."""
+"""CBraMod's and CSBrain's LMDB layout: `__keys__` and records are pickles, at 200 Hz; none runs code."""
 
 import functools
 import hashlib
@@ -18,6 +18,9 @@ from readers.unpickler import ARRAYS, Rules, Unpickler
 from utils.errors import UserError
 
 SFREQ = 200.0  # Hz
+# unit that records may be in → standard deviations of EEG in it, from and to, and what makes microvolts of it
+UNITS = {"volts": (1e-6, 2e-4, 1e6), "hundreds of microvolts": (0.05, 0.7, 100.0), "microvolts": (0.7, 1000.0, 1.0)}
+LOOKED_AT = 32  # records that tell
 # numbers of 8 bytes at most; samples are longer than labels, and are read from the mapped file
 RECORDS = Rules(ARRAYS, dtypes="b1|[iu][1248]|f[248]", keys=(str,), long_bytes=256)
 SafeUnpickler = functools.partial(Unpickler, rules=RECORDS)
@@ -31,14 +34,16 @@ def is_cbramod(file: LMDBFile) -> bool:
 class CBraModStore:
     """Read-only view of such a folder, with the same face as `TrialStore`.
 
-    Records are `{"sample": (n_chans, n_patches, 200), "label": int}`, unpickled by `SafeUnpickler`. Person and session
-    come from the file name in the key where it has them; `own_splits` says which split the file puts a key in.
+    Records are `{"sample": (n_chans, n_patches, 200), "label": int}`, unpickled by `SafeUnpickler`, in microvolts; what
+    is in volts, or divided by 100 as CBraMod's loaders do, is told by its amplitude and multiplied, with a notice.
+    Person and session come from the file name in the key where it has them; `own_splits` says which split the file puts
+    a key in.
 
     Raises UserError if a pickle holds anything but arrays and plain containers, a record is none, or samples are NaN or
     infinite.
     """
 
-    sfreq = SFREQ
+    sfreq, left_out = SFREQ, ()
 
     def __init__(self, path: str | Path, file: LMDBFile | None = None):
         self.path = Path(path)
@@ -94,8 +99,33 @@ class CBraModStore:
         if zlib.crc32(self.read(trial)) != trial.checksum:
             raise UserError(f"{self.path}: record {trial.key!r} has changed while it was used")
 
+    @functools.cached_property
+    def _scale(self) -> float:
+        """What makes microvolts of the samples: by the median standard deviation of some records."""
+        keys = list(self.own_splits)
+        some = keys[:: max(1, len(keys) // LOOKED_AT)][:LOOKED_AT]
+        sds = [np.median(self._stored(key, self._unpickled(key)).std(axis=1)) for key in some]
+        sd = float(np.median(sds)) if sds else 0.0
+        found = f"notice: {self.path}: the samples' median standard deviation is {sd:.3g}"
+        for unit, (low, high, factor) in UNITS.items():
+            if low <= sd < high:
+                if factor != 1:
+                    print(f"{found}: taken for {unit}, multiplied by {factor:g}")
+                    self.meta["multiplied_by"] = factor
+                return factor
+        if sd:
+            print(f"{found}; expected microvolts, 1 to 200: they are read as they are; is the unit wrong?")
+        return 1.0
+
     def _samples(self, key: str, record: object) -> np.ndarray:
-        """(n_chans, n_times) float32."""
+        """(n_chans, n_times) float32 microvolts."""
+        samples = self._stored(key, record)
+        if self._scale != 1:
+            samples *= np.float32(self._scale)
+        return samples
+
+    def _stored(self, key: str, record: object) -> np.ndarray:
+        """(n_chans, n_times) float32, as they are."""
         if not isinstance(record, dict):
             raise UserError(
                 f"{self.path}: record {key!r} is no dict with 'sample' and 'label'; it is {reprlib.repr(record)}"

@@ -7,13 +7,13 @@ the authors' montage, nor the unit.
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from datasets.description import DatasetDescription
+from datasets.description import SPLITS, DatasetDescription
 from datasets.montage import Montage
 from datasets.prepare import check_amplitude
 from datasets.preprocessing import Preprocessing
@@ -30,9 +30,14 @@ N_TIMES = 501
 ITEM = {"eeg_data", "granularity", "subject", "label", "image"}  # of a trial; "stage" too in the file of the second day
 TRAIN, VAL = 0.6, 1 / 6  # share of a block that trains; share of that, at its end, that validates: 30 and 5 of 50
 GROUP = 8  # classes of a fine group
-PEOPLE = 16  # codes 0 to 15; the second day counts on
+PEOPLE = 16  # codes 0 to 15
+SECOND_DAY = range(PEOPLE, 22)  # codes of some of them on another day; those from 22 on are own people
 TRIALS = {subject: 4000 for subject in range(16)} | {2: 3950, 12: 3900}  # 63,850 in all
 ITEMS, REOPENED = 200, 10  # trials of a piece; pieces after which a file is opened anew: 0.5 GB
+
+FINE = 40  # of the 80 published classes; they stand first, and the published code counts its groups so
+FEATURES = (".npy", ".npz", ".mat", ".pkl", ".csv")
+MISSING = "left out: no photo"  # fate of a trial
 
 UNIT_HINT = "the file does not say its unit; --scale sets a factor and goes on (1e-6: it is microvolts)"
 
@@ -45,7 +50,7 @@ class _Opened:
 
     items: list
     labels: tuple[str, ...]
-    coarse: frozenset[str]
+    marks: frozenset[tuple[str, str]]  # wnid and granularity of trials
     numbers: tuple[int, ...]  # of a trial among its person's in this file, from 1
 
 
@@ -57,26 +62,33 @@ def opened(path: Path, version: tuple[int, int]) -> _Opened:
     """
     import torch
 
+    if path.suffix.lower() in FEATURES:
+        raise UserError(
+            f"{path} is no .pth of raw EEG; differential entropy, which the published code keeps in such files, is not "
+            "needed: --encoder de_mlp, mlp, rgnn and baseline.py make it from the raw EEG, as --de says"
+        )
     hint = "expected an EEG-ImageNet .pth of tensors and plain containers, in PyTorch's zip format; fetch it again"
     with loading(str(path), hint):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(content, dict) or set(content) != {"dataset", "labels", "images"}:
-        raise UserError(f"{path} has {_kind(content)}; expected dataset, labels and images")
+        wanted = "expected dataset, labels and images, as in the authors' raw file (features are made from it)"
+        raise UserError(f"{path} has {_kind(content)}; {wanted}")
     items, labels = content["dataset"], content["labels"]
     if not isinstance(items, list) or not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
         raise UserError(f"{path}: expected lists of trials and of labels")
-    coarse, numbers, counts = set(), [], Counter()
+    marks, numbers, counts = set(), [], Counter()
     for place, item in enumerate(items):
         _check_item(item, labels, f"{path}: item {place}")
-        if item["granularity"] == "coarse":
-            coarse.add(item["label"])
+        marks.add((item["label"], item["granularity"]))
         counts[item["subject"]] += 1
         numbers.append(counts[item["subject"]])
-    return _Opened(items, tuple(labels), frozenset(coarse), tuple(numbers))
+    return _Opened(items, tuple(labels), frozenset(marks), tuple(numbers))
 
 
 def _kind(content: object) -> object:
-    return sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+    if isinstance(content, dict):
+        return sorted(map(str, content))[:5]
+    return f"{type(content).__name__} {tuple(getattr(content, 'shape', ()))}".removesuffix(" ()")
 
 
 def _check_item(item: object, labels: list[str], where: str) -> None:
@@ -110,16 +122,49 @@ def pieces(paths: Sequence[Path]) -> list[Piece]:
     return cut
 
 
-def facts(paths: Sequence[Path], names: Path | None = None) -> dict:
+def fine_classes(paths: Sequence[Path]) -> list[str]:
+    """The wnids of the fine classes: a class has one granularity, though some trials of 19 of them are marked coarse.
+
+    A class is coarse where no trial of it is marked fine; where that leaves others than 40 fine of 80, the order says.
+    Prints how many trials are marked otherwise, and whose.
+    Raises UserError where neither marks nor order fit.
+    """
+    files = [opened(path, stamp(path)) for path in paths]
+    labels, marks = files[0].labels, frozenset().union(*(file.marks for file in files))
+    fine = [wnid for wnid in labels if (wnid, "fine") in marks or (wnid, "coarse") not in marks]
+    if len(labels) == 2 * FINE and len(fine) != FINE:
+        if wrong := [wnid for wnid in labels[FINE:] if (wnid, "fine") in marks]:
+            raise UserError(
+                f"{paths[0]}: {len(fine)} of 80 classes are marked fine, {', '.join(wrong[:3])} among the last 40; "
+                "expected 40 fine classes, which stand first"
+            )
+        fine = list(labels[:FINE])
+    others = Counter()
+    for item in (item for file in files for item in file.items):
+        if (item["granularity"] == "fine") != (item["label"] in fine):
+            others[f"S{item['subject']:02d}"] += 1
+    if others:
+        classes = [wnid for wnid in labels if wnid in fine and (wnid, "coarse") in marks]
+        whose = ", ".join(f"{who} {n}" for who, n in sorted(others.items()))
+        print(
+            f"notice: {others.total()} trials of {len(classes)} fine classes are marked coarse ({whose}); they are "
+            "kept with their class, which has one granularity"
+        )
+    return fine
+
+
+def facts(paths: Sequence[Path], names: Path | None = None, fine: Sequence[str] | None = None) -> dict:
     """Classes, and which of them are coarse, or of which fine group, for the store's metadata.
 
     names : Path, optional. Lines "WNID name, …", as ImageNet's synset maps have; else classes are called by their
         wnids.
+    fine : sequence of str, optional. What `fine_classes` gave.
     """
-    files = [opened(path, stamp(path)) for path in paths]
-    labels, coarse = files[0].labels, frozenset().union(*(file.coarse for file in files))
-    fine = [k for k, wnid in enumerate(labels) if wnid not in coarse]
-    parts = {"coarse": [k for k, wnid in enumerate(labels) if wnid in coarse]}
+    labels = opened(paths[0], stamp(paths[0])).labels
+    is_fine = set(fine_classes(paths) if fine is None else fine)
+    fine = [k for k, wnid in enumerate(labels) if wnid in is_fine]
+    coarse = [k for k, wnid in enumerate(labels) if wnid not in is_fine]
+    parts = {"coarse": coarse}
     parts |= {f"fine{start // GROUP}": fine[start : start + GROUP] for start in range(0, len(fine), GROUP)}
     name_of = {wnid: wnid for wnid in labels}
     if names is not None:
@@ -139,7 +184,7 @@ def check_people(paths: Sequence[Path], same_person: Mapping[str, Sequence[str]]
     Without a person, the second day's would be taken for somebody new.
     """
     items = [item for path in paths for item in opened(path, stamp(path)).items]
-    second = {str(item["subject"]) for item in items if item["subject"] >= PEOPLE or "stage" in item}
+    second = {str(item["subject"]) for item in items if item["subject"] in SECOND_DAY or "stage" in item}
     if lacking := sorted(second - set(same_person), key=int):
         raise UserError(
             f"the codes {', '.join(lacking)} are of the second day: say whose they are, as in --same_person "
@@ -164,27 +209,62 @@ def granularities(meta: Mapping) -> dict[str, list[int]]:
 # ---------------------------------------------------------------- a piece → trials
 
 
+def _trial(item: dict, number: int, labels: Sequence[str], same_person: Mapping[str, Sequence[str]]) -> Trial:
+    subject, session = same_person.get(str(item["subject"]), [f"S{item['subject']:02d}", "1"])
+    image, key = f"{item['label']}/{item['image']}", f"{subject}-{session}-r1-t{number:05d}"
+    return Trial(key, labels.index(item["label"]), subject, session, 1, number, image)
+
+
+def left_out(paths: Sequence[Path], missing: Sequence[str], same_person: Mapping[str, Sequence[str]]) -> list[dict]:
+    """The rows of trials whose photos are missing. Prints how many they are, by person and part.
+
+    They stand in the store's metadata as `left_out`, so that the others keep their place in the block, and their part.
+    """
+    if not missing:
+        return []
+    files = [opened(path, stamp(path)) for path in paths]
+    pairs = [(file, place) for file in files for place in range(len(file.items))]
+    trials = [_trial(file.items[k], file.numbers[k], file.labels, same_person) for file, k in pairs]
+    absent, counts, images = set(missing), defaultdict(Counter), defaultdict(set)
+    for trial, part in zip(trials, parts(trials, trials), strict=True):
+        if trial.image in absent:
+            counts[trial.subject][part or "another day"] += 1
+            images[part or "another day"].add(trial.image)
+    for subject, by_part in sorted(counts.items()):
+        cells = ", ".join(f"{by_part[part]} {part}" for part in (*SPLITS, "another day") if by_part[part])
+        print(f"notice: {subject}: {by_part.total()} trials are left out, whose photos are missing ({cells})")
+    if images["test"]:
+        print(f"notice: {len(images['test'])} test photos are missing: n and chance are not those of the complete set")
+    return [asdict(trial) for trial in trials if trial.image in absent]
+
+
 def prepare_piece(piece: Piece, settings: Preprocessing, scale: float | None, options: dict) -> Prepared:
-    """The trials of a piece, microvolts; counts by (fate, subject, granularity); facts. `options`: same_person."""
+    """The trials of a piece, microvolts; counts by (fate, subject, granularity); facts.
+
+    options : dict. same_person; missing: the photos whose trials are left out; fine: the fine classes.
+    """
     if piece.start % (ITEMS * REOPENED) == 0:
         opened.cache_clear()  # what was read of a mapped file counts as the process's memory until it is closed
     path, file = piece.path, opened(piece.path, stamp(piece.path))
     microvolts = 1e6 * (1.0 if scale is None else scale)
     trials, counts, sds = [], Counter(), defaultdict(list)
+    missing, fine = set(options["missing"]), set(options["fine"])
     start, stop = round(settings.tmin * SFREQ), round(settings.tmax * SFREQ)
     for place in range(piece.start, piece.stop):
-        item, number = file.items[place], file.numbers[place]
+        item = file.items[place]
+        trial = _trial(item, file.numbers[place], file.labels, options["same_person"])
+        if trial.image in missing:
+            counts[MISSING, trial.subject, "trials"] += 1
+            continue
         x = item["eeg_data"].double().numpy() * microvolts
         finite = np.isfinite(x).all(axis=1)
         if not finite.all():
             bad = ELECTRODES[int(np.argmin(finite))]
             raise UserError(f"{path}: item {place}: {bad} holds NaN or infinity; fetch the file again")
-        subject, session = options["same_person"].get(str(item["subject"]), [f"S{item['subject']:02d}", "1"])
-        sds[subject].append(float(np.median(x.std(axis=1))))
-        key, label = f"{subject}-{session}-r1-t{number:05d}", file.labels.index(item["label"])
-        trial = Trial(key, label, subject, session, 1, number, f"{item['label']}/{item['image']}")
+        sds[trial.subject].append(float(np.median(x.std(axis=1))))
         trials.append((trial, x[:, start:stop].astype(DTYPE)))
-        counts["kept", subject, f"{item['granularity']} session {session}"] += 1
+        granularity = "fine" if item["label"] in fine else "coarse"
+        counts["kept", trial.subject, f"{granularity} session {trial.session}"] += 1
     recordings = []
     for subject, amplitudes in sds.items():
         sd = float(np.median(amplitudes))
@@ -208,15 +288,22 @@ def table(meta: dict, counts: Counter) -> list[str]:
         sds[recording["subject"]].append(recording["median_sd_microvolts"])
     kinds = sorted({kind for by_kind in kept.values() for kind in by_kind})
     heads = "".join(f"{kind:>20}" for kind in kinds)
-    lines = [f"{'':8}{heads}{'trials':>10}{'complete':>10}{'median SD (µV)':>16}"]
+    no_photo = {subject: n for (fate, subject, _), n in counts.items() if fate == MISSING}
+    last = f"{'no photo':>10}" if no_photo else ""
+    lines = [f"{'':8}{heads}{'trials':>10}{'complete':>10}{'median SD (µV)':>16}{last}"]
     for subject, by_kind in sorted(kept.items()):
         cells = "".join(f"{by_kind[kind]:20d}" for kind in kinds)
         complete = TRIALS.get(int(subject.removeprefix("S")), 4000)
-        lines.append(f"{subject:8}{cells}{by_kind.total():10d}{complete:10d}{np.median(sds[subject]):16.1f}")
+        last = f"{no_photo.get(subject, 0):10d}" if no_photo else ""
+        lines.append(f"{subject:8}{cells}{by_kind.total():10d}{complete:10d}{np.median(sds[subject]):16.1f}{last}")
     n = sum(by_kind.total() for by_kind in kept.values())
     complete = "complete: 63,850 of 80, by 16 people (3,950 of S02, 3,900 of S12)"
     sizes = ", ".join(f"{name} {len(labels)}" for name, labels in meta["granularities"].items())
     summary = f"{n} trials of {len(meta['classes'])} classes; {complete}"
+    if no_photo:
+        summary += (
+            f"\n{sum(no_photo.values())} trials are left out: {len(meta['options']['missing'])} photos are missing"
+        )
     return [*lines, "", summary, f"classes: {sizes}", DESCRIPTION.caution]
 
 

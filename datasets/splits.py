@@ -23,7 +23,7 @@ Nothing that tests is ever used to choose: `check_no_leak` asks what the protoco
 no trial, in two splits). `--setting NAME --subject PERSON` is another spelling of `--protocol NAME:PERSON`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from datasets.description import SPLITS, DatasetDescription
@@ -139,7 +139,7 @@ def across_days(store, description: DatasetDescription, person: str) -> Split:
     later = [t for t in trials if t.session != first]
     if not later:
         raise UserError(f"{store.path}: {person} has session {first} only; day needs two")
-    parts = description.parts(trials, store.trials)
+    parts = _parts_of(trials, description, store)
     val = [t for t, part in zip(trials, parts, strict=True) if part == "val" and t.session == first]
     train = [t for t, part in zip(trials, parts, strict=True) if part != "val" and t.session == first]
     return {"train": train, "val": val, "test": later}
@@ -187,11 +187,23 @@ def _by_person(store, split_of: Mapping[str, str]) -> Split:
     return {split: [t for t in store.trials if split_of.get(t.subject, "train") == split] for split in SPLITS}
 
 
+def _parts_of(trials: Sequence[Trial], description: DatasetDescription, store) -> list[str]:
+    """What the dataset says of each trial; what preparation left out of the store keeps its place among them."""
+    return description.parts([*trials, *store.left_out], store.trials)[: len(trials)]
+
+
+def parts_left_out(store, description: DatasetDescription, part: str, people: Collection[str]) -> int:
+    """How many of these people's trials of a part preparation has left out."""
+    absent = list(store.left_out)
+    parts = description.parts([*store.trials, *absent], store.trials)[len(store.trials) :] if absent else []
+    return sum(p == part and t.subject in people for t, p in zip(absent, parts, strict=True))
+
+
 def _by_part(trials: Sequence[Trial], description: DatasetDescription, store) -> Split:
     """Trials by what the dataset says of what was seen; the held-out ones are the same in every run."""
     if not description.parts:
         raise UserError(f"{description.name} has no trials of seen images; --protocol cross and joint need them")
-    parts = description.parts(trials, store.trials)
+    parts = _parts_of(trials, description, store)
     return {split: [t for t, part in zip(trials, parts, strict=True) if part == split] for split in SPLITS}
 
 

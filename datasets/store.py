@@ -23,7 +23,7 @@ from zlib_ng.zlib_ng import crc32  # CRC-32 as zlib's, at a tenth of its time
 from datasets.cbramod import CBraModStore, is_cbramod
 from datasets.description import DATASETS, DatasetDescription, described
 from datasets.recording import DTYPE, Trial
-from readers.lmdb_file import LMDBFile
+from readers.lmdb_file import LMDBFile, place_of
 from utils.errors import UserError, loading
 from utils.files import read_json
 from utils.limits import MAX_TEXT
@@ -182,6 +182,7 @@ class TrialStore:
 
     meta : dict
     trials : list of Trial
+    left_out : list of Trial. What preparation left out though it was recorded: its photo is missing.
     sfreq : float. Hz.
     shape : (n_chans, n_times)
     listed : int. Checksum of the list of trials, labels included.
@@ -211,7 +212,8 @@ class TrialStore:
         try:
             self.sfreq, self.shape = float(self.meta["sfreq"]), tuple(self.meta["shape"] or (0, 0))
             self.trials = [Trial(**row) for row in json.loads(rows)]
-            check_kinds(self.meta, self.sfreq, self.shape, self.trials)
+            self.left_out = [Trial(**row) for row in self.meta.get("left_out", [])]
+            check_kinds(self.meta, self.sfreq, self.shape, [*self.trials, *self.left_out])
             self.listed = crc32(rows)
             checksums = self.meta["trials_checksum"], bytes(self._file.get("meta_checksum") or b"")
             whole = checksums == (self.listed, str(crc32(facts)).encode())
@@ -257,8 +259,9 @@ def check_kinds(meta: dict, sfreq: float, shape: tuple, trials: Sequence[Trial])
 
 
 def open_store(path: str | Path) -> TrialStore | CBraModStore:
-    """Open a store of either layout."""
-    file = LMDBFile(Path(path))
+    """Open a store of either layout: its folder, its data.mdb, or an LMDB in one file."""
+    path = place_of(Path(path))
+    file = LMDBFile(path)
     return CBraModStore(path, file) if is_cbramod(file) else TrialStore(path, file)
 
 

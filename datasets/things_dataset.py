@@ -3,14 +3,15 @@
 Gifford et al., NeuroImage 264:119754, 2022; OSF 3jk45. A photo is there for 100 ms and a new one comes every 200 ms, so
 one second after an onset also holds the responses to the next four photos. Layouts of a person's folder `sub-XX`:
 raw   ses-0Y/raw_eeg_{training,test}.npy   the authors' recordings: a pickled dict, volts at 1000 Hz, codes in `stim`
-npy   preprocessed_eeg_{training,test}.npy NICE's and ATM's pickles (63 electrodes), the authors' (17): cut and whitened
+npy   preprocessed_eeg_{training,test}.npy NICE's, ATM's pickles (63 electrodes), the authors' (17): cut and whitened;
+      or train.npy, test.npy               NeuroBridge's, an axis of concepts before that of their images
 pt    *train*.pt, *test*.pt                UBP's
 """
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from datasets.recording import DTYPE, Piece, Prepared, Trial, stamp
 from readers.pickles import read_pickled
 from readers.stored_array import StoredArray
 from utils.errors import UserError
+from utils.paths import image_path
 
 ELECTRODES = tuple(
     "Fp1 Fp2 AF7 AF3 AFz AF4 AF8 F7 F5 F3 F1 F2 F4 F6 F8 FT9 FT7 FC5 FC3 FC1 FCz FC2 FC4 FC6 FT8 "
@@ -41,6 +43,11 @@ EPOCH = (-0.2, 1.0)  # seconds around the onset: what is resampled and whitened;
 HELD_OUT = 100  # training concepts that validate
 EVENTS, ROWS = 256, 32  # of a piece: onsets of a recording; images of an array that is cut already
 IMAGES = (".jpg", ".jpeg", ".png")
+CUT_NAMES = {
+    "training": ("preprocessed_eeg_training.npy", "train.npy"),
+    "test": ("preprocessed_eeg_test.npy", "test.npy"),
+}
+CUT_KEYS = ("preprocessed_eeg_data", "data", "eeg")  # of the arrays that others have cut
 
 # ---------------------------------------------------------------- images
 
@@ -68,7 +75,9 @@ def image_list(raw_dir: Path, images_dir: Path | None) -> dict[str, list[str]]:
         )
     for part in PARTS:
         if not listed[part]:
-            raise UserError(f"{metadata or images_dir} lists no {part} images")
+            inside = sorted(p.parent.name for p in images_dir.glob("*/*_images") if p.is_dir()) if images_dir else []
+            hint = f"; name {images_dir / inside[0]}" if inside and not metadata else ""
+            raise UserError(f"{metadata or images_dir} lists no {part} images{hint}")
     return listed
 
 
@@ -98,8 +107,11 @@ def _by_folders(images_dir: Path, listed: Mapping[str, Sequence[str]]) -> dict[s
     """Images that are there, by part. `listed`: by the metadata, which tell how many a folder has."""
     stored = {}
     for part in PARTS:
-        folders = sorted(p for p in (images_dir / f"{part}_images").glob("*") if p.is_dir() and p.name[0] != ".")
-        names = {f: sorted(p.name for p in f.iterdir() if p.suffix.lower() in IMAGES) for f in folders}
+        root = image_path(images_dir, f"{part}_images")
+        folders = sorted(p for p in root.glob("*") if p.is_dir() and p.name[0] != ".")
+        names = {  # macOS leaves "._aardvark_01b.jpg" beside a photo
+            f: sorted(p.name for p in f.iterdir() if p.suffix.lower() in IMAGES and p.name[0] != ".") for f in folders
+        }
         stored[part] = [f"{part}_images/{folder.name}/{name}" for folder in folders for name in names[folder]]
         usual = 1 if part == "test" else _images_per_folder(listed.get(part) or stored[part])
         for folder in folders:
@@ -131,9 +143,14 @@ def layout_of(folder: Path) -> str | None:
     """Which of the three layouts a person's folder has."""
     if any(folder.glob("ses-*/raw_eeg_*.npy")):
         return "raw"
-    if (folder / "preprocessed_eeg_training.npy").is_file():
+    if any((folder / name).is_file() for name in CUT_NAMES["training"]):
         return "npy"
-    return "pt" if any(folder.glob("*.pt")) else None
+    return "pt" if any(path.name[0] != "." for path in folder.glob("*.pt")) else None
+
+
+def people_in(raw_dir: Path) -> list[str]:
+    """The people that are there in any layout, the published ten or not: "sub-01", "sub-11"."""
+    return sorted(p.name for p in raw_dir.glob("sub-*") if re.fullmatch(r"sub-\d+", p.name) and layout_of(p))
 
 
 def pieces(raw_dir: Path, subjects: Sequence[str], sessions: Sequence[str], layout: str | None) -> list[Piece]:
@@ -148,7 +165,8 @@ def pieces(raw_dir: Path, subjects: Sequence[str], sessions: Sequence[str], layo
         kind = layout or layout_of(folder)
         if kind is None:
             raise UserError(
-                f"{folder} has neither ses-01/raw_eeg_training.npy nor preprocessed_eeg_training.npy nor a train.pt; "
+                f"{folder} has neither ses-01/raw_eeg_training.npy nor preprocessed_eeg_training.npy nor train.npy nor "
+                "train.pt; "
                 "see docs/datasets.md for where they come from, or name the people that are there with --subjects"
             )
         if kind == "raw":
@@ -158,7 +176,7 @@ def pieces(raw_dir: Path, subjects: Sequence[str], sessions: Sequence[str], layo
                     cut += Piece.all_of(path, len(_events(path, stamp(path))[0]), EVENTS, beside)
         else:
             for part in PARTS:
-                path = folder / f"preprocessed_eeg_{part}.npy" if kind == "npy" else _pt_file(folder, part)
+                path = _npy_file(folder, part) if kind == "npy" else _pt_file(folder, part)
                 cut += Piece.all_of(path, _cut(path, stamp(path)).n_images, ROWS)
     return cut
 
@@ -177,8 +195,14 @@ def _raw_file(folder: Path, part: str) -> Path:
     return path
 
 
+def _npy_file(folder: Path, part: str) -> Path:
+    names = CUT_NAMES[part]
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+
+
 def _pt_file(folder: Path, part: str) -> Path:
-    paths = sorted(path for path in folder.glob("*.pt") if ("train" in path.name) == (part == "training"))
+    paths = sorted(path for path in folder.glob("*.pt") if path.name[0] != ".")
+    paths = [path for path in paths if ("train" in path.name) == (part == "training")]
     if len(paths) != 1:
         raise UserError(f"{folder} has {len(paths)} .pt files of the {part} part; expected one")
     return paths[0]
@@ -361,9 +385,11 @@ class _Cut:
 
 @lru_cache(maxsize=4)
 def _cut(path: Path, version: tuple[int, int]) -> _Cut:
-    key = "eeg" if path.suffix == ".pt" else "preprocessed_eeg_data"
-    content = _read_dict(path, "preprocessed recording", {key, "ch_names", "times"})
-    eeg, names = content[key], [str(name) for name in content["ch_names"]]
+    content = _read_dict(path, "preprocessed recording", {"ch_names", "times"})
+    key = next((key for key in CUT_KEYS if key in content), CUT_KEYS[0])
+    eeg, names = content.get(key), [str(name) for name in _in_memory(content["ch_names"])]
+    if len(getattr(eeg, "shape", ())) == 5:  # (concepts, images of each, …): images one after the other, as codes are
+        eeg = _with_first_axes_joined(path, eeg)
     eeg = _InMemory(eeg) if isinstance(eeg, np.ndarray) else eeg
     shape = getattr(eeg, "shape", ())
     if len(shape) not in (3, 4) or eeg.dtype.kind != "f" or shape[-2] != len(names):
@@ -398,6 +424,15 @@ def _rows_per_image(path: Path, key: str, images: tuple[str, ...]) -> int:
     return usual
 
 
+def _with_first_axes_joined(path: Path, eeg: "StoredArray | np.ndarray") -> "StoredArray | np.ndarray":
+    shape = (eeg.shape[0] * eeg.shape[1], *eeg.shape[2:])
+    if isinstance(eeg, np.ndarray):
+        return eeg.reshape(shape)
+    if eeg.axes is not None:
+        raise UserError(f"{path} holds an array column by column; save it anew with NumPy, row by row")
+    return replace(eeg, stored=shape)
+
+
 def _in_memory(value: object) -> object:
     return value.all() if isinstance(value, StoredArray) else value
 
@@ -406,7 +441,8 @@ def _per_row(path: Path, content: dict, key: str, shape: tuple[int, ...]) -> tup
     """One text for every row of the flat array: as it is given, or a text an image, repeated; empty where none is."""
     if key not in content:
         return ()
-    values = [str(v) for v in np.asarray(_in_memory(content[key])).ravel().tolist()]
+    stored = np.asarray(_in_memory(content[key])).ravel().tolist()
+    values = [f"{v:g}" if isinstance(v, float) else str(v) for v in stored]  # UBP's sessions are 0.0 to 3.0
     n = shape[0] * (shape[1] if len(shape) == 4 else 1)
     if not values or n % len(values):
         raise UserError(f"{path}: {key} has {len(values)} values for {n} trials")

@@ -6,7 +6,7 @@ PyTorch is imported where it is used: a script's -h reads the datasets' files, a
 import copy
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +126,11 @@ class TrialDataset:
     def relabelled(self, trials: Sequence[Trial], labels: Sequence[int]) -> "TrialDataset":
         """The same samples under other labels, or images, trial by trial."""
         return self._another(trials=list(trials), labels=list(labels))
+
+    def without(self, images: Collection[str]) -> "TrialDataset":
+        """The trials that show other images."""
+        kept = [k for k, trial in enumerate(self.trials) if trial.image not in images]
+        return self.relabelled([self.trials[k] for k in kept], [self.labels[k] for k in kept])
 
     def _another(self, **changes) -> "TrialDataset":
         made = copy.copy(self)

@@ -44,13 +44,13 @@ FILE_NAME = re.compile(
 
 
 def origin(path: Path) -> tuple[str, str, str] | None:
-    """Person "S01" … "S22", session "01" or "02" and task of a file by its name; None for other names."""
+    """Person "S01" … "S22" (own: "S23"), session "01" or "02" and task of a file by its name; None for other names."""
     parts = FILE_NAME.fullmatch(path.name)
     return (f"S{int(parts[1]):02d}", f"{int(parts[2]):02d}", parts[3].upper()) if parts else None
 
 
-def files(raw_dir: Path, subjects: Sequence[str] = SUBJECTS) -> list[Path]:
-    """The recordings of some people under a folder, however deep, in the order of person, session and task.
+def files(raw_dir: Path, subjects: Sequence[str] | None = None) -> list[Path]:
+    """The recordings of some people (None: all) under a folder, however deep, in the order of person, session and task.
 
     Raises UserError if a task was recorded in two files.
     """
@@ -61,13 +61,15 @@ def files(raw_dir: Path, subjects: Sequence[str] = SUBJECTS) -> list[Path]:
         recording = origin(path)
         if recording is None and path.suffix.lower() in SUFFIXES:
             print(f"notice: {path} is left out; expected a name like sub-01_ses-01_task-AVI_eeg.bdf")
-        elif recording and recording[0] in subjects and path_of.setdefault(recording, path) != path:
+        elif (
+            recording and (subjects is None or recording[0] in subjects) and path_of.setdefault(recording, path) != path
+        ):
             raise UserError(f"{path} and {path_of[recording]} are the same recording; keep one of them")
     return [path_of[recording] for recording in sorted(path_of)]
 
 
 def recordings(
-    path: Path, subjects: Sequence[str] = SUBJECTS, renamed: Mapping[str, str] | None = None
+    path: Path, subjects: Sequence[str] | None = None, renamed: Mapping[str, str] | None = None
 ) -> Iterator[Recording]:
     """One task of one session; labels from the task's own event codes, codes that it does not know are left out."""
     from readers.recordings import read_recording  # MNE is slow to import
@@ -143,7 +145,7 @@ def _missing(subjects: Sequence[str], tasks: set) -> list[str]:
     nobody = [subject for subject in subjects if not sessions[subject]]
     lines = [f"missing: all recordings of {', '.join(nobody)}"] if nobody else []
     for subject in sorted(set(subjects) - set(nobody)):
-        if len(sessions[subject]) < N_SESSIONS[subject]:
+        if len(sessions[subject]) < N_SESSIONS.get(subject, 1):
             lines.append(f"missing: {subject} has session {sessions[subject][0]} only")
         for session in sessions[subject]:
             if lacking := [task for task in TASKS if (subject, session, task) not in tasks]:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import beta, rankdata
 
 from datasets.description import DatasetDescription
+from datasets.prepare import AMPLITUDES, RATIOS
 from datasets.recording import Trial
 from datasets.splits import Split, protocol_named, without_split
 from datasets.trials import TrialDataset
@@ -36,6 +37,8 @@ READABLE = (
     0.25  # share of what guessing leaves that a probe may read before it is a breach; simulated effects reach 0.1,
 )
 READABLE_LOUDNESS = 0.4  # and those that all electrodes share 0.25, a rhythm that changes everywhere
+UNITS = {"volts": 1e-6, "millivolts": 1e-3, "nanovolts": 1e3}  # what one microvolt is in each
+FAR = 3.0  # times beyond what preparing a store accepts, from which on it is a breach: other filters do not do that
 WRITTEN = 0.5  # share of one sample's variance between classes, from which on it was written; ERPs stay far below
 EQUAL = 2e-5  # relative difference of electrodes' amplitudes over all trials, below which somebody made them equal
 SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
@@ -293,6 +296,50 @@ def normalisation_findings(s: Summaries) -> Iterator[Finding]:
     yield Finding(kind, "normalisation", words)
 
 
+def amplitude_findings(store, trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
+    """Amplitudes can be the microvolts that a store says: each recording's, and each electrode's against the others."""
+    if store.meta.get("units", "microvolts") != "microvolts":
+        yield Finding("cannot", "amplitudes", "the trials are whitened, and have no unit")
+        return
+    recordings = defaultdict(list)
+    for place, trial in enumerate(trials):
+        recordings[" ".join(map(str, origin(trial)[:3]))].append(place)
+    spread = np.stack([np.median(s.spread[places], axis=0) for places in recordings.values()])  # (recordings, C) µV
+    changing = np.ma.masked_equal(spread, 0)  # what does not change has no unit
+    typical = np.ma.median(changing, axis=1)  # the median electrode's
+    electrodes = store.meta.get("electrodes") or ()
+    electrodes = electrodes if len(electrodes) == spread.shape[1] else range(1, spread.shape[1] + 1)
+    odd = {}  # in words → how many times beyond what preparing a store accepts
+    for name, value in zip(recordings, typical, strict=True):
+        if value is not np.ma.masked and (beyond := _beyond(value, AMPLITUDES)) > 1:
+            odd[f"{name}: {value:.3g} µV{_as_unit(value)}"] = beyond
+    for name, values in zip(electrodes, (changing / typical[:, None]).T, strict=True):
+        if values.count() and (beyond := _beyond(value := np.ma.median(values), RATIOS)) > 1:
+            odd[f"electrode {name}: {value:.3g} times the median electrode's"] = beyond
+    if not odd:
+        reach = f"{typical.min():.3g} to {typical.max():.3g} µV" if typical.count() else "nothing changes"
+        yield Finding(
+            "ok", "amplitudes", f"of recordings' median electrodes {reach}; no electrode is far from the others"
+        )
+        return
+    some = "; ".join(list(odd)[:5]) + (f"; and {len(odd) - 5} more" if len(odd) > 5 else "")
+    wrong = max(odd.values()) >= FAR and store.meta.get("scale_flag") is None
+    words = "these cannot be microvolts" if wrong else "odd for microvolts"
+    yield Finding("BREACH" if wrong else "notice", "amplitudes", f"{words}: standard deviations within trials, {some}")
+
+
+def _beyond(value: float, limits: tuple[float, float]) -> float:
+    """How many times a positive value lies below or above its limits; 1 or less: between them."""
+    return max(limits[0] / value, value / limits[1])
+
+
+def _as_unit(microvolts: float) -> str:
+    """Which unit such a number would be usual in, in words."""
+    low, high = AMPLITUDES
+    fitting = [name for name, factor in UNITS.items() if low <= microvolts / factor <= high]
+    return f", as {fitting[0]} would be (--scale {1 / UNITS[fitting[0]]:g} when preparing)" if fitting else ""
+
+
 # ---------------------------------------------------------------- probes
 
 
@@ -398,6 +445,7 @@ def store_findings(store, splits: Split) -> Iterator[Finding]:
     yield from key_findings(store.trials)
     summaries = summarise(store, trials)
     yield from copy_findings(store, splits, trials, summaries.sketch)
+    yield from amplitude_findings(store, trials, summaries)
     yield from normalisation_findings(summaries)
     yield from probe_findings(trials, summaries)
 
@@ -419,6 +467,8 @@ def run_findings(run: Run, store, splits: Split) -> Iterator[Finding]:
 
 def _made_from(run: Run, store) -> Checked:
     """Whether the run was made from this store and this list of its trials."""
+    if run.encoder_note:
+        yield "notice", f"its encoder's checkpoint: {run.encoder_note}; the rest of the encoder is random"
     depends = run.record.get("depends_on", {"store": run.record["store"]} if "store" in run.record else None)
     if not isinstance(depends, dict):
         yield "cannot", "without its run.json nobody knows what it was made from"

@@ -75,12 +75,27 @@ class Run:
         depends = self.record.get("depends_on")
         return depends if isinstance(depends, dict) else {}
 
+    def left_out(self, split: str) -> int:
+        """How many trials of a split the run lacks, as its record says: their images had no target."""
+        left_out = self.record.get("left_out")
+        n = left_out.get(split) if isinstance(left_out, dict) else None
+        return n if type(n) is int else 0
+
     def recorded_place(self, argument: str) -> Path | None:
         """A place that the run's record names, relative to where the run was started or to the project."""
         place = self.argument.get(argument)
         if not place:
             return None
         return Path(place) if Path(place).exists() else ROOT / place
+
+    @property
+    def encoder_note(self) -> str:
+        """What its encoder's checkpoint lacked (--allow_partial), in words; empty where it was loaded whole."""
+        loaded = self.record.get("encoder_loaded")
+        if isinstance(loaded, dict) and all(type(loaded.get(name)) is int for name in ("loaded", "of")):
+            return "" if loaded["loaded"] == loaded["of"] else f"{loaded['loaded']} of {loaded['of']} loaded"
+        silent = "encoder_loaded" not in self.record and self.argument.get("use_pretrained_weights")
+        return "nobody knows how much was loaded" if silent and self.argument.get("allow_partial") else ""
 
     @property
     def seed(self) -> str:

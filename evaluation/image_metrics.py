@@ -4,17 +4,20 @@ After the evaluation of Ozcelik and VanRullen (Scientific Reports 13:15666, 2023
 Stimuli are shown to several trials here, so two-way identification asks against trials with another stimulus only.
 """
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
+from evaluation.decoded_runs import Run
 from evaluation.image_networks import pixels
 from evaluation.statistics import difference
-from stages.pictures import PictureFolder, Stimuli, compared_picture, drawn_with, true_class_picture
+from stages.pictures import PictureFolder, Stimuli, compared_picture, drawn_with, fault_of, true_class_picture
 from stages.rows import Row
 from stages.scores import mean_and_interval
 from utils.errors import UserError
@@ -107,6 +110,8 @@ class Pictures:
     ceiling : str. What the pictures of `true_class` were drawn from, in words.
     others : dict. What further pictures of the same trials were drawn from, in words → list of PIL.Image.
     recipe : dict. How all were drawn, see `way_of`.
+    faults : list of str. Why what was drawn is no picture, see `fault_of`; "" of a picture.
+    left_out : dict. Way of drawing, in words → how many are no pictures, of how many, and why.
     """
 
     rows: list[Row]
@@ -117,6 +122,41 @@ class Pictures:
     ceiling: str = TRUE_CLASS
     others: dict[str, list[Image.Image]] = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def scored(self) -> "Pictures":
+        """Those that are scored: trials whose picture is none are left out, and said.
+
+        In `true_class` and `others`, None stands where a trial's picture is none.
+        """
+        ways = {DRAWN: self.faults} | {way: list(map(fault_of, drawn)) for way, drawn in self.ways().items()}
+        left_out = {way: _left_out(faults) for way, faults in ways.items() if any(faults)}
+        kept = [k for k, fault in enumerate(self.faults) if not fault]
+
+        def part(way: str, pictures: list) -> list:
+            return [None if ways[way][k] else pictures[k] for k in kept] if pictures else []
+
+        return replace(
+            self,
+            rows=[self.rows[k] for k in kept],
+            stimuli=[self.stimuli[k] for k in kept],
+            drawn=part(DRAWN, self.drawn),
+            true_class=part(self.ceiling, self.true_class),
+            faults=[""] * len(kept),
+            others={way: part(way, pictures) for way, pictures in self.others.items()},
+            left_out=left_out,
+        )
+
+    def ways(self) -> dict[str, list]:
+        """What the same trials were drawn from besides what was decoded, in words → their pictures."""
+        return ({self.ceiling: self.true_class} if self.true_class else {}) | self.others
+
+
+def _left_out(faults: Sequence[str]) -> str:
+    """How many are no pictures, of how many, and why, in words."""
+    counts = Counter(fault for fault in faults if fault)
+    return f"{counts.total()} of {len(faults)} ({', '.join(f'{n} {fault}' for fault, n in counts.items())})"
 
 
 def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictures:
@@ -124,6 +164,7 @@ def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictur
     names = PictureFolder(folder, rows, {}, 0)
     paths = [names.path("generated", row) for row in rows]
     drawn, recipes = [_read(path) for path in paths], [drawn_with(path) or {} for path in paths]
+    faults = [row.picture_fault or fault_of(picture) for row, picture in zip(rows, drawn, strict=True)]
     for path, row, recipe in zip(paths, rows, recipes, strict=True):
         if recipe.get("embedding", row.embedding) != row.embedding:
             raise UserError(f"{path} was drawn from something else than was decoded; draw again (--stage images)")
@@ -132,7 +173,14 @@ def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictur
     compared = {words: _compared(folder, way, rows, recipes) for way, words in COMPARED.items()}
     others = {words: pictures for words, pictures in compared.items() if pictures}
     model = str(recipes[0].get("model", "unknown"))
-    return Pictures(list(rows), seen, drawn, true_class, model, ceiling, others, way_of(recipes[0]))
+    return Pictures(list(rows), seen, drawn, true_class, model, ceiling, others, way_of(recipes[0]), faults)
+
+
+def scored_pictures(run: Run, stimuli: Stimuli, none: list[str]) -> Pictures | None:
+    """The pictures of a run that are scored, None where there is none; what is left out goes to `none`, in words."""
+    pictures = read_pictures(run.place, run.rows, stimuli).scored()
+    none += [f"{run.name}, {way}: {some}" for way, some in pictures.left_out.items()]
+    return pictures if pictures.rows else None
 
 
 def _true_class(folder: Path, rows: Sequence[Row], recipes: Sequence[dict]) -> tuple[list[Image.Image], str]:
@@ -193,7 +241,8 @@ NOTE = (
     "Above the control, and what a step adds: the difference of the means, whose interval draws trials anew (the same "
     "people and stimuli of both, where both have the same); 0 within it: the step did not help. A CLIP that an encoder "
     "was trained towards, or that chose the sample, judges its own: read the others beside it. SwAV is a distance: "
-    "less is better. CLIP is the model that is named."
+    "less is better. CLIP is the model that is named. What came out as no picture (not finite, blackened by a safety "
+    "checker, of one colour) is left out, with its number."
 )
 Values = dict[str, np.ndarray]  # metric → (N,) values of the trials
 
@@ -219,9 +268,10 @@ def values_of(
     if n > 1:
         shuffled = [_values(real, drawn, stimulus, rng.permutation(n)) for _ in range(PAIRINGS)]
         values[RANDOM] = {name: np.mean([one[name] for one in shuffled], axis=0) for name in shuffled[0]}
-    ceiling = {pictures.ceiling: pictures.true_class} if pictures.true_class else {}
-    for words, others in (ceiling | pictures.others).items():
-        values[words] = _values(real, _Views(others, networks, words), stimulus)
+    for words, others in pictures.ways().items():
+        if kept := [k for k, picture in enumerate(others) if picture is not None]:
+            views = _Views([others[k] for k in kept], networks, words)
+            values[words] = _values(real.part(kept), views, [stimulus[k] for k in kept])
     if control:
         real = _Views(control.stimuli, networks, "the control's stimuli")
         drawn = _Views(control.drawn, networks, "the control's pictures")
@@ -289,7 +339,8 @@ def step_between(argument: Mapping, other: Mapping, recipe: Mapping, its_recipe:
 
 
 def _line(pictures: Pictures, images: str, n: int) -> dict:
-    return {"images": images, "model": pictures.model, "n": n, "people": len({row.subject for row in pictures.rows})}
+    line = {"images": images, "model": pictures.model, "n": n, "people": len({row.subject for row in pictures.rows})}
+    return line | ({"left out": pictures.left_out[images]} if images in pictures.left_out else {})
 
 
 class _Views:
@@ -301,6 +352,12 @@ class _Views:
         self.different = [pictures[k] for k in np.unique(self.place, return_index=True)[1]]
         bar = progress(networks, desc=what, unit="network")
         self.features = {name: networks[name](self.different).float().numpy() for name in bar}
+
+    def part(self, places: Sequence[int]) -> "_Views":
+        """Those of some trials."""
+        part = copy.copy(self)
+        part.place = self.place[places]
+        return part
 
     def of(self, name: str, order: np.ndarray) -> np.ndarray:
         """(N, D) features of the trials in an order."""
@@ -357,4 +414,9 @@ def images_table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
         for m in metrics:
             known = np.isfinite(line.get(m, np.nan))
             cells[-1].append(f"{line[m]:.3f} ({line[f'{m}, low']:.3f} to {line[f'{m}, high']:.3f})" if known else "")
-    return ["run", "images", "n", "people", *metrics], cells
+    heads = ["run", "images", "n", "people", *metrics]
+    for head in ("left out", "encoder"):
+        if any(line.get(head) for line in lines):
+            heads.append(head)
+            cells = [[*cell, line.get(head, "")] for cell, line in zip(cells, lines, strict=True)]
+    return heads, cells

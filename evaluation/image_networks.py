@@ -15,7 +15,7 @@ from torch import nn
 
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.loading import load_whole
-from utils.checkpoints import check_packed, check_tensors
+from utils.checkpoints import check_packed, check_tensors, unwrapped
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
 
@@ -95,8 +95,8 @@ def _network(path: Path, architecture: str, options: dict) -> nn.Module:
         check_packed(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
         check_tensors(weights)
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}  # SwAV's: saved in parallel
         network = getattr(torchvision.models, architecture)(weights=None, **options)
+        weights = unwrapped(weights, network.state_dict().__contains__, str(path))  # SwAV's: saved in parallel
         fit = network.load_state_dict(weights, strict=False)
         if absent := [name for name in fit.missing_keys if not name.startswith("fc.")]:  # SwAV has heads of its own
             raise ValueError(f"it has no {absent[0]} and {len(absent) - 1} more")

@@ -14,7 +14,7 @@ from datasets.montage import Montage
 from datasets.store import open_store
 from evaluation.decoded_runs import Run, description_of, origin
 from evaluation.image_metrics import read_pictures
-from stages.pictures import Stimuli
+from stages.pictures import Stimuli, marked
 from stages.rows import Row
 from utils.errors import UserError
 
@@ -36,7 +36,7 @@ def cards(run: Run, stimuli: Stimuli) -> Iterator[dict]:
     # where the store says the classes, as the rows name them
     classes = dict(enumerate(description.classes)) or {row.true_label: row.true_name for row in run.rows}
     signals = _Signals(run)
-    for row, seen, drawn in zip(rows, pictures.stimuli, pictures.drawn, strict=True):
+    for row, seen, drawn, fault in zip(rows, pictures.stimuli, pictures.drawn, pictures.faults, strict=True):
         read_by = next((name for name, read in row.readouts.items() if read.probabilities is not None), None)
         p = row.readouts[read_by].probabilities if read_by else []
         chances = [(classes.get(k, f"class {k}"), chance) for k, chance in enumerate(p)]
@@ -50,7 +50,8 @@ def cards(run: Run, stimuli: Stimuli) -> Iterator[dict]:
         card |= {"true": row.true_name, "decoded": row.predicted_name or "no class"}
         card |= {"right": row.predicted_label == row.true_label, "simulated": row.simulated}
         card |= {"text": row.text, "prompt": row.prompt, "model": Path(pictures.model).name}
-        card |= {"seen": _embedded(seen), "drawn": _embedded(drawn), "eeg": signals.of(row)}
+        card |= {"encoder": run.encoder_note, "fault": fault}
+        card |= {"seen": _embedded(seen), "drawn": _embedded(marked(drawn)), "eeg": signals.of(row)}
         yield card | {"read_by": read_by, "chances": sorted(chances, key=lambda named: -named[1])[:5]}
 
 

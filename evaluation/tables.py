@@ -79,6 +79,9 @@ def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run], name
     of_seed = [numbers(rows, readout) for rows in seeds.values()]
     line = {"run": name or group_name(group), "readout": readout, "seeds": len(of_seed)} | of_seed[0]
     line |= {part: group[0].argument.get(part) for part in PARTS}
+    line["left_out"] = max(run.left_out("test") for run in group)
+    if notes := encoder_notes(group):
+        line["encoder"] = notes
     if len(of_seed) > 1:
         for column in AVERAGED:
             values = [one[column] for one in of_seed if column in one]
@@ -94,6 +97,11 @@ def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run], name
         line["low"], line["high"] = interval or (None, None)
         line["interval_over"] = "people" if interval else f"{len(people)} people"
     return line | (_control_columns(controls, readout) if controls else {})
+
+
+def encoder_notes(group: Sequence[Run]) -> str:
+    """What the encoders' checkpoints of a group lacked, in words."""
+    return "; ".join(dict.fromkeys(run.encoder_note for run in group if run.encoder_note))
 
 
 def _control_columns(controls: Sequence[Run], readout: str) -> dict:
@@ -237,6 +245,7 @@ COLUMNS = {
     "EEG": lambda line: "simulated" if line["simulated"] else "",
     "part of it": _part,
     "accuracy": _accuracy,
+    "left out": lambda line: f"{line['left_out']} test trials" if line.get("left_out") else "",
     "n": lambda line: (f"{line['seeds']} × " if line["seeds"] > 1 else "") + str(line["n"]),
     "people": lambda line: str(line["people"]),
     "95 % interval": _interval,
@@ -254,14 +263,16 @@ COLUMNS = {
     "within task (n)": _within_task,
     "recording alone": _plain("recording_alone"),
     "shuffled-label control (n): its level": _control,
+    "encoder": lambda line: line.get("encoder", ""),
 }
 COMPARED = ("a", "b", "n", "only_a", "only_b", "p", "p_holm")
-IN_PAPER = "run|read-out|EEG|accuracy|n|people|95 % interval|chance|p, permuted|balanced|kappa".split("|")
+IN_PAPER = "run|read-out|EEG|accuracy|n|people|95 % interval|chance|p, permuted|balanced|kappa|encoder".split("|")
 CSV = """
     run readout simulated window regions seeds accuracy sd n people low high interval_over chance p_binomial
     p_permuted permuted permuted_low permuted_high balanced_accuracy macro_f1 kappa top3 top5 ece
     linear_probe task within_task within_task_n recording_alone
     control control_n controls control_level control_low control_high control_verdict
+    encoder
 """.split()
 
 

@@ -23,7 +23,8 @@ from models.loading import load_whole
 from utils.checkpoints import keep, read_kept
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing, model_identity
-from utils.limits import whole_picture
+from utils.paths import image_path
+from utils.photos import OddPictures, reads_plainly, whole_picture
 from utils.progress import progress
 
 FILE = 256  # images, sentences or captions a file of the cache
@@ -42,12 +43,17 @@ def image_targets(name: str, paths: Sequence[Path], cache_dir: Path) -> torch.Te
     name : str. A folder laid out like `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`, or a hub address.
     Raises UserError if a file is missing or no picture, or the model cannot be loaded.
     """
-    embedder = functools.cache(CLIPImageTargetBuilder(name, cache_dir).load)
+    embedder, odd = functools.cache(CLIPImageTargetBuilder(name, cache_dir).load), OddPictures()
 
     def build(part: Sequence[Path]) -> torch.Tensor:
-        return embedder()([read_image(path) for path in part])
+        pictures = [read_image(path) for path in part]
+        for path, picture in zip(part, pictures, strict=True):
+            odd.add(f"{path.parent.name}/{path.name}", picture)
+        return embedder()(pictures)
 
-    return in_parts("image", name, paths, digests_of(paths), cache_dir, build)
+    targets = in_parts("image", name, paths, digests_of(paths), cache_dir, build)
+    odd.report("images")
+    return targets
 
 
 def sentence_targets(name: str, sentences: Sequence[str], cache_dir: Path) -> torch.Tensor:
@@ -156,7 +162,7 @@ class OnDisk:
 
 def image_paths(images: Sequence[str], folder: Path) -> list[Path]:
     """Where images lie; UserError for a name that leaves the folder."""
-    root, paths = folder.resolve(), [folder / image for image in images]
+    root, paths = folder.resolve(), [image_path(folder, image) for image in images]
     for image, path in zip(images, paths, strict=True):
         if not path.resolve().is_relative_to(root):
             raise UserError(f"the image {image!r} is outside {folder}")
@@ -169,10 +175,14 @@ def read_image(path: Path) -> Image.Image:
 
 
 def digests_of(paths: Sequence[Path]) -> list[str]:
-    """SHA-256 of each image file; UserError where one is missing."""
+    """What tells each image from another: its file's SHA-256; of one that is not read as it lies there, that as well.
+
+    Raises UserError where one is missing.
+    """
     if missing := next((path for path in paths if not path.is_file()), None):
         raise UserError(f"the image {missing} is missing; {FETCH}")
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return [d if reads_plainly(path) else f"{d} as seen" for d, path in zip(digests, paths, strict=True)]
 
 
 def in_parts(

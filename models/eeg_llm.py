@@ -9,7 +9,15 @@ import peft
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DynamicCache,
+    GenerationConfig,
+)
+from transformers.pytorch_utils import Conv1D
 
 from models.hub import OnHub
 from models.loading import load_whole, refuse_code
@@ -294,6 +302,40 @@ def check_fits(model, tokenizer) -> None:
         raise ValueError("it gives NaN or infinity")
 
 
+def lora_targets(name: str, asked: Sequence[str] | None) -> list[str]:
+    """The linear layers of a language model that get LoRA, found before its weights are loaded.
+
+    name : str. As for `load_language_model`; its config.json alone is read.
+    asked : sequence of str, optional. Names, or ends of names, of linear layers. Default: q_proj and v_proj; where a
+        model lacks these names, all linear layers inside its attention.
+    Raises UserError if a name that is asked for is no linear layer's, or there is no attention to choose from.
+    """
+    safe = {"local_files_only": fetch_nothing(name, "config.json", "--llm"), "trust_remote_code": False}
+    refuse_code()
+    with loading(f"--llm {name}", "give a local folder or a hub address"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **safe), trust_remote_code=False)
+    layers = [f".{path}" for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
+
+    def lacking(names: Sequence[str]) -> list[str]:
+        return [target for target in names if not any(layer.endswith(f".{target}") for layer in layers)]
+
+    if not lacking(asked or LORA_TARGETS):
+        return list(asked or LORA_TARGETS)
+    known = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
+    if asked:
+        missing = ", ".join(lacking(asked))
+        raise UserError(f"--lora_targets: --llm {name} has no linear layer {missing}; it has {known}")
+    inside = [layer for layer in layers if any(part in layer.lower() for part in ("attn.", "attention."))]
+    elsewhere = {layer.rpartition(".")[2] for layer in set(layers) - set(inside)}
+    parts = [layer.split(".") for layer in inside]  # a name that other layers have too keeps its parent's
+    found = list(dict.fromkeys(".".join(part[-2:]) if part[-1] in elsewhere else part[-1] for part in parts))
+    if not found:
+        raise UserError(f"--lora_targets: --llm {name} has no attention; name some of its linear layers: {known}")
+    lacks = ", ".join(lacking(LORA_TARGETS))
+    print(f"notice: --llm {name} has no {lacks}; LoRA goes to its attention: {', '.join(found)}")
+    return found
+
+
 def add_lora(
     language_model, r: int = LORA_R, alpha: float = LORA_ALPHA, targets: Sequence[str] = LORA_TARGETS
 ) -> peft.PeftModel:
@@ -316,9 +358,9 @@ def add_lora(
     return model
 
 
-# what plain LoRA has in adapter_config.json: anything else computes something else
+# what plain LoRA has in adapter_config.json: anything else computes something else (fan_in_fan_out is the layers' own)
 PLAIN_LORA = {"peft_type": "LORA", "bias": "none", "rank_pattern": {}, "alpha_pattern": {}}
-PLAIN_LORA |= dict.fromkeys(("use_rslora", "use_dora", "use_qalora", "fan_in_fan_out"), False)
+PLAIN_LORA |= dict.fromkeys(("use_rslora", "use_dora", "use_qalora"), False)
 PLAIN_LORA |= dict.fromkeys(("modules_to_save", "layers_to_transform", "layer_replication", "target_parameters"))
 PLAIN_LORA |= dict.fromkeys(("trainable_token_indices", "alora_invocation_tokens"))
 

@@ -134,7 +134,6 @@ class GuidedGenerator(EEGImageGenerator):
     ):
         self.controlnet_scale, self.strength, self.has_adapter = controlnet_scale, strength, bool(ip_adapter)
         super().__init__(name, device, *how, empty=empty, **settings)
-        self.dtype = self.pipeline.unet.dtype
         if ip_adapter:
             state = read_ip_adapter(ip_adapter, self.family, width)
             with loading(f"--ip_adapter {ip_adapter}", HINT):
@@ -173,12 +172,20 @@ class GuidedGenerator(EEGImageGenerator):
     def draw(self, guidance: Sequence[Guidance], seeds: Sequence[int]) -> list[Image.Image]:
         """One picture for each, from its own seed; what else is in the batch changes rounding only.
 
-        All of a batch have the same kinds of guidance. Raises UserError where shapes do not fit.
+        All of a batch have the same kinds of guidance. A picture that is none is drawn again, alone: see `a_picture`.
+        Raises UserError where shapes do not fit.
         """
+        drawn = zip(guidance, seeds, self._drawn(guidance, seeds), strict=True)
+        return [
+            self.a_picture(picture, seed, lambda k, one=one: self._drawn([one], [k])[0]) for one, seed, picture in drawn
+        ]
+
+    def _drawn(self, guidance: Sequence[Guidance], seeds: Sequence[int]) -> list[Image.Image]:
+        """What one try gives."""
         inputs = self._text_inputs(guidance) | self._embedding_inputs(guidance) | self._image_inputs(guidance)
         with loading(f"--image_model {self.name}", HINT):
             noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-            drawn = self.pipeline(**inputs, **self.sampling, generator=noise)
+            drawn = self.pipeline(**inputs, **self.sampling, generator=noise, output_type="np")
         if len(drawn.images) != len(guidance):
             raise ValueError(f"{len(drawn.images)} pictures of {len(guidance)}")
         return self.pictures(drawn)

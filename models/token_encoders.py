@@ -29,7 +29,7 @@ from utils.signals import resample
 def load_encoder(
     name: str, checkpoint: str | None = None, allow_partial: bool = False, seed: int = 0, **trials
 ) -> nn.Module:
-    """An encoder for trials of one kind, in evaluation mode, without gradients.
+    """An encoder for trials of one kind, in evaluation mode, without gradients; `loaded` says what its checkpoint had.
 
     name : str. A key of `FEATURE_ENCODERS`.
     checkpoint : str or None. Weights of a pretrained encoder; None: random ones, for those who ask for them by name.
@@ -44,6 +44,7 @@ def load_encoder(
     kind = choose(FEATURE_ENCODERS, name)
     own = getattr(kind, "weights", "")  # where an entry has them itself
     encoder = kind.build(**trials, **({"random": checkpoint is None} if own else {}))
+    encoder.loaded = None
     if not kind.pretrained:
         print(f"encoder: {name}, trained from scratch, {sum(p.numel() for p in encoder.parameters()):,} parameters")
     elif checkpoint is None:
@@ -52,7 +53,8 @@ def load_encoder(
     else:
         place = own or checkpoint
         module, without = getattr(encoder, "net", encoder), getattr(kind, "heads", ())
-        print(f"encoder: {place}: {load_weights(module, weights_file(place), allow_partial, without)}")
+        encoder.loaded = load_weights(module, weights_file(place), allow_partial, without)
+        print(f"encoder: {place}: {encoder.loaded}")
     if hasattr(encoder, "proj_out"):
         encoder.proj_out = nn.Identity()  # CSBrain's own head; downstream use drops it
     return encoder.eval().requires_grad_(False)

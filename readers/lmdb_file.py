@@ -42,10 +42,15 @@ class Place(NamedTuple):
     n_pages: int
 
 
-class LMDBFile:
-    """The records of an LMDB folder, by key. The file is mapped; each process walks its tree once.
+def place_of(path: Path) -> Path:
+    """What is meant by an LMDB's path: the folder of a data.mdb, or a file that was written without a folder."""
+    return path.parent if path.name == "data.mdb" and not path.is_dir() else path
 
-    folder : Path. Holds data.mdb.
+
+class LMDBFile:
+    """The records of an LMDB, by key. The file is mapped; each process walks its tree once.
+
+    folder : Path. Holds data.mdb; or data.mdb itself; or a file of another name (`subdir=False` of the lmdb library).
     last_txnid : int. Number of the last transaction that wrote into the file.
     Raises UserError if there is no such file, or it is truncated, damaged or of another version.
 
@@ -55,7 +60,7 @@ class LMDBFile:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self._written = Path(folder), None
+        self.folder, self._written = place_of(Path(folder)), None
         self._written, self.last_txnid, *_ = self._opened
 
     def get(self, key: str | bytes) -> memoryview | None:
@@ -109,13 +114,15 @@ class LMDBFile:
     @property
     def file(self) -> Path:
         """The mapped file."""
-        return self.folder / "data.mdb"
+        return self.folder if self.folder.is_file() else self.folder / "data.mdb"
 
     @functools.cached_property
     def _opened(self) -> tuple[tuple, int, memoryview, list[tuple[int, int]], dict[bytes, Place]]:
         """Which file it is, its last transaction, its bytes, the pages in use, and the places of its records."""
         if not self.file.is_file():
-            raise UserError(f"{self.folder} is not an LMDB folder (it has no data.mdb); make one with prepare_data.py")
+            inside = [p for pattern in ("*/data.mdb", "*.mdb", "*.lmdb") for p in sorted(self.folder.glob(pattern))]
+            meant = f"name {place_of(inside[0])}" if inside else "make one with prepare_data.py"
+            raise UserError(f"{self.folder} is not an LMDB folder (it has no data.mdb); {meant}")
         try:
             with open(self.file, "rb") as opened:
                 stat = os.fstat(opened.fileno())

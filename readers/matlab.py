@@ -11,11 +11,13 @@ unpacks without limit, and a type that does not exist crashes the process.
 
 import struct
 import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 
 from utils.errors import UserError, reason
-from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_RATIO, SMALL
+from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_RATIO, SMALL, reading
 
 MATRIX, COMPRESSED = 14, 15  # types of elements
 NUMBERS = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}  # type of an element → bytes of a number
@@ -63,6 +65,42 @@ def check_mat(path: Path) -> int:
         raise UserError(
             f"{path}: cannot be read as a MATLAB v5 file ({found}); it is truncated or damaged, delete it and download "
             "it again"
+        ) from None
+
+
+def variables_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """List a MATLAB v5 file's variables with their shapes. Raises UserError as `check_mat`, and for version 7.3."""
+    import scipy.io  # slow to import, and a script's -h reads the readers' files
+
+    return {name: shape for name, shape, _ in _by_scipy(path, scipy.io.whosmat)}
+
+
+def read_variables(path: Path, names: Sequence[str]) -> dict:
+    """Read those of a MATLAB v5 file's variables that are there, structs as objects.
+
+    Raises UserError as `check_mat`, for version 7.3, and for what SciPy cannot read.
+    """
+    import scipy.io
+
+    how = {"squeeze_me": False, "struct_as_record": False, "variable_names": list(names)}
+    return _by_scipy(path, partial(scipy.io.loadmat, **how))
+
+
+def _by_scipy(path: Path, read: Callable) -> object:
+    size = path.stat().st_size if path.is_file() else 0
+    with reading(path, size, 0):
+        memory = check_mat(path)
+    try:
+        with reading(path, size, memory):
+            return read(path)
+    except UserError:
+        raise
+    except NotImplementedError:
+        raise UserError(f"{path}: a MATLAB v7.3 file; expected v5 as BNCI publishes it, download it again") from None
+    except Exception as error:  # SciPy lets many kinds through for a damaged file, zlib's and struct's among them
+        raise UserError(
+            f"{path}: cannot be read as a MATLAB v5 file ({type(error).__name__}: {error}); it is truncated or "
+            "damaged, delete it and download it again"
         ) from None
 
 

@@ -17,9 +17,18 @@ PAIRINGS = 20  # random pairings of decoded captions with those of other images
 
 
 def read_captions(path: Path, images: Sequence[str]) -> dict[str, str]:
-    """Image → caption, for these images.
+    """Image → caption, for these images; UserError as `captions_of`, or if an image has none."""
+    caption_of = captions_of(path)
+    if lacking := [image for image in images if image not in caption_of]:
+        first = f"{lacking[0]} and {len(lacking) - 1} more of the images"
+        raise UserError(f"{path} has no caption of {first}; caption_images.py goes on behind what is there")
+    return {image: caption_of[image] for image in images}
 
-    Raises UserError if the file is missing or damaged, an image has no caption, or two different ones; names it.
+
+def captions_of(path: Path) -> dict[str, str]:
+    """Image → caption, for all images of a file.
+
+    Raises UserError if the file is missing or damaged, or an image has two different captions; names it.
     """
     if not path.is_file():
         raise UserError(f"--captions {path} is not there; caption_images.py makes it")
@@ -37,10 +46,7 @@ def read_captions(path: Path, images: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{path}, line {number} is no caption: expected {expected}") from None
         if caption_of.setdefault(image, caption) != caption:
             raise UserError(f"{path}, line {number}: {image} has two captions")
-    if lacking := [image for image in images if image not in caption_of]:
-        first = f"{lacking[0]} and {len(lacking) - 1} more of the images"
-        raise UserError(f"{path} has no caption of {first}; caption_images.py goes on behind what is there")
-    return {image: caption_of[image] for image in images}
+    return caption_of
 
 
 def known_captions(path: Path) -> dict[str, str]:

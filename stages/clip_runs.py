@@ -6,17 +6,18 @@ from pathlib import Path
 
 import torch
 
-from datasets.description import DATASETS, DatasetDescription, load_description
+from datasets.description import DatasetDescription
 from datasets.repetitions import Averages, Group, repetitions, with_shuffled_images
 from datasets.splits import check_protocol, protocol_named
+from datasets.store import description_of_store
 from datasets.trials import TrialDataset, part_as_trained
 from models.eeg_embedding import EEGEmbedding
-from models.published import from_published
+from models.published import PUBLISHED, from_published, own_names
 from stages import TARGETS
 from stages.checkpoints import HINT, read_run_checkpoint
 from stages.retrieval import embed
 from stages.tokens import encoder_for, with_features
-from utils.checkpoints import fingerprint, read_checkpoint
+from utils.checkpoints import fingerprint, read_checkpoint, unwrapped
 from utils.errors import UserError, loading
 
 # what a name in one of NICE's two files begins with → the part's name
@@ -57,9 +58,9 @@ def open_clip_run(
     trained on.
     """
     path, checkpoint = read_run_checkpoint(place, "embedding")
-    if checkpoint["dataset"] not in list(DATASETS) or checkpoint["target"] not in list(TARGETS):
-        raise UserError(f"{path} has the dataset {checkpoint['dataset']!r} and target {checkpoint['target']!r}; {HINT}")
-    description = load_description(checkpoint["dataset"])
+    if checkpoint["target"] not in list(TARGETS):
+        raise UserError(f"{path} has the target {checkpoint['target']!r}; {HINT}")
+    description = description_of_store(datasets_dir, checkpoint["dataset"])
     if not description.parts:
         raise UserError(f"{path} is of {description.name}, whose trials have no images; {HINT}")
     protocol, granularity = check_protocol(checkpoint["protocol"]), checkpoint["granularity"]
@@ -67,6 +68,13 @@ def open_clip_run(
     if list(dataset.description.classes) != checkpoint["classes"]:
         raise UserError(f"{path} was trained on other classes than {dataset.store.path} has")
     dataset = part_as_trained(dataset, checkpoint, path)
+    for field in ("absent", "clip_features"):  # of a run of before they existed: none
+        names = checkpoint.get(field) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path} is damaged: {field} is no list of names; {HINT}")
+    if absent := checkpoint.get("absent"):
+        print(f"notice: {path}: trials of {len(absent)} images are left out, which had no target in training")
+        dataset = dataset.without(set(absent))
     check_trials(dataset, checkpoint, path)
     if checkpoint["shuffled"]:
         dataset = with_shuffled_images(dataset, checkpoint["seed"])
@@ -116,12 +124,15 @@ def open_published(
     people : sequence of str. Of the published table, by number.
     Raises UserError if the files are none of that model, or read trials of another shape.
     """
-    state = {}
+    if name not in PUBLISHED:
+        raise UserError(f"{name}: no published model here; there are {', '.join(PUBLISHED)}")
+    known, state = own_names(name), {}
+
+    def is_own(key: str) -> bool:
+        return known(key) or key.startswith(tuple(NICE_FILES))
+
     for path in paths:
-        content = read_checkpoint(path)
-        inner = content.get("state_dict", content)  # Lightning's, as UBP's
-        inner = inner if isinstance(inner, dict) else content
-        keys = {str(key).removeprefix("module."): value for key, value in inner.items()}
+        keys = unwrapped(read_checkpoint(path), is_own, str(path))
         part = next((ours for theirs, ours in NICE_FILES.items() if any(key.startswith(theirs) for key in keys)), "")
         state |= {part + key: value for key, value in keys.items()}
     model = from_published(name, state, kind).eval().to(device)

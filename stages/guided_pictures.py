@@ -9,7 +9,17 @@ from torch.nn import functional as F
 
 from models.clip_targets import image_paths
 from stages.embeddings import COMPARED_WITH, Tensors, digest_of
-from stages.pictures import Picture, PictureFolder, PictureOf, compared_picture, drawn_with, opened_whole, read_photo
+from stages.pictures import (
+    Picture,
+    PictureFolder,
+    PictureOf,
+    compared_picture,
+    fault_of,
+    is_drawn,
+    marked,
+    opened_whole,
+    read_photo,
+)
 from stages.rows import Row, read_rows
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -63,9 +73,9 @@ def file_of(folder: Path, way: str, row: Row, sample: int = 0) -> Path:
     return folder / "samples" / f"sample_{row.index:04d}_{sample}.png"
 
 
-def is_drawn(wanted: Wanted) -> bool:
-    """Whether the picture is there, whole, and of this recipe."""
-    return drawn_with(wanted.file) == wanted.recipe
+def is_there(wanted: Wanted) -> bool:
+    """Whether the picture is there, whole, of this recipe, and a picture."""
+    return is_drawn(wanted.file, wanted.recipe)
 
 
 def choose_samples(
@@ -73,17 +83,21 @@ def choose_samples(
 ) -> dict[int, int]:
     """Row's index → the sample that stays: its embedding is nearest to the decoded one. What was seen has no say.
 
+    What came out as no picture stays only where all samples of a row did.
+
     decoded : (N, D). embed : callable. Pictures → (n, D); not needed for one sample.
     """
     if samples == 1:
         return {row.index: 0 for row in rows}
     chosen = {}
     for row, vector in zip(rows, decoded, strict=True):
-        vectors = embed([opened_whole(file_of(folder, DECODED, row, k)) for k in range(samples)]).float()
+        drawn = {k: opened_whole(file_of(folder, DECODED, row, k)) for k in range(samples)}
+        sound = [k for k in drawn if not fault_of(drawn[k])] or list(drawn)
+        vectors = embed([drawn[k] for k in sound]).float()
         width, expected = vectors.shape[1], len(vector)
         if width != expected:
             raise UserError(f"--clip_model gives embeddings of width {width}; those that were decoded have {expected}")
-        chosen[row.index] = int(F.cosine_similarity(vectors, vector[None]).argmax())
+        chosen[row.index] = sound[int(F.cosine_similarity(vectors, vector[None]).argmax())]
     write_json({str(index): sample for index, sample in chosen.items()}, folder / "samples/chosen.json")
     return chosen
 
@@ -108,8 +122,10 @@ def columns_of_steps(
 
         def picture(row: Row, files=files) -> Picture | None:  # noqa: ANN001
             file = files.get((row.subject, row.image))
-            return opened_whole(file) if file and file.is_file() else None
+            return marked(opened_whole(file)) if file and file.is_file() else None
 
         columns[place.name] = picture
     words = {"nearest": "from the nearest", "caption": "from the caption", "ceiling": "from its own embedding"}
-    return columns | {words[way]: lambda row, way=way: opened_whole(file_of(folder, way, row)) for way in compare}
+    return columns | {
+        words[way]: lambda row, way=way: marked(opened_whole(file_of(folder, way, row))) for way in compare
+    }

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from stages.rows import Row
+from stages.rows import Row, write_rows
 from utils.device import free_gpu_memory
 from utils.errors import UserError
-from utils.limits import opened_picture, whole_picture
-from utils.paths import written_whole
+from utils.limits import opened_picture
+from utils.paths import image_path, written_whole
+from utils.photos import ONE_COLOUR, OddPictures, one_colour, whole_picture
 from utils.progress import progress
 
 PANEL = 256  # pixels, edge of one picture in a comparison
+LONGEST_FAULT = 100  # characters; a picture's file may be anybody's
 HEADER = 40  # pixels, height of a comparison's coloured header
-GREEN, RED, GREY = (34, 139, 58), (190, 40, 40), (110, 110, 110)
+GREEN, RED, GREY, AMBER = (34, 139, 58), (190, 40, 40), (110, 110, 110), (255, 190, 60)
 Picture = Image.Image
 PictureOf = Callable[[Row], Picture | None]
 
@@ -61,6 +63,11 @@ class Stimuli:
     def __init__(self, by_label: Mapping[int, str], n_classes: int, folder: Path):
         self.folder = folder
         self.by_label = [self._picture(by_label.get(label)) for label in range(n_classes)]
+        odd = OddPictures()
+        for label, picture in enumerate(self.by_label):
+            if label in by_label:
+                odd.add(by_label[label], picture)
+        odd.report(f"stimuli in {folder}")
 
     def _picture(self, name: str | None) -> Picture:
         if name is None:
@@ -73,7 +80,7 @@ class Stimuli:
         """The trial's own image where it has one, else its class's."""
         if not row.image:
             return self.by_label[row.true_label]
-        path = (self.folder / row.image).resolve()
+        path = image_path(self.folder, row.image).resolve()
         if not path.is_relative_to(self.folder.resolve()):
             raise UserError(f"the image {row.image!r} of trial {row.index} is outside {self.folder}")
         return read_photo(path)
@@ -106,7 +113,7 @@ class PictureFolder:
         for row in rows:
             own = {"prompt": row.prompt, "seed": seed + row.index} | recipe | (more(row) if more else {})
             self.recipes[row.index] = own
-            if drawn_with(self.path("generated", row)) != own:
+            if not is_drawn(self.path("generated", row), own):
                 self.missing.append(row)
 
     def path(self, kind: str, row: Row) -> Path:
@@ -123,13 +130,16 @@ class PictureFolder:
         save_with_recipe(picture, self.recipes[row.index], self.path("generated", row))
 
     def finish(self, stimulus: PictureOf, ceiling: Callable[[Row], Path] | None = None) -> None:
-        """Comparisons and the grid; pictures of trials that were decoded otherwise before are removed.
+        """Comparisons and the grid, and in decoded.jsonl which pictures are none; those of trials that were decoded
+        otherwise before are removed.
 
         ceiling : callable, optional. Row → a picture drawn from the truth, shown between stimulus and decoded picture.
         """
+        marked_before = [row.picture_fault for row in self.rows]
         for row in self.rows:
             with opened_picture(self.path("generated", row)) as picture:
                 between = [opened_whole(ceiling(row))] if ceiling else []
+                row.picture_fault = fault_of(picture)
                 pair = comparison(stimulus(row), picture, row.true_name, row.predicted_name, between)
             with written_whole(self.path("comparison", row)) as unfinished:
                 pair.save(unfinished, format="PNG")
@@ -137,10 +147,23 @@ class PictureFolder:
                 for path in self.folder.glob(f"{kind}_{row.index:04d}_true*_pred*.png"):
                     if path != self.path(kind, row):
                         path.unlink()
+        if [row.picture_fault for row in self.rows] != marked_before:
+            write_rows(self.rows, self.folder / "decoded.jsonl")
         grid, drawn = self.folder / "summary_grid.png", len(self.missing)
         with written_whole(grid) as unfinished:
             summary_grid([self.path("comparison", row) for row in self.rows]).save(unfinished, format="PNG")
         print(f"{drawn} images drawn, {len(self.rows) - drawn} were there; {grid}")
+        report_faults({self.path("generated", row).name: row.picture_fault for row in self.rows})
+
+
+def report_faults(faults: Mapping[str, str]) -> None:
+    """Print which drawn pictures are none; `faults`: file's name → why, "" of a picture."""
+    if none := [f"{name} ({fault})" for name, fault in faults.items() if fault]:
+        some = ", ".join(none[:5]) + (" …" if len(none) > 5 else "")
+        print(
+            f"notice: {len(none)} of them came out as no picture; marked, never scored, and drawn again by the same "
+            f"command: {some}"
+        )
 
 
 def compared_picture(folder: Path, way: str, row: Row) -> Path:
@@ -162,9 +185,12 @@ def check_gpu_is_free(device: torch.device, limit_mib: float) -> None:
 
 
 def save_with_recipe(picture: Picture, recipe: dict, path: Path) -> None:
-    """Write a picture that says what it was drawn with; `drawn_with` reads it."""
+    """Write a picture that says what it was drawn with, see `drawn_with`; why it is none, see `fault_of`."""
     note = PngImagePlugin.PngInfo()
     note.add_text("recipe", json.dumps(recipe))
+    for name in ("fault", "redrawn"):
+        if name in picture.info:
+            note.add_text(name, str(picture.info[name]))
     with written_whole(path) as unfinished:
         picture.save(unfinished, format="PNG", pnginfo=note)
 
@@ -185,14 +211,42 @@ def drawn_with(path: Path) -> dict | None:
         return None
 
 
+def is_drawn(path: Path, recipe: dict) -> bool:
+    """Whether a picture is there, whole, of this recipe, and no black or one-coloured one in its place."""
+    return drawn_with(path) == recipe and not fault_of(opened_whole(path))
+
+
+def fault_of(picture: Picture) -> str:
+    """Why a drawn picture is none, in words, as its drawing or its pixels say; empty for a picture."""
+    said = "".join(filter(str.isprintable, str(picture.info.get("fault", ""))))[:LONGEST_FAULT]
+    return said or (ONE_COLOUR if one_colour(picture) else "")
+
+
 # ---------------------------------------------------------------- comparisons and the grid
+
+
+def marked(picture: Picture) -> Picture:
+    """A picture, or what came out in place of one, with the reason across it."""
+    if not (fault := fault_of(picture)):
+        return picture
+    sheet = ImageOps.fit(picture.convert("RGB"), (PANEL, PANEL))
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle([0, PANEL // 3, PANEL, 2 * PANEL // 3], fill=AMBER)
+    for line, text in enumerate(["no picture:", *textwrap.wrap(fault, 24)[:3]]):
+        draw.text(
+            (PANEL / 2, PANEL / 3 + 14 + 19 * line), text, fill="black", font=ImageFont.load_default(17), anchor="mm"
+        )
+    return sheet
 
 
 def comparison(
     stimulus: Picture, generated: Picture, true_name: str, predicted_name: str | None, between: Sequence[Picture] = ()
 ) -> Picture:
-    """Stimulus | (drawn from the truth) | generated; the header is green when right, else red (None: no class)."""
-    panels = (stimulus, *between, generated)
+    """Stimulus | (drawn from the truth) | generated; the header is green when right, else red (None: no class).
+
+    What came out as no picture is marked.
+    """
+    panels = (stimulus, *map(marked, (*between, generated)))
     width = len(panels) * PANEL
     image = Image.new("RGB", (width, PANEL + HEADER), "white")
     draw = ImageDraw.Draw(image)
@@ -233,7 +287,7 @@ def top_sheet(
         draw.text((gap, y), text[: columns * 18], fill="black", font=font)
         for column, image in enumerate((row.image, *nearest[row.index])):
             x = gap + column * width + (3 * gap if column else 0)
-            picture = ImageOps.fit(read_photo(folder / image), (edge, edge))
+            picture = ImageOps.fit(read_photo(image_path(folder, image)), (edge, edge))
             if column:
                 colour = GREEN if image == row.image else "lightgrey"
                 draw.rectangle([x - 2, y + head - 4, x + edge + 1, y + head + edge - 1], outline=colour, width=2)

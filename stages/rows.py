@@ -99,6 +99,7 @@ class Row:
     simulated : bool. Whether the store says that its recordings are; False where it says nothing.
     embedding, embedding_of : str. Digest of what embeddings.safetensors holds of the trial, and the image model that
         the mapper's states were trained towards.
+    picture_fault : str. Why the drawn picture is none (not finite, blackened, of one colour), in words; empty for one.
     nearest : str. The training image whose embedding is nearest to the decoded one, where one was looked for.
     """
 
@@ -120,6 +121,7 @@ class Row:
     embedding: str = ""
     embedding_of: str = ""
     nearest: str = ""
+    picture_fault: str = ""
 
 
 def new_row(dataset, index: int, readouts: dict[str, Readout], text: str) -> Row:
@@ -248,7 +250,7 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
         raise ValueError(f"simulated is {str(row.simulated)[:80]!r}; expected true or false")
     if not isinstance(row.tasks, list) or len(row.tasks) not in (0, n_classes):
         raise ValueError(f"tasks is {row.tasks!r}; expected one name a class, or none")
-    texts = ("subject", "session", "true_name", "text", "image", "prompt", "embedding", "embedding_of", "nearest")
+    texts = "subject session true_name text image prompt embedding embedding_of nearest picture_fault".split()
     for name, value in (*((name, getattr(row, name)) for name in texts), *(("tasks", task) for task in row.tasks)):
         _text(value, name)
     names = [None if row.predicted_name is None else _text(row.predicted_name, "predicted_name"), row.true_name]

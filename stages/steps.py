@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from datasets.repetitions import Group, repetitions
 from models.captioner import Captioner
-from models.clip_targets import image_paths, image_targets
 from models.image_generator import image_model_address
 from models.structure import map_picture
 from stages.checkpoints import (
@@ -26,6 +25,7 @@ from stages.checkpoints import (
     read_prior,
     read_vae,
 )
+from stages.clip_features import image_vectors
 from stages.clip_runs import ClipRun, clip_part, open_clip_run
 from stages.embeddings import Tensors
 from stages.guided_pictures import DECODED, Wanted
@@ -280,8 +280,9 @@ def nearest_images(
         same = "the very images that are decoded"
         raise UserError(f"{run.name} was trained on {same}; there is no other one to be nearest to")
     clip = clip_model or checkpoint["clip_model"]
-    paths = (image_paths(images, images_dir) for images in (candidates, trained_on))
-    among, of_training = (image_targets(clip, part, cache_dir).float() for part in paths)  # (n, D) each
+    files = None if clip_model else checkpoint.get("clip_features")
+    how = run.dataset.store, images_dir, clip, cache_dir, files
+    among, of_training = (image_vectors(images, *how).float() for images in (candidates, trained_on))  # (n, D) each
     width, expected = decoded.shape[1], among.shape[1]
     if width != expected:
         raise UserError(f"{run.name} gives embeddings of width {width}, --clip_model of width {expected}")

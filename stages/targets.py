@@ -15,6 +15,7 @@ A target has, beside the constructor of `Target`,
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datasets.splits import parts_left_out
 from datasets.trials import TrialDataset
 from models import CONTRASTIVE, choose, clip_targets
 from models.clip_targets import image_paths, read_image
 from models.contrastive import info_nce
 from models.structure import StructuralVAE, as_pixels, structure_map
 from stages import retrieval
-from stages.captions import read_captions
+from stages.captions import captions_of, read_captions
 from stages.checkpoints import must_not_have_seen, read_vae
+from stages.clip_features import at_hand, identity, image_vectors, sentence_vectors
 from stages.retrieval import Groups
 from stages.rows import Row
 from stages.scores import Measure, measured
@@ -50,6 +53,7 @@ class TargetSettings:
     cache_dir : Path. Where embedded targets are kept.
     train_scale : bool. Whether the scale of similarities is trained with the encoder.
     device : torch.device. Where the image model's VAE works.
+    clip_features : sequence of str, optional. Files of embeddings in place of `clip_model`'s.
     """
 
     objective: str
@@ -57,6 +61,7 @@ class TargetSettings:
     cache_dir: Path
     clip_model: str
     image_model: str
+    clip_features: Sequence[str] | None = None
     captions: str | None = None
     structure_vae: str | None = None
     lambda_text: float = 0.0
@@ -72,8 +77,8 @@ class Target:
 
     objectives: tuple[str, ...] = ()
     wants, needs, of_sentences = "vector", (), False
-    # whether it embeds images in CLIP's space, and whether retrieve.py ranks test images
-    in_clip_space, ranks = False, False
+    # whether it embeds images in CLIP's space, whether retrieve.py ranks test images, whether it is made of photos
+    in_clip_space, ranks, of_photos = False, False, False
 
     def __init__(self, settings: TargetSettings):
         self.settings = settings
@@ -84,10 +89,16 @@ class Target:
         """Embed all images of all splits; prototypes and means come from `groups`, the training trials."""
         self.description = splits["train"].description
         self.trained_on = sorted({group.image for group in groups})
-        images = sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
+        images = images_of(splits)
         embedded = self.embed(images, splits)
         self.tables = {name: dict(zip(images, rows, strict=True)) for name, rows in embedded.items()}
         self.finish(groups)
+
+    def lacking(self, images: Sequence[str]) -> list[str]:
+        """The images for which it cannot be made."""
+        if not self.of_photos or self.settings.clip_features:
+            return []
+        return missing_photos(images, self.settings.images_dir)
 
     def paths(self, images: Sequence[str]) -> list[Path]:
         """Files of images."""
@@ -133,17 +144,22 @@ class Images(Target):
     """image: CLIP embeddings of the images, contrastive; beside them those of sentences, with a share --lambda_text."""
 
     objectives, of_sentences, in_clip_space, ranks = (*CONTRASTIVE, "generation", "mse"), True, True, True
+    of_photos = True
 
     def embed(self, images: list[str], splits: Splits) -> dict:
-        tables = {"target": self.vectors(images)}
+        tables = {"target": self.vectors(images, splits)}
         return tables | ({"text": self.sentences(images, splits)} if self.settings.lambda_text else {})
 
-    def vectors(self, images: Sequence[str]) -> Tensor:
+    def vectors(self, images: Sequence[str], splits: Splits) -> Tensor:
         """(N, D) CLIP embeddings of images."""
-        return clip_targets.image_targets(self.settings.clip_model, self.paths(images), self.settings.cache_dir)
+        s, store = self.settings, next(iter(splits.values())).store
+        return image_vectors(images, store, s.images_dir, s.clip_model, s.cache_dir, s.clip_features)
 
     def sentences(self, images: Sequence[str], splits: Splits) -> list[Tensor]:
         """CLIP embeddings of the sentence that stands for each image."""
+        store = next(iter(splits.values())).store
+        if given := sentence_vectors(images, store, self.settings.clip_features):
+            return given
         sentence_of = retrieval.sentences_of(splits.values())
         distinct = sorted({sentence_of[image] for image in images})
         vectors = clip_targets.sentence_targets(self.settings.clip_model, distinct, self.settings.cache_dir)
@@ -189,20 +205,29 @@ class Images(Target):
 
     @property
     def facts(self) -> dict:
-        return super().facts | {"clip": model_identity(self.settings.clip_model)}
+        s = self.settings
+        return super().facts | {"clip": identity(s.clip_model, s.clip_features), "clip_features": s.clip_features}
 
     def candidates(self, dataset: TrialDataset, images: list[str]) -> dict[str, Sequence[Tensor]]:
         """Read-out → (K, D), what test images are ranked by: their targets; in CLIP's space their sentences too."""
         candidates = {"retrieval": self.embed(images, {"test": dataset})["target"]}
         if self.in_clip_space and dataset.description.apart == "concept":  # else several images have one sentence
-            candidates["classification"] = self.sentences(images, {"test": dataset})
+            s = self.settings
+            if (
+                s.clip_features
+                and not at_hand(s.clip_model)
+                and not sentence_vectors(images, dataset.store, s.clip_features)
+            ):
+                print(f"notice: no classification: the features have no sentences, and {s.clip_model} is not at hand")
+            else:
+                candidates["classification"] = self.sentences(images, {"test": dataset})
         return candidates
 
 
 class Sentences(Images):
     """text: CLIP embeddings of "This picture is …"."""
 
-    objectives, of_sentences, in_clip_space = (*CONTRASTIVE, "mse"), False, False
+    objectives, of_sentences, in_clip_space, of_photos = (*CONTRASTIVE, "mse"), False, False, False
 
     def embed(self, images: list[str], splits: Splits) -> dict:
         return {"target": self.sentences(images, splits)}
@@ -216,7 +241,11 @@ class TextStates(Images):
     """text_states: an image's caption as the image model's text encoder reads it, (77, D); mean squared error."""
 
     objectives, wants, needs = ("mse",), "states", ("captions",)
-    of_sentences, in_clip_space, ranks = False, False, False
+    of_sentences, in_clip_space, ranks, of_photos = False, False, False, False
+
+    def lacking(self, images: Sequence[str]) -> list[str]:
+        known = captions_of(Path(self.settings.captions))
+        return [image for image in images if image not in known]
 
     def embed(self, images: list[str], splits: Splits) -> dict:
         caption_of = read_captions(Path(self.settings.captions), images)
@@ -231,7 +260,7 @@ class TextStates(Images):
 
     @property
     def facts(self) -> dict:
-        return super().facts | {"clip": ""}
+        return super().facts | {"clip": "", "clip_features": None}
 
 
 class Classes(Target):
@@ -253,7 +282,7 @@ class Classes(Target):
 class Latents(Target):
     """vae_latent: the image model's own latents of the images, (4, h, w); mean absolute error, as ATM's low level."""
 
-    objectives, wants, readout = ("l1",), "latents", "latents"
+    objectives, wants, readout, of_photos = ("l1",), "latents", "latents", True
 
     def embed(self, images: list[str], splits: Splits) -> dict:
         s = self.settings
@@ -280,6 +309,9 @@ class Structure(Images):
     """structure: CLIP embeddings of images, then latents of SGDM's VAE; NCE of both, MSE / variance of the latter."""
 
     objectives, needs, of_sentences, ranks = tuple(CONTRASTIVE), ("structure_vae",), False, False
+
+    def lacking(self, images: Sequence[str]) -> list[str]:
+        return missing_photos(images, self.settings.images_dir)
 
     def __init__(self, settings: TargetSettings):
         super().__init__(settings)
@@ -323,6 +355,44 @@ class Structure(Images):
         return super().facts | {"clip_width": self.shape[0], "vae": fingerprint(self.vae)}
 
 
+def images_of(splits: Splits) -> list[str]:
+    """The images of all splits, each once."""
+    return sorted({trial.image for dataset in splits.values() for trial in dataset.trials})
+
+
+def missing_photos(images: Sequence[str], images_dir: Path) -> list[str]:
+    """The images whose files are not there."""
+    return [image for image, path in zip(images, image_paths(images, images_dir), strict=True) if not path.is_file()]
+
+
+def without_lacking(splits: Splits, lacking: Sequence[str]) -> tuple[Splits, list[str], dict[str, int]]:
+    """The splits without the trials of some images; those images; how many trials each split lacks in all.
+
+    Where more than half of the images are lacking, they stay, and whoever needs them says what is missing: a folder is
+    wrong.
+    Raises UserError where a split loses all its trials.
+    """
+    lacking = lacking if 2 * len(lacking) <= len(images_of(splits)) else []
+    absent, counts = set(lacking), {}
+    for mode, dataset in splits.items():
+        people = {trial.subject for trial in dataset.trials}
+        before = parts_left_out(dataset.store, dataset.description, mode, people)
+        by_person = Counter(trial.subject for trial in dataset.trials if trial.image in absent)
+        counts[mode] = before + by_person.total()
+        if by_person:
+            whose = ", ".join(f"{who} {n}" for who, n in sorted(by_person.items()))
+            print(f"notice: {by_person.total()} {mode} trials are left out, whose images have no target ({whose})")
+    if absent:
+        print(f"notice: {len(absent)} images have no target: {lacking[0]} is one; n and chance are those of the others")
+        there = {mode: dataset.without(absent) for mode, dataset in splits.items()}
+        if empty := [mode for mode, dataset in splits.items() if len(dataset) and not len(there[mode])]:
+            raise UserError(
+                f"no {empty[0]} trials are left: the images of all are missing, or have no caption; {lacking[0]} is one"
+            )
+        splits = there
+    return splits, list(lacking), {mode: n for mode, n in counts.items() if n}
+
+
 @torch.no_grad()
 def decoded_maps(vae: StructuralVAE, latents: Tensor) -> Tensor:
     """(N, latent) → (N, 1, 128, 128) maps from 0 to 1."""
@@ -355,6 +425,8 @@ def check_fits(target: str, kind: type, encoder: str, net: type, given: Mapping)
         raise UserError(f"{both}: the target needs {kind.wants}, the encoder gives {' or '.join(gives)}")
     if given["structure_vae"] and "structure_vae" not in kind.needs:
         raise UserError(f"--structure_vae has no part in --target {target}")
+    if given["clip_features"] and not kind.of_photos or given["clip_features"] and kind.wants == "latents":
+        raise UserError(f"--clip_features has no part in --target {target}")
     if given["objective"] not in kind.objectives:
         raise UserError(f"--target {target} goes with --objective {' or '.join(kind.objectives)}")
     if given["lambda_text"] and not kind.of_sentences:

@@ -40,6 +40,12 @@ def encoder_for(
     return load_encoder(name, checkpoint, allow_partial, seed, **kind)
 
 
+def checkpoint_facts(encoder: nn.Module) -> dict:
+    """What run.json says of the encoder's checkpoint: how many of how many names were loaded; None without one."""
+    loaded = encoder.loaded
+    return {"encoder_loaded": None if loaded is None else {"loaded": loaded.loaded, "of": loaded.of}}
+
+
 def reducer_for(encoder: nn.Module, montage: Montage, pooling: str) -> EEGTokenReducer:
     """The pooling of an encoder's features; an encoder that mixes the electrodes has nothing left to pool."""
     order = encoder.electrode_order

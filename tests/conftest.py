@@ -302,7 +302,7 @@ def local_hub(monkeypatch, tmp_path):
     from tests.hub_server import LocalHub, serving
     from utils import hub as of_project
 
-    hub, answers = LocalHub(), of_project.hub_answers
+    hub, answers = LocalHub(), of_project.hub_trouble
     with serving(hub) as address:
         for name, value in {
             "ENDPOINT": address,

@@ -2,10 +2,12 @@
 system.
 """
 
+import os
 import re
 import runpy
 import shlex
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -133,3 +135,19 @@ def test_two_spellings_of_a_protocol_are_one(monkeypatch):
     one = parsed(["finetune_eeg_llm.py", *store, "--protocol", "loso:A03"], monkeypatch)
     other = parsed(["finetune_eeg_llm.py", *store, "--setting", "loso", "--subject", "A03"], monkeypatch)
     assert one == other and one.protocol == "loso:A03"
+
+
+def test_on_windows_every_script_says_what_is_needed(tmp_path):
+    """What a Python there lacks is taken away before anything is imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal, sys\n"
+        "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
+        "for name in ('SIGALRM', 'setitimer', 'SIGKILL', 'SIGHUP'): delattr(signal, name)\n"
+    )
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    how["env"] = os.environ | {"PYTHONPATH": str(tmp_path)}
+    scripts = sorted(path.name for path in ROOT.glob("*.py"))
+    started = {name: subprocess.Popen([sys.executable, ROOT / name, "-h"], **how) for name in scripts}
+    said = {name: (*process.communicate(), process.returncode) for name, process in started.items()}
+    assert "doctor.py" in said
+    assert set(said.values()) == {("", "error: Linux or macOS is needed (on Windows: WSL 2)\n", 2)}, said

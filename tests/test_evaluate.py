@@ -58,6 +58,26 @@ def test_the_table_has_n_people_interval_chance_p_and_the_control(script, tmp_pa
                     "reliability_run.png"}  # fmt: skip
 
 
+@pytest.mark.parametrize("record, note", [
+    ({"encoder_loaded": {"loaded": 280, "of": 295}}, "280 of 295 loaded"),
+    ({"encoder_loaded": {"loaded": 295, "of": 295}}, None), ({"encoder_loaded": None}, None),
+    ({}, "nobody knows how much was loaded"),  # of before it was recorded
+    ({"arguments": {"allow_partial": False, "use_pretrained_weights": True}}, None),
+    ({"encoder_loaded": {"loaded": "all", "of": None}}, None),
+])  # fmt: skip
+def test_an_encoder_that_was_loaded_in_part_stands_in_every_table(record, note, script, tmp_path):
+    write(tmp_path / "run", correct=80)
+    arguments = {"arguments": {"allow_partial": True, "use_pretrained_weights": True}}
+    (tmp_path / "run/run.json").write_text(json.dumps(arguments | record))
+    done = script("evaluate.py", tmp_path / "run", "--output_dir", tmp_path / "tables", "--no-figures")
+    assert done.code == 0, done.err
+    assert line_of(done.out, "run").get("encoder") == note
+    assert ("**Warning**: run: the encoder's checkpoint" in done.out) == bool(note)
+    (line, _) = csv.DictReader((tmp_path / "tables/results.csv").read_text().splitlines())
+    assert line["encoder"] == (note or "")
+    assert (note or "no note") in (tmp_path / "tables/results.tex").read_text() or not note
+
+
 def test_every_number_is_recomputed_from_the_rows(script, tmp_path):
     rng = np.random.default_rng(0)
     rows = [row(k, 0, n_classes=10) for k in range(240)]

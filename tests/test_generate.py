@@ -43,6 +43,26 @@ def test_a_run_leaves_text_pictures_comparisons_and_a_grid(drawn):
     assert "GPU memory still held" in done.out and "n = 4" in done.out
 
 
+def test_black_pictures_are_marked_never_scored_and_drawn_again(demo, trained, drawn, script, tmp_path):
+    """An image model of finite weights whose activations are not: NaN, and black pictures."""
+    out, model = shutil.copytree(drawn[0], tmp_path / "out"), tmp_path / "overflow"
+    file = next((shutil.copytree(demo.pth / "stable-diffusion", model) / "vae").glob("*.safetensors"))
+    weights = load_file(file)
+    for name in weights:
+        weights[name] *= 1e30 if name.startswith("decoder.conv_in") else 1
+    save_file(weights, file, metadata={"format": "pt"})
+    how = {"num_inference_steps": 1, "stage": "images"}
+    done = script("generate.py", *demo.generation(trained, out, image_model=model, **how))
+    assert done.code == 0 and "4 of them came out as no picture" in done.out, done.err
+    assert [row["picture_fault"] for row in read_jsonl(out / "decoded.jsonl")] == ["not finite"] * 4
+    done = script("evaluate.py", out, "--images", "--clip_model", demo.pth / "clip", "--metric_weights", tmp_path)
+    assert done.code == 0 and "as decoded: 4 of 4 (4 not finite)" in done.out and "| SSIM |" not in done.out, done.err
+    done = script("generate.py", *demo.generation(trained, out, **how | {"num_inference_steps": 4}))
+    assert done.code == 0 and "4 images drawn, 0 were there" in done.out, done.err
+    assert (out / "decoded.jsonl").read_bytes() == (drawn[0] / "decoded.jsonl").read_bytes()
+    assert all((out / path.name).read_bytes() == path.read_bytes() for path in drawn[0].glob("generated_*.png"))
+
+
 def test_permuting_the_stored_labels_changes_no_text_prompt_image_or_prediction(demo, trained, drawn, script, tmp_path):
     store = open_store(demo.store)
     rows = []

@@ -16,6 +16,8 @@ from datasets.repetitions import repetitions
 from demo.tiny_models import complete_image_model, complete_ip_adapter
 from models.captioner import Captioner
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
+from models.guided_generator import GuidedGenerator
+from models.image_generator import STRIDE, UNSAFE
 from stages.captions import caption_measures, word_overlap
 from stages.checkpoints import controlnet_folder
 from stages.embeddings import read_guidance
@@ -28,7 +30,9 @@ from utils.checkpoints import read_checkpoint
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.hub import model_identity
+from utils.seeds import sample_seed
 
+CEILING = "the stimulus's own embedding"
 PRIOR, STRUCTURE, DRAW = "train_prior.py", "train_structure.py", "generate_eeg2img.py"
 CPU = torch.device("cpu")
 
@@ -354,6 +358,40 @@ def fingerprint_of(content):
     if isinstance(content, dict):
         return {key: fingerprint_of(value) for key, value in sorted(content.items())}
     return (str(content.dtype), content.tolist()) if isinstance(content, torch.Tensor) else content
+
+
+def test_a_black_sample_is_never_the_chosen_one_and_what_stays_black_is_marked(
+    things, trained, models, script, tmp_path, monkeypatch
+):
+    black, drawn = set(), GuidedGenerator._drawn
+
+    def checked(self, guidance, seeds):
+        pictures = drawn(self, guidance, seeds)
+        for picture, seed in zip(pictures, seeds, strict=True):
+            if seed % STRIDE in black:
+                picture.paste(0, (0, 0, *picture.size))
+                picture.info["fault"] = UNSAFE
+        return pictures
+
+    monkeypatch.setattr(GuidedGenerator, "_drawn", checked)
+    monkeypatch.setattr("models.image_generator.OTHER_SEEDS", 1)
+    out = tmp_path / "out"
+    flags = {"samples": 2, "compare": ["ceiling"], "draw_batch": 3, "num_inference_steps": 1}
+    indices = [row.index for row in read_rows(trained / "ubp/decoded_test.jsonl")]
+    black |= {sample_seed(0, index, 0) % STRIDE for index in indices}  # a first sample, and with it the ceiling
+    done = script(DRAW, *drawing(things, models, trained / "ubp", out, **flags))
+    assert done.code == 0, done.err
+    assert set(read_json(out / "samples/chosen.json").values()) == {1}
+    assert not any(row.picture_fault for row in read_rows(out / "decoded.jsonl"))
+    black.add(sample_seed(0, read_rows(out / "decoded.jsonl")[2].index, 1) % STRIDE)
+    shutil.rmtree(out / "samples")
+    done = script(DRAW, *drawing(things, models, trained / "ubp", out, **flags), "--stage", "images")
+    assert done.code == 0 and "1 of them came out as no picture" in done.out, done.err
+    assert [row.picture_fault for row in read_rows(out / "decoded.jsonl")] == ["", "", UNSAFE, ""]
+    done = script("evaluate.py", out, "--images", "--clip_model", CLIP, "--metric_weights", tmp_path, "--no-figures")
+    assert done.code == 0 and f"as decoded: 1 of 4 (1 {UNSAFE})" in done.out, done.err
+    assert f"{CEILING}: 4 of 4 (4 {UNSAFE})" in done.out and f"| {CEILING} |" not in done.out
+    assert "| out | as decoded | 3 |" in done.out
 
 
 def test_scores_stand_beside_the_control_and_the_ceiling(things, trained, steps, models, script, tmp_path):

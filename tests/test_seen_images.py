@@ -11,6 +11,7 @@ from PIL import Image
 from datasets.repetitions import averages, repetitions, shuffled_images, some_repetitions
 from datasets.store import open_store
 from datasets.trials import TrialDataset
+from models.clip_targets import image_paths, image_targets
 from models.contrastive import k_way
 from stages.rows import read_rows
 from tests.conftest import ROOT, flat, once, read_jsonl
@@ -133,6 +134,55 @@ def test_targets_are_kept_by_their_bytes_and_not_by_their_names(things, script, 
     assert done.code == 2 and "other images" in done.error_line
 
 
+def test_somebody_elses_clip_features_are_trained_towards_and_compared_with_the_model(things, script, tmp_path):
+    images = sorted({t.image for t in open_store(things / "processed_lmdb").trials})
+    paths = image_paths(images, things / "images")
+    vectors = image_targets(str(CLIP), paths, tmp_path)
+    torch.save({"img_features": dict(zip(images, vectors, strict=True))}, tmp_path / "features.pt")
+    flags = {"epochs": 1, "lambda_text": 0, "clip_features": [tmp_path / "features.pt"]}
+    done = script(SCRIPT, *training(things, tmp_path / "run", **flags, clip_model="nowhere", images_dir="nowhere"))
+    assert done.code == 0 and "not compared with --clip_model nowhere" in done.out, done.err
+    kept = torch.load(next((tmp_path / "run").glob("encoder_epoch*.pth")), weights_only=True)
+    assert kept["clip"].startswith("features ") and kept["clip_features"] == [str(tmp_path / "features.pt")]
+    done = script(
+        "retrieve.py", tmp_path / "run", "--datasets_dir", things / "processed_lmdb", "--images_dir", "nowhere",
+        "--clip_features", tmp_path / "features.pt", "--cuda", -1, "--output_dir", tmp_path / "out",
+        "--test_repetitions", 8,
+    )  # fmt: skip
+    assert done.code == 0 and "no classification: the features have no sentences" in done.out, done.err
+    assert "no top5.png" in done.out and list(read_rows(tmp_path / "out/retrieval.jsonl")[0].readouts) == ["retrieval"]
+    ours = script(SCRIPT, *training(things, tmp_path / "ours", epochs=1, lambda_text=0))
+    assert ours.code == 0
+    results = [read_json(tmp_path / name / "results.json")["test"] for name in ("run", "ours")]
+    assert results[0] == results[1]
+    torch.save({"img_features": dict(zip(images, vectors.flip(0), strict=True))}, tmp_path / "features.pt")
+    done = script(SCRIPT, *training(things, tmp_path / "other", **flags))
+    assert done.code == 2 and "the rows are in another order, or of another model" in done.error_line
+    done = script(SCRIPT, *training(things, tmp_path / "other", **flags | {"target": "classes"}))
+    assert done.code == 2 and "--clip_features has no part in --target classes" in done.error_line
+
+
+def test_trials_of_images_without_a_photo_are_left_out_and_tables_say_so(things, script, tmp_path):
+    shutil.copytree(things / "images", tmp_path / "images")
+    for image in ("training_images/00003_t3/t3_0.png", "test_images/00002_u2/u2.png"):
+        (tmp_path / "images" / image).unlink()
+    flags = {"images_dir": tmp_path / "images", "epochs": 1, "lambda_text": 0}
+    done = script(SCRIPT, *training(things, tmp_path / "run", **flags))
+    assert done.code == 0 and "test trials are left out, whose images have no target (sub-0" in done.out, done.err
+    assert read_json(tmp_path / "run/run.json")["left_out"]["test"] == 16
+    done = script(
+        "retrieve.py", tmp_path / "run", "--datasets_dir", things / "processed_lmdb", "--images_dir",
+        tmp_path / "images", "--cuda", -1, "--output_dir", tmp_path / "out", "--num_samples", 2,
+    )  # fmt: skip
+    assert done.code == 0 and "trials of 2 images are left out" in done.out, done.err
+    rows = read_rows(tmp_path / "out/retrieval.jsonl")
+    assert {row.readouts["retrieval"].n_classes for row in rows} == {5} and "test_images/00002_u2/u2.png" not in {
+        row.image for row in rows
+    }
+    done = script("evaluate.py", tmp_path / "out", "--output_dir", tmp_path / "tables")
+    assert done.code == 0 and "| left out |" in done.out and "16 test trials" in done.out, done.err
+
+
 @pytest.mark.parametrize("more, said", [
     ({"setting": "within"}, "needs --subject"), ({"setting": "within", "subject": "sub-07"}, "no person sub-07"),
     ({"tmax": 0.05}, "lasts 0.1 s or more"), ({"channels": ["FZZ"]}, "no region or electrode FZZ"),
@@ -246,7 +296,12 @@ def test_text_states_become_pictures_beside_those_from_captions(imagenet, script
     )
     assert "c3" in (tmp_path / "tables/report.html").read_text()
     assert scored.code == 0 and "the stimulus's caption" in scored.out and "paired at random" in scored.out, scored.err
-    (tmp_path / "some.jsonl").write_text((imagenet / "captions.jsonl").read_text().splitlines()[0] + "\n")
+    lines = (imagenet / "captions.jsonl").read_text().splitlines()
+    (tmp_path / "few.jsonl").write_text("\n".join(lines[2:]) + "\n")
+    few = flags | {"captions": tmp_path / "few.jsonl", "epochs": 1, "passes": 1}
+    done = script(SCRIPT, *on_imagenet(imagenet, tmp_path / "few", **few))
+    assert done.code == 0 and "2 images have no target" in done.out, done.err
+    (tmp_path / "some.jsonl").write_text(lines[0] + "\n")
     done = script("generate_eeg2img.py", *draw[:-2], "--captions", tmp_path / "some.jsonl", "--cuda", -1)
     assert done.code == 2 and "has no caption of" in done.error_line
     done = script(
@@ -353,7 +408,8 @@ def test_a_published_checkpoint_is_read_and_its_kind_matters(things, script, tmp
 @pytest.mark.parametrize("change", [
     {"seen": ["test_images/00002_u2/u2.png"]}, {"classes": ["a"]}, {"window": [0, 9]}, {"regions": ["Mars"]},
     {"settings": {}}, {"model": {}},
-    {"people": [3]}, {"dataset": "VI"}, {"sfreq": 200.0}, {"protocol": "loso:sub-01"},
+    {"people": [3]}, {"dataset": "VI"}, {"sfreq": 200.0}, {"protocol": "loso:sub-01"}, {"absent": [5]},
+    {"clip_features": "x"}, {"clip_features": ["nowhere.pt"]},
 ], ids=lambda change: next(iter(change)))  # fmt: skip
 def test_a_checkpoint_that_cannot_be_right_is_one_line(trained, things, script, tmp_path, change):
     path = next((trained / "ubp").glob("encoder_epoch*.pth"))

@@ -4,8 +4,10 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -246,20 +248,83 @@ def weights_file(place: str | Path) -> Path:
     return found[0]
 
 
+# what PyTorch puts between the parts of a name when it wraps a module: several processes, compiled, sharded, recomputed
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+DEEP = 4  # keys that weights may lie under, and parts of a prefix
+LEAST_LOADED = 0.9  # of a module's names, with --allow_partial
+
+
+def unwrapped(content: Mapping, is_own: Callable[[str], bool], what: str) -> dict[str, torch.Tensor]:
+    """A module's weights in a stranger's checkpoint, by their plain names, wherever they lie in it.
+
+    They may lie under keys ("model", "state_dict"), behind a prefix ("backbone."), inside wrappers ("_orig_mod."), and
+    beside other parts; the place that holds most of the module's names is taken. What is left out is printed.
+
+    content : mapping. As `read_checkpoint` gives it.
+    is_own : callable. Whether a plain name is one of the module's.
+    what : str. The file, for the notice.
+    Returns dict: all that lies in that place; what is no tensor, and names that are not the module's, too.
+    """
+    found = []  # (names of the module there, −parts of the place), the place, prefix, its content
+    for place, given in _mappings(content):
+        counts = Counter()
+        for key in given:
+            parts = key.split(".")
+            counts.update(".".join(parts[:k]) for k in range(DEEP + 1) if is_own(".".join(parts[k:])))
+        for prefix, n in counts.items():
+            prefix = f"{prefix}." if prefix else ""
+            found.append((n, -len(place) - prefix.count("."), place, prefix, given))
+    if not found:
+        return {_without_wrappers(str(key)): value for key, value in content.items()}
+    most, _, place, prefix, given = max(found, key=lambda one: one[:2])
+    others = [".".join((*there, start)) for n, _, there, start, _ in found if n == most and there != place]
+    if place or prefix:
+        where = " ".join([*(f"under {key!r}" for key in place), *([f"behind {prefix!r}"] if prefix else [])])
+        aside = [key for key in given if not key.startswith(prefix)]
+        more = f" and {len(aside) - 1} more" if len(aside) > 1 else ""
+        left = f"; not of it: {aside[0]}{more}" if aside else ""
+        print(f"notice: {what}: its weights lie {where}{left}{f'; not taken: {others[0]}' if others else ''}")
+    return {key[len(prefix) :]: value for key, value in given.items() if key.startswith(prefix)}
+
+
+def _mappings(content: Mapping, place: tuple = ()) -> Iterator[tuple[tuple, dict]]:
+    """Each mapping with tensors in it, where it lies, and its content by names without wrappers."""
+    if any(isinstance(value, torch.Tensor) for value in content.values()):
+        yield place, {_without_wrappers(str(key)): value for key, value in content.items()}
+    for key, value in content.items() if len(place) < DEEP else ():
+        if isinstance(value, Mapping):
+            yield from _mappings(value, (*place, str(key)))
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+class Loaded(NamedTuple):
+    """How many of a module's names a checkpoint had, of how many, and what was left out, in words."""
+
+    loaded: int
+    of: int
+    faults: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return "\n  skipped: ".join([f"{self.loaded}/{self.of} loaded", *self.faults])
+
+
 def load_weights(
     module: nn.Module, path: str | Path, allow_partial: bool = False, without: tuple[str, ...] = ()
-) -> str:
-    """Load a plain state dict, "module." prefixes stripped, into a module.
+) -> Loaded:
+    """Load a checkpoint's weights into a module, wherever they lie in it: see `unwrapped`.
 
     allow_partial : bool. Skip tensors that are missing, unknown or misshapen, and list them; without it each is an
         error.
     without : tuple of str. What names of weights begin with that the module does not have: a head's.
-    Returns str: "295/295 loaded" and, with `allow_partial`, what was skipped.
-    Raises UserError names every tensor that does not fit.
+    Raises UserError names every tensor that does not fit; with `allow_partial`, where less than 90 % of the module's
+        names would be loaded.
     """
-    given = {str(key).removeprefix("module."): value for key, value in read_checkpoint(path).items()}
-    given = {key: value for key, value in given.items() if not key.startswith(without)}
     wanted = module.state_dict()
+    given = unwrapped(read_checkpoint(path), wanted.__contains__, str(path))
+    given = {key: value for key, value in given.items() if not key.startswith(without)}
     faults = [f"{key} is missing" for key in wanted if key not in given]
     for key, value in given.items():
         if key not in wanted:
@@ -267,14 +332,17 @@ def load_weights(
         elif not isinstance(value, torch.Tensor) or value.shape != wanted[key].shape:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             faults.append(f"{key} is {shape}, expected {tuple(wanted[key].shape)}")
-    if faults and not allow_partial:
-        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise UserError(f"{path} does not fit: {shown} (--allow_partial loads the rest)")
     misshapen = {fault.split(" ")[0] for fault in faults}
     fitting = {key: value for key, value in given.items() if key not in misshapen}
+    shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+    if len(fitting) < LEAST_LOADED * len(wanted):
+        few = f"{len(fitting)} of {len(wanted)} names fit, --allow_partial needs {LEAST_LOADED:.0%}"
+        raise UserError(f"{path} does not fit: {shown} ({few}: is it another model?)")
+    if faults and not allow_partial:
+        raise UserError(f"{path} does not fit: {shown} (--allow_partial loads the rest)")
     with loading(str(path), "its tensors do not fit"):
         module.load_state_dict(fitting, strict=False)
-    return "\n  skipped: ".join([f"{len(fitting)}/{len(wanted)} loaded", *faults])
+    return Loaded(len(fitting), len(wanted), faults)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import requests
 
 from utils.errors import FULL_DISK, PLACE, UserError
+from utils.network import trouble
 from utils.progress import progress
 
 
@@ -66,7 +67,7 @@ def download(urls: list[str], path: Path, attempts: int = 3, md5: str | None = N
         except (requests.RequestException, OSError) as error:
             if not isinstance(error, requests.RequestException) and error.errno in (*FULL_DISK, *PLACE):
                 raise  # no address can help there
-            reasons.append(f"{url}: {type(error).__name__}")
+            reasons.append(f"{url}: {trouble(error, url)}")
         except ValueError:  # pooch's word for another hash; it has removed the file
             reasons.append(f"{url}: another md5 sum than {md5}")
     raise UserError(

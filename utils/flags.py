@@ -219,7 +219,8 @@ def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:
         help="csbrain: load --foundation_dir; --no-use_pretrained_weights: random weights")
     add("--foundation_dir", default=default("pth/CSBrain.pth"),
         help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
-    add("--allow_partial", action="store_true", help="load what fits of the checkpoint and list what does not")
+    add("--allow_partial", action="store_true",
+        help="load what fits of the checkpoint, 90 %% of its names or more, and list what does not")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode anew")
     # fmt: on
@@ -316,14 +317,14 @@ def add_text_flags(parser: argparse.ArgumentParser, readouts) -> None:
 def add_image_flags(
     parser: argparse.ArgumentParser,
     image_model: str | None,
-    photos: str,
+    photos: str | None,
     schedulers: Sequence[str],
     scheduler: str = "dpm",
     folder: Sequence[str] = ("--stimuli_dir",),
 ) -> None:
     """The image model, and the photos that stand beside its pictures.
 
-    photos : str. Their usual folder. folder : sequence of str. The flag's names for it; the first one counts.
+    photos : str, optional. Their usual folder. folder : sequence of str. The flag's names for it; the first one counts.
     schedulers, scheduler : what may be chosen, and the usual one.
     """
     # fmt: off
@@ -337,8 +338,8 @@ def add_image_flags(
     add("--scheduler", choices=list(schedulers), default=scheduler,
         help="sampler: dpm: DPM-Solver++, aMUSEd and SDXL-Turbo their own; pndm: as Stable Diffusion 1.4 was published")
     add("--image_size", type=at_least(8), default=512, help="edge of a picture, pixels")
-    add(*folder, default=default(photos),
-        help="folder of the photos that were seen, where a dataset has photos")
+    add(*folder, default=photos and default(photos),
+        help="folder of the photos that were seen, where there are any" + ("" if photos else " (default: its own)"))
     add("--max_held_mib", type=number, default=256, help="GPU memory still held above which no image model is loaded")
     # fmt: on
 
@@ -360,15 +361,22 @@ def check_phases(args: argparse.Namespace) -> None:
 def check_subjects(
     parser: argparse.ArgumentParser, args: argparse.Namespace, pattern: str, form: str, known: Sequence[str]
 ) -> None:
-    """Bring --subjects to a dataset's names, from numbers as well; end the script where one is unknown.
+    """Bring --subjects to a dataset's names, from numbers as well; end the script where one is no name.
 
     pattern : str. A name, with its number as a group. form : str. The dataset's name of a number.
+    known : sequence of str. The published people, who can be downloaded; own people are taken where they are there.
+    Without the flag, None stays where nothing is downloaded, which means all people that are there.
     """
+    if args.subjects is None:
+        args.subjects = None if args.skip_download else list(known)
+        return
     named = {name: re.fullmatch(pattern, name) for name in args.subjects}
     args.subjects = sorted({form.format(int(number[1])) if number else name for name, number in named.items()})
-    unknown = set(args.subjects) - set(known)
-    if unknown:
-        parser.error(f"--subjects: {', '.join(sorted(unknown))}; expected 1 to {len(known)}")
+    if wrong := [name for name, number in named.items() if not number]:
+        parser.error(f"--subjects: {', '.join(wrong)}; expected numbers, as in 1, or names, as in {known[0]}")
+    if not args.skip_download and (own := sorted(set(args.subjects) - set(known))):
+        hint = "people of your own are taken with --skip_download"
+        parser.error(f"--subjects: {', '.join(own)}; 1 to {len(known)} can be downloaded, {hint}")
 
 
 def check_window(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError, reason
+from utils.network import trouble
 
 TIMEOUT = 5.0  # seconds
 NAME = r"[A-Za-z0-9][\w.-]*"
@@ -88,26 +89,34 @@ def fetch_nothing(name: str, file: str, flag: str) -> bool:
         if not cached:
             raise UserError(
                 f"{flag} {name}: cannot be loaded: no such folder, not in the hub's cache, and the hub cannot be "
-                "reached; give a local folder"
+                f"reached ({hub_trouble() or 'it does not answer'}); give a local folder"
             )
         return True
     return False
 
 
-@functools.cache
 def hub_answers() -> bool:
     """Whether the hub can be asked; False at once where HF_HUB_OFFLINE is set."""
-    import requests
+    return not hub_trouble()
+
+
+@functools.cache
+def hub_trouble() -> str:
+    """Why the hub cannot be asked, in words; empty where it can. Asked as the hub's own library asks."""
+    import httpx
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1":
-        return False
+        return "HF_HUB_OFFLINE is set"
     try:
-        requests.head(constants.ENDPOINT, timeout=TIMEOUT, allow_redirects=False)
-        return True
-    except requests.RequestException:
-        print(f"notice: {constants.ENDPOINT} cannot be reached; only models on this machine are used")
-        return False
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT, follow_redirects=False)
+        return ""
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError, OSError) as error:
+        named = "; HF_ENDPOINT names it" if "HF_ENDPOINT" in os.environ else ""
+        why = f"{trouble(error, constants.ENDPOINT)}{named}"
+        print(f"notice: {constants.ENDPOINT} cannot be reached ({why}); only models on this machine are used")
+        return why
 
 
 def has_file(repo: str, file: str) -> bool:

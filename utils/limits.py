@@ -58,23 +58,6 @@ def opened_picture(path: Path) -> Iterator:
         yield picture
 
 
-def whole_picture(path: Path, what: str, hint: str) -> "Image.Image":  # noqa: F821
-    """A picture in RGB, in memory.
-
-    what, hint : str. What it is, and where it comes from, for the message.
-    Raises UserError where it is missing, too large, truncated or no picture.
-    """
-    if not path.is_file():
-        raise UserError(f"the {what} {path} is missing; {hint}")
-    try:
-        with opened_picture(path) as picture:
-            return picture.convert("RGB")
-    except UserError as error:
-        raise UserError(f"the {what} {error}") from None
-    except Exception:  # whatever a file that is no picture makes Pillow say
-        raise UserError(f"the {what} {path} is not a picture; fetch it again") from None
-
-
 @contextmanager
 def reading(path: Path, size: int, content: int) -> Iterator[None]:
     """`bounded`, for a library that reads a recording.

@@ -6,6 +6,7 @@ from urllib.parse import urlparse
 import requests
 
 from utils.errors import UserError
+from utils.network import trouble
 
 ADDRESS = "https://api.osf.io/v2/nodes/{}/files/osfstorage/"
 MOST_PAGES = 2000
@@ -51,7 +52,7 @@ def list_files(node: str, address: str = ADDRESS) -> list[OSFFile]:
                 waiting.insert(0, (content["links"]["next"], folder))
     except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the file list of osf.io/{node} cannot be had ({type(error).__name__}); fetch the files by hand "
+            f"the file list of osf.io/{node} cannot be had ({trouble(error, first)}); fetch the files by hand "
             "(docs/datasets.md says which and where to) and use --skip_download"
         ) from None
     return found

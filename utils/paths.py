@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.locks import process_lives, take
 
 ROOT = Path(__file__).resolve().parent.parent
+OTHER_NAMES = {"training_images": "train_images"}  # of folders of images: UBP's and NeuroBridge's
 ALIVE = ".alive"  # locked in a workplace while its process lives
 WORKPLACE = re.compile(r"\..+\.part-\d+-[a-z0-9_]{8}")  # the name of one: of what, process, and letters of chance
 NEW = 10.0  # seconds in which a workplace may still be without it
@@ -22,6 +23,13 @@ NEW = 10.0  # seconds in which a workplace may still be without it
 def default(path: str) -> str:
     """A default path of the project: relative when started from the project root, else absolute."""
     return path if Path.cwd() == ROOT else str(ROOT / path)
+
+
+def image_path(folder: Path, image: str) -> Path:
+    """Where an image lies below a folder of images, whose parts may have one of `OTHER_NAMES`."""
+    part, _, rest = image.partition("/")
+    other = folder / OTHER_NAMES.get(part, part)
+    return other / rest if not (folder / part).is_dir() and other.is_dir() else folder / image
 
 
 def cache_folder(asked: str | Path | None, store: Path) -> Path:

@@ -1,6 +1,7 @@
 """EEG-ImageNet: the authors' .pth, splits by position in the block, and what is wrong with files."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from datasets.description import load_description
 from datasets.eeg_imagenet_dataset import ELECTRODES
-from datasets.splits import split_trials
+from datasets.splits import parts_left_out, split_trials
 from datasets.store import open_store
 from datasets.trials import TrialDataset
 
@@ -157,9 +158,94 @@ def test_photos_are_looked_for_and_two_for_one_name_refused(script, tmp_path):
     first.with_suffix(".png").write_bytes(b"y")
     done = script(SCRIPT, *args, "--overwrite")
     assert done.code == 2 and "two files for one image" in done.error_line
-    first.unlink()
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "images").mkdir()
     done = script(SCRIPT, *args, "--overwrite")
-    assert done.code == 2 and "is missing" in done.error_line
+    assert done.code == 2 and "is missing, and all others of 10" in done.error_line
+
+
+def test_trials_of_missing_photos_are_left_out_and_counted_and_the_others_keep_their_part(two_files, script, tmp_path):
+    items = torch.load(two_files[0], weights_only=True)["dataset"]
+    lacking = {f"{LABELS[0]}/{LABELS[0]}_0.JPEG", f"{LABELS[8]}/{LABELS[8]}_4.JPEG"}  # one trains, one tests
+    for item in items:
+        folder = tmp_path / "images" / item["label"]
+        folder.mkdir(parents=True, exist_ok=True)
+        if f"{item['label']}/{item['image']}" not in lacking:
+            (folder / item["image"]).write_bytes(b"x")
+        (folder / f"._{item['image']}").write_bytes(b"macOS")
+    args = ("--pth_path", two_files[0], "--lmdb_dir", tmp_path / "store", "--images_dir", tmp_path / "images")
+    done = script(SCRIPT, *args)
+    assert done.code == 0 and "2 of 50 photos are missing" in done.out, done.err
+    assert "S02: 2 trials are left out, whose photos are missing (1 train, 1 test)" in done.out
+    assert "1 test photos are missing: n and chance are not those of the complete set" in done.out
+    assert [line.split()[3::3] for line in done.out.splitlines() if line.startswith("S0")] == [["48", "2"]] * 2
+    assert "4 trials are left out: 2 photos are missing" in done.out
+    store, description = open_store(tmp_path / "store"), load_description("EEGImageNet")
+    assert len(store.trials) == 96 and not {t.image for t in store.trials} & lacking
+    now = split_trials(store, description, "within:S02")
+    prepare(script, two_files[:1], tmp_path / "whole")
+    before = split_trials(open_store(tmp_path / "whole"), description, "within:S02")
+    for mode in ("train", "val", "test"):
+        assert [t.key for t in now[mode]] == [t.key for t in before[mode] if t.image not in lacking]
+    assert parts_left_out(store, description, "test", {"S02"}) == 1
+
+
+def test_the_folder_above_the_photos_is_named(two_files, script, tmp_path):
+    (tmp_path / "imagenet/train" / LABELS[3]).mkdir(parents=True)
+    (tmp_path / "imagenet/train" / LABELS[3] / f"{LABELS[3]}_1.JPEG").write_bytes(b"x")
+    args = ("--pth_path", two_files[0], "--lmdb_dir", tmp_path / "store", "--images_dir", tmp_path / "imagenet")
+    assert f"name {tmp_path}/imagenet/train" in script(SCRIPT, *args).error_line
+
+
+def test_a_class_has_one_granularity_and_trials_marked_otherwise_are_counted(script, tmp_path):
+    wnids = [f"n{k:08d}" for k in range(80)]  # fine classes first, as in the authors' files
+
+    def file(name, subject, others):
+        x = torch.from_numpy(1e-5 * np.random.default_rng(subject).standard_normal((62, 501)))
+        items = [
+            {"eeg_data": x, "subject": subject, "label": wnid, "image": f"{wnid}_{j}.JPEG",
+             "granularity": "coarse" if k >= 40 or (k in others and j) else "fine"}
+            for k, wnid in enumerate(wnids) for j in range(2)
+        ]  # fmt: skip
+        if others == range(19):
+            items = [item for item in items if item["granularity"] == "coarse" or item["label"] not in wnids[:19]]
+        torch.save({"dataset": items, "labels": wnids, "images": []}, tmp_path / name)
+        return tmp_path / name
+
+    paths = [file("1.pth", 0, ()), file("2.pth", 8, range(19)), file("3.pth", 9, range(5))]
+    for some, said in (
+        (paths, "24 trials of 19 fine classes are marked coarse (S08 19, S09 5)"),
+        (paths[1:2], "S08 19"),
+    ):
+        done = prepare(script, some, tmp_path / "store", "--overwrite")
+        assert done.code == 0 and said in done.out, done.err
+        assert "classes: coarse 40, fine0 8, fine1 8, fine2 8, fine3 8, fine4 8" in done.out
+    store = open_store(tmp_path / "store")
+    assert store.meta["granularities"]["fine2"] == list(range(16, 24))
+    items = torch.load(paths[1], weights_only=True)["dataset"]
+    items[-1]["granularity"] = "fine"
+    torch.save({"dataset": items, "labels": wnids, "images": []}, paths[1])
+    assert "n00000079 among the last 40" in prepare(script, paths[1:2], tmp_path / "other").error_line
+
+
+def test_a_folder_means_its_files_and_own_people_are_taken(script, tmp_path):
+    (tmp_path / "raw").mkdir()
+    path = save(tmp_path / "raw/mine.pth", items_of([23], per_class=2))
+    (tmp_path / "raw/._mine.pth").write_bytes(b"macOS")
+    done = prepare(script, [path.parent], tmp_path / "store")
+    assert done.code == 0 and {t.subject for t in open_store(tmp_path / "store").trials} == {"S23"}, done.err
+    (tmp_path / "empty").mkdir()
+    assert "is a folder without .pth" in prepare(script, [tmp_path / "empty"], tmp_path / "none").error_line
+
+
+@pytest.mark.parametrize("name", ["0_all_de.npy", "de.mat", "de.pth"])
+def test_features_in_place_of_raw_eeg_are_called_so(script, tmp_path, name):
+    if name.endswith(".pth"):
+        torch.save(torch.zeros(8, 62, 5), tmp_path / name)
+    else:
+        np.save(open(tmp_path / name, "wb"), np.zeros((8, 62, 5)))  # noqa: SIM115
+    line = prepare(script, [tmp_path / name], tmp_path / "store").error_line
+    assert "raw" in line and ("not needed" in line or "features are made from it" in line) and name in line
 
 
 def test_the_electrodes_are_the_authors_and_lie_in_five_regions():

@@ -631,3 +631,28 @@ def test_an_unfinished_store_that_is_a_link_is_not_written_into(tmp_path):
     with pytest.raises(UserError, match="is in the way"):
         StoreWriter(tmp_path / "store", {})
     assert (tmp_path / "other/data.mdb").read_bytes() == before
+
+
+# ---------------------------------------------------------------- copies of stores
+
+
+def test_a_store_is_opened_by_its_data_mdb_and_kept_beside_its_folder(tmp_path):
+    write(tmp_path / "store", trials(3))
+    by_file, by_folder = open_store(tmp_path / "store/data.mdb"), open_store(tmp_path / "store")
+    assert by_file.path == tmp_path / "store" and by_file.trials == by_folder.trials
+
+
+@pytest.mark.parametrize("factor, said", [
+    (1, None), (1e-6, "taken for volts, multiplied by 1e+06"), (0.01, "taken for hundreds of microvolts, multiplied"),
+    (1e-3, "is the unit wrong?"),
+])  # fmt: skip
+def test_the_unit_of_cbramods_records_is_told_by_their_amplitude(tmp_path, capsys, factor, said):
+    rng = np.random.default_rng(0)
+    records = {f"train:A01T-{k}": {"sample": 20 * rng.standard_normal(RECORD), "label": 0} for k in range(3)}
+    microvolts = records["train:A01T-0"]["sample"].reshape(22, 800)
+    scaled = {key: record | {"sample": factor * record["sample"]} for key, record in records.items()}
+    store = open_store(write_cbramod(tmp_path / "lmdb", scaled))
+    assert np.allclose(store.read(store.trials[0]), microvolts * (factor if factor == 1e-3 else 1), rtol=1e-5)
+    store.verify(store.trials[2])
+    out = capsys.readouterr().out
+    assert said in out if said else not out

@@ -16,7 +16,8 @@ from datasets import things_dataset as things
 from datasets.splits import split_trials
 from datasets.store import open_store
 from demo.things_like import ThingsDemoSize, draw_images, write_things_like
-from tests.conftest import run_process
+from models.clip_targets import image_paths
+from tests.conftest import flat, run_process
 
 SIZE = ThingsDemoSize(people=1, test_concepts=60, images=1, test_repetitions=1, effect=0.5, sfreq=500)
 SCRIPT = "prepare_data_things.py"
@@ -376,3 +377,67 @@ def test_preparing_goes_on_behind_what_a_run_that_died_had_done(raw, whitened, s
     assert done.code == 0 and "going on behind them" in done.out
     a, b = open_store(raw / "white"), open_store(tmp_path / "store")
     assert a.meta["fingerprint"] == b.meta["fingerprint"] and a.trials == b.trials
+
+
+# ---------------------------------------------------------------- copies of it, and own people
+
+FOLDERS = {
+    "training": ([f"{k + 1:05d}_thing{k}" for k in range(3)], 2, 4),
+    "test": (["00001_test0", "00002_test1"], 1, 80),
+}
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """The same arrays in UBP's, NeuroBridge's and NICE's layout; photos in train_images/, with their macOS doubles."""
+    folder, rng = tmp_path_factory.mktemp("copies"), np.random.default_rng(0)
+    times = np.linspace(-0.2, 1, 300, endpoint=False)
+    for layout in ("ubp", "bridge", "nice"):
+        (folder / layout / "sub-11").mkdir(parents=True)
+    for part, (names, n, repetitions) in FOLDERS.items():
+        there, short = {"training": ("train_images", "train"), "test": ("test_images", "test")}[part]
+        images = [f"{there}/{name}/{name[6:]}_{j:02d}b.jpg" for name in names for j in range(n)]
+        for image in images:
+            photo = folder / "images" / image
+            photo.parent.mkdir(parents=True, exist_ok=True)
+            photo.write_bytes(b"photo")
+            photo.with_name(f"._{photo.name}").write_bytes(b"macOS")
+        x = rng.standard_normal((len(images), repetitions, 63, 250)).astype("f2")
+        about = {"ch_names": list(things.ELECTRODES), "times": times}
+        sessions = np.tile(np.arange(repetitions) // (repetitions // 4), (len(images), 1)).astype(float)
+        ubp = {"eeg": x, "img": np.tile(np.array(images)[:, None], (1, repetitions)), "session": sessions} | about
+        torch.save(ubp, folder / f"ubp/sub-11/{short}.pt", pickle_protocol=5)
+        (folder / f"ubp/sub-11/._{short}.pt").write_bytes(b"macOS")
+        bridge = {"data": x.reshape(len(names), n, *x.shape[1:])} | about
+        (folder / f"bridge/sub-11/{short}.npy").write_bytes(pickle.dumps(bridge, 4))
+        nice = {"preprocessed_eeg_data": x} | about
+        (folder / f"nice/sub-11/preprocessed_eeg_{part}.npy").write_bytes(pickle.dumps(nice, 4))
+    return folder
+
+
+def test_layouts_of_others_hold_the_same_trials_of_a_person_who_is_not_published(copies, script, tmp_path):
+    stores = []
+    for layout in ("nice", "ubp", "bridge"):
+        places = {"raw_dir": copies / layout, "images_dir": copies / "images", "lmdb_dir": tmp_path / layout}
+        done = script(SCRIPT, "--skip_download", *flat(places), *(("--subjects", 11) if layout == "ubp" else ()))
+        assert done.code == 0 and "sub-11    training        24        24" in done.out, done.err
+        stores.append(open_store(tmp_path / layout))
+    assert {t.session for t in stores[1].trials} == {"0", "1", "2", "3"}
+    for store in stores[1:]:
+        assert [t.image for t in store.trials] == [t.image for t in stores[0].trials]
+        for a, b in zip(store.trials, stores[0].trials, strict=True):
+            assert np.array_equal(store.read(a), stores[0].read(b))
+    image = stores[0].trials[0].image
+    assert image == "training_images/00001_thing0/thing0_00b.jpg"
+    assert image_paths([image], copies / "images")[0].read_bytes() == b"photo"
+
+
+def test_a_folder_above_the_photos_and_a_person_who_is_nowhere_are_one_line(copies, script, tmp_path):
+    places = {"raw_dir": copies / "nice", "images_dir": copies, "lmdb_dir": tmp_path / "store"}
+    done = script(SCRIPT, "--skip_download", *flat(places))
+    assert done.code == 2 and f"name {copies}/images" in done.error_line
+    places["images_dir"] = copies / "images"
+    done = script(SCRIPT, "--skip_download", *flat(places), "--subjects", "12")
+    assert done.code == 2 and "sub-12 has neither" in done.error_line
+    assert "numbers, as in 1" in script(SCRIPT, "--skip_download", *flat(places), "--subjects", "Anna").error_line
+    assert "with --skip_download" in script(SCRIPT, *flat(places), "--subjects", "11").error_line

@@ -10,7 +10,7 @@ import torch
 
 from datasets.recording import Trial
 from datasets.store import open_store, write_store
-from evaluation.audit import copy_findings, people_findings, store_findings, summarise
+from evaluation.audit import amplitude_findings, copy_findings, people_findings, store_findings, summarise
 from utils.checkpoints import keep, read_kept
 
 PEOPLE = [f"A0{k}" for k in range(1, 10)]
@@ -94,7 +94,18 @@ def spelled(name):
     return change
 
 
+def in_unit(factor, electrodes=slice(None), people=PEOPLE):
+    """Microvolts that somebody stored in another unit: those of some electrodes, or of some people."""
+
+    def change(x, trial):
+        x[electrodes] *= factor if trial.subject in people else 1
+        return x
+
+    return lambda trials: at(trials, change)
+
+
 LEAKS = {
+    "volts": (in_unit(1e-6), "amplitudes"),
     "a mean": (lambda t: at(t, add(slice(4, 5), lambda k: 3.0 * k)), "means"),
     "the mean of everything": (lambda t: at(t, add(slice(None), lambda k: 0.4 * k)), "means"),
     "overall loudness": (lambda t: at(t, lambda x, trial: x * (1 + 0.05 * trial.label)), "variance"),
@@ -124,6 +135,28 @@ def test_a_leak_that_is_written_into_a_store_is_named(script, tmp_path, name):
     done = script("evaluate.py", "--audit", written(tmp_path / "store", leak(clean_trials())))
     assert done.code == 2 and check in breaches(done.out), done.out + done.err
     assert len(done.err.splitlines()) == 1 and "breach" in done.error_line
+
+
+def test_what_cannot_be_microvolts_is_named_with_its_place(tmp_path):
+    def said(leak, **meta):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        some = [(trial, x) for trial, x in clean_trials() if trial.subject in ("A04", "A05")]
+        write_store(path, {"sfreq": 200.0, "dataset": "BCICIV2a"} | meta, [leak(some)])
+        store = open_store(path)
+        trials = list(store.trials)
+        (found,) = amplitude_findings(store, trials, summarise(store, trials))
+        return str(found)
+
+    assert "cannot be microvolts" in said(in_unit(1e-6)) and "as volts would be (--scale 1e+06" in said(in_unit(1e-6))
+    names = [f"E{k}" for k in range(22)]
+    for factor in (1e-6, 1e3):
+        of_one = said(in_unit(factor, slice(3, 4)), electrodes=names)
+        assert "cannot be microvolts" in of_one and "electrode E3: " in of_one and "E4" not in of_one
+    assert "as nanovolts would be (--scale 0.001" in said(in_unit(1e3))
+    assert "A04 T 1: 0.01" in (of_one := said(in_unit(1e-3, people=["A04"]))) and "A05" not in of_one
+    assert said(in_unit(1e-6), scale_flag=1.0).startswith("notice  amplitudes: odd for microvolts")
+    assert said(in_unit(1e-6), units="none").startswith("cannot  amplitudes: the trials are whitened")
+    assert said(in_unit(1)).startswith("ok      amplitudes")
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,6 +1,5 @@
 """Metrics of pictures against hand-made cases, scikit-image's numbers, and pictures whose answer is known."""
 
-import json
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -10,6 +9,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from evaluation import image_metrics
+from evaluation.decoded_runs import Run
 from evaluation.image_metrics import (
     DRAWN,
     RANDOM,
@@ -20,10 +20,12 @@ from evaluation.image_metrics import (
     difference_line,
     grey,
     identification,
+    images_table,
     lines_of,
     mean_and_interval,
     pixel_correlation,
     read_pictures,
+    scored_pictures,
     ssim,
     ssim_by_column,
     step_between,
@@ -32,7 +34,7 @@ from evaluation.image_metrics import (
 )  # fmt: skip
 from evaluation.image_networks import TORCHVISION, feature_networks, pixels
 from evaluation.statistics import difference
-from stages.pictures import PictureFolder
+from stages.pictures import PictureFolder, save_with_recipe
 from stages.rows import Readout, Row
 from tests.conftest import ROOT
 from utils.errors import UserError
@@ -130,6 +132,36 @@ def test_true_pictures_stand_above_random_pairs_and_what_was_drawn_for_others_at
     assert lines[TRUE_CLASS]["net"] == pytest.approx(1) and lines[DRAWN]["net"] < 0.6
 
 
+def test_what_came_out_as_no_picture_is_never_scored_and_its_number_is_said(tmp_path):
+    rng = np.random.default_rng(0)
+    seen, networks = [noise(rng, 30) for _ in range(8)], {"net": lambda pictures: pixels(pictures, 8).flatten(1)}
+    rows, stimuli = [row(k, image=f"{k}.jpg") for k in range(8)], SimpleNamespace(of=lambda r: seen[r.index])
+    names = drawn_folder(tmp_path / "drawn", rows)
+    (tmp_path / "drawn/true_class").mkdir()
+    for r in rows:
+        save(names.path("generated", r), seen[r.index], seed=r.index)
+        save(true_class_picture(tmp_path / "drawn", r), seen[r.index], seed=r.index)
+    black, unsafe = Image.new("RGB", (16, 16)), noise(rng, 16)
+    unsafe.info["fault"] = "blackened by the safety checker"
+    save(names.path("generated", rows[2]), black, seed=2)  # of before pictures were marked
+    save(names.path("generated", rows[5]), unsafe, seed=5)
+    rows[7].picture_fault = "not finite"
+    save(true_class_picture(tmp_path / "drawn", rows[1]), black, seed=1)
+    none = []
+    pictures = scored_pictures(Run("a run", tmp_path / "drawn", rows), stimuli, none)
+    assert [r.index for r in pictures.rows] == [0, 1, 3, 4, 6]
+    assert none == ["a run, as decoded: 3 of 8 (1 of one colour, 1 blackened by the safety checker, 1 not finite)",
+                    "a run, true class's prompt: 1 of 8 (1 of one colour)"]  # fmt: skip
+    lines = {line["images"]: line for line in score_pictures(pictures, networks)}
+    assert {way: line["n"] for way, line in lines.items()} == {DRAWN: 5, RANDOM: 5, TRUE_CLASS: 4}
+    assert all(lines[way][name] == pytest.approx(1) for way in (DRAWN, TRUE_CLASS) for name in ("SSIM", "net"))
+    heads, cells = images_table([{"run": "a run"} | line for line in lines.values()])
+    assert heads[-1] == "left out" and cells[0][-1].startswith("3 of 8") and cells[1][-1] == ""
+    for r in rows:
+        save(names.path("generated", r), black, seed=r.index)
+    assert scored_pictures(Run("a run", tmp_path / "drawn", rows), stimuli, none) is None
+
+
 def test_a_trials_own_image_is_its_stimulus():
     rng = np.random.default_rng(0)
     seen = [noise(rng, 30) for _ in range(4)]
@@ -159,10 +191,10 @@ def test_an_interval_covers_the_mean_and_a_picture_alone_has_no_identification()
 # ---------------------------------------------------------------- files and networks
 
 
-def save(path, **recipe):
-    note = PngImagePlugin.PngInfo()
-    note.add_text("recipe", json.dumps({"model": "tiny", "steps": 2, "prompt": "a"} | recipe))
-    Image.new("RGB", (16, 16), "red").save(path, pnginfo=note)
+def save(path, picture=None, **recipe):
+    save_with_recipe(
+        picture or Image.new("RGB", (16, 16), "red"), {"model": "tiny", "steps": 2, "prompt": "a"} | recipe, path
+    )
 
 
 def drawn_folder(folder, rows):

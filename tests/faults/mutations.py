@@ -463,6 +463,46 @@ def read_2b(folder: Path, at: Places) -> list:
     return read_recordings(load_description("BCICIV2b"), [folder / "B01E.mat"])
 
 
+def make_gdf(version: int) -> Callable:
+    """The competition's recording of unknown cues, and its labels."""
+
+    def make(folder: Path, at: Places) -> None:
+        import scipy.io
+
+        from tests.copies import write_gdf
+
+        x = 20 * np.random.default_rng(0).standard_normal((25, 6000))
+        x[:, 2900:3000] = np.nan
+        events = [(0, 32766), (500, 768), (1000, 783), (3000, 32766), (3500, 768), (3500, 1023), (4000, 783)]
+        write_gdf(folder / "A01E.gdf", x, events, version=version)
+        scipy.io.savemat(folder / "A01E.mat", {"classlabel": np.array([[1.0], [4.0]])})
+
+    return make
+
+
+def read_gdf(folder: Path, at: Places) -> list:
+    return read_recordings(at.bcic, at.bcic.files(folder))
+
+
+FEATURES = {part: [f"{part}_images/{k // 2}_a/{k}.jpg" for k in range(8)] for part in ("training", "test")}
+
+
+def make_features(folder: Path, at: Places) -> None:
+    """CLIP embeddings as ATM and NICE publish them."""
+    import torch
+
+    rows = np.repeat(np.random.default_rng(0).standard_normal((4, 6)), 2, axis=0).astype(np.float32)
+    torch.save({"img_features": torch.from_numpy(rows), "text_features": torch.ones(4, 6)}, folder / "train.pt")
+    np.save(folder / "test.npy", rows)
+
+
+def read_features(folder: Path, at: Places) -> list:
+    from stages.clip_features import read_clip_features
+
+    read = [read_clip_features([str(folder / name)], FEATURES) for name in ("train.pt", "test.npy")]
+    return [sorted((k, v.tolist()) for k, v in of.items()) for pair in read for of in pair]
+
+
 EVENTS = [(500, 1), (2000, 2), (3000, 3)]
 STEM = "sub-01_ses-01_task-AVI_eeg"
 
@@ -1154,6 +1194,9 @@ KINDS = {
     "2a .mat": Kind(make_2a, read_2a),
     "2a .mat, packed": Kind(make_2a_packed, read_2a),
     "2b .mat": Kind(make_2b, read_2b),
+    "2a .gdf, version 1, and labels": Kind(make_gdf(1), read_gdf),
+    "2a .gdf, version 2, and labels": Kind(make_gdf(2), read_gdf),
+    "CLIP features of others": Kind(make_features, read_features),
     "vi .bdf": Kind(make_bdf, read_vi),
     "vi .edf": Kind(make_edf, read_vi),
     "vi .fif": Kind(make_fif, read_vi),

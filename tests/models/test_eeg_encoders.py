@@ -159,6 +159,19 @@ def test_a_checkpoint_of_joint_training_has_a_linear_a_person():
         loaded(x, torch.tensor([0, 1, 7]))
 
 
+@pytest.mark.parametrize("saved", [
+    lambda s: {"model_state_dict": s, "epoch": 3}, lambda s: {"state_dict": {f"net.{k}": v for k, v in s.items()}},
+    lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+    lambda s: {f"encoder.{k}": v for k, v in s.items()} | {"head.weight": torch.zeros(2, 2)},
+    lambda s: {"model": {f"backbone.{k}": v for k, v in s.items()}, "optimizer": {"state": {}}},
+], ids=["key", "key and prefix", "wrappers", "encoder", "backbone"])  # fmt: skip
+def test_a_published_checkpoint_is_found_wherever_it_lies(saved):
+    model, state = small_atm()
+    x, loaded = torch.randn(3, 5, 100), from_published("atm", saved(state))
+    with torch.no_grad():
+        assert torch.allclose(loaded(x, torch.zeros(3, dtype=int)), model(x, torch.zeros(3, dtype=int)), atol=1e-6)
+
+
 @pytest.mark.parametrize("change, message", [
     (lambda s: s | {"decoder.weight": torch.zeros(2)}, "has no 'decoder.weight'"),
     (lambda s: {k: v for k, v in s.items() if "norm2" not in k}, "norm2.bias is none; expected"),

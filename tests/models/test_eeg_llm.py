@@ -4,11 +4,28 @@ import resource
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    Phi3Config,
+)
 
 from datasets.description import load_description
 from models import POOLINGS, choose, eeg_llm
-from models.eeg_llm import EEGLanguageModel, EEGProjection, add_lora, load_language_model, load_lora, read_lora_settings
+from models.eeg_llm import (
+    EEGLanguageModel,
+    EEGProjection,
+    add_lora,
+    load_language_model,
+    load_lora,
+    lora_facts,
+    lora_targets,
+    read_lora_settings,
+)
 from models.poolings import EEGTokenReducer
 from models.token_encoders import EEGNet
 from utils.errors import UserError
@@ -427,6 +444,37 @@ def test_layers_that_the_model_does_not_have_are_one_line(demo):
     with pytest.raises(UserError, match="--lora_targets no_such_layer: ") as error:
         add_lora(plain, targets=["no_such_layer"])
     assert "\n" not in str(error.value)
+
+
+SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+OTHERS = {  # a config → which layers get LoRA by default, of which layers
+    "phi3": (Phi3Config(**SMALL, intermediate_size=8, pad_token_id=0), "o_proj qkv_proj", "gate_up_proj, down_proj"),
+    "gpt2": (GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2), "c_attn attn.c_proj", "c_attn, c_proj, c_fc"),
+    "gpt_neox": (GPTNeoXConfig(**SMALL, intermediate_size=8), "query_key_value dense", "dense_h_to_4h"),
+    "llama": (LlamaConfig(**SMALL, intermediate_size=8), "q_proj v_proj", "q_proj, k_proj, v_proj, o_proj"),
+    "mamba": (MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1), None, "in_proj, x_proj"),
+}
+
+
+@pytest.mark.parametrize("config, wanted, layers", OTHERS.values(), ids=OTHERS)
+def test_lora_goes_to_attention_whatever_its_layers_are_called(config, wanted, layers, tmp_path, capsys):
+    config.save_pretrained(tmp_path)  # no weights: what fits is known before they are loaded
+    with pytest.raises(UserError, match=f"has no linear layer no_such_layer; it has .*{layers}") as error:
+        lora_targets(str(tmp_path), ["no_such_layer"])
+    assert "\n" not in str(error.value)
+    if wanted is None:
+        with pytest.raises(UserError, match=f"has no attention; name some of its linear layers: {layers}"):
+            lora_targets(str(tmp_path), None)
+        return
+    assert lora_targets(str(tmp_path), None) == wanted.split()
+    assert ("LoRA goes to its attention" in capsys.readouterr().out) == (wanted != "q_proj v_proj")
+    assert lora_targets(str(tmp_path), wanted.split()[:1]) == wanted.split()[:1]
+    adapted = add_lora(AutoModelForCausalLM.from_config(config), targets=wanted.split())
+    changed = {name.split(".lora_")[0] for name, _ in adapted.named_parameters() if "lora_" in name}
+    assert all("att" in name for name in changed) and len(changed) == 2
+    adapted.save_pretrained(tmp_path / "lora")  # GPT-2's layers are transposed: peft notes it, and it reads back
+    again = add_lora(AutoModelForCausalLM.from_config(config), **read_lora_settings(tmp_path / "lora"))
+    load_lora(again, tmp_path / "lora", lora_facts(adapted))
 
 
 @pytest.mark.parametrize("content, message", [

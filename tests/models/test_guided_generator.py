@@ -29,7 +29,7 @@ from transformers import (
 from demo.tiny_models import byte_tokenizer, complete_image_model
 from models.clip_targets import load_vae
 from models.guided_generator import Guidance, GuidedGenerator, guidance_pairs, load_controlnet, read_ip_adapter
-from models.image_generator import load_image_model, read_prompts
+from models.image_generator import STRIDE, UNSAFE, load_image_model, read_prompts
 from tests.conftest import ROOT
 from utils.errors import UserError
 
@@ -175,6 +175,24 @@ def test_a_picture_of_a_batch_is_what_it_is_alone(models, empty, parts, scale):
     for a, b in zip(together, alone, strict=True):
         assert np.abs(as_array(a) - as_array(b)).max() <= 2
     assert np.abs(as_array(together[0]) - as_array(together[1])).mean() > 2
+
+
+def test_of_a_batch_only_what_came_out_black_is_drawn_again(models, empty, monkeypatch):
+    generator = made(models, empty, ip_adapter=str(models / "ip"), width=768)
+    guidance, drawn, tries = [Guidance(empty[1], torch.randn(768)) for _ in range(3)], generator._drawn, []
+
+    def checked(guidance, seeds):
+        pictures = drawn(guidance, seeds)
+        for picture in pictures[1:] if len(seeds) > 1 else []:
+            picture.info["fault"] = UNSAFE
+        tries.append(list(seeds))
+        return pictures
+
+    monkeypatch.setattr(generator, "_drawn", checked)
+    pictures = generator.draw(guidance, [1, 2, 3])
+    assert tries == [[1, 2, 3], [2 + STRIDE], [3 + STRIDE]] and not any("fault" in p.info for p in pictures)
+    again = drawn([guidance[2]], [3 + STRIDE])[0]
+    assert np.array_equal(as_array(pictures[2]), as_array(again)) and "redrawn" not in pictures[0].info
 
 
 # ---------------------------------------------------------------- the hub's layouts

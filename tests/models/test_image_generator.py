@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from datasets.description import load_description
 from demo.drawings import drawing
 from demo.tiny_models import byte_tokenizer
 from models.image_generator import (
+    STRIDE,
     Amused,
     Conditioning,
     EEGImageGenerator,
@@ -102,14 +102,81 @@ def test_schedulers_steps_and_guidance_are_the_published_ones(generator):
         assert (generator.steps, generator.guidance_scale) == (25, 7.5)
 
 
-def test_a_blackened_picture_is_said(vi_pth, capsys):
-    small = EEGImageGenerator(str(vi_pth / "stable-diffusion"), CPU, steps=1, image_size=64)
-    original = small.pipeline
-    black = SimpleNamespace(images=[Image.new("RGB", (64, 64))], nsfw_content_detected=[True])
-    small.family.pipeline = type("Checked", (), {"__call__": lambda self, **inputs: black, "device": CPU,
-                                          "encode_prompt": staticmethod(original.encode_prompt)})()  # fmt: skip
-    small.generate("anything", 0)
+# ---------------------------------------------------------------- what is no picture
+
+
+@pytest.fixture
+def small(vi_pth):
+    return EEGImageGenerator(str(vi_pth / "stable-diffusion"), CPU, steps=2, image_size=64)
+
+
+def flag(generator, monkeypatch, unsafe):
+    """Let the safety checker blacken what is drawn from the seeds that `unsafe` says; gives the drawn seeds."""
+    seeds, draw = [], generator.family.draw
+
+    def checked(*inputs, generator, **settings):
+        seeds.append(generator.initial_seed())
+        drawn = draw(*inputs, generator=generator, **settings)
+        drawn.nsfw_content_detected = [unsafe(seeds[-1])]
+        drawn.images[0][:] *= not unsafe(seeds[-1])
+        return drawn
+
+    monkeypatch.setattr(generator.family, "draw", checked)
+    return seeds
+
+
+def test_a_blackened_picture_is_drawn_again_from_another_seed(small, monkeypatch, capsys):
+    plain = small.generate("a dog", 5 + 2 * STRIDE)
+    seeds = flag(small, monkeypatch, lambda seed: seed < 5 + 2 * STRIDE)
+    drawn = small.generate("a dog", 5)
+    assert seeds == [5, 5 + STRIDE, 5 + 2 * STRIDE] and np.array_equal(np.asarray(drawn), np.asarray(plain))
+    assert "fault" not in drawn.info and drawn.info["redrawn"] == f"from seed {5 + 2 * STRIDE}"
     assert "safety checker" in capsys.readouterr().out
+
+
+def test_what_stays_black_says_why(small, monkeypatch):
+    seeds = flag(small, monkeypatch, lambda seed: True)
+    drawn = small.generate("a dog", 2**63 - 1)
+    assert drawn.info["fault"] == "blackened by the safety checker" and "redrawn" not in drawn.info
+    assert len(set(seeds)) == 4 and max(seeds) < 2**63
+
+
+def break_vae(generator, factor):
+    """Finite weights, and activations `factor` times as large; the next layer is a norm, so the picture stays."""
+    with torch.no_grad():
+        generator.pipeline.vae.decoder.conv_in.weight *= factor
+        generator.pipeline.vae.decoder.conv_in.bias *= factor
+
+
+def test_a_picture_that_is_not_finite_is_named_and_not_drawn_thrice_in_vain(small, monkeypatch):
+    break_vae(small, 1e30)
+    draw, tries = small.family.draw, []
+    monkeypatch.setattr(small.family, "draw", lambda *a, **b: tries.append(1) or draw(*a, **b))
+    drawn = small.generate("a dog", 5)
+    assert drawn.info["fault"] == "not finite" and np.asarray(drawn).max() == 0 and len(tries) == 1
+
+
+def test_what_overflows_in_half_precision_is_drawn_again_in_float32(small, capsys):
+    """As a GPU without room in half precision draws: on the CPU, with the arithmetic of half precision."""
+    break_vae(small, 3e4)
+    small.pipeline.to(torch.float16)
+    wanted = small.pipeline.vae.decoder.conv_in.weight.clone()
+    small.pipeline.to(torch.float32)
+    in_float32 = small.generate("a dog", 5)  # of the same weights
+    assert "fault" not in in_float32.info
+    small.pipeline.to(torch.float16)
+    small.dtype = torch.float16
+    del small.empty
+    drawn = small.generate(small.embed("a dog"), 5)
+    assert drawn.info == {"redrawn": "in float32"} and "not finite; it was drawn again" in capsys.readouterr().out
+    assert np.abs(np.asarray(drawn, int) - np.asarray(in_float32, int)).mean() < 3  # states are rounded to half
+    assert small.dtype == torch.float16 and torch.equal(small.pipeline.vae.decoder.conv_in.weight, wanted)
+
+
+def test_a_picture_of_one_colour_is_none(small, monkeypatch):
+    flat = SimpleNamespace(images=np.full((1, 64, 64, 3), 0.5))
+    monkeypatch.setattr(small.family, "draw", lambda *_, **__: flat)
+    assert small.generate("a dog", 5).info["fault"] == "of one colour"
 
 
 def test_a_small_model_draws_at_its_own_size_and_is_enlarged(vi_pth):

@@ -187,6 +187,18 @@ def test_other_folders_are_refused(tmp_path):
             LMDBFile(tmp_path)
 
 
+def test_a_file_without_a_folder_is_read_and_data_mdb_means_its_folder(tmp_path):
+    with lmdb.open(str(tmp_path / "x.lmdb"), subdir=False) as env, env.begin(write=True) as txn:
+        txn.put(b"a", b"1")
+    written(tmp_path / "lmdb", {b"a": b"1"})
+    for path in (tmp_path / "x.lmdb", tmp_path / "lmdb/data.mdb", tmp_path / "lmdb"):
+        file = LMDBFile(path)
+        assert bytes(file.get("a")) == b"1" and bytes(pickle.loads(pickle.dumps(file)).get("a")) == b"1"
+    assert LMDBFile(tmp_path / "lmdb/data.mdb").folder == tmp_path / "lmdb"
+    with pytest.raises(UserError, match=f"it has no data.mdb.*name {tmp_path}/lmdb"):
+        LMDBFile(tmp_path)
+
+
 def test_several_databases_in_one_file_are_refused(tmp_path):
     with lmdb.open(str(tmp_path), max_dbs=2) as env:
         env.open_db(b"inner")

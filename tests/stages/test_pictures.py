@@ -11,17 +11,22 @@ from PIL import Image
 
 import prepare_data_vi
 from stages.pictures import (
+    AMBER,
     GREEN,
+    HEADER,
+    PANEL,
     RED,
     PictureFolder,
     Stimuli,
     comparison,
     cue_arrow,
     drawn_with,
+    is_drawn,
     read_photo,
+    save_with_recipe,
     summary_grid,
 )
-from stages.rows import Readout, Row
+from stages.rows import Readout, Row, read_rows, write_rows
 from utils.errors import UserError
 
 
@@ -165,12 +170,17 @@ def test_a_file_that_pillow_would_hand_to_a_program_is_no_picture(tmp_path):
 # ---------------------------------------------------------------- the folder of drawn pictures
 
 
-def draw(folder, rows, recipe=(("steps", 4),), seed=0):
-    """Draw what is missing; gives the seeds that were drawn."""
+def draw(folder, rows, recipe=(("steps", 4),), seed=0, black=()):
+    """Draw what is missing, those of seeds in `black` as one in place of a picture; gives the seeds that were drawn."""
     pictures, seeds = PictureFolder(folder, rows, dict(recipe), seed), []
     for each, own_seed in pictures.to_draw():
         seeds.append(own_seed)
-        pictures.keep(each, Image.new("RGB", (32, 32), (own_seed, 0, 0)))
+        drawn = Image.new("RGB", (32, 32))
+        if own_seed in black:
+            drawn.info["fault"] = "not finite"
+        else:
+            drawn.paste((255, own_seed, 0), (4, 4, 12, 12))
+        pictures.keep(each, drawn)
     pictures.finish(lambda row: Image.new("RGB", (32, 32), "white"))
     return seeds
 
@@ -209,6 +219,43 @@ def test_a_picture_of_what_was_decoded_otherwise_before_is_removed(tmp_path):
         "comparison_0003_true0_pred2.png",
     }
     assert len(list(tmp_path.glob("*_0030_*"))) == 2
+
+
+def test_what_came_out_in_place_of_a_picture_is_marked_shown_marked_and_drawn_again(tmp_path, capsys):
+    rows, place = [row(3), row(11)], tmp_path / "decoded.jsonl"
+    write_rows(rows, place)
+    before = place.read_bytes()
+    assert draw(tmp_path, rows, black=[11]) == [3, 11]
+    assert [r.picture_fault for r in read_rows(place)] == ["", "not finite"]
+    assert "1 of them came out as no picture" in (said := capsys.readouterr().out)
+    assert "generated_0011_true0_pred0.png (not finite)" in said
+    good, black = (np.asarray(Image.open(tmp_path / f"comparison_{k}_true0_pred0.png")) for k in ("0003", "0011"))
+    amber = [(picture[HEADER:, PANEL:] == AMBER).all(axis=-1).any() for picture in (good, black)]
+    assert amber == [False, True] and not (black[HEADER:, :PANEL] == AMBER).all(axis=-1).any()
+    kept = (tmp_path / "generated_0003_true0_pred0.png").read_bytes()
+    assert draw(tmp_path, read_rows(place)) == [11]  # the good one is left as it is
+    assert (tmp_path / "generated_0003_true0_pred0.png").read_bytes() == kept and place.read_bytes() == before
+    assert draw(tmp_path, read_rows(place)) == []
+
+
+def test_a_fault_that_somebody_wrote_into_a_picture_is_text(tmp_path):
+    write_rows(rows := [row(3)], tmp_path / "decoded.jsonl")
+    draw(tmp_path, rows)
+    path = tmp_path / "generated_0003_true0_pred0.png"
+    with Image.open(path) as picture:
+        picture.info["fault"] = "\x1b[2J" + "a" * 5000
+        save_with_recipe(picture, {"prompt": "two feet", "seed": 3, "steps": 4}, path)
+    assert not is_drawn(path, {"prompt": "two feet", "seed": 3, "steps": 4})
+    PictureFolder(tmp_path, rows, {"steps": 4}, 0).finish(lambda row: Image.new("RGB", (32, 32)))
+    assert read_rows(tmp_path / "decoded.jsonl")[0].picture_fault == "[2J" + "a" * 97
+
+
+def test_a_black_picture_of_before_pictures_were_marked_is_drawn_again(tmp_path):
+    rows = [row(3)]
+    draw(tmp_path, rows)
+    black = Image.new("RGB", (32, 32))
+    save_with_recipe(black, {"prompt": "two feet", "seed": 3, "steps": 4}, tmp_path / "generated_0003_true0_pred0.png")
+    assert draw(tmp_path, rows) == [3] and rows[0].picture_fault == ""
 
 
 def test_neither_prompt_nor_seed_depends_on_the_true_label(tmp_path):
