@@ -163,7 +163,7 @@ class Run:
         if rows or measures is None:
             write_rows(rows, self.folder / "decoded_test.jsonl")
         if self.best_file().is_file():  # a ControlNet's folder is in the hub's layout already
-            save_second_form(read_checkpoint(self.best_file()), self.folder)
+            save_second_form(read_checkpoint(self.best_file()), self.folder, self.best_file().name)
         write_card(self.folder, model_card(self.folder, results, read_control(self.folder)))
         write_json(results, self.folder / "results.json")
         self._renew_the_card_of_its_run(shuffled)

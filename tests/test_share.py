@@ -61,7 +61,9 @@ def test_a_run_that_was_sent_is_read_by_its_address(script, local_hub, demo, run
 def small(tmp_path):
     """What share.py looks at of a finished run, without the run."""
     folder, _ = a_run(tmp_path / "small", {"llm": "/home/me/models/tiny llm", "regions": ["frontal/left", "~/x/y"]})
-    save_second_form({"epoch": 2, "llm": "/home/me/models/TinyLlama", "seen": ["A01/T"]}, folder)
+    save_second_form(
+        {"epoch": 2, "llm": "/home/me/models/TinyLlama", "seen": ["A01/T"]}, folder, "projection_epoch2.pth"
+    )
     for name in ("last.pth", "decoded_test.jsonl", "timing.jsonl", "notes.txt"):
         (folder / name).write_bytes(b"/home/me/x")
     return folder
@@ -123,7 +125,7 @@ def test_a_public_repository_is_no_private_one(script, local_hub, small):
     (lambda run: (run / "config.json").write_bytes(b"\xff"), "config.json"),
     (lambda run: (run / "README.md").write_bytes(b"\xff"), "README.md"),
     (lambda run: (run / "README.md").write_text("---\nlicense: [\n---\n"), "README.md.*mend its head"),
-    (lambda run: save_second_form({"epoch": 1}, run), "weights are of epoch 1, its results of epoch 2"),
+    (lambda run: save_second_form({"epoch": 1}, run, "x"), "weights are of epoch 1, its results of epoch 2"),
 ])  # fmt: skip
 def test_a_run_that_is_not_whole_is_not_sent(script, local_hub, small, change, said):
     change(small)

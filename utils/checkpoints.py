@@ -61,13 +61,14 @@ def read_checkpoint(path: str | Path) -> dict:
     return content
 
 
-def save_second_form(content: dict, folder: Path) -> None:
+def save_second_form(content: dict, folder: Path, file: str) -> None:
     """Write a checkpoint's tensors to model.safetensors and all else to config.json; equal contents give equal bytes.
 
     content : dict. Plain values, tensors, and dicts of them; `epoch` among them.
+    file : str. Name of the first form, which tells the kind: projection_epoch3.pth.
     """
     tensors: dict[str, torch.Tensor] = {}
-    write_json({"format": FORMAT} | _taken_apart(content, "", tensors), folder / CONFIG)
+    write_json({"format": FORMAT, "file": file} | _taken_apart(content, "", tensors), folder / CONFIG)
     with written_whole(folder / WEIGHTS) as unfinished:
         unfinished.write_bytes(save(tensors, metadata={"epoch": str(content["epoch"])}))
 
@@ -96,6 +97,7 @@ def _read_second_form(path: Path) -> dict:
             metadata = file.metadata() or {}
         if facts.pop("format", None) != FORMAT:
             return tensors
+        facts.pop("file", None)
         if metadata.get("epoch") != str(facts.get("epoch")):
             raise ValueError(f"it is of epoch {metadata.get('epoch')}, {CONFIG} of epoch {facts.get('epoch')}")
         content = _joined(facts, tensors)
@@ -227,7 +229,9 @@ def best_checkpoint(place: Path, pattern: str) -> Path:
     if type(epoch) is int and (path := place / pattern.format(epoch)).exists():
         return path
     if (place / WEIGHTS).is_file() and (place / CONFIG).is_file():
-        return place / WEIGHTS
+        about = read_json(place / CONFIG)
+        if about.get("file") == pattern.format(about.get("epoch")):
+            return place / WEIGHTS
     if type(epoch) is not int:
         raise UserError(f"{place} has no results.json of a finished run; name a {pattern.format('N')} in it")
     return place / pattern.format(epoch)

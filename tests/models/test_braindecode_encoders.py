@@ -38,7 +38,8 @@ def test_a_family_of_names_is_one_entry_and_the_rest_of_the_name_is_its_own():
 
 
 @pytest.mark.parametrize("command, where", [
-    (["finetune_eeg_llm.py", "--downstream_dataset", "BCICIV2a", "--encoder", "braindecode:EEGNeX"], "--model_dir"),
+    (["finetune_eeg_llm.py", "--downstream_dataset", "BCICIV2a", "--encoder", "braindecode:EEGNeX", "--llm", "tiny"],
+     "--model_dir"),
     (["baseline.py", "--model", "braindecode:EEGNeX"], "--output_dir"),
 ])  # fmt: skip
 def test_without_the_library_one_line_says_how_to_get_it(script, monkeypatch, tmp_path, command, where):

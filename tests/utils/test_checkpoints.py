@@ -33,7 +33,7 @@ def test_both_forms_hold_the_same_and_equal_contents_give_equal_bytes(tmp_path):
     save_checkpoint(CONTENT, tmp_path / "x_epoch3.pth")
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        save_second_form(read_checkpoint(tmp_path / "x_epoch3.pth"), tmp_path / name)
+        save_second_form(read_checkpoint(tmp_path / "x_epoch3.pth"), tmp_path / name, "x_epoch3.pth")
     assert_equal(read_checkpoint(tmp_path / "a/model.safetensors"), CONTENT)
     assert "projection.layers.0.weight" in load_file(tmp_path / "a/model.safetensors")
     for file in ("model.safetensors", "config.json"):
@@ -45,7 +45,7 @@ def test_both_forms_hold_the_same_and_equal_contents_give_equal_bytes(tmp_path):
     {"lora": {"tensors": 3}},
 ], ids=str)  # fmt: skip
 def test_settings_of_other_weights_are_refused_in_a_line(tmp_path, change):
-    save_second_form(CONTENT, tmp_path)
+    save_second_form(CONTENT, tmp_path, "x_epoch3.pth")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match="model.safetensors: cannot be loaded"):
@@ -55,7 +55,7 @@ def test_settings_of_other_weights_are_refused_in_a_line(tmp_path, change):
 @pytest.mark.parametrize("file, content", [("model.safetensors", b"\xff" * 40), ("config.json", b"{"),
                                            ("config.json", b"[]"), ("model.safetensors", b"")])  # fmt: skip
 def test_damaged_files_are_a_line_that_names_them(tmp_path, file, content):
-    save_second_form(CONTENT, tmp_path)
+    save_second_form(CONTENT, tmp_path, "x_epoch3.pth")
     (tmp_path / file).write_bytes(content)
     with pytest.raises(UserError, match=file):
         read_checkpoint(tmp_path / "model.safetensors")
@@ -64,10 +64,12 @@ def test_damaged_files_are_a_line_that_names_them(tmp_path, file, content):
 def test_a_folder_gives_its_best_epoch_or_else_the_second_form(tmp_path):
     with pytest.raises(UserError, match="has no results.json"):
         best_checkpoint(tmp_path, "x_epoch{}.pth")
-    save_second_form(CONTENT, tmp_path)
+    save_second_form(CONTENT, tmp_path, "x_epoch3.pth")
     assert best_checkpoint(tmp_path, "x_epoch{}.pth") == tmp_path / "model.safetensors"
     (tmp_path / "results.json").write_text('{"best_epoch": 3}')
     assert best_checkpoint(tmp_path, "x_epoch{}.pth") == tmp_path / "model.safetensors"
+    with pytest.raises(UserError, match="no such checkpoint"):  # it is of another kind
+        read_checkpoint(best_checkpoint(tmp_path, "y_epoch{}.pth"))
     (tmp_path / "x_epoch3.pth").write_bytes(b"x")
     assert best_checkpoint(tmp_path, "x_epoch{}.pth") == tmp_path / "x_epoch3.pth"
 
