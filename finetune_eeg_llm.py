@@ -212,13 +212,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
     # ------------------------------------------------------------ training
-    run.begin(
-        splits,
-        args.protocol,
-        num_processes=accelerator.num_processes,
-        **checkpoint_facts(encoder),
-        **description.own_record(),
-    )
+    run.begin(splits, args.protocol, accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
     collator = TextCollator(description, tokenizer, args.seed)
     augment = [choose(AUGMENTATIONS, name) for name in args.augment]
     facts = {

@@ -273,13 +273,7 @@ def main(args: argparse.Namespace) -> None:
         resume_optimizer(accelerator, optimizer, run.state)
 
     # ------------------------------------------------------------ training
-    run.begin(
-        splits,
-        args.protocol,
-        num_processes=accelerator.num_processes,
-        **checkpoint_facts(encoder),
-        **description.own_record(),
-    )
+    run.begin(splits, args.protocol, accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
     seen = sorted({*splits["train"].seen, *splits["val"].seen, *warm.get("seen", ())})
     facts = {
         "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,

@@ -91,7 +91,7 @@ class Run:
         if changed:
             raise UserError(f"--resume: the run in {self.folder} differs: {'; '.join(changed)}")
 
-    def begin(self, splits: Mapping | None = None, protocol: str = "", **more) -> None:
+    def begin(self, splits: Mapping | None = None, protocol: str = "", num_processes: int = 1, **more) -> None:
         """Write run.json, with `more` in it. Of a run that goes on, remove what a kill has left of other epochs.
 
         splits : mapping of mode to TrialDataset, optional. Who trains, validates and tests under the protocol.
@@ -102,7 +102,10 @@ class Run:
             keep_epochs(self.folder, self.history, self.keep, self.choose_by, self.files)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.record | more | {"data": who_is_in(splits or {}, protocol)}, self.folder / "run.json")
+            write_json(
+                self.record | {"num_processes": num_processes} | more | {"data": who_is_in(splits or {}, protocol)},
+                self.folder / "run.json",
+            )
 
     def epochs(self, n: int) -> Iterator[int]:
         """The numbers of the epochs that are still to be done, up to `n`."""
