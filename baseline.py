@@ -24,7 +24,7 @@ from utils.script import run_script, start_script
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     add = parser.add_argument
-    add("--model", choices=list(BASELINES), required=True, help="which baseline")
+    add("--model", **flags.named_in(BASELINES), required=True, help="which baseline")
     flags.add_dataset_flags(parser, one_of(list(DATASETS)), "which dataset's classes and montage")
     add("--output_dir", required=True, help="folder of the run")
     add("--epochs", type=flags.at_least(1), default=60, help="what trains by epochs: passes over the training trials")
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         default="gaussian",
         help="ridge, knn, forest, svm: gaussian: entropy of each band; published: EEG-ImageNet's sum over its bins",
     )
-    flags.add_encoder_flags(parser, [name for name in ENCODERS if name == "csbrain"])
+    flags.add_encoder_flags(parser, [name for name in ENCODERS if name in ("csbrain", "braindecode:")])
     add(
         "--token_pooling",
         choices=list(POOLINGS),
@@ -124,6 +124,8 @@ def main(args: argparse.Namespace) -> None:
     if baseline.reads == "tokens":
         foundation = args.foundation_dir if args.use_pretrained_weights else None
         encoder = encoder_for(splits["train"], args.encoder, foundation, args.allow_partial, args.seed)
+        if not encoder.pretrained:
+            raise UserError(f"--encoder {args.encoder} has no weights yet, and --model {args.model} trains no encoder")
         depends_on["encoder"] = fingerprint(encoder)
         facts = checkpoint_facts(encoder)
         splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device)

@@ -33,7 +33,11 @@ from utils.script import run_script, start_script
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
-    parser.add_argument("runs", nargs="*", help="folders of a training, generating or baseline script, or .jsonl files")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        help="folders of a training, generating or baseline script, .jsonl files, or OWNER/NAME on the hub",
+    )
     parser.add_argument(
         "--control_suffix", default="_shuffled", help="what a control's folder has behind the run's name"
     )

@@ -11,6 +11,7 @@
 
 Leaves in --model_dir: projection_epochN.pth, lora_epochN/, metrics.jsonl, learning_curve.png, run.json, results.json
 (the test score of the best epoch, reloaded from disk) and decoded_test.jsonl.
+README.md is the run's model card; model.safetensors with config.json is the best epoch a second time, for share.py.
 """
 
 import argparse
@@ -211,7 +212,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
     # ------------------------------------------------------------ training
-    run.begin(num_processes=accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
+    run.begin(splits, args.protocol, accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
     collator = TextCollator(description, tokenizer, args.seed)
     augment = [choose(AUGMENTATIONS, name) for name in args.augment]
     facts = {

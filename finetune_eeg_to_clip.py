@@ -13,7 +13,8 @@ encoder.
 --epochs, --batch_size, --lr, --optimizer, --average_train default to what the encoder was published with
 (models/recipes.py). The epoch is chosen on held-out training concepts (THINGS) or positions in the block
 (EEG-ImageNet); the test is decoded once. Leaves in --output_dir: encoder_epochN.pth, metrics.jsonl, learning_curve.png,
-run.json, results.json, decoded_test.jsonl.
+run.json, results.json, decoded_test.jsonl; README.md (the model card) and model.safetensors with config.json (the best
+epoch). --structure_vae and --foundation_dir take OWNER/NAME on the hub as well.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_protocol_flags(parser, PROTOCOLS, check_protocol, "within")
     add("--granularity", default="all", help="EEGImageNet: all, coarse, fine0 … fine4")
     encoder = parser.add_argument_group("encoder").add_argument
-    encoder("--encoder", choices=ENCODERS, default="atm",
+    encoder("--encoder", **flags.named_in(ENCODERS), default="atm",
         help="csbrain: pretrained, frozen, a projection is trained; the others from scratch")
     encoder("--token_pooling", default="region", choices=list(POOLINGS), help="csbrain: how features become tokens")
     encoder("--subject_embedding", choices=("known", "shared"),
@@ -257,7 +258,7 @@ def main(args: argparse.Namespace) -> None:
         "shuffled": args.shuffle_labels, "encoder_fingerprint": depends_on.get("encoder", ""),
         "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}), "absent": absent,
     }  # fmt: skip
-    run.begin(left_out=left_out, **description.own_record())
+    run.begin(splits, args.protocol, left_out=left_out, **description.own_record())
     augment, n = [choose(AUGMENTATIONS, name) for name in args.augment], len(items)
     for epoch in run.epochs(args.epochs):
         # anew each epoch, so a resumed run repeats what the interrupted one would have done

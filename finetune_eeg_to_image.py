@@ -12,6 +12,7 @@
 
 Leaves in --output_dir: mapper_epochN.pth, metrics.jsonl, learning_curve.png, run.json, results.json (the test score of
 the best epoch by the head's validation accuracy, reloaded from disk) and decoded_test.jsonl.
+README.md is the run's model card; model.safetensors with config.json is the best epoch a second time, for share.py.
 """
 
 import argparse
@@ -272,7 +273,7 @@ def main(args: argparse.Namespace) -> None:
         resume_optimizer(accelerator, optimizer, run.state)
 
     # ------------------------------------------------------------ training
-    run.begin(num_processes=accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
+    run.begin(splits, args.protocol, accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
     seen = sorted({*splits["train"].seen, *splits["val"].seen, *warm.get("seen", ())})
     facts = {
         "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,

@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words and montage")
     add("--projection_dir", default=default("pth_downtasks/eeg_llm_bcic_new"),
-        help="projection_epochN.pth, or a run's folder for its best epoch")
+        help="projection_epochN.pth, a run's folder for its best epoch, or OWNER/NAME on the hub")
     add("--generate_images", action="store_true", help="draw; without it stage `all` ends with decoded.jsonl")
     flags.add_store_flags(parser, "data/BCICIV2a/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_generation_flags(parser, "outputs/eeg2image")

@@ -47,12 +47,13 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
     add("--model_dir", default=default("pth_downtasks/clip"),
-        help="run of finetune_eeg_to_clip.py, or an encoder_epochN.pth in it")
+        help="run of finetune_eeg_to_clip.py, an encoder_epochN.pth in it, or OWNER/NAME on the hub")
     add("--conditioning", nargs="+", choices=CONDITIONINGS, default=["ip_adapter"],
         help="what is drawn from: a decoded image embedding, a decoded map of edges, or both; text_states: "
         "generate_text_states.py")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    add("--foundation_dir", default=default("pth/CSBrain.pth"),
+        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
     steps = parser.add_argument_group("steps between EEG and picture").add_argument
     steps("--prior_dir", help="run of train_prior.py: the embedding goes through it")
     flags.add_prior_flags(steps)

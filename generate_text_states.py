@@ -30,11 +30,12 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--datasets_dir", default=default("data/EEGImageNet/processed_lmdb"), help="trial store")
     add("--model_dir", default=default("pth_downtasks/clip"),
-        help="run of finetune_eeg_to_clip.py, or an encoder_epochN.pth in it")
+        help="run of finetune_eeg_to_clip.py, an encoder_epochN.pth in it, or OWNER/NAME on the hub")
     add("--conditioning", nargs="+", choices=("text_states",), default=["text_states"],
         help="kept for commands of generate_eeg2img.py")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    add("--foundation_dir", default=default("pth/CSBrain.pth"),
+        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
     add("--captions", help="captions.jsonl of caption_images.py: draw every test image from its own caption too")
     flags.add_generation_flags(parser, "outputs/text_states")
     photos, folder = "data/EEGImageNet/images", ("--images_dir", "--stimuli_dir")

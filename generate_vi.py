@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument
     add("--projection_path", default=default("pth_downtasks/eeg_llm_vi"),
-        help="projection_epochN.pth, or a run's folder for its best epoch")
+        help="projection_epochN.pth, a run's folder for its best epoch, or OWNER/NAME on the hub")
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_generation_flags(parser, "outputs/vi_images")
     flags.add_trained_encoder_flags(parser)

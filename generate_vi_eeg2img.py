@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words and stimuli")
     add("--mapper_path", default=default("pth_downtasks/eeg_direct"),
-        help="mapper_epochN.pth, or a run's folder for its best epoch")
+        help="mapper_epochN.pth, a run's folder for its best epoch, or OWNER/NAME on the hub")
     add("--readout", choices=list(MAPPER_READOUTS), default="head", help="whose class is drawn")
     add("--conditioning", choices=CONDITIONINGS, default="class",
         help="class: the predicted class's prompt; embedding: the mapper's states; blend: between the two")

@@ -32,7 +32,8 @@ def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
     # fmt: off
     add = parser.add_argument
-    add("runs", nargs="*", help="folders of finetune_eeg_to_clip.py, or checkpoints encoder_epochN.pth in them")
+    add("runs", nargs="*",
+        help="folders of finetune_eeg_to_clip.py, checkpoints encoder_epochN.pth in them, or OWNER/NAME on the hub")
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
     add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
     add("--output_dir", default=default("outputs/retrieval"), help="folder for rows, tables and figures")
@@ -40,7 +41,8 @@ def parse_args() -> argparse.Namespace:
     add("--clip_features", nargs="+", metavar="FILE",
         help="files of CLIP embeddings in place of --clip_model's (default: those trained with)")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    add("--foundation_dir", default=default("pth/CSBrain.pth"),
+        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
     add("--test_repetitions", type=flags.at_least(1), nargs="+",
         help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")
     add("--num_samples", type=flags.at_least(1), default=12, help="trials on the sheet of top 5")
@@ -82,6 +84,7 @@ from stages.rows import Row, write_rows
 from stages.targets import TargetSettings, missing_photos
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json
+from utils.hub import local_folder
 from utils.paths import written_whole
 
 
@@ -108,7 +111,8 @@ def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRu
             if not choose(TARGETS, run.checkpoint["target"]).ranks:
                 was = run.checkpoint["target"]
                 raise UserError(f"{folder} was trained towards {was}; retrieve.py ranks images and sentences")
-            found.append((run, folder if folder.is_dir() else folder.parent))
+            kept = local_folder(folder, "results.json")
+            found.append((run, kept if kept.is_dir() else kept.parent))
     return found
 
 

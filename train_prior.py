@@ -10,7 +10,7 @@ itself. Both are trained on the run's training trials and chosen by the cosine o
 looked at once. prior, test: rows with two read-outs, retrieval by the EEG's embedding and by the prior's; the cosine of
 both to the image's own embedding, and how far a trial's samples lie from each other. caption, test: captions.jsonl,
 decoded and of the true image. Leaves in --output_dir: NAME_epochN.pth, metrics.jsonl, learning_curve.png, run.json,
-results.json, decoded_test.jsonl.
+results.json, decoded_test.jsonl; README.md (the model card) and model.safetensors with config.json (the best epoch).
 """
 
 import argparse
@@ -50,7 +50,8 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--what", choices=list(RECIPES), default="prior",
         help="prior: to CLIP embeddings; caption: to a captioner's tokens")
-    add("--model_dir", required=True, help="run of finetune_eeg_to_clip.py, or an encoder_epochN.pth in it")
+    add("--model_dir", required=True,
+        help="run of finetune_eeg_to_clip.py, an encoder_epochN.pth in it, or OWNER/NAME on the hub")
     flags.add_seen_images_flags(parser)
     add("--output_dir", default=default("pth_downtasks/prior"), help="folder for checkpoints, metrics and results")
     add("--captioner", default="microsoft/git-large-coco",
@@ -274,7 +275,7 @@ def main(args: argparse.Namespace) -> None:
         with loading(*LAST):
             model.load_state_dict(run.state["model"])
             optimizer.load_state_dict(run.state["optimizer"])
-    run.begin()
+    run.begin(datasets, protocol)
 
     # ------------------------------------------------------------ training
     facts = {

@@ -9,7 +9,8 @@ Both are trained on the images of the training trials alone, and chosen on those
 the correlation of its maps with the maps of edges, the ControlNet by the share of the noise that it explains. The EEG
 encoder comes between the two: finetune_eeg_to_clip.py --target structure --encoder sgdm. A published ControlNet
 (lllyasviel/sd-controlnet-scribble) needs no training. Leaves in --output_dir: vae_epochN.pth or controlnet_epochN/ (the
-hub's layout), metrics.jsonl, learning_curve.png, run.json, results.json.
+hub's layout), metrics.jsonl, learning_curve.png, run.json, results.json, README.md (the model card); of the VAE
+model.safetensors with config.json (the best epoch).
 """
 
 import argparse
@@ -243,7 +244,7 @@ def main(args: argparse.Namespace) -> None:
         with loading(*LAST):
             trained.model.load_state_dict(run.state["model"])
             optimizer.load_state_dict(run.state["optimizer"])
-    run.begin()
+    run.begin(splits, args.protocol)
     n = len(paths["train"])
     print(
         f"{args.what}: {' / '.join(str(len(of)) for of in images.values())} train / val / test images, "

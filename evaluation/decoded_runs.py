@@ -16,6 +16,7 @@ from datasets.splits import PROTOCOLS
 from stages.rows import Row, read_rows, signed
 from utils.errors import UserError
 from utils.files import read_json, write_json
+from utils.hub import PLAIN_FILES, local_folder
 from utils.paths import ROOT, written_whole
 
 # files of decoded trials; the last one is kept under docs/results/
@@ -149,8 +150,10 @@ def read_run(place: Path) -> Run:
 def read_runs(places: Sequence[Path]) -> list[Run]:
     """All runs of a mixture of folders and files; a folder of runs means each of them; what holds no rows is skipped.
 
+    places : sequence of Path. OWNER/NAME on the hub is a folder as well, where rows were sent with the run.
     Raises UserError if a place is not there, or none of them holds rows.
     """
+    places = [local_folder(place, "results.json", (*PLAIN_FILES, "*.jsonl")) for place in places]
     for place in places:
         if not place.exists():
             raise UserError(f"{place} is not there")
@@ -169,12 +172,18 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
 def tell_apart(runs: Sequence[Run]) -> None:
     """Name runs after their folders, with as many parents as tell one from the others."""
     for run in runs:
-        run.name = run.place.name or "run"
+        run.name = address_of(run.place) or run.place.name or "run"
     for depth in range(2, 1 + max((len(run.place.parts) for run in runs), default=0)):
         twice = [name for name, n in Counter(run.name for run in runs).items() if n > 1]
         for run in runs:
             if run.name in twice:
                 run.name = "/".join(run.place.parts[-depth:])
+
+
+def address_of(place: Path) -> str:
+    """OWNER/NAME of a folder in the hub's cache, models--OWNER--NAME/snapshots/COMMIT; "" of any other place."""
+    found = re.search(r"/models--([^/]+)--([^/]+)/snapshots/[^/]+$", place.as_posix())
+    return "/".join(found.groups()) if found else ""
 
 
 def runs_in(place: Path) -> list[Path]:

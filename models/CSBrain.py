@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models.CSBrain_transformer import BrainEmbedEEGLayer, CSBrain_TransformerEncoder, TemEmbedEEGLayer
+from models.hub import OnHub
 from utils.signals import to_patches
 
 CSBRAIN_KERNELS = [(1,), (3,), (5,)]  # patches or electrodes
@@ -42,7 +43,7 @@ class PatchEmbedding(nn.Module):
         return h + position.permute(0, 2, 3, 1)
 
 
-class CSBrain(nn.Module):
+class CSBrain(nn.Module, OnHub):
     """The encoder.
 
     in_dim, out_dim, d_model : int. Samples a patch, width of `proj_out`, width inside; published: 200 each.

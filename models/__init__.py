@@ -20,6 +20,7 @@ FEATURE_ENCODERS = {
     "eegnet_8_2": "models.token_encoders:EEGNet",  # its name where eegnet is EEG-ImageNet's
     "shallow": "models.token_encoders:ShallowFBCSPNet",
     "evoked": "models.token_encoders:EvokedSamples",
+    "braindecode:": "models.braindecode_encoders:encoder_named",  # of the rest of the name; optional library
 }
 # --encoder of finetune_eeg_to_clip.py, which give one embedding: models/eeg_encoders.py. Its eegnet is EEG-ImageNet's
 EMBEDDERS = {
@@ -67,6 +68,7 @@ BASELINES = {
     "eegnet": "models.baselines:eegnet",
     "shallow": "models.baselines:shallow",
     "atcnet": "models.baselines:atcnet",
+    "braindecode:": "models.baselines:of_braindecode",
     "linear_probe": "models.baselines:linear_probe",
     "mlp": "models.baselines:mlp",
     "ridge": "models.baselines:ridge",
@@ -87,10 +89,17 @@ SCHEDULERS = {
 }
 
 
+def is_in(table: Mapping, name: str) -> bool:
+    """Whether a table has an entry for a name: its own, or its family's, "braindecode:" for "braindecode:BIOT"."""
+    family, mark, rest = name.partition(":")
+    return (name in table and not name.endswith(":")) or bool(rest and family + mark in table)
+
+
 def choose(table: Mapping, name: str) -> Callable:
-    """The class or function that a table has under a name."""
-    entry = table[name]
-    if not isinstance(entry, str):
-        return entry
-    module, _, attribute = entry.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    """The class or function that a table has under a name; of a family's entry, what it makes of the name's rest."""
+    family, mark, rest = name.partition(":")
+    entry = table[name] if name in table else table[family + mark]
+    if isinstance(entry, str):
+        module, _, attribute = entry.partition(":")
+        entry = getattr(importlib.import_module(module), attribute)
+    return entry if name in table else entry(rest)

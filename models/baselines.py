@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.token_encoders import EEGNet, ShallowFBCSPNet
-from utils.errors import UserError
+from utils.errors import UserError, loading
 from utils.progress import progress
 from utils.seeds import seed_everything
 from utils.signals import resample
@@ -312,16 +312,24 @@ eegnet = partial(Trained, partial(_OnEncoder, EEGNet), "signal", sfreq=EEGNet.sf
 shallow = partial(Trained, partial(_OnEncoder, ShallowFBCSPNet), "signal", sfreq=ShallowFBCSPNet.sfreq)
 
 
-def atcnet(**settings) -> Trained:
-    """ATCNet (Altaheri et al., IEEE Trans. Ind. Inform. 19, 2023), of braindecode."""
-    try:
-        from braindecode.models import ATCNet
-    except ImportError as error:
-        what = f"--model atcnet needs braindecode ({error})"
-        raise UserError(f"{what}: pip install -r requirements-baselines.txt") from None
+def of_braindecode(name: str) -> Callable[..., Trained]:
+    """A model of braindecode, trained from scratch at the rate that it was published for: `--model braindecode:NAME`.
+
+    Raises UserError where the library is not installed, has no such model, or the model does not fit such trials.
+    """
+    # optional, and slow to import
+    from models.braindecode_encoders import model_named, quiet, rate_of
+
+    kind = model_named(name, "--model")
 
     def net(shape: tuple, n_classes: int, sfreq: float) -> nn.Module:
-        (n_chans, n_times), seconds = shape, shape[1] / sfreq
-        return ATCNet(n_chans=n_chans, n_outputs=n_classes, n_times=n_times, sfreq=sfreq, input_window_seconds=seconds)
+        n_chans, n_times = shape
+        with loading(f"--model braindecode:{name}", "choose another model, electrodes or window"), quiet():
+            return kind(n_chans=n_chans, n_outputs=n_classes, n_times=n_times, sfreq=sfreq)
 
-    return Trained(net, "signal", sfreq=250.0, **settings)
+    return partial(Trained, net, "signal", sfreq=rate_of(name))
+
+
+def atcnet(**settings) -> Trained:
+    """ATCNet (Altaheri et al., IEEE Trans. Ind. Inform. 19, 2023), of braindecode."""
+    return of_braindecode("ATCNet")(**settings)

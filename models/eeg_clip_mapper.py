@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
+from models.hub import OnHub
 from models.image_generator import HINT, load_image_model
 from models.loading import load_whole
 from models.poolings import FEATURES
@@ -28,7 +29,7 @@ WIDTH = 512  # inside the mapper
 # (B, n, in_dim) EEG tokens → text states (B, 77, D), pooled vector (B, D), class logits (B, K)
 
 
-class QFormerMapper(nn.Module):
+class QFormerMapper(nn.Module, OnHub):
     """The seed's mapper: an MLP, four transformer layers, 77 queries that attend to the tokens; 10,862,602 parameters.
 
     n_tokens : int. EEG tokens a trial; only learned positions depend on it.
@@ -63,7 +64,7 @@ class QFormerMapper(nn.Module):
         return states, pooled, self.head(pooled)
 
 
-class MLPMapper(nn.Module):
+class MLPMapper(nn.Module, OnHub):
     """The published "no Q-Former": tokens are averaged after the MLP. Parameters as `QFormerMapper`.
 
     Every text position gets the pooled vector and a learned vector of its own.
@@ -84,7 +85,7 @@ class MLPMapper(nn.Module):
         return pooled[:, None] + self.text_positions, pooled, self.head(pooled)
 
 
-class LinearMapper(nn.Module):
+class LinearMapper(nn.Module, OnHub):
     """The published linear probe: one linear layer an output. Parameters as `QFormerMapper`; dropout has no part.
 
     Every text position gets the pooled vector and a learned vector of its own.

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from models.differential_entropy import BANDS, differential_entropy
 from models.electrode_positions import initial_edges
+from models.hub import OnHub
 from utils.errors import UserError
 from utils.signals import resample
 
@@ -120,7 +121,7 @@ class ResidualProjection(nn.Module):
 # ---------------------------------------------------------------- THINGS-EEG2
 
 
-class ATM(ReadsSignal, nn.Module):
+class ATM(ReadsSignal, nn.Module, OnHub):
     """ATM-S: electrodes as tokens beside a person's, one transformer layer, TSConv, projection; 3,075,412 parameters.
 
     n_chans, n_times, dim : int. Electrodes, samples a trial, width of the embedding.

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from models.hub import OnHub
 from models.loading import load_whole, refuse_code
 from models.poolings import FEATURES, EEGTokenReducer
 from models.token_encoders import AfterEncoder
@@ -32,7 +33,7 @@ EEG_PLACE = "{eeg}"  # where the EEG tokens stand in the user's turn
 LORA_R, LORA_ALPHA, LORA_TARGETS, LORA_DROPOUT = 8, 16, ("q_proj", "v_proj"), 0.05
 
 
-class EEGProjection(nn.Module):
+class EEGProjection(nn.Module, OnHub):
     """(B, n, in_dim) EEG tokens → (B, n, hidden) embeddings.
 
     4,616,192 parameters for CSBrain's 200 and TinyLlama's 2048.

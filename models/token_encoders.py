@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from models import FEATURE_ENCODERS, choose
-from utils.checkpoints import load_weights
+from utils.checkpoints import load_weights, weights_file
 from utils.errors import UserError
 from utils.signals import resample
 
@@ -42,7 +42,8 @@ def load_encoder(
     """
     torch.manual_seed(seed)
     kind = choose(FEATURE_ENCODERS, name)
-    encoder = kind.build(**trials)
+    own = getattr(kind, "weights", "")  # where an entry has them itself
+    encoder = kind.build(**trials, **({"random": checkpoint is None} if own else {}))
     encoder.loaded = None
     if not kind.pretrained:
         print(f"encoder: {name}, trained from scratch, {sum(p.numel() for p in encoder.parameters()):,} parameters")
@@ -50,8 +51,10 @@ def load_encoder(
         weights = f"RANDOM weights (seed {seed}), as asked for"
         print(f"encoder: {name} with {weights}; its features are not the published ones")
     else:
-        encoder.loaded = load_weights(encoder, checkpoint, allow_partial)
-        print(f"encoder: {checkpoint}: {encoder.loaded}")
+        place = own or checkpoint
+        module, without = getattr(encoder, "net", encoder), getattr(kind, "heads", ())
+        encoder.loaded = load_weights(module, weights_file(place), allow_partial, without)
+        print(f"encoder: {place}: {encoder.loaded}")
     if hasattr(encoder, "proj_out"):
         encoder.proj_out = nn.Identity()  # CSBrain's own head; downstream use drops it
     return encoder.eval().requires_grad_(False)

@@ -11,16 +11,16 @@ from torch import nn
 from datasets.description import DatasetDescription
 from datasets.splits import check_protocol
 from datasets.trials import TrialDataset
-from models import FEATURE_ENCODERS, MAPPERS, POOLINGS, choose
+from models import FEATURE_ENCODERS, MAPPERS, POOLINGS, choose, is_in
 from models.eeg_clip_mapper import EEGMapperModel
 from models.image_generator import image_model_address
 from models.prior import CaptionAdapter, DiffusionPrior
 from models.structure import StructuralVAE
 from stages.tokens import encoder_for, with_features
-from utils.checkpoints import best_checkpoint, fingerprint, must_be_finite, read_checkpoint
+from utils.checkpoints import WEIGHTS, best_checkpoint, fingerprint, must_be_finite, read_checkpoint
 from utils.errors import UserError, loading
 from utils.files import read_json
-from utils.hub import model_identity
+from utils.hub import address_in, has_file, local_folder, model_identity
 
 HINT = "name another checkpoint"
 
@@ -95,7 +95,7 @@ def check_dataset(path: Path, checkpoint: dict, description: DatasetDescription)
         was, expected = ", ".join(checkpoint["classes"]), ", ".join(description.classes)
         raise UserError(f"{path} was trained on the classes {was}; expected {expected}")
     for field, table in (("encoder_name", FEATURE_ENCODERS), ("token_pooling", POOLINGS)):
-        if checkpoint[field] not in list(table):
+        if not is_in(table, checkpoint[field]):
             raise UserError(f"{path} has the {field} {checkpoint[field]!r}; expected one of {', '.join(table)}")
 
 
@@ -206,11 +206,21 @@ def find_text_checkpoint(place: str | Path, lora_dir: str | None) -> tuple[Path,
     """The projection file and adapter folder; of a run's folder, the best epoch's."""
     projection = best_checkpoint(Path(place), KINDS["text"].name)
     if lora_dir:
-        return projection, Path(lora_dir)
+        return projection, best_adapter(Path(lora_dir))
+    if projection.name == WEIGHTS:
+        return projection, best_adapter(projection.parent)
     epoch = re.fullmatch(r"projection_epoch(\d+)\.pth", projection.name)
     if not epoch:
         raise UserError(f"--lora_dir is needed: {projection.name} does not tell the epoch")
     return projection, projection.with_name(f"lora_epoch{epoch[1]}")
+
+
+def best_adapter(place: Path) -> Path:
+    """The adapter's folder behind a folder, a run's folder, or an address on the hub of either."""
+    folder = local_folder(place, None)
+    if (folder / "adapter_config.json").is_file() or not (folder / "results.json").is_file():
+        return folder
+    return folder / f"lora_epoch{read_json(folder / 'results.json').get('best_epoch')}"
 
 
 def load_text_model(
@@ -231,7 +241,9 @@ def load_text_model(
     if not lora_dir.is_dir():
         raise UserError(f"{lora_dir}: no such LoRA folder; --lora_dir names the one saved beside the projection")
     lora = eeg_llm.read_lora_settings(lora_dir)
-    language_model, tokenizer = eeg_llm.load_language_model(llm or checkpoint["llm"], device, quantize, dtype)
+    beside = path.parent / checkpoint["llm"]  # a small one that share.py has sent with the run
+    name = llm or (str(beside) if beside.is_dir() else checkpoint["llm"])
+    language_model, tokenizer = eeg_llm.load_language_model(name, device, quantize, dtype)
     language_model = eeg_llm.add_lora(language_model, **lora)
     eeg_llm.load_lora(language_model, lora_dir, checkpoint.get("lora"))
     projection = eeg_llm.EEGProjection(language_model.get_input_embeddings().weight.shape[1], width)
@@ -305,6 +317,19 @@ def must_not_have_seen(checkpoint: dict, place: Path, images: Iterable[str]) -> 
     if seen := sorted(set(checkpoint["seen"]) & set(images)):
         first = f"{seen[0]} and {len(seen) - 1} more of the test images"
         raise UserError(f"{place} was trained on {first}; train it under this protocol")
+
+
+def controlnet_folder(name: str) -> Path:
+    """The folder of a ControlNet; a published one's address stays as it is, for diffusers to find.
+
+    name : str. A folder in the hub's layout, a run of train_structure.py --what controlnet, or the address of either.
+    """
+    address, place = address_in(name), Path(name)
+    if address and (address["revision"] or has_file(address["repo"], "results.json")):
+        return local_folder(name, "config.json")
+    if (place / "results.json").is_file() and not (place / "config.json").is_file():
+        return best_checkpoint(place, "controlnet_epoch{}")
+    return place
 
 
 def check_controlnet(controlnet: str, image_model: str, candidates: Iterable[str]) -> None:

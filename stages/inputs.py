@@ -16,7 +16,7 @@ from datasets.description import SPLITS, DatasetDescription, load_description
 from models import IMAGE_FAMILIES
 from utils.errors import UserError, loading, reason
 from utils.files import read_json, source_record
-from utils.hub import hub_answers
+from utils.hub import address_in, hub_answers
 from utils.paths import ROOT
 
 Finding = tuple[str, str]
@@ -263,14 +263,14 @@ def check_photos(folder: str, dataset: str, store: str) -> Finding:
 
 def check_csbrain(path: str) -> Finding:
     """Whether all tensors fit, and are numbers."""
-    if not Path(path).is_file():
+    if not Path(path).exists() and not address_in(path):
         return "missing", f"{path}: no such file"
     from models.CSBrain import CSBrain
-    from utils.checkpoints import load_weights, must_be_finite
+    from utils.checkpoints import load_weights, must_be_finite, weights_file
 
     montage = load_description("VI").montage
     encoder = CSBrain.build(montage.brain_regions, montage.sorted_indices)
-    loaded = load_weights(encoder, path)
+    loaded = load_weights(encoder, weights_file(path))
     with loading(path, "expected the published weights"):
         must_be_finite(encoder)
     return "ok", f"{path}: {loaded}"
@@ -364,7 +364,7 @@ def check_assets(folder: str) -> Finding:
 
 def check_run(place: str, trains: str, dataset: str) -> Finding:
     """A run's best checkpoint, of the kind that it trains, and the adapter that belongs to it."""
-    if not Path(place).exists():
+    if not Path(place).exists() and not address_in(place):
         return "missing", f"{place}: no trained checkpoint"
     from stages.checkpoints import check_dataset, find_text_checkpoint, read_run_checkpoint
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from stages.cards import CONTROL, model_card, newest_card, read_control, who_is_in, write_card
 from stages.rows import Row, write_rows
 from stages.scores import score_rows, worth
-from utils.checkpoints import read_checkpoint, save_checkpoint
+from utils.checkpoints import read_checkpoint, save_checkpoint, save_second_form
 from utils.errors import UserError
 from utils.files import environment, read_json, write_json, write_jsonl
 from utils.paths import append, written_whole
+from utils.script import command_line
 
 # what `loading` says of a last.pth that cannot be read
 LAST = ("--resume: last.pth", "it is damaged, or of another version; start in another folder")
@@ -55,7 +57,7 @@ class Run:
         fixed = {k: v for k, v in flags.items() if k not in free | ALWAYS_FREE}
         arguments = {k: v for k, v in flags.items() if k != "resume"}
         self.record = {"arguments": arguments, "fixed": fixed, "depends_on": dict(depends_on)}
-        self.record["environment"] = environment()
+        self.record |= {"environment": environment(), "command": command_line()}
         if not (self.folder / "last.pth").exists():
             self._check_new(settings["resume"])
             return
@@ -89,15 +91,21 @@ class Run:
         if changed:
             raise UserError(f"--resume: the run in {self.folder} differs: {'; '.join(changed)}")
 
-    def begin(self, **more) -> None:
-        """Write run.json, with `more` in it. Of a run that goes on, remove what a kill has left of other epochs."""
+    def begin(self, splits: Mapping | None = None, protocol: str = "", num_processes: int = 1, **more) -> None:
+        """Write run.json, with `more` in it. Of a run that goes on, remove what a kill has left of other epochs.
+
+        splits : mapping of mode to TrialDataset, optional. Who trains, validates and tests under the protocol.
+        """
         if not self.writes:
             return
         if self.state:
             keep_epochs(self.folder, self.history, self.keep, self.choose_by, self.files)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.record | more, self.folder / "run.json")
+            write_json(
+                self.record | {"num_processes": num_processes} | more | {"data": who_is_in(splits or {}, protocol)},
+                self.folder / "run.json",
+            )
 
     def epochs(self, n: int) -> Iterator[int]:
         """The numbers of the epochs that are still to be done, up to `n`."""
@@ -142,7 +150,8 @@ class Run:
         return self.folder / self.files[which].format(best_epoch(self.history, self.choose_by)["epoch"])
 
     def finish(self, rows: Sequence[Row], shuffled: bool, measures: Mapping | None = None) -> None:
-        """Write the best epoch's `results.json` and, where there are rows, `decoded_test.jsonl`; print its test scores.
+        """Write the best epoch's `results.json`, model card, second form and, where there are rows,
+        `decoded_test.jsonl`; print its test scores.
 
         rows : sequence of Row. The decoded test trials; none of a model that draws, and does not decode.
         shuffled : bool. Whether this is the shuffled-label control.
@@ -156,7 +165,11 @@ class Run:
         results["test"] = {readout: score.as_dict() for readout, score in test.items()}
         if rows or measures is None:
             write_rows(rows, self.folder / "decoded_test.jsonl")
+        if self.best_file().is_file():  # a ControlNet's folder is in the hub's layout already
+            save_second_form(read_checkpoint(self.best_file()), self.folder, self.best_file().name)
+        write_card(self.folder, model_card(self.folder, results, read_control(self.folder)))
         write_json(results, self.folder / "results.json")
+        self._renew_the_card_of_its_run(shuffled)
         remove_pieces(self.folder)
         control = " with SHUFFLED labels" if shuffled else ""
         print(f"\nbest epoch {best['epoch']} by validation ({chosen_by}); test{control}:")
@@ -164,6 +177,16 @@ class Run:
         if not test:
             print("  no test trials in this store, so no score")
         print(f"checkpoints and metrics in {self.folder}")
+
+    def _renew_the_card_of_its_run(self, shuffled: bool) -> None:
+        """Of a control RUN_shuffled: its scores belong into RUN's card."""
+        place = self.folder.resolve()
+        of = place.with_name(place.name.removesuffix(CONTROL))
+        if shuffled and of != place and all((of / name).is_file() for name in ("run.json", "results.json")):
+            try:
+                write_card(of, newest_card(of))
+            except (UserError, OSError) as error:  # another run's folder: what is wrong there is not this one's fault
+                print(f"notice: the card of {of} was not renewed ({error})")
 
 
 def is_history(history: object) -> bool:

@@ -4,6 +4,7 @@ A step decodes tensors that pictures are drawn from. It says what it adds to a p
 and guides each picture. It says whether it is a shuffled-label control. `generate_eeg2img.py` goes through the steps.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,14 @@ from datasets.repetitions import Group, repetitions
 from models.captioner import Captioner
 from models.image_generator import image_model_address
 from models.structure import map_picture
-from stages.checkpoints import check_controlnet, must_not_have_seen, read_adapter, read_prior, read_vae
+from stages.checkpoints import (
+    check_controlnet,
+    controlnet_folder,
+    must_not_have_seen,
+    read_adapter,
+    read_prior,
+    read_vae,
+)
 from stages.clip_features import image_vectors
 from stages.clip_runs import ClipRun, clip_part, open_clip_run
 from stages.embeddings import Tensors
@@ -197,8 +205,13 @@ class Map(Step):
     image_model: str
     needs = ("map",)
 
+    @functools.cached_property
+    def net(self) -> str:
+        """The ControlNet's folder, or its address on the hub."""
+        return str(controlnet_folder(self.controlnet))
+
     def check_first(self) -> None:
-        fetch_nothing(self.controlnet, "config.json", "--controlnet")
+        fetch_nothing(self.net, "config.json", "--controlnet")
 
     def decode(self, decoded: Decoded) -> tuple[Tensors, dict[str, bool]]:
         run, outputs = decoded.further(self.place, "structure")
@@ -206,18 +219,18 @@ class Map(Step):
         must_not_have_seen(about, Path(self.vae_dir), decoded.run.images)
         if fingerprint(vae) != run.checkpoint.get("vae"):
             raise UserError(f"{run.name} was trained towards another VAE than {self.vae_dir}")
-        check_controlnet(self.controlnet, self.image_model, decoded.run.images)
+        check_controlnet(self.net, self.image_model, decoded.run.images)
         maps = decoded_maps(vae, outputs()[:, run.checkpoint["clip_width"] :])  # (N, 1, 128, 128)
         return {"map": maps}, {"map": run.checkpoint["shuffled"]}
 
     def check_drawn_for(self, asked: Mapping) -> None:
-        check_controlnet(self.controlnet, self.image_model, map(str, asked["test_images"]))
+        check_controlnet(self.net, self.image_model, map(str, asked["test_images"]))
 
     def recipe(self) -> dict:
-        return {"controlnet": model_identity(self.controlnet), "controlnet_scale": self.controlnet_scale}
+        return {"controlnet": model_identity(self.net), "controlnet_scale": self.controlnet_scale}
 
     def settings(self, kept: Tensors) -> dict:
-        return {"controlnet": self.controlnet, "controlnet_scale": self.controlnet_scale}
+        return {"controlnet": self.net, "controlnet_scale": self.controlnet_scale}
 
     def guidance(self, kept: Tensors, place: int, wanted: Wanted) -> dict:
         return {"structure": map_picture(kept["map"][place])}

@@ -292,3 +292,28 @@ def vi_trained(vi_demo, tmp_path_factory) -> Path:
 def mapped(vi_demo, tmp_path_factory) -> Path:
     """A short mapper training run."""
     return train_once(tmp_path_factory, "mapped", "finetune_eeg_to_image.py", vi_demo.mapping)
+
+
+@pytest.fixture
+def local_hub(monkeypatch, tmp_path):
+    """A hub that huggingface_hub asks in this process, with an empty cache of its own and a token that may write."""
+    from huggingface_hub import constants
+
+    from tests.hub_server import LocalHub, serving
+    from utils import hub as of_project
+
+    hub, answers = LocalHub(), of_project.hub_trouble
+    with serving(hub) as address:
+        for name, value in {
+            "ENDPOINT": address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        answers.cache_clear()
+        yield hub
+    answers.cache_clear()

@@ -20,8 +20,9 @@ def flags(demo, folder, model, **more):
 
 @pytest.mark.parametrize("model", BASELINES)
 def test_every_baseline_leaves_rows_scores_and_a_record(demo, script, tmp_path, model):
-    if model == "atcnet":
+    if model in ("atcnet", "braindecode:"):
         pytest.importorskip("braindecode.models", exc_type=ImportError)
+        model = {"braindecode:": "braindecode:EEGNeX"}.get(model, model)
     done = script("baseline.py", *flags(demo, tmp_path / "run", model))
     assert done.code == 0, done.err
     rows = read_jsonl(tmp_path / "run/decoded_test.jsonl")

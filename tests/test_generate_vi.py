@@ -92,6 +92,15 @@ def test_a_picture_depends_on_its_trials_seed_and_conditioning_only(
     assert np.array_equal(picture, pictures(drawn)[name])
 
 
+def test_a_mapper_that_was_sent_is_read_by_its_address(vi_demo, mapped, script, tmp_path, local_hub):
+    assert script("share.py", mapped, "me/mapper").code == 0
+    for place, name in ((mapped, "here"), ("me/mapper", "far")):
+        flags = vi_demo.vi_generation(tmp_path / name, mapper_path=place, stage="decode")
+        done = script("generate_vi_eeg2img.py", *flags)
+        assert done.code == 0, done.err
+    assert (tmp_path / "here/decoded.jsonl").read_bytes() == (tmp_path / "far/decoded.jsonl").read_bytes()
+
+
 def test_the_mappers_states_do_not_depend_on_the_batch(vi_demo, mapped, script, tmp_path):
     for size in (1, 4):
         flags = {

@@ -19,14 +19,17 @@ from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.guided_generator import GuidedGenerator
 from models.image_generator import STRIDE, UNSAFE
 from stages.captions import caption_measures, word_overlap
+from stages.checkpoints import controlnet_folder
 from stages.embeddings import read_guidance
 from stages.pictures import drawn_with
 from stages.rows import read_rows
 from stages.steps import Decoded, open_like
 from tests.conftest import ROOT, flat, once, read_jsonl, run_inside
 from tests.seen_images import CLIP, SCRIPT, interrupted_after, things_store, train_with_control, training
+from utils.checkpoints import read_checkpoint
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_json, write_json
+from utils.hub import model_identity
 from utils.seeds import sample_seed
 
 CEILING = "the stimulus's own embedding"
@@ -311,6 +314,50 @@ def test_the_best_sample_is_chosen_by_what_was_decoded_and_not_by_what_was_seen(
     ]
     assert script(DRAW, *other).code == 0
     assert chosen == read_json(tmp_path / "out/samples/chosen.json")
+
+
+def test_every_step_is_read_by_its_address_on_the_hub_and_gives_the_same(
+    things, trained, steps, models, script, tmp_path, local_hub
+):
+    """Sent by share.py without a .pth; a ControlNet's repository says which images it has seen."""
+    runs = {"model_dir": trained / "ubp", "structure_vae": steps / "vae"}
+    runs |= {"prior_dir": steps / "prior", "low_level_dir": steps / "low"}
+    runs |= {"caption_dir": steps / "caption", "structure_dir": steps / "sgdm"}
+    net = shutil.copytree(ROOT / "demo/assets/controlnet", tmp_path / "net/controlnet_epoch1").parent
+    seen = {"seen": [], "image_model": model_identity(str(models / "sd"))}
+    write_json(seen, net / "controlnet_epoch1/facts.json")
+    for name in ("results.json", "run.json"):
+        shutil.copy(steps / "vae" / name, net / name)
+    write_json(read_json(net / "results.json") | {"best_epoch": 1}, net / "results.json")
+    for place in (*runs.values(), net):
+        content = read_json(place / "results.json")
+        if (place / "config.json").is_file():
+            (first,) = place.glob(f"*_epoch{content['best_epoch']}.pth")
+            one, other = read_checkpoint(first), read_checkpoint(place / "model.safetensors")
+            assert fingerprint_of(one) == fingerprint_of(other)
+        assert script("share.py", place, f"me/{place.name}").code == 0
+        sent = local_hub.repos[f"me/{place.name}"]["main"]
+        assert not [file for file in sent if file.endswith(".pth") or file == "decoded_test.jsonl"]
+    # the address of CLIP was a folder of this machine, which is not sent
+    asked = {"conditioning": ["ip_adapter", "controlnet"], "stage": "decode", "clip_model": CLIP, "num_samples": 1}
+    here = drawing(things, models, trained / "ubp", tmp_path / "here", controlnet=net, **runs, **asked)
+    assert script(DRAW, *here).code == 0
+    far = {flag: f"me/{place.name}" for flag, place in runs.items()} | {"controlnet": "me/net"} | asked
+    done = script(DRAW, *drawing(things, models, "me/ubp", tmp_path / "far", **far))
+    assert done.code == 0, done.err
+    for file in ("decoded.jsonl", "embeddings.safetensors"):
+        assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "far" / file).read_bytes()
+    assert read_json(controlnet_folder("me/net") / "facts.json") == seen
+    with pytest.raises(UserError, match="me/net has no revision v9"):
+        controlnet_folder("me/net@v9")
+    assert str(controlnet_folder("lab/published")) == "lab/published"  # for diffusers to find
+
+
+def fingerprint_of(content):
+    """A checkpoint's content in one text."""
+    if isinstance(content, dict):
+        return {key: fingerprint_of(value) for key, value in sorted(content.items())}
+    return (str(content.dtype), content.tolist()) if isinstance(content, torch.Tensor) else content
 
 
 def test_a_black_sample_is_never_the_chosen_one_and_what_stays_black_is_marked(

@@ -15,8 +15,12 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from utils.errors import UserError, loading
-from utils.files import read_json
+from utils.files import read_json, write_json
+from utils.hub import local_folder
 from utils.paths import written_whole
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # a checkpoint's second form: its tensors, and all else
+FORMAT = "eeg2image checkpoint 1"
 
 
 def save_checkpoint(content: dict, path: Path) -> None:
@@ -46,6 +50,8 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
+    if path.suffix == ".safetensors":
+        return _read_second_form(path)
     with loading(str(path), "expected a checkpoint of weights only, whole; copy or make it anew"):
         check_packed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -53,6 +59,66 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; expected a dict of tensors")
     return content
+
+
+def save_second_form(content: dict, folder: Path, file: str) -> None:
+    """Write a checkpoint's tensors to model.safetensors and all else to config.json; equal contents give equal bytes.
+
+    content : dict. Plain values, tensors, and dicts of them; `epoch` among them.
+    file : str. Name of the first form, which tells the kind: projection_epoch3.pth.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    write_json({"format": FORMAT, "file": file} | _taken_apart(content, "", tensors), folder / CONFIG)
+    with written_whole(folder / WEIGHTS) as unfinished:
+        unfinished.write_bytes(save(tensors, metadata={"epoch": str(content["epoch"])}))
+
+
+def _taken_apart(content, name: str, tensors: dict[str, torch.Tensor]):  # noqa: ANN202 - as plain as it came in
+    """The content with {"tensors": where} in place of a tensor, and of a dict of tensors {"tensors": "where."}."""
+    if isinstance(content, torch.Tensor):
+        tensors[name] = content.detach().cpu().clone().contiguous()
+        return {"tensors": name}
+    if isinstance(content, Mapping) and content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        for key, value in content.items():
+            _taken_apart(value, f"{name}.{key}", tensors)
+        return {"tensors": f"{name}."}
+    if isinstance(content, Mapping):
+        return {k: _taken_apart(value, f"{name}.{k}" if name else k, tensors) for k, value in content.items()}
+    return content
+
+
+def _read_second_form(path: Path) -> dict:
+    """The content that `save_second_form` was given; of safetensors without its config.json the tensors by name."""
+    config = path.with_name(CONFIG)
+    facts = read_json(config) if config.is_file() else {}
+    with loading(str(path), "it is damaged, or not of this config.json; copy or make both anew"):
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        if facts.pop("format", None) != FORMAT:
+            return tensors
+        facts.pop("file", None)
+        if metadata.get("epoch") != str(facts.get("epoch")):
+            raise ValueError(f"it is of epoch {metadata.get('epoch')}, {CONFIG} of epoch {facts.get('epoch')}")
+        content = _joined(facts, tensors)
+        if tensors:
+            raise ValueError(f"{CONFIG} does not say what {next(iter(tensors))} is")
+    return content
+
+
+def _joined(content, tensors: dict[str, torch.Tensor]):  # noqa: ANN202 - as it was before it was taken apart
+    """Undo `_taken_apart`; what is used of `tensors` is taken out."""
+    if not isinstance(content, dict):
+        return content
+    if set(content) != {"tensors"}:
+        return {key: _joined(value, tensors) for key, value in content.items()}
+    name = content["tensors"]
+    if not name.endswith("."):
+        return tensors.pop(name)
+    names = [key for key in tensors if key.startswith(name)]
+    if not names:
+        raise ValueError(f"it has no tensors {name}…")
+    return {key.removeprefix(name): tensors.pop(key) for key in names}
 
 
 def check_tensors(content) -> None:
@@ -150,15 +216,40 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
 def best_checkpoint(place: Path, pattern: str) -> Path:
     """A checkpoint as it is named, or of a run's folder the best epoch's.
 
+    place : Path. A file, a folder, or a run's address on the hub, OWNER/NAME or OWNER/NAME@revision.
     pattern : str. The checkpoints' names, with {} for the epoch.
-    Raises UserError if a folder has no results.
+    Where the folder has no such file, it is its second form, model.safetensors beside config.json.
+    Raises UserError if a folder has no results, or an address cannot be had.
     """
+    place = local_folder(place, "results.json")
     if not place.is_dir():
         return place
     results = read_json(place / "results.json") if (place / "results.json").is_file() else {}
-    if type(results.get("best_epoch")) is not int:
+    epoch = results.get("best_epoch")
+    if type(epoch) is int and (path := place / pattern.format(epoch)).exists():
+        return path
+    if (place / WEIGHTS).is_file() and (place / CONFIG).is_file():
+        about = read_json(place / CONFIG)
+        if about.get("file") == pattern.format(about.get("epoch")):
+            return place / WEIGHTS
+    if type(epoch) is not int:
         raise UserError(f"{place} has no results.json of a finished run; name a {pattern.format('N')} in it")
-    return place / pattern.format(results["best_epoch"])
+    return place / pattern.format(epoch)
+
+
+def weights_file(place: str | Path) -> Path:
+    """The file of plain weights behind a file, a folder, or a model's address on the hub.
+
+    Of a folder model.safetensors, as `save_pretrained` and `push_to_hub` leave it, else its only .pth.
+    Raises UserError where a folder has neither, or an address cannot be had.
+    """
+    place = local_folder(place, None, ("config.json", "*.safetensors", "*.pth"))
+    if not place.is_dir() or (place / WEIGHTS).is_file():
+        return place / WEIGHTS if place.is_dir() else place
+    found = sorted(place.glob("*.pth"))
+    if len(found) != 1:
+        raise UserError(f"{place} has no {WEIGHTS} and {len(found)} files .pth; name a file of weights in it")
+    return found[0]
 
 
 # what PyTorch puts between the parts of a name when it wraps a module: several processes, compiled, sharded, recomputed
@@ -224,16 +315,20 @@ class Loaded(NamedTuple):
         return "\n  skipped: ".join([f"{self.loaded}/{self.of} loaded", *self.faults])
 
 
-def load_weights(module: nn.Module, path: str | Path, allow_partial: bool = False) -> Loaded:
+def load_weights(
+    module: nn.Module, path: str | Path, allow_partial: bool = False, without: tuple[str, ...] = ()
+) -> Loaded:
     """Load a checkpoint's weights into a module, wherever they lie in it: see `unwrapped`.
 
     allow_partial : bool. Skip tensors that are missing, unknown or misshapen, and list them; without it each is an
         error.
+    without : tuple of str. What names of weights begin with that the module does not have: a head's.
     Raises UserError names every tensor that does not fit; with `allow_partial`, where less than 90 % of the module's
         names would be loaded.
     """
     wanted = module.state_dict()
     given = unwrapped(read_checkpoint(path), wanted.__contains__, str(path))
+    given = {key: value for key, value in given.items() if not key.startswith(without)}
     faults = [f"{key} is missing" for key in wanted if key not in given]
     for key, value in given.items():
         if key not in wanted:

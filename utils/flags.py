@@ -91,6 +91,19 @@ def checked(check: Callable) -> Callable:
     return value
 
 
+def named_in(names: Sequence[str]) -> dict:
+    """Type and place-holder of a flag that takes one of these names; "braindecode:" stands for "braindecode:NAME"."""
+    shown = [f"{name}NAME" if name.endswith(":") else name for name in names]
+
+    def known(text: str) -> str:
+        families = [name for name in names if name.endswith(":")]
+        if text in families or (text not in names and not text.startswith(tuple(families))):
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(shown)})")
+        return text
+
+    return {"type": known, "metavar": f"{{{','.join(shown)}}}"}
+
+
 # ---------------------------------------------------------------- what scripts share
 
 
@@ -138,7 +151,11 @@ def add_seen_images_flags(parser: argparse.ArgumentParser) -> None:
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
     add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    add(
+        "--foundation_dir",
+        default=default("pth/CSBrain.pth"),
+        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub",
+    )
 
 
 def add_protocol_flags(
@@ -195,11 +212,13 @@ def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:
     """The encoder and its cache."""
     # fmt: off
     add = parser.add_argument_group("encoder").add_argument
-    add("--encoder", choices=list(encoders), default="csbrain",
-        help="csbrain: pretrained and frozen; the others are trained from scratch")
+    add("--encoder", **named_in(encoders), default="csbrain",
+        help="csbrain: pretrained and frozen; the others are trained from scratch, braindecode:NAME where that has no "
+        "weights")
     add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
         help="csbrain: load --foundation_dir; --no-use_pretrained_weights: random weights")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    add("--foundation_dir", default=default("pth/CSBrain.pth"),
+        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
     add("--allow_partial", action="store_true",
         help="load what fits of the checkpoint, 90 %% of its names or more, and list what does not")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
@@ -214,7 +233,8 @@ def add_trained_encoder_flags(parser: argparse.ArgumentParser) -> None:
     add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
         help="csbrain: load --foundation_dir; --no-use_pretrained_weights: the random encoder of --encoder_seed")
     add("--encoder_seed", type=int, default=0, help="training's --seed, where it ran on a random encoder")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"), help="csbrain: its checkpoint")
+    add("--foundation_dir", default=default("pth/CSBrain.pth"),
+        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
     add("--allow_partial", action="store_true", help="load what fits of it, as in training")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode the chosen trials anew")
@@ -284,7 +304,7 @@ def add_text_flags(parser: argparse.ArgumentParser, readouts) -> None:
     """The language model and how its text is read."""
     # fmt: off
     add = parser.add_argument_group("text").add_argument
-    add("--lora_dir", help="adapter folder (default: lora_epochN beside the projection)")
+    add("--lora_dir", help="adapter folder or OWNER/NAME (default: lora_epochN beside the projection)")
     add("--llm", help="chat model: local folder or hub address (default: the one trained with)")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")

@@ -4,12 +4,64 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.network import trouble
 
 TIMEOUT = 5.0  # seconds
+NAME = r"[A-Za-z0-9][\w.-]*"
+ADDRESS = re.compile(rf"(?P<repo>{NAME}/{NAME})(@(?P<revision>\w[\w./-]*))?")  # OWNER/NAME, OWNER/NAME@revision
+FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".json", ".jsonl")  # no repository is called so
+PLAIN_FILES = ("*.json", "*.safetensors", "*.jinja", "README.md")  # of a run: no pickles, no code
+
+
+def address_in(place: str | Path) -> re.Match | None:
+    """The parts `repo` and `revision` of a hub address; None for a path.
+
+    A path that is there always wins. So does one whose folder is there: a name that was mistyped is not asked for on
+    the hub, but where a revision stands behind it.
+    """
+    found, path = ADDRESS.fullmatch(str(place)), Path(place)
+    if not found or path.exists() or path.name.endswith(FILE_ENDINGS):
+        return None
+    return None if path.parent.exists() and not found["revision"] else found
+
+
+def local_folder(place: str | Path, needed: str | None, files: Sequence[str] = PLAIN_FILES) -> Path:
+    """What a flag names as a path: a path as it is, a hub address as the folder of its files on this machine.
+
+    needed : str, optional. A file without which the repository is something else; then nothing more is fetched.
+    files : sequence of str. Patterns of what is fetched.
+    Raises UserError where the address cannot be had.
+    """
+    if not (address := address_in(place)):
+        return Path(place)
+    from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    how = {"revision": address["revision"], "local_files_only": not hub_answers()}
+    try:
+        if needed:
+            hf_hub_download(address["repo"], needed, **how)
+        return Path(snapshot_download(address["repo"], allow_patterns=list(files), **how))
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{place}: {address['repo']} has no revision {address['revision']}; name another one") from None
+    except errors.RepositoryNotFoundError:
+        private = "a private one needs a token: hf auth login, or HF_TOKEN"
+        raise UserError(f"{place}: no such folder here, no such model on {constants.ENDPOINT}; {private}") from None
+    except errors.LocalEntryNotFoundError:
+        where = f"not in the hub's cache, and {constants.ENDPOINT} gives it not now"
+        raise UserError(f"{place}: no such folder here, {where}; name a local folder, or try again") from None
+    except errors.EntryNotFoundError:
+        raise UserError(f"{place}: has no {needed}, so share.py did not send it; name a run of this project") from None
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise UserError(f"{place}: cannot be fetched from {constants.ENDPOINT} ({reason(error)})") from None
 
 
 def fetch_nothing(name: str, file: str, flag: str) -> bool:
@@ -65,6 +117,15 @@ def hub_trouble() -> str:
         why = f"{trouble(error, constants.ENDPOINT)}{named}"
         print(f"notice: {constants.ENDPOINT} cannot be reached ({why}); only models on this machine are used")
         return why
+
+
+def has_file(repo: str, file: str) -> bool:
+    """Whether a repository on the hub, or this machine's copy of it, has a file. False where nobody can tell."""
+    from huggingface_hub import errors, hf_hub_download
+
+    with contextlib.suppress(errors.EntryNotFoundError, errors.HFValidationError, errors.HfHubHTTPError, OSError):
+        return bool(hf_hub_download(repo, file, local_files_only=not hub_answers()))
+    return False
 
 
 def model_identity(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -71,6 +72,12 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
         sys.unraisablehook = sys.__unraisablehook__
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def command_line() -> str:
+    """The command that began this process, for its record; without --resume, which a run that went on was given."""
+    given = [part for part in sys.argv[1:] if not (len(part) > 4 and "--resume".startswith(part))]
+    return shlex.join(["python", Path(sys.argv[0]).name, *given])
 
 
 def _fail(message: str) -> int:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from stages.runs import Run, best_epoch, keep_epochs, validation_line
-from utils.checkpoints import save_checkpoint
+from stages.scores import measured
+from utils.checkpoints import read_checkpoint, save_checkpoint
 from utils.errors import UserError
 
 
@@ -111,3 +112,46 @@ def test_a_state_whose_epochs_are_none_is_refused_since_files_are_named_after_th
     save_checkpoint({"history": history}, tmp_path / "run/last.pth")
     with pytest.raises(UserError, match="last.pth is not what a run"):
         opened(tmp_path / "run", SETTINGS | {"resume": True})
+
+
+def whole_run(folder, shuffled=False, epochs=2):
+    """A run of two epochs with a measure, from its beginning to its end."""
+    run = Run(folder, ["epoch{}.pth"], "cosine")
+    run.open(SETTINGS | {"shuffle_labels": shuffled}, set(), {})
+    run.begin()
+    for number in run.epochs(epochs):
+        run.trained(1.0)
+        score = measured("cosine", [0.5 / number, 0.1])
+        run.save_epoch(1.0, {"cosine": score}, [{"w": torch.full((2,), float(number)), "window": None}], {})
+    run.finish([], shuffled, {"cosine": measured("cosine", [0.25, 0.25, 0.1] if not shuffled else [0.0, 0.1])})
+    return folder
+
+
+def test_a_finished_run_leaves_its_best_epoch_as_safetensors_and_a_card_and_both_are_the_same_when_repeated(tmp_path):
+    run = whole_run(tmp_path / "run")
+    content = read_checkpoint(run / "model.safetensors")
+    assert content["w"].tolist() == [1, 1] and content["epoch"] == 1 and content["window"] is None
+    card = (run / "README.md").read_text()
+    assert "Epoch 1, the best one by cosine" in card and "| test | cosine | cosine 0.200 | 3 |" in card
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.name != "timing.jsonl"}
+    again = Run(run, ["epoch{}.pth"], "cosine")
+    again.open(SETTINGS | {"shuffle_labels": False, "resume": True}, set(), {})
+    again.begin()
+    again.finish([], False, {"cosine": measured("cosine", [0.25, 0.25, 0.1])})
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != "timing.jsonl"} == before
+
+
+def test_a_control_that_ends_puts_its_scores_into_its_runs_card_unless_somebody_has_edited_that(tmp_path, capsys):
+    run = whole_run(tmp_path / "run")
+    assert "No shuffled-label control is known" in (run / "README.md").read_text()
+    whole_run(tmp_path / "run_shuffled", shuffled=True)
+    card = (run / "README.md").read_text()
+    assert "| test, shuffled-label control | cosine | cosine 0.050 | 2 |" in card
+    assert "**A shuffled-label control.**" in (tmp_path / "run_shuffled/README.md").read_text()
+    edited = whole_run(tmp_path / "edited") / "README.md"
+    edited.write_text(edited.read_text() + "ours\n")
+    whole_run(tmp_path / "edited_shuffled", shuffled=True)
+    assert edited.read_text().endswith("ours\n")
+    (whole_run(tmp_path / "damaged") / "run.json").write_text("{")
+    assert (whole_run(tmp_path / "damaged_shuffled", shuffled=True) / "results.json").is_file()
+    assert "was not renewed" in capsys.readouterr().out

@@ -1,77 +1,85 @@
-"""Weights of strangers: found wherever they lie in a checkpoint, and never a few of them for all."""
+"""A checkpoint's second form, model.safetensors beside config.json, holds what the first one holds."""
+
+import json
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
 
-from utils.checkpoints import load_weights
+from utils.checkpoints import best_checkpoint, read_checkpoint, save_checkpoint, save_second_form, weights_file
 from utils.errors import UserError
 
-
-def network() -> nn.Module:
-    """Twelve names, some of which begin as a stranger's prefix may: with "encoder."."""
-    parts = {"encoder": nn.Sequential(*(nn.Linear(3, 3) for _ in range(5))), "head": nn.Linear(3, 2)}
-    return nn.ModuleDict(parts)
-
-
-def behind(prefix: str):
-    return lambda state: {f"{prefix}{name}": value for name, value in state.items()}
+CONTENT = {
+    "dataset": "BCICIV2a", "seen": ["A01/T", "A02/T"], "window": None, "sfreq": 250.0, "epoch": 3, "shuffled": False,
+    "settings": {"dim": 4, "components": torch.eye(2), "widths": [1, 2]},
+    "projection": {"layers.0.weight": torch.randn(3, 2), "layers.0.n": torch.tensor(7), "half": torch.ones(2).half()},
+    "encoder": None, "lora": {"r": 8, "digest": "é"}, "prototypes": torch.randn(4, 3).T, "empty": {},
+}  # fmt: skip
 
 
-def with_more(prefix: str):
-    return lambda state: behind(prefix)(state) | {"classifier.0.weight": torch.zeros(4, 2), "epoch": 7}
+def assert_equal(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert set(one) == set(other)
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    else:
+        assert one == other
 
 
-# how it was saved → what is made of the weights, whether it is said where they lie, whether something is left aside
-SAVED = {
-    "plain": (dict, False, False),
-    "compiled": (behind("_orig_mod."), False, False),
-    "parallel and compiled": (behind("module._orig_mod."), False, False),
-    "compiled inside": (lambda s: {k.replace("encoder.", "encoder._orig_mod."): v for k, v in s.items()}, False, False),
-    "model": (
-        lambda s: {"model": s, "epoch": 4, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
-        True,
-        False,
-    ),
-    "state_dict": (lambda s: {"state_dict": s, "hyper_parameters": {"lr": 1e-3}}, True, False),
-    "model_state_dict": (lambda s: {"epoch": 1, "model_state_dict": behind("module.")(s)}, True, False),
-    "a key nobody thought of": (lambda s: {"run": {"ema": {"params": s}}}, True, False),
-    "backbone": (with_more("backbone."), True, True),
-    "encoder": (with_more("encoder."), True, True),
-    "all of it": (lambda s: {"state_dict": with_more("module.model.encoder._orig_mod.")(s)}, True, True),
-}
+def test_both_forms_hold_the_same_and_equal_contents_give_equal_bytes(tmp_path):
+    save_checkpoint(CONTENT, tmp_path / "x_epoch3.pth")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_second_form(read_checkpoint(tmp_path / "x_epoch3.pth"), tmp_path / name, "x_epoch3.pth")
+    assert_equal(read_checkpoint(tmp_path / "a/model.safetensors"), CONTENT)
+    assert "projection.layers.0.weight" in load_file(tmp_path / "a/model.safetensors")
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-@pytest.mark.parametrize("saved, said, aside", SAVED.values(), ids=SAVED)
-def test_weights_are_found_wherever_they_lie(saved, said, aside, tmp_path, capsys):
-    theirs, ours = network(), network()
-    torch.save(saved(theirs.state_dict()), tmp_path / "weights.pth")
-    assert not torch.equal(ours["head"].weight, theirs["head"].weight)
-    loaded = load_weights(ours, tmp_path / "weights.pth")
-    assert (loaded.loaded, loaded.of) == (12, 12) and str(loaded) == "12/12 loaded"
-    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
-    out = capsys.readouterr().out
-    assert ("its weights lie" in out) == said and ("classifier.0.weight" in out) == aside
+@pytest.mark.parametrize("change", [
+    {"epoch": 4}, {"encoder": {"tensors": "encoder."}}, {"prototypes": {"tensors": "nothing"}}, {"projection": None},
+    {"lora": {"tensors": 3}},
+], ids=str)  # fmt: skip
+def test_settings_of_other_weights_are_refused_in_a_line(tmp_path, change):
+    save_second_form(CONTENT, tmp_path, "x_epoch3.pth")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match="model.safetensors: cannot be loaded"):
+        read_checkpoint(tmp_path / "model.safetensors")
 
 
-def test_of_two_places_that_fit_the_one_that_is_left_out_is_named(tmp_path, capsys):
-    theirs, ours = network(), network()
-    torch.save({"model": theirs.state_dict(), "model_ema": network().state_dict()}, tmp_path / "weights.pth")
-    load_weights(ours, tmp_path / "weights.pth")
-    assert "under 'model'; not taken: model_ema" in capsys.readouterr().out
-    assert torch.equal(ours["head"].weight, theirs["head"].weight)
+@pytest.mark.parametrize("file, content", [("model.safetensors", b"\xff" * 40), ("config.json", b"{"),
+                                           ("config.json", b"[]"), ("model.safetensors", b"")])  # fmt: skip
+def test_damaged_files_are_a_line_that_names_them(tmp_path, file, content):
+    save_second_form(CONTENT, tmp_path, "x_epoch3.pth")
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=file):
+        read_checkpoint(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("kept, fits", [(12, True), (11, True), (10, False), (0, False)])
-def test_allow_partial_needs_nearly_all_names(kept, fits, tmp_path):
-    state = dict(list(network().state_dict().items())[:kept]) | {"another.weight": torch.zeros(2)}
-    torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="does not fit: "):
-        load_weights(network(), tmp_path / "weights.pth")
-    if fits:
-        assert load_weights(network(), tmp_path / "weights.pth", allow_partial=True)[:2] == (kept, 12)
-        return
-    before = (ours := network()).state_dict()["head.weight"].clone()
-    with pytest.raises(UserError, match=rf"{kept} of 12 names fit, --allow_partial needs 90%") as error:
-        load_weights(ours, tmp_path / "weights.pth", allow_partial=True)
-    assert "\n" not in str(error.value) and torch.equal(ours["head"].weight, before)
+def test_a_folder_gives_its_best_epoch_or_else_the_second_form(tmp_path):
+    with pytest.raises(UserError, match="has no results.json"):
+        best_checkpoint(tmp_path, "x_epoch{}.pth")
+    save_second_form(CONTENT, tmp_path, "x_epoch3.pth")
+    assert best_checkpoint(tmp_path, "x_epoch{}.pth") == tmp_path / "model.safetensors"
+    (tmp_path / "results.json").write_text('{"best_epoch": 3}')
+    assert best_checkpoint(tmp_path, "x_epoch{}.pth") == tmp_path / "model.safetensors"
+    with pytest.raises(UserError, match="no such checkpoint"):  # it is of another kind
+        read_checkpoint(best_checkpoint(tmp_path, "y_epoch{}.pth"))
+    (tmp_path / "x_epoch3.pth").write_bytes(b"x")
+    assert best_checkpoint(tmp_path, "x_epoch{}.pth") == tmp_path / "x_epoch3.pth"
+
+
+def test_plain_weights_are_found_in_a_folder(tmp_path):
+    assert weights_file(tmp_path / "x.pth") == tmp_path / "x.pth"
+    with pytest.raises(UserError, match="has no model.safetensors and 0 files"):
+        weights_file(tmp_path)
+    save_checkpoint({"w": torch.ones(1)}, tmp_path / "any.pth")
+    assert weights_file(tmp_path) == tmp_path / "any.pth"
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"n_layer": 12}')  # as save_pretrained leaves it
+    assert read_checkpoint(weights_file(tmp_path))["w"] == 0
