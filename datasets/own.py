@@ -243,7 +243,7 @@ def usual_protocol(files: Sequence[Recorded], dealt: Mapping) -> str:
 def spoken(name: str) -> str:
     """A class's name in words: "left_hand" → "left hand", "leftHand" → "left hand", "3" → "class 3"."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"[_\-.]+", " ", name)).strip().lower()
-    return words if re.search(r"[^\W\d]", words) else f"class {words}"
+    return words if re.search(r"[^\W\d]", words) and len(words) > 1 else f"class {words}"
 
 
 def words_by_default(names: Sequence[str], seen: bool) -> dict:
@@ -351,7 +351,7 @@ def own_name(text: str) -> str:
 
 def describe(name: str, montage, names: Sequence[str], how: Reading, **facts) -> DatasetDescription:
     """The description of recordings of one's own; `facts`: people, protocol, stimuli, part_of, apart, images_dir, …"""
-    words, part_of = words_by_default(names, bool(how.image_column) or facts.pop("seen", False)), facts.get("part_of")
+    words, part_of = words_by_default(names, facts.pop("seen", False)), facts.get("part_of")
     return DatasetDescription(
         name=name, montage=montage, classes=tuple(names), window=how.window, window_starts="the event",
         epochs=20, warmup_epochs=5, image_model="stabilityai/stable-diffusion-2-1",

@@ -1,5 +1,6 @@
 """Token poolings: which electrodes become one token a patch, as plain functions of names; and the mean itself."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -36,9 +37,10 @@ def electrode(electrodes: Sequence[str], regions: Sequence[str]) -> Groups:
 
 def side_of(name: str) -> str:
     """ "left" for odd, "right" for even, "midline" for z names of the 10-20 system."""
-    if name[-1] in "zZ":
+    number = re.search(r"(\d+)h?$", name)  # "h" of the 10-5 system: half way to the next place
+    if number is None:
         return "midline"
-    return "left" if int(name[-1]) % 2 else "right"
+    return "left" if int(number[1]) % 2 else "right"
 
 
 class EEGTokenReducer(nn.Module):
