@@ -92,7 +92,7 @@ def recordings(file: Recorded, how: Reading) -> Iterator[Recording]:
     """One recording: electrodes in the store's order, at the store's rate; events of other kinds are counted."""
     from readers.any_recording import open_recording, read_signal
 
-    raw = file.opened() if file.opened else open_recording(file.path, how.table_rate, how.trigger)
+    raw = file.opened() if file.opened else open_recording(file.path, how.table_rate, how.trigger, how.renamed)
     found = look(file, how, raw)
     signal = read_signal(file.path, [found.electrodes[name] for name in how.electrodes], raw)
     signal = resample(signal, found.sfreq, how.sfreq)
@@ -185,8 +185,10 @@ def classes_of(
         class_of = {value: names.index(name) for value, name in pairs}
         lines = []
     else:
-        names = sorted(counts, key=natural)
-        class_of = {name: label for label, name in enumerate(names)}
+        said = sorted(counts, key=natural)
+        names = [re.sub(r"[/\\]+", "_", text) for text in said]  # a name, and no path
+        names = names if len(set(names)) == len(names) else said
+        class_of = {text: label for label, text in enumerate(said)}
         lines = [f"classes: every value of the events is one: {by_count}; --events VALUE=CLASS … chooses"]
     if len(names) < 2:
         raise UserError(f"{where}: one class, {names[0]!r}; two or more are needed. The events say: {by_count}")

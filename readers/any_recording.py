@@ -82,10 +82,12 @@ def suffix_of(path: Path) -> str:
     return next((ending for ending in sorted(FORMATS, key=len, reverse=True) if name.endswith(ending)), "")
 
 
-def open_recording(path: Path, sfreq: float | None = None, trigger: str | None = None) -> mne.io.BaseRaw:
+def open_recording(
+    path: Path, sfreq: float | None = None, trigger: str | None = None, renamed: Mapping[str, str] | None = None
+) -> mne.io.BaseRaw:
     """Open a recording of any format that MNE reads, a headband's table, or XDF; the signal stays on the disk.
 
-    sfreq, trigger : of a table (see `read_table`).
+    sfreq, trigger, renamed : of a table (see `read_table`).
     Raises UserError if the file is damaged, of an unknown format, holds trials instead of a recording, or names a file
         elsewhere.
     """
@@ -104,7 +106,7 @@ def open_recording(path: Path, sfreq: float | None = None, trigger: str | None =
     try:
         with reading(path, size, content):
             if ending in TABLES or FORMATS[ending] is read_xdf:
-                return FORMATS[ending](path, sfreq, trigger)
+                return FORMATS[ending](path, sfreq, trigger, renamed)
             raw = FORMATS[ending](path, preload=False, verbose="ERROR")
             check_beside(path, raw.filenames)
             return raw
@@ -149,7 +151,7 @@ def look_into(
     class_column : str, optional. The table's column with the classes (default: the first of `CLASS_COLUMNS`).
     raw : optional. The recording, where it is open already. not_eeg : sequence of str. Channels of other kinds.
     """
-    raw = open_recording(path, sfreq, trigger) if raw is None else raw
+    raw = open_recording(path, sfreq, trigger, renamed) if raw is None else raw
     rate, n_times = float(raw.info["sfreq"]), len(raw.times)
     of_kind = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
     eeg = [name for name, kind in of_kind.items() if kind in ("eeg", "misc", "bio", "seeg", "ecog", "dbs")]

@@ -9,7 +9,7 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -28,17 +28,21 @@ LARGEST = 2 << 30  # bytes of a table that is unpacked
 GAP_MARK = "BAD_GAP"
 
 
-def read_table(path: Path, sfreq: float | None = None, marker: str | None = None) -> "mne.io.BaseRaw":  # noqa: F821
+def read_table(
+    path: Path, sfreq: float | None = None, marker: str | None = None, renamed: Mapping[str, str] | None = None
+) -> "mne.io.BaseRaw":  # noqa: F821
     """Read a table of samples: electrodes, and markers and gaps as annotations.
 
     sfreq : float, optional. Hz, of a table without times. marker : str, optional. The column of markers.
+    renamed : mapping, optional. Column → electrode.
     Raises UserError where it is no such table, its rate cannot be, or it names no electrode.
     """
     head, rows = _rows(path)
     columns = {name: k for k, name in enumerate(head)}
-    electrodes, _ = electrodes_of(head, where=str(path))
+    electrodes, _ = electrodes_of(head, renamed, str(path))
     if not electrodes:
-        raise UserError(f"{path} has the columns {', '.join(head)[:300]}; none is named as an electrode")
+        hint = f"--rename '{next((name for name in head if not TIME.fullmatch(name)), head[0])}=Cz' says which one is"
+        raise UserError(f"{path} has the columns {', '.join(head)[:300]}; none is named as an electrode: {hint}")
     times = next((name for name in head if TIME.fullmatch(name.strip())), None)
     signal = np.array([[_number(row[columns[name]]) for name in electrodes.values()] for row in rows]).T  # (C, N)
     stated = next((float(m[1]) for m in map(RATE.search, head.comments) if m), None)
@@ -195,7 +199,7 @@ def _far_from(grid: np.ndarray, times: np.ndarray) -> np.ndarray:
     return (times[after] - times[after - 1] > PAUSE) & (grid > times[after - 1]) & (grid < times[after])
 
 
-def read_xdf(path: Path, sfreq: float | None = None, marker: str | None = None) -> "mne.io.BaseRaw":  # noqa: F821
+def read_xdf(path: Path, sfreq: float | None = None, *_) -> "mne.io.BaseRaw":  # noqa: F821
     """Read the EEG stream of an XDF file (Lab Streaming Layer), and its streams of markers as annotations.
 
     Raises UserError where pyxdf is not installed, or no stream is EEG.

@@ -83,3 +83,20 @@ def test_the_shipped_models_of_shapes_do_what_they_are_for(tmp_path):
         ink = drawn[np.argsort(-np.abs(drawn - np.median(drawn[:64], axis=0)).sum(axis=1))[:200]].mean(axis=0)
         right += min(COLOURS, key=lambda name, ink=ink: np.square(np.asarray(COLOURS[name]) - ink).sum()) == colour
     assert right >= 5
+
+
+def test_the_small_model_learns_pictures_that_are_named_after_a_stores_classes(few, script, tmp_path):
+    complete_image_model(ROOT / "demo/assets/stable-diffusion", tmp_path / "base")
+    for k, name in enumerate(("left hand_1", "right hands/a", "feet/b", "tongue 12")):
+        path = tmp_path / f"pictures/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 70), (40 * k, 90, 200)).save(path)
+    flags = ["--own_pictures", tmp_path / "own", "--datasets_dir", few, "--stimuli_dir", tmp_path / "pictures",
+             "--start_from", tmp_path / "base", "--autoencoder_steps", 2, "--unet_steps", 2, "--sheet_dir",
+             tmp_path / "sheets"]  # fmt: skip
+    done = script("train_demo_images.py", *flags)
+    assert done.code == 0 and Image.open(tmp_path / "sheets/own.png").size == (4 * 64, 4 * 64), done.err
+    generator = EEGImageGenerator(str(tmp_path / "own"), torch.device("cpu"), steps=2, image_size=64)
+    assert generator.generate("a picture of a left hand with the fingers spread", 0).size == (64, 64)
+    (tmp_path / "pictures/tongue 12.png").unlink()
+    assert "no picture is named after tongue" in script("train_demo_images.py", *flags).error_line

@@ -83,6 +83,14 @@ def test_without_times_the_rate_comes_from_the_head_or_the_flag(tmp_path):
         read_table(tmp_path / "bare.csv")
 
 
+def test_columns_that_only_renaming_makes_electrodes_are_read(tmp_path):
+    (tmp_path / "run.csv").write_text(rows(even_times(), head="Timestamp,EXG Channel 0,EXG Channel 1,Other,Marker"))
+    with pytest.raises(UserError, match="--rename 'EXG Channel 0=Cz' says which one is"):
+        read_table(tmp_path / "run.csv")
+    raw = read_table(tmp_path / "run.csv", renamed={"EXG Channel 1": "Cz"})
+    assert raw.ch_names == ["EXG Channel 1"]
+
+
 def test_what_is_no_table_of_samples_ends_in_one_line(tmp_path):
     path = tmp_path / "run.csv"
     for text, message in [
