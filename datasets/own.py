@@ -232,7 +232,8 @@ def usual_protocol(files: Sequence[Recorded], dealt: Mapping) -> str:
     """The protocol of a run that names none: people apart where there are three, else sessions, runs, later trials."""
     if dealt:
         return "published"
-    subject = max({file.subject for file in files}, key=lambda who: sum(file.subject == who for file in files))
+    people = sorted({file.subject for file in files}, key=natural)
+    subject = max(people, key=lambda who: sum(file.subject == who for file in files))
     own = [file for file in files if file.subject == subject]
     if len({file.session for file in own}) > 1:
         return f"within:{subject}"

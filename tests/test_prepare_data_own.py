@@ -189,6 +189,39 @@ def test_visual_imagery_read_as_bids_is_what_its_own_reader_gives(shared, tmp_pa
         assert trial.label == vi[key].label and np.array_equal(ours.read(trial), theirs.read(vi[key])[picks])
 
 
+def test_real_people_of_2b_as_a_bids_folder_are_the_same_trials(shared, tmp_path, script):
+    """Two people, three electrodes: written as BIDS, prepared without a name, against the data set's own reader."""
+    import mne
+
+    from datasets.bciciv2b_dataset import recordings
+
+    (tmp_path / "raw").mkdir()
+    for who in ("B01", "B02"):
+        path = shared / f"real/bciciv2b_raw/{who}T.mat"
+        (tmp_path / "raw" / path.name).symlink_to(path)
+        for run in recordings(path):
+            folder = tmp_path / f"bids/sub-{who}/ses-{run.session}/eeg"
+            folder.mkdir(parents=True)
+            stem = f"sub-{who}_ses-{run.session}_task-hands"
+            raw = mne.io.RawArray(run.signal * 1e-6, mne.create_info(["C3", "Cz", "C4"], 250.0, "eeg"), verbose="ERROR")
+            raw.save(folder / f"{stem}_eeg.fif", fmt="double", verbose="ERROR")
+            lines = [
+                f"{k / 250}\t{('left_hand', 'right_hand')[label]}"
+                for k, label in zip(run.onsets, run.labels, strict=True)
+            ]
+            (folder / f"{stem}_events.tsv").write_text("\n".join(["onset\ttrial_type", *lines]))
+    flags = ["--window", 3, 7, "--lmdb_dir", tmp_path / "a"]
+    done = script("prepare_data_own.py", f"bids:{tmp_path / 'bids'}", *flags)
+    assert done.code == 0 and "within:B01" in done.out, done.err
+    raw = ["--skip_download", "--raw_dir", tmp_path / "raw", "--lmdb_dir", tmp_path / "b"]
+    assert script("prepare_data.py", "--downstream_dataset", "BCICIV2b", *raw).code == 0
+    ours, theirs = open_store(tmp_path / "a"), open_store(tmp_path / "b")
+    assert len(ours.trials) == len(theirs.trials) == 720
+    for mine, other in zip(ours.trials, theirs.trials, strict=True):
+        assert (mine.subject, mine.session, mine.label) == (other.subject, other.session, other.label)
+        assert np.abs(ours.read(mine) - theirs.read(other)).max() < 1e-5  # microvolts
+
+
 def test_every_real_container_is_read_or_refused_in_one_line(shared, tmp_path, script):
     """A reader's line says what to do; none is a traceback, and what reads gives electrodes in microvolts."""
     read = 0
