@@ -93,7 +93,7 @@ from stages.runs import LAST, Run
 from stages.scores import score_rows
 from stages.tokens import check_augmentable, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
-from utils.device import PRECISIONS, resume_optimizer, scaler_state, start_accelerator
+from utils.device import PRECISIONS, end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.paths import cache_folder
 from utils.progress import progress
 from utils.seeds import seed_everything
@@ -235,8 +235,9 @@ def main(args: argparse.Namespace) -> None:
                 model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
                 accelerator.free_memory()
             phase = "joint" if joint else "warmup"
-            made = start_phase(accelerator, model, splits["train"], collator, run, joint, args)
-            model, optimizer, loader, schedule = made
+            phase_of = accelerator, model, splits["train"], collator, run, joint, args
+            model, optimizer, loader, schedule = start_phase(*phase_of)
+            del phase_of  # nothing but the accelerator may hold what it wrapped: see `end_processes`
 
         # each epoch seeds everything anew, so a resumed run repeats what the interrupted one would have done
         seed_everything(args.seed, epoch, accelerator.process_index)
@@ -266,7 +267,7 @@ def main(args: argparse.Namespace) -> None:
         model.encoder.load_state_dict(checkpoint["encoder"])
     load_lora(model.language_model, run.best_file(1), checkpoint["lora"])
     run.finish(evaluate(accelerator, model, splits["test"], args, "test", run.folder), args.shuffle_labels)
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 # ---------------------------------------------------------------- a phase

@@ -107,7 +107,7 @@ from stages.runs import LAST, Run
 from stages.scores import score_rows
 from stages.tokens import check_augmentable, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
-from utils.device import resume_optimizer, scaler_state, start_accelerator
+from utils.device import end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.progress import progress
 from utils.seeds import seed_everything
 
@@ -318,7 +318,7 @@ def main(args: argparse.Namespace) -> None:
     if of_encoder:
         model.encoder.load_state_dict(checkpoint["encoder"])
     run.finish(evaluate(accelerator, model, splits["test"], targets[0], args), args.shuffle_labels)
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def test_bad_photos_are_one_line(vi_demo, script, tmp_path):
 
 
 def test_a_store_of_another_dataset_is_refused(demo, vi_demo, script, tmp_path):
-    done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", datasets_dir=demo.store))
+    done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", datasets_dir=demo.store, downstream_dataset="VI"))
     assert done.code == 2 and "is a store of BCICIV2a; expected VI" in done.error_line
 
 

@@ -80,3 +80,14 @@ def free_gpu_memory(device: torch.device) -> float:
         return 0.0
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated(device) / 2**20
+
+
+def end_processes(accelerator) -> None:
+    """End what several processes share.
+
+    The wrapper of a model holds their group. Were it the last to hold it, its end would wait for gloo's thread while it
+    keeps Python's lock, which that thread waits for: one run in some hung when all was done. So the wrapper goes first.
+    """
+    accelerator.free_memory()
+    gc.collect()
+    accelerator.end_training()
