@@ -42,7 +42,9 @@ def test_features_are_electrodes_by_moments_by_width(name, dataset):
     assert features.shape[2] >= 1 and torch.isfinite(features).all()
     assert order is None or sorted(order) == list(range(n_chans))
     longer = make(name, dataset, seconds=2 * SECONDS)
-    assert longer(trials(longer, 1, n_chans, seconds=2 * SECONDS)).shape[2] >= 2 * features.shape[2]
+    size = longer(trials(longer, 1, n_chans, seconds=2 * SECONDS)).shape
+    one_token = name == "evoked"  # its one token grows in place of their number
+    assert size[3] == 2 * encoder.width if one_token else size[2] >= 2 * features.shape[2]
 
 
 def test_a_signal_is_prepared_alike_from_every_sampling_rate(name):
@@ -59,8 +61,9 @@ def test_a_signal_is_prepared_alike_from_every_sampling_rate(name):
     first = prepared[0]
     for other in prepared[1:]:
         assert other.shape == first.shape and other.dtype == np.float32
-        inside = slice(100, -100)  # a filter rings where a window ends
-        a, b = (x.reshape(22, -1)[:, inside] for x in (first, other))
+        a, b = (x.reshape(22, -1) for x in (first, other))
+        edge = min(100, a.shape[1] // 8)  # a filter rings where a window ends
+        a, b = a[:, edge:-edge], b[:, edge:-edge]
         assert np.abs(a - b).max() < 0.03 * np.abs(a).max()
     assert len({f.shape for f in features}) == 1
 
@@ -100,7 +103,9 @@ def test_a_state_dict_brings_an_encoder_back(name):
 
 def test_the_same_seed_gives_the_same_weights(name):
     a, b, other = (make(name, seed=seed).state_dict() for seed in (3, 3, 4))
-    assert all(torch.equal(a[k], b[k]) for k in a) and any(not torch.equal(a[k], other[k]) for k in a)
+    drawn = [k for k, value in a.items() if value.ndim > 1]  # norms alone have no random weights
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], other[k]) for k in drawn) or not drawn
 
 
 def test_a_trial_that_is_too_short_is_one_line(name):
