@@ -144,14 +144,14 @@ def start_dataset(args):  # noqa: ANN201 - DatasetDescription
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "VI")
     args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol
     args.stimuli_dir = args.stimuli_dir or description.images_dir or default("data/VisualImagery/stimuli")
+    if not description.stimuli:
+        raise UserError(f"--downstream_dataset {description.name} has no stimuli to map to")
     flags.check_phases(args)
     return description
 
 
 def build_targets(args, description, image_model: str, cache_dir: Path) -> tuple:
     """A class's prototype (K, D), its prompt's text states (K, 77, D), and how alike the targets are, in words."""
-    if not description.stimuli:
-        raise UserError(f"--downstream_dataset {description.name} has no stimuli to map to")
     labels = range(len(description.classes))
     stimuli = Stimuli(description.stimuli, len(labels), Path(args.stimuli_dir))
     images = CLIPImageTargetBuilder(args.clip_model, cache_dir)
