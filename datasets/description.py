@@ -54,11 +54,10 @@ class DatasetDescription:
     # who trains and who tests
     people: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by published split; empty: the store says it
     test_sessions: tuple[str, ...] = ()  # of `--protocol within:PERSON`, the others train; empty: the later half
+    protocol: str = "published"  # of a run that names none
     tasks: tuple[str, ...] = ()  # by label, the kind of recording with this class; empty: recordings hold all classes
 
     # preparation
-    protocol: str = "published"  # of a run that names none
-
     window: tuple[float, float] = (0.0, 4.0)  # default of --tmin and --tmax, seconds after a trial's reference sample
     window_starts: str = "the trial's start"  # what that sample is
     reference: str = "average"  # or "none"; "average" subtracts the mean over electrodes at each sample

@@ -16,6 +16,7 @@ import numpy as np
 
 from datasets.description import DATASETS, DatasetDescription, listed_parts
 from datasets.electrodes import montage_of, nearest_names, numbered_positions
+from datasets.montage import Montage
 from datasets.recording import Piece, Recording
 from utils.errors import UserError
 from utils.signals import resample
@@ -128,7 +129,7 @@ def recordings(file: Recorded, how: Reading) -> Iterator[Recording]:
 
 def common_electrodes(
     found: Sequence["Found"], files: Sequence[Recorded], asked: Sequence[str] | None
-) -> tuple[DatasetDescription, list[str]]:
+) -> tuple[Montage, list[str]]:
     """The montage of the electrodes that all recordings have (or that were asked for), and what to say about it."""
     lines = []
     everywhere = [name for name in found[0].electrodes if all(name in f.electrodes for f in found)]

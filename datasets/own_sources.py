@@ -1,6 +1,5 @@
 """Where recordings of one's own come from: a BIDS folder, a MOABB data set, files with names of a pattern."""
 
-import csv
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,6 @@ import numpy as np
 from datasets.description import DATASETS, DatasetDescription, load_description
 from datasets.own import Recorded, natural
 from utils.errors import UserError
-from utils.limits import MAX_TEXT
 
 FIELDS = ("subject", "session", "run", "task")
 FORM = "expected bids:FOLDER, moabb:NAME or files:PATTERN, as in files:recordings/{subject}_{session}.edf"
@@ -102,12 +100,9 @@ def bids_files(
 
 def channel_kinds(path: Path) -> dict[str, str]:
     """{channel: its type in capitals} of a channels.tsv; empty where it says nothing."""
-    if path.stat().st_size > MAX_TEXT:
-        raise UserError(f"{path} has {path.stat().st_size} bytes; that is no table of channels")
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), delimiter="\t"))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table ({type(error).__name__})") from None
+    from readers.any_recording import table_rows  # MNE is slow to import
+
+    rows = table_rows(path)
     return {row["name"]: (row.get("type") or "").upper() for row in rows if row.get("name")}
 
 
@@ -154,14 +149,14 @@ def pattern_files(pattern: str) -> list[Recorded]:
     if not found:
         some = sorted(path.name for path in base.rglob("*") if path.is_file())[:5]
         raise UserError(f"files:{pattern}: no file fits; {base} has {', '.join(some) or 'no files'}")
-    tables = {table_beside(path) for path, _ in found}
-    files = []
+    tables = {path: table_beside(path) for path, _ in found}
+    files, onsets = [], set(tables.values())
     for path, said in found:
-        if path in tables:  # a table of onsets that fits the pattern too
+        if path in onsets:  # a table of onsets that fits the pattern too
             continue
         if not suffix_of(path):
             raise UserError(f"files:{pattern}: {path} is no recording that is read here; make the pattern narrower")
-        table = table_beside(path)
+        table = tables[path]
         if table and suffix_of(path) in TABLES and not table.stem.endswith(("_events", "_onsets")):
             table = None
         files.append(

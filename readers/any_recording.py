@@ -247,21 +247,24 @@ def table_beside(path: Path) -> Path | None:
     return next((path.with_name(name) for name in names if name != path.name and path.with_name(name).is_file()), None)
 
 
+def table_rows(path: Path) -> list[dict]:
+    """The lines of a small table with a head, by tabs, commas or semicolons; UserError where it is none."""
+    if path.stat().st_size > MAX_TEXT:
+        raise UserError(f"{path} has {path.stat().st_size} bytes; that is no table of events or channels")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return list(csv.DictReader(lines, delimiter=max("\t,;", key=(lines or [""])[0].count)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table ({type(error).__name__})") from None
+
+
 def read_onsets(path: Path, sfreq: float, class_column: str | None) -> list[tuple[float, str, dict]]:
     """(seconds, class, row) of each line of a table: BIDS' events.tsv, or one of one's own.
 
     A time stands in onset (seconds), or in sample or latency (samples). Lines without a class ("n/a") are left out.
     Raises UserError where a column is missing or a time is no number.
     """
-    if path.stat().st_size > MAX_TEXT:
-        raise UserError(f"{path} has {path.stat().st_size} bytes; that is no table of events")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        lines = text.splitlines()
-        delimiter = max("\t,;", key=(lines or [""])[0].count)
-        rows = list(csv.DictReader(lines, delimiter=delimiter))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table of events ({type(error).__name__})") from None
+    rows = table_rows(path)
     columns = [name for name in (rows[0] if rows else {}) if name]
     time = next((name for name in EVENT_TIMES for column in columns if column.lower() == name), None)
     time = next((column for column in columns if column.lower() == time), None)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Your own recordings, shown on a real person: a headband of four electrodes, houses and faces seen. `bash sh/own.sh`:
-# under 10 minutes on 2 cores. CSV files → store → EEG → text, one run left out at a time → pictures → table and page.
+# Your own recordings, shown on a real person: a headband of four electrodes, houses and faces seen. `bash sh/own.sh`.
+# CSV files → store → EEG → text, one run left out at a time → pictures → table and page.
 # Downloads six runs (2 MB) and the pictures from NeuroTechX's eeg-notebooks once; EEG2IMAGE_MUSE_RAW=FOLDER takes them
 # from there instead: the folder has N170/subject1_session1_data_….csv.gz, and the pictures in stimuli/face_house.
 # docs/own_data.md goes through it.
