@@ -13,9 +13,10 @@ import argparse
 import json
 from pathlib import Path
 
+from datasets.alignment import ALIGNMENTS, METHODS
 from datasets.description import DATASETS, one_of
 from datasets.splits import PROTOCOLS, check_protocol, print_caution
-from models import BASELINES, ENCODERS, POOLINGS, choose
+from models import AUGMENTATIONS, BASELINES, ENCODERS, POOLINGS, choose
 from utils import flags
 from utils.errors import UserError
 from utils.script import run_script, start_script
@@ -28,6 +29,13 @@ def parse_args() -> argparse.Namespace:
     flags.add_dataset_flags(parser, one_of(list(DATASETS)), "which dataset's classes and montage")
     add("--output_dir", required=True, help="folder of the run")
     add("--epochs", type=flags.at_least(1), default=60, help="what trains by epochs: passes over the training trials")
+    add(
+        "--augment",
+        nargs="+",
+        choices=list(AUGMENTATIONS),
+        default=[],
+        help="what trains by epochs: what is changed at random in training batches",
+    )
     add("--seed", type=int, default=0, help="of weights and order")
     add(
         "--shuffle_labels",
@@ -36,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--cuda", type=int, default=0, help="GPU; -1: CPU")
     flags.add_store_flags(parser, "data/BCICIV2a/processed_lmdb", PROTOCOLS, check_protocol)
-    flags.add_part_flags(parser)
+    flags.add_part_flags(parser, ALIGNMENTS, METHODS)
     add("--granularity", help="EEGImageNet: all, coarse, fine0 … fine4 (default: all)")
     add(
         "--de",
@@ -62,13 +70,13 @@ if __name__ == "__main__":
 import numpy as np
 
 from datasets.store import description_of_store
-from datasets.trials import TrialDataset, load_splits
+from datasets.trials import TrialDataset, load_splits, part_of
 from models.baselines import Data
 from models.differential_entropy import BANDS, differential_entropy
 from stages.rows import Readout, most_likely, new_row, write_rows
 from stages.runs import print_scores
 from stages.scores import score_rows
-from stages.tokens import checkpoint_facts, encoder_for, with_features
+from stages.tokens import augmentations, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json, write_jsonl
@@ -102,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
     output_dir, device = Path(args.output_dir), pick_device(args.cuda)
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "BCICIV2a")
     args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol
-    splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions, args.granularity)
+    splits = load_splits(args.datasets_dir, description, args.protocol, part_of(vars(args)), args.granularity)
     description = splits["train"].description
     if description.parts and description.apart == "concept":
         raise UserError(
@@ -110,7 +118,8 @@ def main(args: argparse.Namespace) -> None:
             "retrieve.py ranks them"
         )
     if not args.window and description.looks_at:
-        splits = {mode: dataset.part(description.looks_at, args.regions) for mode, dataset in splits.items()}
+        part = part_of(vars(args)) | {"window": description.looks_at}
+        splits = {mode: dataset.part(**part) for mode, dataset in splits.items()}
     if not len(splits["test"]):
         raise UserError(f"{args.datasets_dir} has no test trials under --protocol {args.protocol}")
     if args.shuffle_labels:
@@ -129,6 +138,10 @@ def main(args: argparse.Namespace) -> None:
         depends_on["encoder"] = fingerprint(encoder)
         facts = checkpoint_facts(encoder)
         splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device)
+    if args.augment and not hasattr(baseline, "augment"):
+        raise UserError(f"--augment: --model {args.model} is not trained batch by batch")
+    if args.augment:
+        baseline.augment = augmentations(args.augment, baseline.reads, splits["train"])
     arguments = json.loads(json.dumps(vars(args), default=str))
     free = {"output_dir", "datasets_dir", "foundation_dir", "cache_dir", "cuda"}
     fixed = {k: v for k, v in arguments.items() if k not in free}

@@ -93,7 +93,7 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 from datasets.store import open_store
-from datasets.trials import TrialDataset
+from datasets.trials import TrialDataset, part_of
 from evaluation import decoded_runs, figures, tables
 from evaluation.decoded_runs import Run
 from stages.scores import percent
@@ -158,7 +158,7 @@ def look_for_leaks(args: argparse.Namespace) -> None:
                 for mode in SPLITS
                 if splits[protocol][mode]
             ]
-            datasets = [dataset.part(run.argument.get("window"), run.argument.get("regions")) for dataset in datasets]
+            datasets = [dataset.part(**part_of(run.argument)) for dataset in datasets]
         except UserError as error:  # trials that are not kept apart cannot be opened
             say([audit.Finding("cannot", run.name, f"its cached tokens were not looked at: {error}")])
             continue

@@ -18,9 +18,10 @@ import argparse
 import math
 from pathlib import Path
 
+from datasets.alignment import ALIGNMENTS, METHODS
 from datasets.description import load_description, one_of, with_words
 from datasets.splits import PROTOCOLS, check_protocol
-from models import AUGMENTATIONS, FEATURE_ENCODERS, POOLINGS, choose
+from models import AUGMENTATIONS, FEATURE_ENCODERS, POOLINGS
 from stages.rows import TEXT_READOUTS
 from utils import flags
 from utils.errors import loading
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words and montage")
     flags.add_store_flags(parser, None, PROTOCOLS, check_protocol)
-    flags.add_part_flags(parser)
+    flags.add_part_flags(parser, ALIGNMENTS, METHODS)
     add("--model_dir", required=True, help="folder for checkpoints, metrics and results")
     flags.add_encoder_flags(parser, FEATURE_ENCODERS)
     add("--llm", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", help="chat model: local folder or hub address; tiny: a "
@@ -55,6 +56,8 @@ def parse_args() -> argparse.Namespace:
     add("--warmup_lr", type=flags.number, default=5e-4, help="peak learning rate of the warm-up phase")
     add("--lr", type=flags.number, default=2e-4, help="peak learning rate of the joint phase")
     add("--dropout", type=flags.share, default=0.1, help="inside the projection")
+    add("--lambda_cls", type=flags.number, default=1.0,
+        help="weight of the class head beside the language model; 0: no head")
     add("--max_new_tokens", type=flags.at_least(1), default=64, help="longest decoded text, in tokens")
     add("--select_by", choices=list(TEXT_READOUTS), default="keyword",
         help="read-out whose validation accuracy picks the best epoch")
@@ -75,9 +78,10 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 
 from datasets.store import description_of_store, read_words
-from datasets.trials import TextCollator, load_splits
+from datasets.trials import TextCollator, load_splits, part_of
 from models.eeg_llm import (
     LORA_TARGETS,
+    ClassHead,
     EEGLanguageModel,
     EEGProjection,
     add_lora,
@@ -91,7 +95,7 @@ from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import check_augmentable, checkpoint_facts, encoder_for, with_features
+from stages.tokens import augmentations, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.paths import cache_folder
@@ -101,7 +105,7 @@ from utils.seeds import seed_everything
 # ---------------------------------------------------------------- one epoch, one evaluation
 
 
-def train_epoch(accelerator, model, loader, optimizer, schedule, augment, args, bar) -> float:
+def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> float:
     """One pass over the training trials; the last, partial accumulation group counts in full. Returns the mean loss."""
     model.train()
     with accelerator.autocast():
@@ -109,10 +113,9 @@ def train_epoch(accelerator, model, loader, optimizer, schedule, augment, args, 
     group, n_batches, total = args.gradient_accumulation_steps, len(loader), 0.0
     for step, batch in enumerate(loader):
         in_group = min(group, n_batches - step // group * group)
-        for change in augment:
-            batch["x"], _ = change(batch["x"], batch["label"])
         with accelerator.accumulate(model):
-            loss = model(batch["x"], batch["target_ids"], batch["target_mask"], args.label_smoothing)
+            targets = batch["target_ids"], batch["target_mask"], args.label_smoothing, batch["label"]
+            loss = model(batch["x"], *targets, args.lambda_cls)
             accelerator.backward(loss * group / in_group)  # accelerate divides by `group`, which the last may not fill
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), args.clip)
@@ -150,8 +153,7 @@ def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None 
         decoded = pieces.get(number) if pieces else None  # what an interrupted run has decoded already
         if decoded is None:
             with accelerator.autocast():
-                texts, scores = model.decode(batch["x"].to(accelerator.device), sentences, args.max_new_tokens)
-            decoded = [(text, score.softmax(0).tolist()) for text, score in zip(texts, scores.cpu(), strict=True)]
+                decoded = model.read(batch["x"].to(accelerator.device), sentences, args.max_new_tokens)
             if pieces:
                 pieces.add(decoded)
         for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
@@ -171,7 +173,7 @@ def main(args: argparse.Namespace) -> None:
     accelerator, precision = start_accelerator(args.cuda, args.precision, args.gradient_accumulation_steps, args.seed)
     of_tiny = list(args.lora_targets or LORA_TARGETS)  # which is a Llama, and may not be made yet
     args.lora_targets = of_tiny if args.llm == TINY else lora_targets(args.llm, args.lora_targets)
-    splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions)
+    splits = load_splits(args.datasets_dir, description, args.protocol, part_of(vars(args)))
     if args.shuffle_labels:
         splits = {mode: dataset.shuffled(args.seed) for mode, dataset in splits.items()}
     foundation = args.foundation_dir if args.use_pretrained_weights else None
@@ -194,13 +196,14 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)
-    check_augmentable(args.augment, "tokens" if cached else "signal")
+    augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
     with accelerator.main_process_first():
         splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, accelerator.device)
     train_encoder = ("joint" if args.train_encoder else "never") if encoder.pretrained else "always"
+    head = class_head(splits["train"], encoder, reducer, cached) if args.lambda_cls else None
     model = EEGLanguageModel(
         language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
-        None if cached else encoder, None if cached else reducer, train_encoder,
+        None if cached else encoder, None if cached else reducer, train_encoder, head,
     ).to(accelerator.device)  # fmt: skip
     accelerator.print(
         f"{description.name}, {args.protocol}: {' / '.join(str(len(d)) for d in splits.values())} train / val / test "
@@ -213,8 +216,7 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ training
     run.begin(splits, args.protocol, accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
-    collator = TextCollator(description, tokenizer, args.seed)
-    augment = [choose(AUGMENTATIONS, name) for name in args.augment]
+    collator = TextCollator(description, tokenizer, args.seed, augment)
     facts = {
         "dataset": description.name,
         "classes": list(description.classes),
@@ -246,12 +248,13 @@ def main(args: argparse.Namespace) -> None:
         name, n = f"epoch {epoch}/{args.epochs} ({phase})", len(splits["train"])
         bar = progress(total=n, desc=name, unit="trial", disable=not accelerator.is_main_process)
         with bar:
-            loss = train_epoch(accelerator, model, loader, optimizer, schedule, augment, args, bar)
+            loss = train_epoch(accelerator, model, loader, optimizer, schedule, args, bar)
         run.trained(loss, "lower --lr, or use --precision bf16 or fp32")
         rows = evaluate(accelerator, model, splits["val"], args, "validation")
         plain = accelerator.unwrap_model(model)
         of_encoder = None if plain.train_encoder == "never" else plain.encoder.state_dict()
         weights = {"projection": plain.projection.state_dict(), "encoder": of_encoder}
+        weights |= {"head": plain.head.state_dict()} if plain.head else {}
         state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()} | weights
         state |= {"scaler": scaler_state(accelerator), "lora": [p.detach() for p in plain.lora_parameters()]}
         written = [facts | {"lora": lora_facts(plain.language_model)} | weights, plain.language_model.save_pretrained]
@@ -262,15 +265,26 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ test: the best epoch, reloaded from disk
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     checkpoint = read_checkpoint(run.best_file())
-    model.projection.load_state_dict(checkpoint["projection"])
-    if checkpoint["encoder"] is not None:
-        model.encoder.load_state_dict(checkpoint["encoder"])
+    load_trained(model, checkpoint)
     load_lora(model.language_model, run.best_file(1), checkpoint["lora"])
     run.finish(evaluate(accelerator, model, splits["test"], args, "test", run.folder), args.shuffle_labels)
     end_processes(accelerator)
 
 
-# ---------------------------------------------------------------- a phase
+# ---------------------------------------------------------------- the head, a phase
+
+
+def class_head(dataset, encoder, reducer, cached: bool) -> ClassHead:
+    """A head for these trials' tokens; of a frozen encoder's standardised by the training trials."""
+    with torch.no_grad():
+        x = dataset[0]["x"][None]
+        tokens = dataset.tokens if cached else reducer(encoder(x.to(next(encoder.parameters()).device)))
+    head = ClassHead(*tokens.shape[1:], len(dataset.description.classes))
+    if cached:
+        head.standardise_by(tokens)
+    return head
+
+
 
 
 def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -> tuple:
@@ -279,6 +293,8 @@ def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -
     if history:
         with loading(*LAST):
             load_trained(model, state)
+            for parameter, value in zip(model.lora_parameters(), state["lora"], strict=True):
+                parameter.data.copy_(value)
     trained, of_encoder = model.set_phase(joint)
     groups = [{"params": trained, "lr": args.lr if joint else args.warmup_lr}]
     if of_encoder:
@@ -298,12 +314,12 @@ def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -
 
 
 def load_trained(model: EEGLanguageModel, state: dict) -> None:
-    """Put a resumed run's weights into a fresh model."""
+    """Put an epoch's weights into a model, but for its language model's."""
     model.projection.load_state_dict(state["projection"])
+    if model.head:
+        model.head.load_state_dict(state["head"])
     if state["encoder"] is not None:
         model.encoder.load_state_dict(state["encoder"])
-    for parameter, value in zip(model.lora_parameters(), state["lora"], strict=True):
-        parameter.data.copy_(value)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
+from datasets.alignment import ALIGNMENTS, METHODS
 from datasets.description import of_images, one_of
 from datasets.splits import PROTOCOLS, check_protocol, print_caution, protocol_named
 from models import AUGMENTATIONS, CONTRASTIVE, EMBEDDERS, FEATURE_ENCODERS, POOLINGS, choose
@@ -64,6 +65,7 @@ def parse_args() -> argparse.Namespace:
     part("--tmax", type=float, help="seconds after the image's onset; at least 0.1 after --tmin (default: 1 or 0.44)")
     part("--channels", nargs="+", default=["all"],
         help="all, regions such as occipital, posterior (THINGS: UBP's 17), or electrodes by name")
+    flags.add_alignment_flags(part, ALIGNMENTS, METHODS)
     target = parser.add_argument_group("target and loss").add_argument
     target("--target", choices=list(TARGETS), default="image",
         help="image, text: CLIP embeddings of images, of sentences; text_states: of captions; classes: labels; "
@@ -131,13 +133,13 @@ from torch.utils.data import DataLoader
 
 from datasets.repetitions import Averages, averages, repetitions, some_repetitions, with_shuffled_images
 from datasets.store import description_of_store
-from datasets.trials import load_splits
+from datasets.trials import load_splits, part_of
 from models.eeg_embedding import EEGEmbedding, embedder_named
 from stages import retrieval
 from stages.runs import LAST, Run
 from stages.scores import score_rows
 from stages.targets import TargetSettings, check_fits, images_of, without_lacking
-from stages.tokens import check_augmentable, encoder_for, with_features
+from stages.tokens import augmentations, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import pick_device
 from utils.progress import progress
@@ -187,7 +189,7 @@ def main(args: argparse.Namespace) -> None:
     if not description.parts:
         raise UserError(f"{args.datasets_dir} is of {description.name}, whose trials have no images of their own")
     splits = load_splits(args.datasets_dir, description, args.protocol, granularity=args.granularity)
-    args.window, args.regions, splits = part_of(splits, args.tmin, args.tmax, args.channels)
+    args.window, args.regions, splits = part_asked(splits, args)
     given = {f.name: getattr(args, f.name) for f in fields(TargetSettings) if hasattr(args, f.name)}
     given |= {"images_dir": Path(args.images_dir)}
     given |= {"cache_dir": cache_folder(args.cache_dir, splits["train"].store.path)}
@@ -227,7 +229,7 @@ def main(args: argparse.Namespace) -> None:
         n_tokens, token_width = splits["train"].tokens.shape[1:]
         settings |= {"n_tokens": n_tokens, "token_width": token_width}
     model = EEGEmbedding(**settings)
-    check_augmentable(args.augment, model.reads)
+    augment = augmentations(args.augment, model.reads, train)
     if model.reads != "tokens":
         splits = {mode: dataset.prepared(model.prepare) for mode, dataset in splits.items()}
     items = Averages(splits["train"], groups["train"], people, target.tables)
@@ -259,7 +261,7 @@ def main(args: argparse.Namespace) -> None:
         "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}), "absent": absent,
     }  # fmt: skip
     run.begin(splits, args.protocol, left_out=left_out, **description.own_record())
-    augment, n = [choose(AUGMENTATIONS, name) for name in args.augment], len(items)
+    n = len(items)
     for epoch in run.epochs(args.epochs):
         # anew each epoch, so a resumed run repeats what the interrupted one would have done
         seed_everything(args.seed, epoch)
@@ -299,8 +301,9 @@ def settle(args: argparse.Namespace, kind: type, net: type) -> None:
             raise UserError(f"--{flag}: --encoder {args.encoder} has none; --positions and --atm_parts are atm's")
 
 
-def part_of(splits: dict, tmin: float | None, tmax: float | None, channels: list[str]) -> tuple:
+def part_asked(splits: dict, args: argparse.Namespace) -> tuple:
     """The window and electrodes that are asked for, as the run's record keeps them; splits that read them alone."""
+    tmin, tmax, channels = args.tmin, args.tmax, args.channels
     store, description = splits["train"].store, splits["train"].description
     start = float(store.meta.get("preprocessing", {}).get("tmin", 0.0))
     stored = (start, start + store.shape[1] / store.meta["sfreq"])
@@ -312,7 +315,8 @@ def part_of(splits: dict, tmin: float | None, tmax: float | None, channels: list
             "s or more"
         )
     regions = description.named_channels(channels)
-    splits = {mode: dataset.part((tmin - start, tmax - start), regions) for mode, dataset in splits.items()}
+    part = part_of(vars(args)) | {"window": (tmin - start, tmax - start), "regions": regions}
+    splits = {mode: dataset.part(**part) for mode, dataset in splits.items()}
     return [tmin, tmax], None if regions is None else list(channels), splits
 
 

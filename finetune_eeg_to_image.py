@@ -19,6 +19,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+from datasets.alignment import ALIGNMENTS, METHODS
 from datasets.description import one_of, with_words
 from datasets.splits import PROTOCOLS, check_protocol
 from models import AUGMENTATIONS, FEATURE_ENCODERS, MAPPERS, POOLINGS, choose
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words, stimuli and montage")
     flags.add_store_flags(parser, "data/VisualImagery/processed_lmdb", PROTOCOLS, check_protocol)
-    flags.add_part_flags(parser)
+    flags.add_part_flags(parser, ALIGNMENTS, METHODS)
     add("--stimuli_dir", help="folder of the stimulus photos (default: the dataset's own)")
     add("--output_dir", "--model_dir", default=default("pth_downtasks/eeg_direct"),
         help="folder for checkpoints, metrics and results")
@@ -90,7 +91,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 
 from datasets.store import description_of_store, read_words
-from datasets.trials import load_splits
+from datasets.trials import load_splits, part_of
 from models.eeg_clip_mapper import (
     CLIPImageTargetBuilder,
     CLIPTextTargetBuilder,
@@ -105,7 +106,7 @@ from stages.pictures import Stimuli
 from stages.rows import mapper_readouts, new_row
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import check_augmentable, checkpoint_facts, encoder_for, with_features
+from stages.tokens import augmentations, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.progress import progress
@@ -217,7 +218,7 @@ def main(args: argparse.Namespace) -> None:
     # the baselines' text positions learn from the MSE term alone, which the warm-up leaves out
     accelerator, precision = start_accelerator(args.cuda, args.precision, 1, args.seed, idle_parameters=True)
     device = accelerator.device
-    splits = load_splits(args.datasets_dir, description, args.protocol, args.window, args.regions)
+    splits = load_splits(args.datasets_dir, description, args.protocol, part_of(vars(args)))
     if args.shuffle_labels:
         splits = {mode: dataset.shuffled(args.seed) for mode, dataset in splits.items()}
     encoder, encoder_fingerprint, warm = start_encoder(args, splits, description)
@@ -238,7 +239,7 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)
-    check_augmentable(args.augment, "tokens" if cached else "signal")
+    augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
     with accelerator.main_process_first():
         splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, device)
     with torch.no_grad():
@@ -283,7 +284,6 @@ def main(args: argparse.Namespace) -> None:
         "words": read_words(Path(args.words)) if args.words else None,
     }  # fmt: skip
     targets = prototypes.to(device), text_states.to(device)
-    augment = [choose(AUGMENTATIONS, name) for name in args.augment]
     encoder_lr = encoder.lr if args.encoder_lr is None else args.encoder_lr
     for epoch in run.epochs(args.epochs):
         joint = epoch > args.warmup_epochs

@@ -109,10 +109,8 @@ def main(args: argparse.Namespace) -> None:
             for number, batch in enumerate(progress(batches, desc="decoding", unit="batch")):
                 decoded = pieces.get(number)  # what an interrupted run has decoded already
                 if decoded is None:
-                    texts, scores = model.decode(batch["x"].to(device), description.canonical, args.max_new_tokens)
-                    decoded = [(t, score.softmax(0).tolist()) for t, score in zip(texts, scores.cpu(), strict=True)]
+                    decoded = model.read(batch["x"].to(device), description.canonical, args.max_new_tokens)
                     pieces.add(decoded)
-                    del texts, scores
                 for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
                     readouts = text_readouts(description, text, probabilities)
                     rows.append(draw_what(new_row(dataset, index, readouts, text), description, args.readout))

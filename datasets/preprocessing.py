@@ -4,10 +4,13 @@ Filter in second-order sections on purpose: in transfer-function form the same B
 1000 Hz (its largest pole has modulus 1.006).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.signal import butter, sosfiltfilt
+
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,17 @@ def filter_run(signal: np.ndarray, sfreq: float, settings: Preprocessing) -> np.
     for chan in filtered:  # one at a time: the filter makes several copies, and a recording can be 600 MB
         chan[:] = sosfiltfilt(sos, chan)
     return filtered
+
+
+def band_filter(band: Sequence[float], sfreq: float, n_times: int) -> np.ndarray:
+    """A fourth-order Butterworth band-pass of cut trials, for `sosfiltfilt`; UserError where they cannot have one."""
+    low, high = band
+    if not 0 < low < high < sfreq / 2:
+        raise UserError(f"--band {low:g} {high:g}: expected 0 < LOW < HIGH < {sfreq / 2:g} Hz, half the store's rate")
+    if n_times < sfreq / low:
+        longest = f"trials of {n_times / sfreq:g} s do not hold one wave of {low:g} Hz"
+        raise UserError(f"--band {low:g} {high:g}: {longest}")
+    return butter(4, (low, high), "bandpass", fs=sfreq, output="sos")
 
 
 def window(onset: int, sfreq: float, settings: Preprocessing) -> slice:

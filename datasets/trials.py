@@ -4,19 +4,24 @@ PyTorch is imported where it is used: a script's -h reads the datasets' files, a
 """
 
 import copy
+import hashlib
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.signal import sosfiltfilt
 
+from datasets.alignment import ALIGNMENTS, LABELLED, METHODS, aligning_matrices, used_together
 from datasets.description import SPLITS, DatasetDescription
+from datasets.preprocessing import band_filter
 from datasets.recording import Trial
 from datasets.splits import of_images, protocol_named, split_trials
 from datasets.store import open_store
 from utils.errors import UserError, loading
 
+PART = ("window", "regions", "band", "align", "align_method")  # what a run reads of a trial: `TrialDataset.part`
 KEPT_BYTES = 2 << 30  # of prepared trials that are kept in memory; a split that takes more is prepared each time
 
 
@@ -58,6 +63,9 @@ class TrialDataset:
         self.mode, self.sfreq = mode, self.store.sfreq
         named = protocol_named(protocol)[0]
         self.seen_by = "trial" if of_images(self.description, named) else named.seen_by
+        self.trains_on_tested = named.trains_on_tested
+        self.align, self.align_method = "none", "euclidean"
+        self._aligning: dict[str, np.ndarray] | None = None  # the matrix that a trial is multiplied by, by its key
         self._prepare: Callable | None = None
         self.tokens = None  # (N, n, width) tensor
         self._kept: dict[int, object] = {}  # prepared trials
@@ -94,15 +102,28 @@ class TrialDataset:
 
     # ------------------------------------------------------------ other datasets of the same trials
 
-    def part(self, window: Sequence[float] | None = None, regions: Sequence[str] | None = None) -> "TrialDataset":
-        """The same trials, of each of which a part is read: what an ablation leaves.
+    def part(
+        self,
+        window: Sequence[float] | None = None,
+        regions: Sequence[str] | None = None,
+        band: Sequence[float] | None = None,
+        align: str = "none",
+        align_method: str = "euclidean",
+    ) -> "TrialDataset":
+        """The same trials, of each of which a part is read: what an ablation leaves, and how it is aligned.
 
         window : (float, float), optional. From and to, in seconds of the stored trial.
         regions : sequence of str, optional. The brain regions, as in `REGION_NAMES`, and electrodes that are read.
+        band : (float, float), optional. Hz; the stored trial is filtered (zero phase) before the window is cut.
+        align, align_method : str. Keys of `ALIGNMENTS` and `METHODS`. Covariances are those of the part that is read.
         Raises UserError if the trials have no such part.
         """
-        made = self._another()
-        made._select(window, regions)
+        made = self._another(align=align, align_method=align_method, _aligning=None)
+        made._select(window, regions, band)
+        if align != "none" and len(made):
+            people = {trial.subject for trial in made.trials}
+            trials = [trial for trial in made.store.trials if trial.subject in people]
+            made._aligning = aligning_matrices(trials, made.samples, align, align_method)
         return made
 
     def prepared(self, prepare: Callable) -> "TrialDataset":
@@ -137,8 +158,10 @@ class TrialDataset:
         vars(made).update(changes, _kept={})
         return made
 
-    def _select(self, window: Sequence[float] | None, regions: Sequence[str] | None) -> None:
-        """Note which samples and electrodes of the stored trials are read."""
+    def _select(
+        self, window: Sequence[float] | None, regions: Sequence[str] | None, band: Sequence[float] | None = None
+    ) -> None:
+        """Note which samples, electrodes and frequencies of the stored trials are read."""
         montage, n_times = self.description.montage, self.store.shape[1]
         start, stop = 0, n_times
         if window is not None and n_times:
@@ -154,6 +177,8 @@ class TrialDataset:
         self._cut = slice(start, stop)
         picks = [montage.electrodes.index(name) for name in self.montage.electrodes]
         self._picks = slice(len(picks)) if regions is None else picks  # channels behind the electrodes stay behind
+        self.band = None if band is None else list(band)
+        self._filter = None if band is None or not n_times else band_filter(band, self.sfreq, n_times)
 
     # ------------------------------------------------------------ items
 
@@ -180,8 +205,12 @@ class TrialDataset:
         return self._kept[index]
 
     def samples(self, trial: Trial) -> np.ndarray:
-        """(n_chans, n_times) float32 microvolts of the part that is read."""
-        return self.store.read(trial)[self._picks, self._cut]
+        """(n_chans, n_times) float32 microvolts of the part that is read, aligned."""
+        x = self.store.read(trial)[self._picks]
+        if self._filter is not None:
+            x = sosfiltfilt(self._filter, x, axis=-1).astype(np.float32)
+        x = x[:, self._cut]
+        return x if self._aligning is None else self._aligning[trial.key] @ x
 
     def signal(self, index: int) -> "torch.Tensor":  # noqa: F821
         """(n_chans, n_times) float32 microvolts of trial `index`."""
@@ -198,7 +227,22 @@ class TrialDataset:
     def facts(self) -> dict:
         """What a checkpoint keeps of the trials that trained it: length, rate (Hz), preprocessing, part of them."""
         stored = {"n_times": self.n_times, "sfreq": self.sfreq, "preprocessing": self.store.meta.get("preprocessing")}
-        return stored | {"window": self.window, "regions": self.regions, "units": self.units}
+        read = {"window": self.window, "regions": self.regions, "band": self.band}
+        return stored | read | {"align": self.align, "align_method": self.align_method, "units": self.units}
+
+    def changes(self, trials: Sequence[Trial]) -> dict:
+        """What is done to stored samples beyond cutting them, for the key of a cache; empty where nothing is."""
+        done = {} if self.band is None else {"band": self.band}
+        if self._aligning is not None:
+            matrices = b"".join(self._aligning[trial.key].round(4).tobytes() for trial in trials)
+            done["aligned"] = hashlib.sha256(matrices).hexdigest()
+        return done
+
+    @property
+    def uses(self) -> str:
+        """What is used of a test person besides the trial that is decoded: one of `USES`, or two joined by "; "."""
+        labelled = self.trains_on_tested or self.units != "microvolts"  # whitened by a session's repetitions of images
+        return used_together(ALIGNMENTS[self.align].uses, *([LABELLED] if labelled else []))
 
     @property
     def units(self) -> str:
@@ -232,17 +276,16 @@ def load_splits(
     data_dir: str | Path,
     description: DatasetDescription,
     protocol: str,
-    window: Sequence[float] | None = None,
-    regions: Sequence[str] | None = None,
+    part: Mapping | None = None,
     granularity: str | None = None,
 ) -> dict[str, TrialDataset]:
-    """All three splits of a store, opened once. A split may be empty. `window` and `regions` as in `TrialDataset.part`.
+    """All three splits of a store, opened once. A split may be empty. `part`: parameters of `TrialDataset.part`.
 
     Raises UserError if nothing is there to train on, or nothing validates under a protocol that chooses by validation.
     """
     store = open_store(data_dir)
     splits = {mode: TrialDataset(data_dir, mode, protocol, description, store, granularity) for mode in SPLITS}
-    splits = {mode: dataset.part(window, regions) for mode, dataset in splits.items()}
+    splits = {mode: dataset.part(**(part or {})) for mode, dataset in splits.items()}
     for mode in ("train",) if protocol_named(protocol)[0].may_lack_val else ("train", "val"):
         if not len(splits[mode]):
             lacking = f"no {mode} trials under --protocol {protocol}"
@@ -257,14 +300,15 @@ class TextCollator:
 
     tokenizer : transformers tokenizer
     seed : int. With `epoch`, decides which phrasing a trial gets; the choice depends on nothing else.
+    augment : sequence of callable. Change signals and labels of a batch (`AUGMENTATIONS`), before its texts are chosen.
 
     Batches are dicts: `x` (B, …), `label` (B,), `index` (B,), `target_ids` (B, T) int64, `target_mask` (B, T) bool.
     Every target ends with the end-of-sequence token. The mask, and never a token id, says what is padding: TinyLlama's
     padding token is its end token, and masking by id would remove the lesson to stop.
     """
 
-    def __init__(self, description: DatasetDescription, tokenizer, seed: int = 0):
-        self.seed, self.epoch = seed, 0
+    def __init__(self, description: DatasetDescription, tokenizer, seed: int = 0, augment: Sequence[Callable] = ()):
+        self.seed, self.epoch, self.augment = seed, 0, augment
         self.pad_id = tokenizer.eos_token_id  # any id will do: padded places are masked
         self.target_ids = {}
         for label, texts in description.phrasings.items():
@@ -273,15 +317,18 @@ class TextCollator:
     def __call__(self, items: Sequence[dict]) -> dict:
         import torch
 
+        x, labels = torch.stack([item["x"] for item in items]), torch.tensor([item["label"] for item in items])
+        for change in self.augment:
+            x, labels = change(x, labels)
         targets = []
-        for item in items:
-            phrasings = self.target_ids[item["label"]]
+        for item, label in zip(items, labels.tolist(), strict=True):
+            phrasings = self.target_ids[label]
             rng = np.random.default_rng((self.seed, self.epoch, item["index"]))
             targets.append(phrasings[rng.integers(len(phrasings))])
         longest = max(map(len, targets))
         return {
-            "x": torch.stack([item["x"] for item in items]),
-            "label": torch.tensor([item["label"] for item in items]),
+            "x": x,
+            "label": labels,
             "index": torch.tensor([item["index"] for item in items]),
             "target_ids": torch.tensor([t + [self.pad_id] * (longest - len(t)) for t in targets]),
             "target_mask": torch.tensor([[True] * len(t) + [False] * (longest - len(t)) for t in targets]),
@@ -330,11 +377,20 @@ def permuted_within_recordings(trials: Sequence[Trial], seed: int) -> list[int]:
 
 def part_as_trained(dataset: TrialDataset, checkpoint: Mapping, path: Path) -> TrialDataset:
     """The same trials, of which the part is read that a checkpoint was trained on."""
-    window, regions = checkpoint.get("window"), checkpoint.get("regions")
-    with loading(f"{path} is damaged: its window or regions", "name another checkpoint"):
-        numbers = all(type(second) in (int, float) and np.isfinite(second) for second in window or ())
-        if not numbers or (window is not None and len(window) != 2):
-            raise ValueError(f"{window} is no window")
-        if regions is not None and not all(isinstance(name, str) for name in regions):
-            raise ValueError(f"{regions} are no regions")
-    return dataset.part(window, regions)
+    part = part_of(checkpoint)
+    with loading(f"{path} is damaged: what it read of a trial", "name another checkpoint"):
+        for name in ("window", "band"):
+            pair = part.get(name)
+            numbers = all(type(value) in (int, float) and np.isfinite(value) for value in pair or ())
+            if not numbers or (pair is not None and len(pair) != 2):
+                raise ValueError(f"{pair} is no {name}")
+        if part.get("regions") is not None and not all(isinstance(name, str) for name in part["regions"]):
+            raise ValueError(f"{part['regions']} are no regions")
+        if part.get("align", "none") not in ALIGNMENTS or part.get("align_method", "euclidean") not in METHODS:
+            raise ValueError(f"{part['align']} by {part.get('align_method')} is no alignment")
+    return dataset.part(**part)
+
+
+def part_of(settings: Mapping) -> dict:
+    """What flags, or a checkpoint's facts, say of the part of a trial: parameters of `TrialDataset.part`."""
+    return {name: settings[name] for name in PART if name in settings}

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 
+from datasets.alignment import ALIGNMENTS, LABELLED, METHODS, USES
 from datasets.description import DATASETS, DatasetDescription, from_record, load_description
 from datasets.recording import Trial
 from datasets.splits import PROTOCOLS
@@ -36,7 +37,9 @@ def _text(value: object) -> bool:
 
 
 # arguments in a run.json that more is made of than a comparison → what they must be
-ARGUMENTS = {"window": ("two numbers", _numbers), "regions": ("names", _texts)}
+ARGUMENTS = {"window": ("two numbers", _numbers), "regions": ("names", _texts), "band": ("two numbers", _numbers)}
+ARGUMENTS |= {"align": (f"one of {', '.join(ALIGNMENTS)}", lambda value: value in list(ALIGNMENTS))}
+ARGUMENTS |= {"align_method": (f"one of {', '.join(METHODS)}", lambda value: value in list(METHODS))}
 TEXTS = ("downstream_dataset", "datasets_dir", "images_dir", "stimuli_dir", "protocol")
 ARGUMENTS |= dict.fromkeys(TEXTS, ("text", _text))
 LEAST_TRIALS = 10  # shuffled labels of fewer may be the same by chance
@@ -104,6 +107,13 @@ class Run:
     @property
     def protocol(self) -> str:
         return str(self.argument.get("protocol"))
+
+    @property
+    def uses(self) -> str:
+        """What was used of the test person besides the trial that is decoded; of old rows as the protocol says."""
+        name = self.protocol.partition(":")[0]
+        trains_on_tested = name in PROTOCOLS and PROTOCOLS[name].trains_on_tested
+        return self.rows[0].uses or (LABELLED if trains_on_tested else USES[0])
 
     @property
     def is_control(self) -> bool:

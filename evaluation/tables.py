@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
+from datasets.alignment import USES
 from evaluation import statistics
 from evaluation.decoded_runs import Run, group_name, is_fold, origin
 from stages.rows import Row
@@ -78,7 +79,7 @@ def group_line(group: Sequence[Run], readout: str, controls: Sequence[Run], name
         seeds[run.seed] += run.rows
     of_seed = [numbers(rows, readout) for rows in seeds.values()]
     line = {"run": name or group_name(group), "readout": readout, "seeds": len(of_seed)} | of_seed[0]
-    line |= {part: group[0].argument.get(part) for part in PARTS}
+    line |= {part: group[0].argument.get(part) for part in PARTS} | {"uses": group[0].uses}
     line["left_out"] = max(run.left_out("test") for run in group)
     if notes := encoder_notes(group):
         line["encoder"] = notes
@@ -194,7 +195,8 @@ def _mcnemar(a: Run, b: Run) -> dict:
     """The line of two runs on the same trials, which may stand in another order."""
     of_a, of_b = (dict(zip(run.trials, run.right(run.main_readout), strict=True)) for run in (a, b))
     counts = statistics.mcnemar(list(of_a.values()), [of_b[trial] for trial in of_a])
-    names = {"a": f"{a.name}, {a.main_readout}", "b": f"{b.name}, {b.main_readout}", "n": len(of_a)}
+    named = [f"{run.name}, {run.main_readout}" + (f" ({run.uses})" if a.uses != b.uses else "") for run in (a, b)]
+    names = {"a": named[0], "b": named[1], "n": len(of_a)}
     return names | dict(zip(("only_a", "only_b", "p"), counts, strict=True))
 
 
@@ -238,12 +240,14 @@ def _part(line: dict) -> str:
     return ", ".join(filter(None, parts))
 
 
+USED = "used of the test person"
 # heading → text of a line
 COLUMNS = {
     "run": lambda line: line["run"],
     "read-out": lambda line: line["readout"],
     "EEG": lambda line: "simulated" if line["simulated"] else "",
     "part of it": _part,
+    USED: lambda line: line.get("uses", ""),
     "accuracy": _accuracy,
     "left out": lambda line: f"{line['left_out']} test trials" if line.get("left_out") else "",
     "n": lambda line: (f"{line['seeds']} × " if line["seeds"] > 1 else "") + str(line["n"]),
@@ -266,9 +270,11 @@ COLUMNS = {
     "encoder": lambda line: line.get("encoder", ""),
 }
 COMPARED = ("a", "b", "n", "only_a", "only_b", "p", "p_holm")
-IN_PAPER = "run|read-out|EEG|accuracy|n|people|95 % interval|chance|p, permuted|balanced|kappa|encoder".split("|")
+IN_PAPER = f"run|read-out|EEG|{USED}|accuracy|n|people|95 % interval|chance|p, permuted|balanced|kappa|encoder".split(
+    "|"
+)
 CSV = """
-    run readout simulated window regions seeds accuracy sd n people low high interval_over chance p_binomial
+    run readout simulated window regions uses seeds accuracy sd n people low high interval_over chance p_binomial
     p_permuted permuted permuted_low permuted_high balanced_accuracy macro_f1 kappa top3 top5 ece
     linear_probe task within_task within_task_n recording_alone
     control control_n controls control_level control_low control_high control_verdict
@@ -285,6 +291,7 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def results_table(lines: Sequence[dict], columns: Sequence[str] = tuple(COLUMNS)) -> tuple[list[str], list[list[str]]]:
     """Heads and cells in words; a column that is empty everywhere is left out."""
     texts = {head: [COLUMNS[head](line) for line in lines] for head in columns}
+    texts |= {USED: []} if set(texts.get(USED, ())) <= {USES[0]} else {}  # nothing, everywhere
     kept = [head for head in columns if any(texts[head])]
     return kept, [[texts[head][k] for head in kept] for k in range(len(lines))]
 

@@ -45,6 +45,8 @@ POOLINGS = {
 AUGMENTATIONS = {
     "amplitude": "models.augmentations:amplitude",  # a gain a trial
     "shift": "models.augmentations:shift",  # circular, in time
+    "mirror": "models.augmentations:Mirror",  # left and right exchanged, and the classes that have a side
+    "cutmix": "models.augmentations:cutmix",  # a piece of another trial of the class
 }
 # --objective of finetune_eeg_to_clip.py, beside those that are not contrastive: functions, see models/contrastive.py
 CONTRASTIVE = {

@@ -1,10 +1,15 @@
 """Augmentations of training trials, for `--augment`: each changes a batch in the training loop; nothing of it is kept.
 
 (B, C, T) or (B, C, P, 200) what the encoder reads, (B,) labels → both, changed or not. All chance is from PyTorch's
-seeded generator.
+seeded generator. One that depends on the trials is a class with `of_trials(electrodes, mirrored, classes)`.
 """
 
+import re
+from collections.abc import Sequence
+
 import torch
+
+from utils.errors import UserError
 
 SPREAD = 0.2  # standard deviation of a trial's gain around 1
 MOST = 0.05  # share of a trial's length by which it is shifted at most, to either side
@@ -24,3 +29,62 @@ def shift(x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     steps = torch.randint(-most, most + 1, (len(x),), device=x.device)
     place = (torch.arange(n_times, device=x.device) - steps[:, None]) % n_times  # (B, T)
     return signal.gather(-1, place[:, None].expand_as(signal)).view_as(x), labels
+
+
+def cutmix(x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put a piece of another trial of the same class into each: up to half of its length, at the same moment."""
+    signal = x.flatten(2)  # (B, C, T)
+    n_times = signal.shape[-1]
+    alike = (labels[:, None] == labels).float()  # (B, B); a trial alone of its class gets a piece of itself
+    other = torch.multinomial(alike, 1)[:, 0]
+    length = torch.randint(0, n_times // 2 + 1, (len(x), 1), device=x.device)
+    start = (torch.rand(len(x), 1, device=x.device) * (n_times - length + 1)).long()
+    time = torch.arange(n_times, device=x.device)
+    inside = (time >= start) & (time < start + length)  # (B, T)
+    return torch.where(inside[:, None], signal[other], signal).view_as(x), labels
+
+
+class Mirror:
+    """Exchange left and right in half of the trials: electrodes, and the classes that a side belongs to.
+
+    places : sequence of int. For each electrode the one whose signal it gets.
+    labels : sequence of int. What a class becomes: left hand becomes right hand, and feet stay feet.
+    """
+
+    def __init__(self, places: Sequence[int], labels: Sequence[int]):
+        self.places, self.labels = torch.tensor(places), torch.tensor(labels)
+
+    @classmethod
+    def of_trials(cls, electrodes: Sequence[str], mirrored: Sequence[tuple[str, str]], classes: Sequence[str]):
+        """For trials of these electrodes, of which some are pairs; UserError where none are."""
+        if not mirrored:
+            raise UserError(f"--augment mirror: no two of the electrodes {', '.join(electrodes)} mirror each other")
+        other = {a: b for pair in mirrored for a, b in (pair, pair[::-1])}
+        return cls([list(electrodes).index(other.get(name, name)) for name in electrodes], mirrored_labels(classes))
+
+    def __call__(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.rand(len(x), device=x.device) < 0.5
+        swapped = self.both(x)
+        labels = torch.where(chosen, self.labels.to(labels.device)[labels], labels)
+        return torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), swapped, x), labels
+
+    def both(self, x: torch.Tensor) -> torch.Tensor:
+        """All trials, left and right exchanged."""
+        return x[:, self.places.to(x.device)]
+
+
+def mirrored_labels(classes: Sequence[str]) -> list[int]:
+    """For each class the one of the same name with left for right; itself where a name has neither.
+
+    Raises UserError where a class has a side, and the other side is no class.
+    """
+    other = {"left": "right", "right": "left"}
+    sides = r"(?<![A-Za-z])(left|right)(?![A-Za-z])"
+    labels = []
+    for name in classes:
+        across = re.sub(sides, lambda found: other[found[0].lower()], name, flags=re.IGNORECASE)
+        names = [one.lower() for one in classes]
+        if across.lower() not in names:
+            raise UserError(f"--augment mirror: the class {name!r} would become {across!r}, which is none")
+        labels.append(names.index(across.lower()))
+    return labels

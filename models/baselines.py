@@ -227,6 +227,7 @@ class Trained:
     epochs: int
     device: torch.device
     weight_decay: float = 0.01
+    augment: Sequence[Callable] = ()  # what changes a training batch (B, …) and its labels
     sfreq: float | None = None  # Hz that the network wants its signal at
     lr, batch_size = 1e-3, 64  # of all networks
 
@@ -261,7 +262,10 @@ class Trained:
         for batch in torch.randperm(len(x)).split(self.batch_size):
             if len(batch) < 2:  # batch normalisation needs two
                 continue
-            loss = F.cross_entropy(self.model(x[batch].to(self.device)), y[batch].to(self.device))
+            x_batch, y_batch = x[batch].to(self.device), y[batch].to(self.device)
+            for change in self.augment:
+                x_batch, y_batch = change(x_batch, y_batch)
+            loss = F.cross_entropy(self.model(x_batch), y_batch)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -49,6 +49,27 @@ class EEGProjection(nn.Module, OnHub):
         return self.layers(tokens)
 
 
+class ClassHead(nn.Module):
+    """(B, n, in_dim) EEG tokens → (B, K) logits: one linear layer, beside the language model.
+
+    The tokens are standardised as `standardise_by` says; before, they are taken as they are.
+    """
+
+    def __init__(self, n_tokens: int, in_dim: int, n_classes: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_tokens, in_dim))
+        self.register_buffer("sd", torch.ones(n_tokens, in_dim))
+        self.linear = nn.Linear(n_tokens * in_dim, n_classes)
+
+    def standardise_by(self, tokens: Tensor) -> None:
+        """Take over the mean and the standard deviation of training tokens (N, n, in_dim)."""
+        self.mean.copy_(tokens.mean(dim=0))
+        self.sd.copy_(tokens.std(dim=0) + 1e-6)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(((tokens - self.mean) / self.sd).flatten(1))
+
+
 class EEGLanguageModel(AfterEncoder, nn.Module):
     """A causal language model that reads EEG tokens inside the user's turn of its chat.
 
@@ -56,6 +77,7 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
     tokenizer : its tokenizer, with a chat template
     system_prompt, user_prompt : str. `user_prompt` holds "{eeg}" once, where the EEG tokens stand.
     encoder, reducer, train_encoder : see `AfterEncoder`.
+    head : ClassHead, optional. Says the class from the same tokens.
 
     Inputs `x` are what the encoder reads, (B, …); without an encoder, EEG tokens (B, n, D).
     Call `read_prefix` whenever the weights have changed and before anything is decoded: the text before the EEG is the
@@ -72,9 +94,10 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         encoder: nn.Module | None = None,
         reducer: EEGTokenReducer | None = None,
         train_encoder: str = "never",
+        head: ClassHead | None = None,
     ):
         super().__init__()
-        self.language_model, self.tokenizer = language_model, tokenizer
+        self.language_model, self.tokenizer, self.head = language_model, tokenizer, head
         self.projection, self.encoder, self.reducer, self.train_encoder = projection, encoder, reducer, train_encoder
         before, after = split_prompt(tokenizer, system_prompt, user_prompt)
         self.register_buffer("before_ids", torch.tensor([before]), persistent=False)  # (1, L)
@@ -84,12 +107,13 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
     # ------------------------------------------------------------ what is trained
 
     def set_phase(self, joint: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Warm-up: train the projection. Joint: the projection and LoRA. The encoder as `train_encoder` says.
+        """Warm-up: train projection and head. Joint: these and LoRA. The encoder as `train_encoder` says.
 
-        Returns the parameters that are trained: of projection and LoRA, and of the encoder.
+        Returns the parameters that are trained: of projection, LoRA and head, and of the encoder.
         """
         self.requires_grad_(False)
         trained = [*self.projection.parameters(), *(self.lora_parameters() if joint else [])]
+        trained += self.head.parameters() if self.head else []
         for parameter in trained:
             parameter.requires_grad_(True)
         return trained, self.set_encoder_phase(joint)
@@ -99,13 +123,23 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
 
     # ------------------------------------------------------------ training
 
-    def forward(self, x: Tensor, target_ids: Tensor, target_mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean next-token cross-entropy over the target tokens only.
+    def forward(
+        self,
+        x: Tensor,
+        target_ids: Tensor,
+        target_mask: Tensor,
+        label_smoothing: float = 0.0,
+        labels: Tensor | None = None,
+        lambda_cls: float = 0.0,
+    ) -> Tensor:
+        """Mean next-token cross-entropy over the target tokens only, and lambda_cls times the head's cross-entropy.
 
         target_ids : (B, T) int64. Answers, each ended by the end-of-sequence token; padded on the right with anything.
         target_mask : (B, T) bool. False where padded.
+        labels : (B,) int64, for the head.
         """
-        prompt = self._embed_prompt(x)  # (B, n + S, H)
+        tokens = self.encode(x)
+        prompt = self._embed_prompt(tokens)  # (B, n + S, H)
         target = self._embed(target_ids[:, :-1]).to(prompt.dtype)  # (B, T − 1, H)
         cache, length = self._prefix_cache(len(x))
         seen = torch.ones(len(x), length + prompt.shape[1], dtype=torch.bool, device=target_mask.device)
@@ -115,9 +149,22 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
             inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, logits_to_keep=n_kept
         ).logits.float()  # (B, T, V)
         loss = F.cross_entropy(logits.mT, target_ids, reduction="none", label_smoothing=label_smoothing)  # (B, T)
-        return (loss * target_mask).sum() / target_mask.sum()
+        loss = (loss * target_mask).sum() / target_mask.sum()
+        if self.head is None:
+            return loss
+        return loss + lambda_cls * F.cross_entropy(self.head(tokens).float(), labels, label_smoothing=label_smoothing)
 
     # ------------------------------------------------------------ decoding
+
+    @torch.no_grad()
+    def read(self, x: Tensor, sentences: Sequence[str], max_new_tokens: int = 64) -> list[tuple[str, dict]]:
+        """For each trial its text, and probabilities: of the sentences ("likelihood"), of the classes ("head")."""
+        tokens = self.encode(x)
+        texts, scores = self._decode(tokens, sentences, max_new_tokens)
+        of = {"likelihood": scores.softmax(dim=-1).tolist()}
+        if self.head is not None:
+            of["head"] = self.head(tokens).float().softmax(dim=-1).tolist()
+        return [(text, {name: of[name][k] for name in of}) for k, text in enumerate(texts)]
 
     @torch.no_grad()
     def decode(self, x: Tensor, sentences: Sequence[str], max_new_tokens: int = 64) -> tuple[list[str], Tensor]:
@@ -125,8 +172,11 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
 
         Returns the texts, and (B, K) scores: mean log-probability per token of each sentence with its end token.
         """
-        cache, length = self._prefix_cache(len(x))
-        prompt = self._embed_prompt(x)  # (B, n + S, H)
+        return self._decode(self.encode(x), sentences, max_new_tokens)
+
+    def _decode(self, tokens: Tensor, sentences: Sequence[str], max_new_tokens: int) -> tuple[list[str], Tensor]:
+        cache, length = self._prefix_cache(len(tokens))
+        prompt = self._embed_prompt(tokens)  # (B, n + S, H)
         out = self.language_model(inputs_embeds=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
         first = out.logits[:, -1].float()  # (B, V)
         states = keys_and_values(out.past_key_values)
@@ -178,10 +228,10 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         return self.language_model.get_input_embeddings()(ids)
 
-    def _embed_prompt(self, x: Tensor) -> Tensor:
+    def _embed_prompt(self, tokens: Tensor) -> Tensor:
         """EEG tokens and the text behind them, (B, n + S, H), in the language model's own precision."""
-        after = self._embed(self.after_ids).expand(len(x), -1, -1)
-        return torch.cat([self.projection(self.encode(x)).to(after.dtype), after], dim=1)
+        after = self._embed(self.after_ids).expand(len(tokens), -1, -1)
+        return torch.cat([self.projection(tokens).to(after.dtype), after], dim=1)
 
     def _prefix_cache(self, batch: int) -> tuple[DynamicCache, int]:
         """Keys and values of the text before the EEG, for a batch, and its length.

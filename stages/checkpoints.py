@@ -10,7 +10,7 @@ from torch import nn
 
 from datasets.description import DatasetDescription
 from datasets.splits import check_protocol
-from datasets.trials import TrialDataset
+from datasets.trials import TrialDataset, part_of
 from models import FEATURE_ENCODERS, MAPPERS, POOLINGS, choose, is_in
 from models.eeg_clip_mapper import EEGMapperModel
 from models.image_generator import image_model_address
@@ -155,9 +155,10 @@ def checkpoint_encoder(
 
     Raises UserError if the trials have another length or rate, or `foundation` is another encoder.
     """
-    part = [checkpoint.get(name) for name in ("window", "regions")]
-    if part != [dataset.window, dataset.regions]:
-        raise UserError(f"{path} was trained on --window {part[0]} --regions {part[1]}; give the same ones")
+    was, now = part_of(checkpoint), part_of(dataset.facts)
+    if other := [name for name in was if was[name] != now[name]]:
+        asked = " ".join(f"--{name} {was[name]}" for name in other)
+        raise UserError(f"{path} was trained on {asked}; give the same")
     if (dataset.n_times, dataset.sfreq) != (checkpoint["n_times"], checkpoint["sfreq"]):
         raise UserError(
             f"{path} was trained on trials of {checkpoint['n_times']} samples at {checkpoint['sfreq']} Hz; "
@@ -251,8 +252,14 @@ def load_text_model(
         projection.load_state_dict(checkpoint["projection"])
     except RuntimeError:
         raise UserError(f"{path} does not fit the language model's width; --llm names another") from None
+    head = None
+    if state := checkpoint.get("head"):
+        with loading(f"{path} is damaged: its head", HINT):
+            n_tokens, in_dim = state["mean"].shape
+            head = eeg_llm.ClassHead(n_tokens, in_dim, len(description.classes))
+            head.load_state_dict(state)
     prompts = description.system_prompt, description.user_prompt
-    return eeg_llm.EEGLanguageModel(language_model, tokenizer, *prompts, projection).to(device).eval()
+    return eeg_llm.EEGLanguageModel(language_model, tokenizer, *prompts, projection, head=head).to(device).eval()
 
 
 def load_mapper_model(checkpoint: dict, path: Path, device: torch.device) -> EEGMapperModel:

@@ -28,7 +28,8 @@ class DecodedPieces:
         self, folder: Path, model: EEGLanguageModel, dataset: TrialDataset, chosen: Sequence, rank: int = 0, **settings
     ):
         digest = hashlib.sha256(f"{code_digest()} {fingerprint(model)}".encode())
-        asked = [model.before_ids.tolist(), model.after_ids.tolist(), settings]
+        read = dataset.changes([dataset.trials[index] for index in chosen])
+        asked = [model.before_ids.tolist(), model.after_ids.tolist(), read, settings]
         digest.update(json.dumps(asked, sort_keys=True).encode())
         for index in chosen:
             trial = dataset.trials[index]

@@ -7,10 +7,11 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from datasets.alignment import USES
 from datasets.description import DatasetDescription
 from utils.errors import UserError
 from utils.files import write_jsonl
@@ -27,10 +28,12 @@ def most_likely(probabilities: Sequence[float]) -> int:
     return max(range(len(probabilities)), key=lambda label: probabilities[label])
 
 
-# name → (description, generated text, probabilities of the canonical sentences) → label, and probabilities or None
-TEXT_READOUTS: dict[str, Callable[..., tuple[int, list[float] | None]]] = {
-    "keyword": lambda description, text, probabilities: (description.keyword_label(text), None),
-    "likelihood": lambda description, text, probabilities: (most_likely(probabilities), probabilities),
+# name → (description, generated text, {"likelihood": probabilities of the canonical sentences, "head": of the classes,
+# where the model has a head}) → label, and probabilities or None; None where the model cannot be read so
+TEXT_READOUTS: dict[str, Callable[..., tuple[int, list[float] | None] | None]] = {
+    "keyword": lambda description, text, of: (description.keyword_label(text), None),
+    "likelihood": lambda description, text, of: (most_likely(of["likelihood"]), of["likelihood"]),
+    "head": lambda description, text, of: (most_likely(of["head"]), of["head"]) if "head" in of else None,
 }
 # name → (pooled vectors (B, D), class logits (B, K), prototypes (K, D), all float tensors) → probabilities (B, K)
 MAPPER_READOUTS: dict[str, Callable] = {
@@ -63,14 +66,13 @@ class Readout:
         return round(1 / self.chance)
 
 
-def text_readouts(description: DatasetDescription, text: str, probabilities: Sequence[float]) -> dict[str, Readout]:
-    """All read-outs of a generated text and the canonical sentences' probabilities; no true label comes near them."""
-    probabilities = [round(p, 6) for p in probabilities]
-    readouts = {}
-    for name, read in TEXT_READOUTS.items():
-        label, kept = read(description, text, probabilities)
-        readouts[name] = Readout(label, description.chance, kept)
-    return readouts
+def text_readouts(
+    description: DatasetDescription, text: str, probabilities: Mapping[str, Sequence[float]]
+) -> dict[str, Readout]:
+    """All read-outs of a generated text and of probabilities by name; no true label comes near them."""
+    of = {name: [round(p, 6) for p in values] for name, values in probabilities.items()}
+    read = {name: read(description, text, of) for name, read in TEXT_READOUTS.items()}
+    return {name: Readout(said[0], description.chance, said[1]) for name, said in read.items() if said}
 
 
 def mapper_readouts(outputs: tuple, prototypes) -> list[dict[str, Readout]]:
@@ -97,6 +99,7 @@ class Row:
     predicted_label : int. What is drawn; −1 where the text names no class.
     prompt : str. What the image model is told, from what was decoded and from nothing else.
     simulated : bool. Whether the store says that its recordings are; False where it says nothing.
+    uses : str. What was used of the test person besides this trial: `TrialDataset.uses`; empty in files of before.
     embedding, embedding_of : str. Digest of what embeddings.safetensors holds of the trial, and the image model that
         the mapper's states were trained towards.
     picture_fault : str. Why the drawn picture is none (not finite, blackened, of one colour), in words; empty for one.
@@ -118,6 +121,7 @@ class Row:
     predicted_name: str | None = None
     prompt: str = ""
     simulated: bool = False
+    uses: str = ""
     embedding: str = ""
     embedding_of: str = ""
     nearest: str = ""
@@ -129,7 +133,7 @@ def new_row(dataset, index: int, readouts: dict[str, Readout], text: str) -> Row
     trial, label, description = dataset.trials[index], dataset.labels[index], dataset.description
     where = trial.subject, trial.session, trial.run, trial.trial
     row = Row(index, *where, label, description.class_name(label), readouts, text[:LONGEST_TEXT], trial.image)
-    row.tasks, row.simulated = list(description.tasks), dataset.simulated
+    row.tasks, row.simulated, row.uses = list(description.tasks), dataset.simulated, dataset.uses
     return row
 
 
@@ -186,9 +190,9 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
         raise UserError(f"{path}: some of its lines have no checksum; decode again")
     if twice := [index for index, n in Counter(row.index for row in rows).items() if n > 1]:
         raise UserError(f"{path} has the trial {twice[0]} twice; decode again")
-    kinds = {(*((name, r.chance) for name, r in row.readouts.items()), *row.tasks) for row in rows}
+    kinds = {(*((name, r.chance) for name, r in row.readouts.items()), *row.tasks, row.uses) for row in rows}
     if len(kinds) > 1:
-        raise UserError(f"{path}: its lines have different read-outs, classes or tasks; decode again")
+        raise UserError(f"{path}: its lines have different read-outs, classes, tasks or uses; decode again")
     return rows
 
 
@@ -248,6 +252,8 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
         _whole(getattr(row, name), name, least, most)
     if type(row.simulated) is not bool:
         raise ValueError(f"simulated is {str(row.simulated)[:80]!r}; expected true or false")
+    if unknown := set(str(row.uses).split("; ")) - {*USES, ""}:
+        raise ValueError(f"uses is {str(unknown)[:80]}; expected some of {', '.join(USES)}")
     if not isinstance(row.tasks, list) or len(row.tasks) not in (0, n_classes):
         raise ValueError(f"tasks is {row.tasks!r}; expected one name a class, or none")
     texts = "subject session true_name text image prompt embedding embedding_of nearest picture_fault".split()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from datasets.montage import Montage
 from datasets.recording import Trial
 from datasets.trials import TrialDataset, check_not_random
-from models import FEATURE_ENCODERS, POOLINGS, choose
+from models import AUGMENTATIONS, FEATURE_ENCODERS, POOLINGS, choose
 from models.poolings import EEGTokenReducer
 from models.token_encoders import load_encoder
 from utils.checkpoints import fingerprint, keep, read_kept
@@ -68,12 +68,18 @@ def with_features(
     return {mode: dataset.with_tokens(cache.tokens(dataset, device)) for mode, dataset in splits.items()}, reducer
 
 
-def check_augmentable(augment: Sequence[str], reads: str) -> None:
-    """Raise UserError where trials are to be augmented whose signal is not read, but kept "tokens" or "features"."""
+def augmentations(augment: Sequence[str], reads: str, dataset: TrialDataset) -> list[Callable]:
+    """What changes training batches of these trials: entries of `AUGMENTATIONS`.
+
+    Raises UserError where the signal is not read, but kept "tokens" or "features", or the trials have no two sides.
+    """
     if augment and reads != "signal":
         kept = f"--augment changes the signal of a trial, and what is read here are kept {reads}"
         such_as = "such as --encoder eegnet, shallow; csbrain with --train_encoder or --no_cache_features"
         raise UserError(f"{kept}: use an encoder that reads the signal and is trained ({such_as})")
+    chosen, montage = [choose(AUGMENTATIONS, name) for name in augment], dataset.montage
+    of_trials = montage.electrodes, montage.mirrored, dataset.description.classes
+    return [entry.of_trials(*of_trials) if hasattr(entry, "of_trials") else entry for entry in chosen]
 
 
 class TokenCache:
@@ -201,6 +207,7 @@ class TokenCache:
             "groups": list(self.reducers[pooling].groups.values()),
             "electrodes": self.montage.electrodes,
             "samples": [dataset.window, dataset.n_times],
+            **dataset.changes(trials),
         }
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         return cache_folder(self.folder, dataset.store.path) / f"tokens-{digest[:24]}.safetensors"

@@ -199,13 +199,28 @@ def choose_protocol(
     del args.setting, args.subject
 
 
-def add_part_flags(parser: argparse.ArgumentParser) -> None:
-    """Which part of each trial a run reads; decoding reads the same, as the checkpoint says."""
-    add = parser.add_argument
-    add(
-        "--window", type=float, nargs=2, metavar=("FROM", "TO"), help="seconds of the stored trial (default: all of it)"
-    )
+def add_part_flags(parser: argparse.ArgumentParser, alignments: Sequence[str], methods: Sequence[str]) -> None:
+    """Which part of each trial a run reads, and how it is aligned; decoding reads the same, as the checkpoint says."""
+    # fmt: off
+    add = parser.add_argument_group("what is read of a trial").add_argument
+    add("--window", type=float, nargs=2, metavar=("FROM", "TO"),
+        help="seconds of the stored trial (default: all of it)")
     add("--regions", nargs="+", help="brain regions whose electrodes are read, e.g. frontal central (default: all)")
+    add_alignment_flags(add, alignments, methods)
+    # fmt: on
+
+
+def add_alignment_flags(add: Callable, alignments: Sequence[str], methods: Sequence[str]) -> None:
+    """Band and alignment. `add`: the parser's, or a group's, `add_argument`."""
+    # fmt: off
+    add("--band", type=positive, nargs=2, metavar=("LOW", "HIGH"),
+        help="Hz that are read (default: all that the store holds)")
+    add("--align", choices=list(alignments), default="none",
+        help="by which unlabelled trials of the same person: trial: its own size alone; causal: earlier ones of the "
+        "session; session, person: all of them. Test people are aligned as training people are")
+    add("--align_method", choices=list(methods), default="euclidean",
+        help="by the inverse root of which mean covariance; zscore: each electrode by its own size")
+    # fmt: on
 
 
 def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:

@@ -1,0 +1,153 @@
+"""What a run may use of the test person, and `--align`: trials brought to one covariance without their labels.
+
+People, and sessions of a person, differ in the size and the mixture of their electrodes more than classes do. Each
+trial x becomes M⁻¹ᐟ² x, where M is the mean covariance of unlabelled trials of the same person (He & Wu, IEEE Trans.
+Biomed. Eng. 67:399, 2020; with the Riemannian mean Zanini et al., IEEE Trans. Biomed. Eng. 65:1107, 2018). Training
+people are aligned as the test person is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.recording import Trial
+from utils.errors import UserError
+
+SIZE = 10.0  # microvolts: the mean power of an aligned electrode is its square, whoever the person is
+PRIOR = 2.0  # trials: with so many a mean covariance counts half, and half no direction is larger than another
+SMALLEST = 1e-6  # share of the largest eigenvalue below which a direction is not there: the average reference takes one
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which trials the mean covariance of a trial is of.
+
+    uses : str. What a run that tests under it has used of the test person.
+    moabb : str. MOABB's name of that (`CrossSubjectMode`); empty where it has none.
+    group : callable, optional. Trial → which others it is aligned with: those of the same value. None: not aligned.
+    causal : bool. Whether earlier trials of the group, and the trial itself, count alone.
+    """
+
+    uses: str
+    moabb: str = ""
+    group: Callable[[Trial], tuple] | None = None
+    causal: bool = False
+
+
+# --align
+ALIGNMENTS = {
+    "none": Alignment("nothing", "train"),
+    "trial": Alignment("each trial alone", "train_trialwise", lambda trial: (trial.key,)),
+    "causal": Alignment(
+        "earlier trials, unlabelled (causal)", "", lambda trial: (trial.subject, trial.session), causal=True
+    ),
+    "session": Alignment(
+        "all trials, unlabelled (transductive)",
+        "train_and_target_unlabeled_full",
+        lambda trial: (trial.subject, trial.session),
+    ),
+    "person": Alignment(
+        "all trials, unlabelled (transductive)", "train_and_target_unlabeled_full", lambda trial: (trial.subject,)
+    ),
+}
+LABELLED = "other trials, labelled"  # of runs within a person, and of what is whitened by repetitions of an image
+# what may be used of the test person besides the trial that is decoded, from the least to the most
+USES = (*dict.fromkeys(alignment.uses for alignment in ALIGNMENTS.values()), LABELLED)
+
+
+def used_together(*uses: str) -> str:
+    """What a run uses of the test person that does several such things: labelled trials, and the most of the others."""
+    unlabelled = max((one for one in uses if one != LABELLED), key=USES.index, default=USES[0])
+    kept = [LABELLED] * (LABELLED in uses) + [unlabelled] * (unlabelled != USES[0] or LABELLED not in uses)
+    return "; ".join(kept)
+
+
+# ---------------------------------------------------------------- mean covariances
+
+
+def euclidean(covariances: np.ndarray, causal: bool) -> np.ndarray:
+    """(N, C, C) → (1, C, C) mean, or (N, C, C) means of each and those before it."""
+    if not causal:
+        return covariances.mean(axis=0, keepdims=True)
+    return covariances.cumsum(axis=0) / np.arange(1, 1 + len(covariances))[:, None, None]
+
+
+def zscore(covariances: np.ndarray, causal: bool) -> np.ndarray:
+    """As `euclidean`, of each electrode alone: what is mixed stays mixed."""
+    means = euclidean(covariances, causal)
+    return means * np.eye(means.shape[-1])
+
+
+def riemann(covariances: np.ndarray, causal: bool) -> np.ndarray:
+    """The Riemannian mean; causal: each mean goes 1/n of the way to the n-th covariance (Zanini et al., 2018)."""
+    try:
+        from pyriemann.geometry.geodesic import geodesic_riemann
+        from pyriemann.geometry.mean import mean_riemann
+    except ImportError:
+        raise UserError("--align_method riemann needs pyriemann: pip install -r requirements-baselines.txt") from None
+    of = covariances[0] if causal else covariances.mean(axis=0)  # what comes later must not change what came before
+    basis = directions(of)[0]  # (C, r): an average reference leaves C − 1 directions
+    inside = basis.T @ covariances @ basis  # (N, r, r)
+    inside += 1e-6 * np.trace(inside, axis1=1, axis2=2)[:, None, None] / len(basis.T) * np.eye(len(basis.T))
+    if not causal:
+        return (basis @ mean_riemann(inside) @ basis.T)[None]
+    means = [inside[0]]
+    for n, covariance in enumerate(inside[1:], start=2):
+        means.append(geodesic_riemann(means[-1], covariance, 1 / n))
+    return basis @ np.stack(means) @ basis.T
+
+
+# --align_method
+METHODS = {"euclidean": euclidean, "riemann": riemann, "zscore": zscore}
+
+
+def directions(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C, r) eigenvectors and (r,) eigenvalues of the directions that are there."""
+    values, vectors = np.linalg.eigh(covariance)
+    there = values > SMALLEST * max(values[-1], 1e-12)
+    return vectors[:, there], values[there]
+
+
+# ---------------------------------------------------------------- what aligns a trial
+
+
+def covariance(x: np.ndarray) -> np.ndarray:
+    """(C, T) microvolts → (C, C), about each electrode's mean."""
+    x = np.asarray(x, np.float64)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x @ x.T / x.shape[-1]
+
+
+def inverse_root(mean: np.ndarray, n: int) -> np.ndarray:
+    """(C, C) → SIZE · M⁻¹ᐟ² in the directions that are there; M is the mean, shrunk as if seen in `n` trials."""
+    vectors, values = directions(mean)
+    if not len(values):
+        return SIZE * np.eye(len(mean))  # flat
+    logs, weight = np.log(np.maximum(values, 1e-12)), PRIOR / (PRIOR + n)
+    logs = (1 - weight) * logs + weight * logs.mean()  # of eigenvalues, so that a loud electrode hides no other
+    return SIZE * (vectors * np.exp(-logs / 2)) @ vectors.T
+
+
+def aligning_matrices(trials: Sequence[Trial], read: Callable, align: str, method: str) -> dict[str, np.ndarray]:
+    """The matrix that each trial is multiplied by, by its key: (C, C) float32.
+
+    trials : sequence of Trial. All of the people concerned: of a store, not of a split.
+    read : callable. Trial → (C, T) microvolts of the part that is read.
+    align, method : str. Keys of ALIGNMENTS and METHODS. A trial alone is brought to one size: whitened by its own
+        covariance, it would lose what tells its class.
+    """
+    alignment, groups, matrices = ALIGNMENTS[align], {}, {}
+    for trial in sorted(trials, key=lambda t: (t.subject, t.session, t.run, t.trial)):
+        groups.setdefault(alignment.group(trial), []).append(trial)
+    for group in groups.values():
+        covariances = np.stack([covariance(read(trial)) for trial in group])  # (N, C, C)
+        if align == "trial":
+            power = np.trace(covariances[0]) / len(covariances[0])
+            means, counts = np.eye(len(covariances[0]))[None] * power, [np.inf]
+        else:
+            means = METHODS[method](covariances, alignment.causal)
+            counts = range(1, 1 + len(group)) if alignment.causal else [len(group)]
+        made = [inverse_root(mean, n).astype(np.float32) for mean, n in zip(means, counts, strict=True)]
+        matrices |= {trial.key: made[k if alignment.causal else 0] for k, trial in enumerate(group)}
+    return matrices
