@@ -275,16 +275,11 @@ def main(args: argparse.Namespace) -> None:
 
 
 def class_head(dataset, encoder, reducer, cached: bool) -> ClassHead:
-    """A head for these trials' tokens; of a frozen encoder's standardised by the training trials."""
+    """A head for as many tokens as a trial of these has."""
     with torch.no_grad():
         x = dataset[0]["x"][None]
-        tokens = dataset.tokens if cached else reducer(encoder(x.to(next(encoder.parameters()).device)))
-    head = ClassHead(*tokens.shape[1:], len(dataset.description.classes))
-    if cached:
-        head.standardise_by(tokens)
-    return head
-
-
+        n_tokens = (x if cached else reducer(encoder(x.to(next(encoder.parameters()).device)))).shape[1]
+    return ClassHead(n_tokens, encoder.width, len(dataset.description.classes), encoder.pretrained)
 
 
 def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -> tuple:

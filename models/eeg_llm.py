@@ -52,22 +52,16 @@ class EEGProjection(nn.Module, OnHub):
 class ClassHead(nn.Module):
     """(B, n, in_dim) EEG tokens → (B, K) logits: one linear layer, beside the language model.
 
-    The tokens are standardised as `standardise_by` says; before, they are taken as they are.
+    normalise : bool. Bring each token to one size first: those of a frozen encoder have any.
     """
 
-    def __init__(self, n_tokens: int, in_dim: int, n_classes: int):
+    def __init__(self, n_tokens: int, in_dim: int, n_classes: int, normalise: bool = False):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(n_tokens, in_dim))
-        self.register_buffer("sd", torch.ones(n_tokens, in_dim))
+        self.norm = nn.LayerNorm(in_dim) if normalise else nn.Identity()
         self.linear = nn.Linear(n_tokens * in_dim, n_classes)
 
-    def standardise_by(self, tokens: Tensor) -> None:
-        """Take over the mean and the standard deviation of training tokens (N, n, in_dim)."""
-        self.mean.copy_(tokens.mean(dim=0))
-        self.sd.copy_(tokens.std(dim=0) + 1e-6)
-
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.linear(((tokens - self.mean) / self.sd).flatten(1))
+        return self.linear(self.norm(tokens).flatten(1))
 
 
 class EEGLanguageModel(AfterEncoder, nn.Module):

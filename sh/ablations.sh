@@ -5,6 +5,7 @@
 # Says first what is to do and about how long it takes. What is there is not made again; after an interruption the same
 # command goes on. Controls: `bash sh/ablations.sh demo --shuffle_labels`, before the command without it makes the table.
 set -euo pipefail
+case "${1:-}" in demo | full) ;; *) echo "error: say demo or full" >&2; exit 2 ;; esac
 source "$(dirname "$0")/setup.sh"
 source sh/demo_runs.sh
 source sh/steps.sh
@@ -51,6 +52,5 @@ case "$what" in
   full)
     ablated=pth_downtasks/ablations tables=outputs/ablations minutes=30
     train() { bash sh/finetune_eeg_to_image.sh --output_dir "$@"; } ;;
-  *) echo "error: say demo or full" >&2; exit 2 ;;
 esac
 do_steps

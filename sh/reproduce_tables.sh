@@ -6,6 +6,7 @@
 # Says first what is to do and about how long it takes on 2 cores (full: on one GPU). What is there is not made again; after
 # an interruption the same command goes on.
 set -euo pipefail
+case "${1:-}" in demo | 2b | full) ;; *) echo "error: say demo, 2b or full" >&2; exit 2 ;; esac
 raw_2b=${EEG2IMAGE_2B_RAW:+$(cd "$EEG2IMAGE_2B_RAW" && pwd)} # before setup.sh changes the folder
 source "$(dirname "$0")/setup.sh"
 source sh/demo_runs.sh
@@ -148,6 +149,5 @@ case "${1:-}" in
     fi
     steps() { steps_2b; } ;;
   full) steps() { steps_full; } ;;
-  *) echo "error: say demo, 2b or full" >&2; exit 2 ;;
 esac
 do_steps

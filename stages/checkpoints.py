@@ -255,9 +255,10 @@ def load_text_model(
     head = None
     if state := checkpoint.get("head"):
         with loading(f"{path} is damaged: its head", HINT):
-            n_tokens, in_dim = state["mean"].shape
-            head = eeg_llm.ClassHead(n_tokens, in_dim, len(description.classes))
+            n_classes, n_features = state["linear.weight"].shape
+            head = eeg_llm.ClassHead(n_features // width, width, n_classes, "norm.weight" in state)
             head.load_state_dict(state)
+            must_be_finite(head)
     prompts = description.system_prompt, description.user_prompt
     return eeg_llm.EEGLanguageModel(language_model, tokenizer, *prompts, projection, head=head).to(device).eval()
 

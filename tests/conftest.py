@@ -265,6 +265,19 @@ def vi_demo(demo, tmp_path_factory) -> Demo:
 
 
 @pytest.fixture(scope="session")
+def vi_few(vi_demo, tmp_path_factory) -> Path:
+    """Four people of it, two that train and one each that validates and tests, for what is slow."""
+    from datasets.store import open_store, write_store
+
+    def make(folder):
+        store = open_store(vi_demo.store)
+        rows = [(t, store.read(t).copy()) for t in store.trials if t.subject in ("S01", "S02", "S17", "S20")]
+        write_store(folder / "processed_lmdb", {"sfreq": store.sfreq, "dataset": "VI"}, [rows])
+
+    return once(tmp_path_factory, "vi_few", make) / "processed_lmdb"
+
+
+@pytest.fixture(scope="session")
 def vi_pth(demo) -> Path:
     """The folder of tiny models."""
     return demo.pth

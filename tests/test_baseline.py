@@ -23,7 +23,7 @@ def test_every_baseline_leaves_rows_scores_and_a_record(demo, script, tmp_path, 
     if model in ("atcnet", "braindecode:"):
         pytest.importorskip("braindecode.models", exc_type=ImportError)
         model = {"braindecode:": "braindecode:EEGNeX"}.get(model, model)
-    done = script("baseline.py", *flags(demo, tmp_path / "run", model))
+    done = script("baseline.py", *flags(demo, tmp_path / "run", model, **({"epochs": 1} if model == "shallow" else {})))
     assert done.code == 0, done.err
     rows = read_jsonl(tmp_path / "run/decoded_test.jsonl")
     assert len(rows) == 96 and {row["subject"] for row in rows} == {"A08", "A09"}

@@ -189,17 +189,21 @@ def test_a_warm_start_takes_over_pooling_and_trained_encoder(vi_demo, vi_trained
     assert refused.code == 2 and "is not a checkpoint of finetune_eeg_llm.py" in refused.error_line
 
 
-def test_two_processes_train_one_mapper(vi_demo, tmp_path):
+def test_two_processes_train_one_mapper(vi_demo, vi_few, tmp_path):
     command = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
         "--mixed_precision", "no",
                "--dynamo_backend", "no", "--main_process_port", "0", str(ROOT / SCRIPT)]  # fmt: skip
-    flags = vi_demo.mapping(tmp_path / "run", epochs=2, mapper="mlp")
+    flags = vi_demo.mapping(tmp_path / "run", epochs=2, mapper="mlp", datasets_dir=vi_few)
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     done = subprocess.run(
-        [*command, *flags], capture_output=True, text=True, env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+        [*command, *flags],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+        timeout=300,  # two that wait for each other
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 process(es)" in done.stdout and len(read_jsonl(tmp_path / "run/decoded_test.jsonl")) == 60
+    assert "2 process(es)" in done.stdout and len(read_jsonl(tmp_path / "run/decoded_test.jsonl")) == 20
 
 
 # ---------------------------------------------------------------- what a user gets wrong
@@ -276,8 +280,8 @@ def test_the_encoder_does_not_run_before_models_and_photos_are_there(vi_demo, sc
 # ---------------------------------------------------------------- other encoders, other people, other datasets
 
 
-def test_an_encoder_from_scratch_trains_and_its_checkpoint_maps_alike(vi_demo, script, tmp_path):
-    nowhere = {"foundation_dir": tmp_path / "nowhere.pth"}
+def test_an_encoder_from_scratch_trains_and_its_checkpoint_maps_alike(vi_demo, vi_few, script, tmp_path):
+    nowhere = {"foundation_dir": tmp_path / "nowhere.pth", "datasets_dir": vi_few}
     done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", encoder="shallow", epochs=1, **nowhere))
     assert done.code == 0, done.err
     assert "encoder: shallow, trained from scratch" in done.out
@@ -293,14 +297,10 @@ def test_an_encoder_from_scratch_trains_and_its_checkpoint_maps_alike(vi_demo, s
             assert readout["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
 
 
-def test_an_encoder_from_scratch_resumes_to_the_same_weights(vi_demo, script, tmp_path, monkeypatch):
+def test_an_encoder_from_scratch_resumes_to_the_same_weights(vi_demo, vi_few, script, tmp_path, monkeypatch):
     import utils.seeds
 
-    few = tmp_path / "few"
-    store = open_store(vi_demo.store)
-    rows = [(t, store.read(t).copy()) for t in store.trials if t.subject in ("S01", "S02", "S17", "S20")]
-    write_store(few, {"sfreq": store.sfreq, "dataset": "VI"}, [rows])
-    flags = {"datasets_dir": few, "encoder": "eegnet"}
+    flags = {"datasets_dir": vi_few, "encoder": "eegnet"}
     assert script(SCRIPT, *vi_demo.mapping(tmp_path / "whole", **flags)).code == 0
     seed_everything = utils.seeds.seed_everything
 

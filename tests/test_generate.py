@@ -84,7 +84,9 @@ def test_permuting_the_stored_labels_changes_no_text_prompt_image_or_prediction(
 def test_two_threads_decode_the_same_texts_and_labels_as_one(demo, trained, drawn, process, tmp_path):
     """Sums in another order: probabilities may differ in the last of their six digits, as docs/training.md says."""
     flags = demo.generation(trained, tmp_path / "out", stage="decode", no_cache_features=True)
-    done = process("generate.py", *flags, env=os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"})
+    # other tests run beside it: a thread that waits gives its core away
+    two = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+    done = process("generate.py", *flags, env=os.environ | two)
     assert done.code == 0, done.err
     for a, b in zip(read_jsonl(drawn[0] / "decoded.jsonl"), read_jsonl(tmp_path / "out/decoded.jsonl"), strict=True):
         p, q = (row["readouts"]["likelihood"].pop("probabilities") for row in (a, b))
@@ -358,8 +360,8 @@ def test_what_is_decoded_is_not_decoded_again_when_drawing_was_interrupted(
     from models.image_generator import EEGImageGenerator
 
     calls, drawn = [], []
-    decode, draw = EEGLanguageModel.decode, EEGImageGenerator.generate
-    monkeypatch.setattr(EEGLanguageModel, "decode", lambda self, *of: calls.append(1) or decode(self, *of))
+    read, draw = EEGLanguageModel.read, EEGImageGenerator.generate
+    monkeypatch.setattr(EEGLanguageModel, "read", lambda self, *of: calls.append(1) or read(self, *of))
 
     def dies(self, *of):
         drawn.append(1)

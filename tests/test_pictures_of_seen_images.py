@@ -65,7 +65,7 @@ def on(things, **more):
 
 def prior_flags(things, run, folder, **more):
     return on(things, **{
-        "model_dir": run, "output_dir": folder, "standardise": "components", "epochs": 80, "validate_every": 40,
+        "model_dir": run, "output_dir": folder, "standardise": "components", "epochs": 40, "validate_every": 20,
         "batch_size": 32, "warmup": 10,
         "prior_guidance": 2, "average_train": 4,
     } | more)  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_prior_brings_embeddings_nearer_to_the_images_and_says_what_it_adds(st
     assert np.mean([row.readouts["prior"].rank for row in rows]) < 3  # of 6; 3.5 by chance
     assert results["selected_by"] == "cosine" and results["val"]["cosine"]["n"] == 8  # held-out concepts
     history = read_jsonl(steps / "prior/metrics.jsonl")
-    assert [epoch["passes"] for epoch in history] == [40, 80]
+    assert [epoch["passes"] for epoch in history] == [20, 40]
     best = max(history, key=lambda epoch: epoch["val"]["cosine"]["value"])
     assert results["best_epoch"] == best["epoch"]
     control = read_json(steps / "prior_shuffled/results.json")["test"]
@@ -130,9 +130,9 @@ def test_a_prior_brings_embeddings_nearer_to_the_images_and_says_what_it_adds(st
 
 
 def test_an_interrupted_prior_goes_on_to_the_same_weights(things, trained, script, tmp_path, monkeypatch):
-    flags = {"epochs": 6, "validate_every": 2}
+    flags = {"epochs": 3, "validate_every": 1}
     assert script(PRIOR, *prior_flags(things, trained / "ubp", tmp_path / "whole", **flags)).code == 0
-    with interrupted_after(2, monkeypatch):
+    with interrupted_after(1, monkeypatch):
         assert script(PRIOR, *prior_flags(things, trained / "ubp", tmp_path / "cut", **flags)).code == 130
     assert script(PRIOR, *prior_flags(things, trained / "ubp", tmp_path / "cut", **flags), "--resume").code == 0
     for name in ("metrics.jsonl", "decoded_test.jsonl", "results.json", "last.pth"):

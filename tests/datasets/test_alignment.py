@@ -34,7 +34,9 @@ def mean_covariance(trials, x, matrices) -> np.ndarray:
 
 
 @pytest.mark.parametrize("align, groups", [("session", "TE"), ("person", ["TE"])])
-def test_the_mean_covariance_of_aligned_trials_is_that_of_independent_electrodes_of_one_size(align, groups, monkeypatch):
+def test_the_mean_covariance_of_aligned_trials_is_that_of_independent_electrodes_of_one_size(
+    align, groups, monkeypatch
+):
     monkeypatch.setattr(alignment, "PRIOR", 0.0)
     trials, x = person()
     matrices = aligning_matrices(trials, lambda t: x[t.key], align, "euclidean")
@@ -97,7 +99,9 @@ def test_causal_alignment_of_a_trial_is_bit_equal_whatever_comes_after(method):
 
 def test_causal_alignment_comes_to_that_of_the_whole_session_at_its_end():
     trials, x = person(sessions="T")
-    causal, whole = (aligning_matrices(trials, lambda t: x[t.key], align, "euclidean") for align in ("causal", "session"))
+    causal, whole = (
+        aligning_matrices(trials, lambda t: x[t.key], align, "euclidean") for align in ("causal", "session")
+    )
     assert np.allclose(causal[trials[-1].key], whole[trials[-1].key], rtol=1e-5)
     assert not np.allclose(causal[trials[3].key], whole[trials[3].key], rtol=0.05)
 
@@ -188,7 +192,7 @@ def test_covariances_are_those_of_what_is_read(store):
 
 def test_a_band_is_what_a_run_reads_of_the_stored_trial(store):
     dataset = TrialDataset(store, "train", "published", BCIC)
-    power = lambda d: np.mean([np.abs(np.fft.rfft(item["x"].numpy()[0]))**2 for item in d], axis=0)  # noqa: E731
+    power = lambda d: np.mean([np.abs(np.fft.rfft(item["x"].numpy()[0])) ** 2 for item in d], axis=0)  # noqa: E731
     before, after = power(dataset), power(dataset.part(band=(8, 30)))
     hz = np.fft.rfftfreq(500, 1 / 250)
     assert after[hz == 60] < 1e-4 * before[hz == 60] and np.allclose(after[hz == 18], before[hz == 18], rtol=0.1)

@@ -118,7 +118,7 @@ def stages(demo: Path, store: Path, trained: Path, mapped_store: Path) -> dict[s
             lambda work: None,
             lambda work, on: [*generate, "--datasets_dir", store, "--stage", "decode", "--num_samples", 12,
                               "--batch_size", 2, "--max_new_tokens", 8, "--output_dir", work / "out"],
-            lambda work: [work], (EEGLanguageModel, "decode"),
+            lambda work: [work], (EEGLanguageModel, "read"),
         ),
         "drawing": Stage(
             copy_decoded,

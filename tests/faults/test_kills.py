@@ -9,10 +9,10 @@ from tests.conftest import ROOT
 def test_kills_change_no_byte_and_leave_nothing(demo, vi_demo, few, trained, tmp_path):
     """Preparation, encoding, both trainings, decoding, drawing; the script that does it says what it counted.
 
-    Six kills a stage, half of them at renames; EEG2IMAGE_KILLS asks for more.
+    Four kills a stage, half of them at renames; EEG2IMAGE_KILLS asks for more.
     """
     flags = {"demo": demo.folder, "store": few, "vi_store": vi_demo.store, "trained": trained, "work": tmp_path,
-             "kills": os.environ.get("EEG2IMAGE_KILLS", "6"), "seed": os.environ.get("EEG2IMAGE_KILL_SEED",
+             "kills": os.environ.get("EEG2IMAGE_KILLS", "4"), "seed": os.environ.get("EEG2IMAGE_KILL_SEED",
              "0")}  # fmt: skip
     command = [sys.executable, str(ROOT / "tests/faults/kills.py")]
     for name, value in flags.items():

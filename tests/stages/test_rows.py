@@ -167,10 +167,11 @@ def test_labels_mean_the_classes_that_they_should(tmp_path):
 
 
 def test_a_text_is_read_by_its_keywords_and_by_likelihood():
-    readouts = text_readouts(BCIC, "the left hand", [0.1, 0.2, 0.6000001234, 0.1])
+    readouts = text_readouts(BCIC, "the left hand", {"likelihood": [0.1, 0.2, 0.6000001234, 0.1]})
     assert readouts == {"keyword": Readout(0, 0.25), "likelihood": Readout(2, 0.25, [0.1, 0.2, 0.6, 0.1])}
-    assert text_readouts(BCIC, "nothing", [0.4, 0.2, 0.2, 0.2])["keyword"].label == -1
-    assert text_readouts(VI, "a cup", [0.1] * 10)["keyword"] == Readout(8, 0.1)
+    both = text_readouts(BCIC, "nothing", {"likelihood": [0.4, 0.2, 0.2, 0.2], "head": [0.1, 0.2, 0.1, 0.6]})
+    assert both["keyword"].label == -1 and both["head"] == Readout(3, 0.25, [0.1, 0.2, 0.1, 0.6])
+    assert text_readouts(VI, "a cup", {"likelihood": [0.1] * 10})["keyword"] == Readout(8, 0.1)
 
 
 def test_what_is_drawn_comes_from_the_readout_and_never_from_the_true_label():
@@ -198,7 +199,7 @@ def test_a_mappers_outputs_are_read_by_its_head_and_by_the_nearest_prototype():
 def test_a_new_row_tells_the_trial_and_the_label_that_the_dataset_gives_it():
     trial = Trial("S01-02-r3-t007", 8, "S01", "02", 3, 7, "Object_cup.jpg")
     dataset = SimpleNamespace(
-        trials=[None, trial], labels=[0, 6], description=VI, simulated=True
+        trials=[None, trial], labels=[0, 6], description=VI, simulated=True, uses="nothing"
     )  # labels may be shuffled
     made = new_row(dataset, 1, {"head": Readout(2, 0.1)}, "a text")
     assert (made.index, made.subject, made.session, made.run, made.trial) == (1, "S01", "02", 3, 7)
