@@ -30,7 +30,8 @@ from utils.progress import progress
 from utils.seeds import seed_everything
 from utils.signals import resample
 
-LEAST_SECONDS = 0.5  # of a trial, for power by band and filters
+# least seconds of a trial: for power by band and filters; for an evoked response
+OF_RHYTHMS, OF_EVOKED = 0.5, 0.2
 BANDS = ((4, 8), (8, 13), (13, 20), (20, 30), (30, 45))  # Hz: theta, alpha (mu), low and high beta, gamma
 # Hz: what CSP and the tangent space read, as in Blankertz et al., IEEE Signal Process. Mag. 25, 2008
 RHYTHMS = (8, 30)
@@ -93,17 +94,18 @@ class Classical:
     """Features of each trial, and steps of scikit-learn's, the last one a classifier.
 
     features : callable. (N, C, T) float64, `sfreq` in Hz → what the first step reads.
+    least : float. Seconds that a trial must last.
     """
 
     reads = "signal"
 
-    def __init__(self, n_classes: int, features: Callable, *steps):
-        self.n_classes, self.features, self.steps = n_classes, features, steps
+    def __init__(self, n_classes: int, features: Callable, *steps, least: float = OF_RHYTHMS):
+        self.n_classes, self.features, self.steps, self.least = n_classes, features, steps, least
 
     def fit(self, train: Data, val: Data) -> None:
         n_times = train.x.shape[-1]
-        if n_times < LEAST_SECONDS * train.sfreq:
-            few = f"{n_times} samples, expected {LEAST_SECONDS} s or more"
+        if n_times < self.least * train.sfreq:
+            few = f"{n_times} samples, expected {self.least} s or more"
             raise UserError(f"trials are too short for this baseline: {few}")
         features = FunctionTransformer(self.features, kw_args={"sfreq": train.sfreq})
         self.pipeline = make_pipeline(features, *self.steps).fit(np.asarray(train.x, np.float64), train.labels)
@@ -171,7 +173,8 @@ def evoked(x: np.ndarray, sfreq: float) -> np.ndarray:
 def samples_lda(n_classes: int, **_) -> Classical:
     """Time samples and linear discriminant analysis with shrinkage (Blankertz et al., NeuroImage 56, 2011)."""
     flat = FunctionTransformer(lambda x: x.reshape(len(x), -1))
-    return Classical(n_classes, evoked, flat, LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    return Classical(n_classes, evoked, flat, lda, least=OF_EVOKED)
 
 
 def xdawn_tangent(n_classes: int, **_) -> Classical:
@@ -184,7 +187,8 @@ def xdawn_tangent(n_classes: int, **_) -> Classical:
 
     covariances = XdawnCovariances(nfilter=4, estimator="oas", xdawn_estimator="oas")
     logistic = LogisticRegression(max_iter=2000, C=0.1)
-    return Classical(n_classes, evoked, covariances, TangentSpace("riemann"), StandardScaler(), logistic)
+    steps = covariances, TangentSpace("riemann"), StandardScaler(), logistic
+    return Classical(n_classes, evoked, *steps, least=OF_EVOKED)
 
 
 # ---------------------------------------------------------------- EEG-ImageNet's, on differential entropy
