@@ -3,6 +3,7 @@
     python evaluate.py pth_downtasks/* --output_dir outputs/tables
     python evaluate.py pth_downtasks/* outputs/vi_images --images --report --output_dir outputs/tables
     python evaluate.py docs/results/*                               # the README's tables, from the rows that are kept
+    python evaluate.py --ensemble RUNS/mean RUNS/seed*              # mean of several runs' probabilities, as a run
     python evaluate.py --audit data/BCICIV2a/processed_lmdb pth_downtasks/eeg_llm_bcic_new
 
 Takes folders of training, generating and baseline scripts, folders of such folders, and .jsonl files; what holds no
@@ -50,6 +51,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--report", action="store_true", help="write report.html, one page with tables, figures, pictures, EEG"
+    )
+    parser.add_argument(
+        "--ensemble", metavar="FOLDER", help="write the rows of the runs' mean probabilities there, as a run of its own"
     )
     parser.add_argument("--keep_rows", metavar="FOLDER", help="copy each run's rows, packed, and its run.json there")
     parser.add_argument(
@@ -253,7 +257,13 @@ def main(args: argparse.Namespace) -> None:
     if args.audit:
         look_for_leaks(args)
         return
-    runs, controls = decoded_runs.runs_and_controls([Path(place) for place in args.runs], args.control_suffix)
+    places = [Path(place) for place in args.runs]
+    if args.ensemble:
+        from evaluation.ensembles import write_ensembles
+
+        of_mean = [run for run in decoded_runs.read_runs(places) if "ensemble" not in run.record]
+        places += [run.place for run in write_ensembles(of_mean, Path(args.ensemble), args.control_suffix)]
+    runs, controls = decoded_runs.runs_and_controls(places, args.control_suffix)
     drawn = [run for run in runs if run.place.is_dir() and any(run.place.glob("generated_*.png"))]
     for run in drawn:
         if whole := decoded_runs.whole_of(run, runs):

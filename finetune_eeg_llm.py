@@ -62,6 +62,8 @@ def parse_args() -> argparse.Namespace:
     add("--select_by", choices=list(TEXT_READOUTS), default="keyword",
         help="read-out whose validation accuracy picks the best epoch")
     flags.add_training_flags(parser, POOLINGS, AUGMENTATIONS)
+    add("--mirror_average", action="store_true",
+        help="decode each trial and its mirror image, sides of classes exchanged, and take the mean of probabilities")
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, None)
@@ -79,6 +81,7 @@ from torch.utils.data import DataLoader, Subset
 
 from datasets.store import description_of_store, read_words
 from datasets.trials import TextCollator, load_splits, part_of
+from models.augmentations import Mirror
 from models.eeg_llm import (
     LORA_TARGETS,
     ClassHead,
@@ -95,7 +98,7 @@ from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import augmentations, checkpoint_facts, encoder_for, with_features
+from stages.tokens import augmentations, check_reads_signal, checkpoint_facts, encoder_for, kind_of, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.paths import cache_folder
@@ -205,6 +208,9 @@ def main(args: argparse.Namespace) -> None:
         language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
         None if cached else encoder, None if cached else reducer, train_encoder, head,
     ).to(accelerator.device)  # fmt: skip
+    if args.mirror_average:
+        check_reads_signal("--mirror_average", "tokens" if cached else "signal")
+        model.mirror = Mirror.of_trials(*kind_of(splits["train"]))
     accelerator.print(
         f"{description.name}, {args.protocol}: {' / '.join(str(len(d)) for d in splits.values())} train / val / test "
         f"trials, tokens: {len(reducer.groups)} groups × {encoder.width} features; projection "
@@ -225,6 +231,7 @@ def main(args: argparse.Namespace) -> None:
         "encoder_fingerprint": encoder_fingerprint,
         **splits["train"].facts,
         "protocol": args.protocol,
+        "mirror_average": args.mirror_average,
         "seen": [*splits["train"].seen, *splits["val"].seen],
         "words": read_words(Path(args.words)) if args.words else None,
         "llm": str(Path(llm).resolve()) if Path(llm).is_dir() else llm,

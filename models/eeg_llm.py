@@ -72,6 +72,7 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
     system_prompt, user_prompt : str. `user_prompt` holds "{eeg}" once, where the EEG tokens stand.
     encoder, reducer, train_encoder : see `AfterEncoder`.
     head : ClassHead, optional. Says the class from the same tokens.
+    mirror : Mirror, optional. Of what an encoder reads: probabilities are the mean over a trial and its mirror image.
 
     Inputs `x` are what the encoder reads, (B, …); without an encoder, EEG tokens (B, n, D).
     Call `read_prefix` whenever the weights have changed and before anything is decoded: the text before the EEG is the
@@ -91,7 +92,7 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         head: ClassHead | None = None,
     ):
         super().__init__()
-        self.language_model, self.tokenizer, self.head = language_model, tokenizer, head
+        self.language_model, self.tokenizer, self.head, self.mirror = language_model, tokenizer, head, None
         self.projection, self.encoder, self.reducer, self.train_encoder = projection, encoder, reducer, train_encoder
         before, after = split_prompt(tokenizer, system_prompt, user_prompt)
         self.register_buffer("before_ids", torch.tensor([before]), persistent=False)  # (1, L)
@@ -155,10 +156,18 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         """For each trial its text, and probabilities: of the sentences ("likelihood"), of the classes ("head")."""
         tokens = self.encode(x)
         texts, scores = self._decode(tokens, sentences, max_new_tokens)
-        of = {"likelihood": scores.softmax(dim=-1).tolist()}
-        if self.head is not None:
-            of["head"] = self.head(tokens).float().softmax(dim=-1).tolist()
-        return [(text, {name: of[name][k] for name in of}) for k, text in enumerate(texts)]
+        of = self._probabilities(tokens, scores)
+        if self.mirror is not None:
+            tokens = self.encode(self.mirror.both(x))
+            of_mirrored = self._probabilities(tokens, self._decode(tokens, sentences, 1)[1])
+            of = {name: (p + of_mirrored[name][:, self.mirror.labels.to(p.device)]) / 2 for name, p in of.items()}
+        said = {name: p.tolist() for name, p in of.items()}
+        return [(text, {name: said[name][k] for name in said}) for k, text in enumerate(texts)]
+
+    def _probabilities(self, tokens: Tensor, scores: Tensor) -> dict[str, Tensor]:
+        """(B, K) by read-out, from the tokens and the sentences' scores."""
+        of = {"likelihood": scores.softmax(dim=-1)}
+        return of if self.head is None else of | {"head": self.head(tokens).float().softmax(dim=-1)}
 
     @torch.no_grad()
     def decode(self, x: Tensor, sentences: Sequence[str], max_new_tokens: int = 64) -> tuple[list[str], Tensor]:

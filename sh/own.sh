@@ -71,7 +71,7 @@ done
 
 step "a tiny image model that learns to draw these pictures"
 python prepare_demo.py --datasets --models stable-diffusion --pth_dir $pth > /dev/null
-python train_demo_images.py --own_pictures pth/own/stable-diffusion --datasets_dir $store --stimuli_dir "$pictures" \
+OMP_NUM_THREADS=2 python train_demo_images.py --own_pictures pth/own/stable-diffusion --datasets_dir $store --stimuli_dir "$pictures" \
   --start_from $pth/stable-diffusion --autoencoder_steps 250 --unet_steps 500 --sheet_dir $images
 wait $control
 

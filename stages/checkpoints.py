@@ -12,11 +12,12 @@ from datasets.description import DatasetDescription
 from datasets.splits import check_protocol
 from datasets.trials import TrialDataset, part_of
 from models import FEATURE_ENCODERS, MAPPERS, POOLINGS, choose, is_in
+from models.augmentations import Mirror
 from models.eeg_clip_mapper import EEGMapperModel
 from models.image_generator import image_model_address
 from models.prior import CaptionAdapter, DiffusionPrior
 from models.structure import StructuralVAE
-from stages.tokens import encoder_for, with_features
+from stages.tokens import encoder_for, kind_of, with_features
 from utils.checkpoints import WEIGHTS, best_checkpoint, fingerprint, must_be_finite, read_checkpoint
 from utils.errors import UserError, loading
 from utils.files import read_json
@@ -195,6 +196,7 @@ def connect(
     dataset = splits[""]
     if not cached:
         model.encoder, model.reducer = encoder.to(device).eval(), reducer.to(device)
+        model.mirror = Mirror.of_trials(*kind_of(dataset)) if checkpoint.get("mirror_average") else None
         return dataset
     n_tokens = dataset.tokens.shape[1]
     was = checkpoint.get("settings", {}).get("n_tokens", n_tokens)

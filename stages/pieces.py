@@ -29,7 +29,7 @@ class DecodedPieces:
     ):
         digest = hashlib.sha256(f"{code_digest()} {fingerprint(model)}".encode())
         read = dataset.changes([dataset.trials[index] for index in chosen])
-        asked = [model.before_ids.tolist(), model.after_ids.tolist(), read, settings]
+        asked = [model.before_ids.tolist(), model.after_ids.tolist(), read, model.mirror is not None, settings]
         digest.update(json.dumps(asked, sort_keys=True).encode())
         for index in chosen:
             trial = dataset.trials[index]

@@ -73,13 +73,23 @@ def augmentations(augment: Sequence[str], reads: str, dataset: TrialDataset) -> 
 
     Raises UserError where the signal is not read, but kept "tokens" or "features", or the trials have no two sides.
     """
-    if augment and reads != "signal":
-        kept = f"--augment changes the signal of a trial, and what is read here are kept {reads}"
+    if augment:
+        check_reads_signal("--augment", reads)
+    chosen = [choose(AUGMENTATIONS, name) for name in augment]
+    return [entry.of_trials(*kind_of(dataset)) if hasattr(entry, "of_trials") else entry for entry in chosen]
+
+
+def check_reads_signal(flag: str, reads: str) -> None:
+    """Raise UserError where a flag changes the signal of a trial, and what is read are kept "tokens" or "features"."""
+    if reads != "signal":
+        kept = f"{flag} changes the signal of a trial, and what is read here are kept {reads}"
         such_as = "such as --encoder eegnet, shallow; csbrain with --train_encoder or --no_cache_features"
         raise UserError(f"{kept}: use an encoder that reads the signal and is trained ({such_as})")
-    chosen, montage = [choose(AUGMENTATIONS, name) for name in augment], dataset.montage
-    of_trials = montage.electrodes, montage.mirrored, dataset.description.classes
-    return [entry.of_trials(*of_trials) if hasattr(entry, "of_trials") else entry for entry in chosen]
+
+
+def kind_of(dataset: TrialDataset) -> tuple:
+    """Electrodes, those that mirror each other, and classes of trials: what `Mirror.of_trials` asks for."""
+    return dataset.montage.electrodes, dataset.montage.mirrored, dataset.description.classes
 
 
 class TokenCache:

@@ -16,7 +16,9 @@ from transformers import (
 
 from datasets.description import load_description
 from models import POOLINGS, choose, eeg_llm
+from models.augmentations import Mirror
 from models.eeg_llm import (
+    ClassHead,
     EEGLanguageModel,
     EEGProjection,
     add_lora,
@@ -405,6 +407,64 @@ def test_decoding_leaves_the_shared_prompt_as_it_was(model, tokens):
     assert texts == again_texts and torch.equal(scores, again_scores)
     with torch.no_grad():
         assert torch.equal(loss, model(tokens, ids, mask))
+
+
+# ---------------------------------------------------------------- the class head, the mirror image
+
+
+@pytest.fixture
+def with_head(model):
+    torch.manual_seed(2)
+    made = EEGLanguageModel(model.language_model, model.tokenizer, SYSTEM, USER, model.projection,
+                            head=ClassHead(6, 200, 3, normalise=True)).eval()  # fmt: skip
+    made.read_prefix()
+    return made
+
+
+def test_a_head_is_a_read_out_of_its_own_and_changes_no_other(model, with_head, tokens):
+    plain, both = model.read(tokens, SENTENCES), with_head.read(tokens, SENTENCES)
+    expected = with_head.head.linear(F.layer_norm(tokens, (200,)).flatten(1)).softmax(dim=-1)
+    for k, ((text, of), (text_too, of_both)) in enumerate(zip(plain, both, strict=True)):
+        assert text == text_too and set(of) == {"likelihood"} and set(of_both) == {"likelihood", "head"}
+        assert of["likelihood"] == of_both["likelihood"] and sum(of["likelihood"]) == pytest.approx(1, abs=1e-5)
+        assert of_both["head"] == pytest.approx(expected[k].tolist(), abs=1e-6)
+
+
+def test_the_loss_is_the_texts_and_the_heads_times_its_weight(model, with_head, tokens):
+    ids, mask = targets(model, SENTENCES)
+    labels = torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        text, cls = model(tokens, ids, mask), F.cross_entropy(with_head.head(tokens), labels)
+        assert torch.allclose(with_head(tokens, ids, mask, 0.0, labels, 0.7), text + 0.7 * cls)
+        assert torch.allclose(model(tokens, ids, mask, 0.0, labels, 0.7), text)  # nothing to weigh
+
+
+def test_the_head_is_trained_in_both_phases_and_the_encoder_learns_from_it(with_head, tokens):
+    ids, mask = targets(with_head, SENTENCES)
+    for joint in (False, True):
+        trained, _ = with_head.set_phase(joint)
+        assert any(p is with_head.head.linear.weight for p in trained)
+        x = tokens.clone().requires_grad_(True)
+        both = torch.autograd.grad(with_head(x, ids, mask, 0.0, torch.tensor([2, 0, 1]), 5.0), x)[0]
+        text = torch.autograd.grad(with_head(x, ids, mask, 0.0, torch.tensor([2, 0, 1]), 0.0), x)[0]
+        assert not torch.allclose(both, text)
+    with_head.requires_grad_(False)
+
+
+def test_mirrored_decoding_is_the_mean_with_the_classes_exchanged(with_head, tokens):
+    """Tokens stand for the signal that an encoder reads: the first two electrodes mirror each other."""
+    plain = with_head.read(tokens, SENTENCES)
+    swapped = with_head.read(tokens[:, [1, 0, 2, 3, 4, 5]], SENTENCES)
+    with_head.mirror = Mirror([1, 0, 2, 3, 4, 5], [0, 2, 1])
+    mean = with_head.read(tokens, SENTENCES)
+    for (text, of), (_, other), (text_too, averaged) in zip(plain, swapped, mean, strict=True):
+        assert text == text_too
+        for name in ("likelihood", "head"):
+            expected = [(of[name][k] + other[name][label]) / 2 for k, label in enumerate([0, 2, 1])]
+            assert averaged[name] == pytest.approx(expected, abs=1e-6)
+    # a trial and its mirror image say the same, sides exchanged
+    for (_, a), (_, b) in zip(mean, with_head.read(tokens[:, [1, 0, 2, 3, 4, 5]], SENTENCES), strict=True):
+        assert a["head"] == pytest.approx([b["head"][k] for k in (0, 2, 1)], abs=1e-6)
 
 
 # ---------------------------------------------------------------- loading
