@@ -18,7 +18,7 @@ import argparse
 import math
 from pathlib import Path
 
-from datasets.alignment import ALIGNMENTS, METHODS
+from datasets.alignment import ADAPTATIONS, ALIGNMENTS, METHODS
 from datasets.description import load_description, one_of, with_words
 from datasets.splits import PROTOCOLS, check_protocol
 from models import AUGMENTATIONS, FEATURE_ENCODERS, POOLINGS
@@ -64,6 +64,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_training_flags(parser, POOLINGS, AUGMENTATIONS)
     add("--mirror_average", action="store_true",
         help="decode each trial and its mirror image, sides of classes exchanged, and take the mean of probabilities")
+    flags.add_adapt_flag(add, ADAPTATIONS)
     # fmt: on
     args = parser.parse_args()
     flags.choose_protocol(parser, args, PROTOCOLS, None)
@@ -77,7 +78,7 @@ if __name__ == "__main__":
 
 import torch
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from datasets.store import description_of_store, read_words
 from datasets.trials import TextCollator, load_splits, part_of
@@ -93,6 +94,7 @@ from models.eeg_llm import (
     lora_facts,
     lora_targets,
 )
+from stages.adaptation import Adapter
 from stages.own_llm import TINY, language_model_for
 from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
@@ -121,7 +123,9 @@ def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> f
             loss = model(batch["x"], *targets, args.lambda_cls)
             accelerator.backward(loss * group / in_group)  # accelerate divides by `group`, which the last may not fill
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), args.clip)
+                *text, head = (group["params"] for group in optimizer.param_groups)
+                accelerator.clip_grad_norm_([p for group in text for p in group], args.clip)
+                torch.nn.utils.clip_grad_norm_(head, args.clip)  # apart: of a frozen encoder it changes no text
             optimizer.step()
             if accelerator.sync_gradients:
                 schedule.step()
@@ -131,13 +135,17 @@ def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> f
     return float(accelerator.reduce(torch.as_tensor(total / n_batches), reduction="mean"))
 
 
-def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None = None) -> list:
+def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None = None, adapt: str = "none") -> list:
     """Decode a split with all read-outs; one row a trial, in the split's order, on every process.
 
     keep_in : Path, optional. Folder where each batch is kept until all are decoded.
     """
     model = accelerator.unwrap_model(model).eval()
-    mine = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    adapter = Adapter(adapt, model.class_logits, model.encoder, dataset, accelerator.device)
+    batches = adapter.batches(
+        range(len(dataset)), args.eval_batch_size, accelerator.process_index, accelerator.num_processes
+    )
+    mine = [place for batch in batches for place in batch]
     rows, pieces = [], None
     if keep_in:
         settings = {
@@ -145,22 +153,27 @@ def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None 
             "device": accelerator.device.type,
             "batch_size": args.eval_batch_size,
             "max_new_tokens": args.max_new_tokens,
+            "adapt": adapt,
         }
         pieces = DecodedPieces(keep_in, model, dataset, mine, accelerator.process_index, **settings)
     with accelerator.autocast():
         model.read_prefix()
-    batches = DataLoader(Subset(dataset, mine), args.eval_batch_size)
-    bar = progress(batches, desc=name, unit="batch", leave=False, disable=not accelerator.is_main_process)
+    loader = DataLoader(dataset, batch_sampler=batches)
+    bar = progress(loader, desc=name, unit="batch", leave=False, disable=not accelerator.is_main_process)
     sentences = dataset.description.canonical
     for number, batch in enumerate(bar):
+        adapter.before(batches[number])
         decoded = pieces.get(number) if pieces else None  # what an interrupted run has decoded already
         if decoded is None:
             with accelerator.autocast():
                 decoded = model.read(batch["x"].to(accelerator.device), sentences, args.max_new_tokens)
             if pieces:
                 pieces.add(decoded)
+        adapter.after(batches[number])
         for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
-            rows.append(new_row(dataset, index, text_readouts(dataset.description, text, probabilities), text))
+            readouts = text_readouts(dataset.description, text, probabilities)
+            rows.append(new_row(dataset, index, readouts, text, adapter.adaptation.uses))
+    adapter.restore()
     return sorted(gather_object(rows), key=lambda row: row.index)
 
 
@@ -232,6 +245,7 @@ def main(args: argparse.Namespace) -> None:
         **splits["train"].facts,
         "protocol": args.protocol,
         "mirror_average": args.mirror_average,
+        "adapt": args.adapt,
         "seen": [*splits["train"].seen, *splits["val"].seen],
         "words": read_words(Path(args.words)) if args.words else None,
         "llm": str(Path(llm).resolve()) if Path(llm).is_dir() else llm,
@@ -274,7 +288,8 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(run.best_file())
     load_trained(model, checkpoint)
     load_lora(model.language_model, run.best_file(1), checkpoint["lora"])
-    run.finish(evaluate(accelerator, model, splits["test"], args, "test", run.folder), args.shuffle_labels)
+    rows = evaluate(accelerator, model, splits["test"], args, "test", run.folder, args.adapt)
+    run.finish(rows, args.shuffle_labels)
     end_processes(accelerator)
 
 
@@ -297,10 +312,12 @@ def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -
             load_trained(model, state)
             for parameter, value in zip(model.lora_parameters(), state["lora"], strict=True):
                 parameter.data.copy_(value)
-    trained, of_encoder = model.set_phase(joint)
-    groups = [{"params": trained, "lr": args.lr if joint else args.warmup_lr}]
+    trained, of_encoder, of_head = model.set_phase(joint)
+    lr = args.lr if joint else args.warmup_lr
+    groups = [{"params": trained, "lr": lr}]
     if of_encoder:
         groups.append({"params": of_encoder, "lr": model.encoder.lr if args.encoder_lr is None else args.encoder_lr})
+    groups.append({"params": of_head, "lr": lr})
     optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
     loader = DataLoader(dataset, args.batch_size, shuffle=True, collate_fn=collator)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

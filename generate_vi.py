@@ -44,11 +44,12 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from datasets.trials import TrialDataset, part_as_trained
 from models.image_generator import EEGImageGenerator, image_model_address
 from stages import checkpoints
+from stages.adaptation import Adapter
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawing_recipe
 from stages.pieces import DecodedPieces
 from stages.rows import draw_what, new_row, read_rows, text_readouts
@@ -91,28 +92,35 @@ def main(args: argparse.Namespace) -> None:
         )  # fmt: skip
         how = args.cache_dir, not args.no_cache_features, device
         dataset = checkpoints.connect(model, checkpoint, encoder, dataset, *how)
+        adapter = Adapter(checkpoint.get("adapt", "none"), model.class_logits, model.encoder, dataset, device)
+        batches = adapter.batches(chosen, args.batch_size)
         settings = {
             "precision": precision,
             "device": device.type,
             "batch_size": args.batch_size,
             "max_new_tokens": args.max_new_tokens,
+            "adapt": checkpoint.get("adapt"),
         }
-        pieces = DecodedPieces(output_dir, model, dataset, chosen, **settings)
+        pieces = DecodedPieces(output_dir, model, dataset, [place for of in batches for place in of], **settings)
         rows = []
         with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
             model.read_prefix()
-            batches = DataLoader(Subset(dataset, chosen), args.batch_size)
-            for number, batch in enumerate(progress(batches, desc="decoding", unit="batch")):
+            loader = DataLoader(dataset, batch_sampler=batches)
+            for number, batch in enumerate(progress(loader, desc="decoding", unit="batch")):
+                adapter.before(batches[number])
                 decoded = pieces.get(number)  # what an interrupted run has decoded already
                 if decoded is None:
                     decoded = model.read(batch["x"].to(device), description.canonical, args.max_new_tokens)
                     pieces.add(decoded)
+                adapter.after(batches[number])
                 for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
                     readouts = text_readouts(description, text, probabilities)
-                    rows.append(draw_what(new_row(dataset, index, readouts, text), description, args.readout))
+                    row = new_row(dataset, index, readouts, text, adapter.adaptation.uses)
+                    rows.append(draw_what(row, description, args.readout))
+        rows.sort(key=lambda row: row.index)  # which may have been decoded session by session
         record = {"arguments": vars(args), "store": dataset.store.fingerprint, "projection": str(path)}
         report_decoded(rows, output_dir, record | checkpoint_facts(encoder))
-        del dataset, checkpoint, encoder, model, batch  # the image stage has the GPU for itself
+        del dataset, checkpoint, encoder, model, batch, adapter, loader  # the image stage has the GPU for itself
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if draws:

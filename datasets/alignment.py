@@ -51,6 +51,25 @@ ALIGNMENTS = {
         "all trials, unlabelled (transductive)", "train_and_target_unlabeled_full", lambda trial: (trial.subject,)
     ),
 }
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What is learned while test trials are decoded: see `stages.adaptation`.
+
+    uses : str. What it uses of the test person. causal : bool. Whether a batch is decoded before it is learned from.
+    """
+
+    uses: str
+    causal: bool = False
+
+
+# --adapt
+ADAPTATIONS = {
+    "none": Adaptation(ALIGNMENTS["none"].uses),
+    "im": Adaptation(ALIGNMENTS["session"].uses),
+    "im_causal": Adaptation(ALIGNMENTS["causal"].uses, causal=True),
+}
 LABELLED = "other trials, labelled"  # of runs within a person, and of what is whitened by repetitions of an image
 # what may be used of the test person besides the trial that is decoded, from the least to the most
 USES = (*dict.fromkeys(alignment.uses for alignment in ALIGNMENTS.values()), LABELLED)

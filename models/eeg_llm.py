@@ -101,17 +101,17 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
 
     # ------------------------------------------------------------ what is trained
 
-    def set_phase(self, joint: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def set_phase(self, joint: bool) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
         """Warm-up: train projection and head. Joint: these and LoRA. The encoder as `train_encoder` says.
 
-        Returns the parameters that are trained: of projection, LoRA and head, and of the encoder.
+        Returns the parameters that are trained: of projection and LoRA, of the encoder, of the head.
         """
         self.requires_grad_(False)
         trained = [*self.projection.parameters(), *(self.lora_parameters() if joint else [])]
-        trained += self.head.parameters() if self.head else []
-        for parameter in trained:
+        of_head = list(self.head.parameters()) if self.head else []
+        for parameter in (*trained, *of_head):
             parameter.requires_grad_(True)
-        return trained, self.set_encoder_phase(joint)
+        return trained, self.set_encoder_phase(joint), of_head
 
     def lora_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.language_model.named_parameters() if "lora_" in name]
@@ -163,6 +163,10 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
             of = {name: (p + of_mirrored[name][:, self.mirror.labels.to(p.device)]) / 2 for name, p in of.items()}
         said = {name: p.tolist() for name, p in of.items()}
         return [(text, {name: said[name][k] for name in said}) for k, text in enumerate(texts)]
+
+    def class_logits(self, x: Tensor) -> Tensor:
+        """(B, K), of the head."""
+        return self.head(self.encode(x))
 
     def _probabilities(self, tokens: Tensor, scores: Tensor) -> dict[str, Tensor]:
         """(B, K) by read-out, from the tokens and the sentences' scores."""

@@ -62,18 +62,18 @@ text() { # run that is left out, folder, further flags
     > $runs/"$2".log 2>&1
 }
 text 1 text-run1
-text 1 text_shuffled-run1 --shuffle_labels & control=$!
+text 1 text-run1_shuffled --shuffle_labels & control=$!
 for run in 2 3 4 5 6; do
   text $run text-run$run
   wait $control
-  text $run text_shuffled-run$run --shuffle_labels & control=$!
+  text $run text-run${run}_shuffled --shuffle_labels & control=$!
 done
+wait $control
 
 step "a tiny image model that learns to draw these pictures"
 python prepare_demo.py --datasets --models stable-diffusion --pth_dir $pth > /dev/null
 OMP_NUM_THREADS=2 python train_demo_images.py --own_pictures pth/own/stable-diffusion --datasets_dir $store --stimuli_dir "$pictures" \
   --start_from $pth/stable-diffusion --autoencoder_steps 250 --unet_steps 500 --sheet_dir $images
-wait $control
 
 step "decoding and pictures of the run that was left out"
 python generate.py --datasets_dir $store --projection_dir $runs/text-run6 --no_quantize --num_samples 16 --max_new_tokens 24 \
@@ -82,6 +82,6 @@ python generate.py --datasets_dir $store --projection_dir $runs/text-run6 --no_q
 
 echo
 step "one real person, six runs, each left out once"
-python evaluate.py $runs/text-run* $runs/text_shuffled-run* $runs/lda-run* --report --output_dir $images/tables
+python evaluate.py $runs/{text,lda}-run{1,2,3,4,5,6} --report --output_dir $images/tables
 echo "pictures: $images/pictures/summary_grid.png, page: $images/tables/report.html"
 echo "took $((SECONDS - started)) s"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from datasets.alignment import USES
+from datasets.alignment import USES, used_together
 from datasets.description import DatasetDescription
 from utils.errors import UserError
 from utils.files import write_jsonl
@@ -128,12 +128,13 @@ class Row:
     picture_fault: str = ""
 
 
-def new_row(dataset, index: int, readouts: dict[str, Readout], text: str) -> Row:
-    """The row of trial `index` of a `TrialDataset`."""
+def new_row(dataset, index: int, readouts: dict[str, Readout], text: str, uses: str = USES[0]) -> Row:
+    """The row of trial `index` of a `TrialDataset`. `uses`: of the test person, beyond what reading the trial has."""
     trial, label, description = dataset.trials[index], dataset.labels[index], dataset.description
     where = trial.subject, trial.session, trial.run, trial.trial
     row = Row(index, *where, label, description.class_name(label), readouts, text[:LONGEST_TEXT], trial.image)
-    row.tasks, row.simulated, row.uses = list(description.tasks), dataset.simulated, dataset.uses
+    row.tasks, row.simulated = list(description.tasks), dataset.simulated
+    row.uses = used_together(*dataset.uses.split("; "), uses)
     return row
 
 

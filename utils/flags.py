@@ -223,6 +223,17 @@ def add_alignment_flags(add: Callable, alignments: Sequence[str], methods: Seque
     # fmt: on
 
 
+def add_adapt_flag(add: Callable, adaptations: Sequence[str]) -> None:
+    """What is learned of test trials without labels. `add`: the parser's, or a group's, `add_argument`."""
+    add(
+        "--adapt",
+        choices=list(adaptations),
+        default="none",
+        help="im: before a test session is decoded, scale and shift of batch normalisation learn from its unlabelled "
+        "trials; im_causal: after each batch, from those so far",
+    )
+
+
 def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:
     """The encoder and its cache."""
     # fmt: off

@@ -103,7 +103,7 @@ def test_text_training_fits_into_8_gb(tinyllama, capsys):
         "A recording: {eeg} What was it?",
         EEGProjection(2048),
     ).to(device)
-    trained, _ = model.set_phase(joint=True)
+    trained, *_ = model.set_phase(joint=True)
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     scaler = torch.amp.GradScaler()
     for _ in range(3):  # batch 4, hemisphere tokens, long targets

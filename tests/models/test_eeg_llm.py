@@ -278,7 +278,7 @@ def test_the_end_token_is_learned_and_padding_is_not(model, tokens):
 def test_phases_train_the_projection_then_lora_as_well(model, tokens):
     ids, mask = targets(model, SENTENCES)
     for joint in (False, True):
-        trained, of_encoder = model.set_phase(joint)
+        trained, of_encoder, _ = model.set_phase(joint)
         assert of_encoder == []
         model.zero_grad()
         model.train()(tokens, ids, mask).backward()
@@ -303,7 +303,7 @@ def test_the_encoder_is_trained_when_it_is_said_to_be(model, train_encoder, phas
     x = torch.randn(3, 22, 512)
     means = encoder.temporal[2].running_mean.clone()
     for joint in (False, True):
-        trained, of_encoder = reading.set_phase(joint)
+        trained, of_encoder, _ = reading.set_phase(joint)
         reading.zero_grad()
         reading.train()(x, ids, mask).backward()
         wanted = [*encoder.parameters()] if joint in phases else []
@@ -442,7 +442,7 @@ def test_the_loss_is_the_texts_and_the_heads_times_its_weight(model, with_head, 
 def test_the_head_is_trained_in_both_phases_and_the_encoder_learns_from_it(with_head, tokens):
     ids, mask = targets(with_head, SENTENCES)
     for joint in (False, True):
-        trained, _ = with_head.set_phase(joint)
+        trained = with_head.set_phase(joint)[2]
         assert any(p is with_head.head.linear.weight for p in trained)
         x = tokens.clone().requires_grad_(True)
         both = torch.autograd.grad(with_head(x, ids, mask, 0.0, torch.tensor([2, 0, 1]), 5.0), x)[0]
