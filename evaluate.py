@@ -167,6 +167,7 @@ def look_for_leaks(args: argparse.Namespace) -> None:
             say([audit.Finding("cannot", run.name, f"its cached tokens were not looked at: {error}")])
             continue
         say(audit.token_findings(run, datasets, args.cache_dir, pick_device(args.cuda)))
+        say(audit.used_findings(run, datasets))
     say(audit.decoding_findings(runs))
     for words in audit.CANNOT:
         print(audit.Finding("cannot", "by design", words))

@@ -122,9 +122,12 @@ class TrialDataset:
         made._select(window, regions, band)
         if align != "none" and len(made):
             people = {trial.subject for trial in made.trials}
-            trials = [trial for trial in made.store.trials if trial.subject in people]
-            made._aligning = aligning_matrices(trials, made.samples, align, align_method)
+            made._aligning = made.aligning([trial for trial in made.store.trials if trial.subject in people])
         return made
+
+    def aligning(self, trials: Sequence[Trial]) -> dict[str, np.ndarray]:
+        """The matrix that aligns each of some trials, by its key, where there are no others: see `aligning_matrices`."""
+        return aligning_matrices(trials, self._another(_aligning=None).samples, self.align, self.align_method)
 
     def prepared(self, prepare: Callable) -> "TrialDataset":
         """The same trials as an encoder reads them: prepare(x, sfreq) of each, kept in memory where there is room.

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta, rankdata
 
+from datasets.alignment import ADAPTATIONS, ALIGNMENTS, used_together
 from datasets.description import DatasetDescription
 from datasets.prepare import AMPLITUDES, RATIOS
 from datasets.recording import Trial
@@ -44,6 +45,7 @@ EQUAL = 2e-5  # relative difference of electrodes' amplitudes over all trials, b
 SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
 # baselines
 WITHOUT_EPOCHS = "best_constant recording_only bandpower_lda csp_lda tangent_space ridge knn forest svm".split()
+WITHOUT_EPOCHS += ["samples_lda", "xdawn_tangent", "filterbank_tangent"]
 CANNOT = [
     "a label that is written into one electrode's variance or rhythm: "
     "it looks like the band power that decoders live on",
@@ -611,6 +613,32 @@ def _cached_tokens(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | 
         yield "cannot", "no tokens of this store and encoder are in the cache"
     elif not wrong:
         yield "ok", f"{compared} trials of {len(files)} files of the token cache were encoded anew and agree"
+
+
+def used_findings(run: Run, datasets: Sequence[TrialDataset]) -> Iterator[Finding]:
+    """Whether a run has used of the test person what its rows say, and causal alignment knows nothing of later trials."""
+    test = next((dataset for dataset in datasets if dataset.mode == "test"), None)
+    if test is None or not run.rows[0].uses:
+        yield Finding("cannot", run.name, "what was used of the test person: its rows do not say it")
+        return
+    adapt = ADAPTATIONS.get(str(run.argument.get("adapt", "none")), ADAPTATIONS["none"])
+    settings, said = used_together(*test.uses.split("; "), adapt.uses), run.uses
+    if "ensemble" not in run.record and settings != said:
+        yield Finding(
+            "BREACH", run.name, f"its rows say {said!r} was used of the test person, its settings {settings!r}"
+        )
+        return
+    yield Finding("ok", run.name, f"used of the test person: {said}, as its settings say")
+    if ALIGNMENTS[test.align].causal:
+        person = [trial for trial in test.store.trials if trial.subject == test.trials[0].subject]
+        order = sorted(person, key=lambda t: (t.session, t.run, t.trial))
+        aligned = test.aligning(order)
+        for place in sorted({1, len(order) // 2, len(order) - 1}):  # with nothing behind it, each is aligned alike
+            until = test.aligning(order[:place])
+            if any(not np.array_equal(until[trial.key], aligned[trial.key]) for trial in order[:place]):
+                yield Finding("BREACH", run.name, f"trials before {order[place].key} are aligned by what comes after")
+                return
+        yield Finding("ok", run.name, "no trial is aligned by a later one: bit-equal without them")
 
 
 def decoding_findings(runs: Sequence[Run]) -> Iterator[Finding]:

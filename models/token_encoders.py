@@ -141,22 +141,22 @@ class EEGNet(TrainedFromScratch):
 
 
 class EvokedSamples(TrainedFromScratch):
-    """Samples of an evoked response as they are: means over a 32nd of a second, standardised, one token a trial.
+    """Samples of an evoked response: means over a 32nd of a second, standardised, and 16 weighted sums of them.
 
-    What linear discriminant analysis of time samples reads (Blankertz et al., NeuroImage 56, 2011). On few trials of
-    few electrodes a network that learns filters first has nothing over it.
+    What linear discriminant analysis of time samples reads (Blankertz et al., NeuroImage 56, 2011), as one token a
+    trial. On few trials of few electrodes a network that learns filters first has nothing over it.
 
     n_chans, n_times : int. Electrodes; means a trial.
     """
 
-    sfreq = 32.0  # Hz
+    sfreq, width = 32.0, 16  # Hz
 
     def __init__(self, n_chans: int, n_times: int, dropout: float = 0.5):
         super().__init__()
         if n_times < 8:
             raise UserError(f"trials are too short for evoked, which needs 0.25 s: {n_times} means at 32 Hz")
-        self.width = n_chans * n_times
-        self.norm, self.dropout = nn.BatchNorm1d(self.width), nn.Dropout(dropout)
+        self.norm, self.dropout = nn.BatchNorm1d(n_chans * n_times), nn.Dropout(dropout)
+        self.sums = nn.Linear(n_chans * n_times, self.width)
 
     def prepare(self, x: np.ndarray, sfreq: float) -> np.ndarray:
         """(C, n_times) microvolts → (C, T): means, in units of 10 µV."""
@@ -165,8 +165,8 @@ class EvokedSamples(TrainedFromScratch):
         return (fine.reshape(len(x), n, 4).mean(axis=-1) / 10).astype(np.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, T) → (B, 1, 1, C·T)."""
-        return self.dropout(self.norm(x.flatten(1)))[:, None, None]
+        """(B, C, T) → (B, 1, 1, 16)."""
+        return self.sums(self.dropout(self.norm(x.flatten(1))))[:, None, None]
 
 
 class ShallowFBCSPNet(TrainedFromScratch):

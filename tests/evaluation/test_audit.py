@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from datasets import alignment
 from datasets.recording import Trial
 from datasets.store import open_store, write_store
 from evaluation.audit import amplitude_findings, copy_findings, people_findings, store_findings, summarise
+from tests.conftest import read_jsonl
 from utils.checkpoints import keep, read_kept
 
 PEOPLE = [f"A0{k}" for k in range(1, 10)]
@@ -308,3 +310,29 @@ def test_a_baselines_epoch_and_scores_are_looked_at(script, demo, tmp_path):
     edited(tmp_path / "probe/results.json", lambda r: r.update(best_epoch=best % 4 + 1))
     edited(tmp_path / "constant/results.json", lambda r: r["test"]["classifier"].update(correct=1))
     assert {"probe", "constant"} <= breaches(script(*command).out)
+
+
+def test_what_was_used_of_the_test_person_is_compared_and_causal_alignment_is_tried(few, script, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    flags = ["--model", "csp_lda", "--datasets_dir", few, "--downstream_dataset", "BCICIV2a", "--output_dir", run]
+    assert script("baseline.py", *flags, "--align", "causal", "--band", 8, 30, "--cuda", -1).code == 0
+    done = script("evaluate.py", "--audit", few, run, "--cuda", -1)
+    assert (
+        done.code == 0 and "used of the test person: earlier trials, unlabelled (causal), as its settings" in done.out
+    )
+    assert "no trial is aligned by a later one: bit-equal without them" in done.out
+
+    # a method that takes the mean of all trials, and says that it is causal
+    whole = lambda covariances, causal: np.repeat(covariances.mean(axis=0)[None], len(covariances), axis=0)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setitem(alignment.METHODS, "euclidean", whole)
+        done = script("evaluate.py", "--audit", few, run, "--cuda", -1)
+    assert done.code == 2 and "are aligned by what comes after" in done.out
+
+    rows = [
+        {k: v for k, v in row.items() if k not in ("of", "checksum")} for row in read_jsonl(run / "decoded_test.jsonl")
+    ]
+    text = "".join(json.dumps(row | {"uses": "nothing"}) + "\n" for row in rows)
+    (run / "decoded_test.jsonl").write_text(text)
+    done = script("evaluate.py", "--audit", few, run, "--cuda", -1)
+    assert done.code == 2 and "its rows say 'nothing' was used of the test person, its settings 'earlier" in done.out
