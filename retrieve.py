@@ -16,9 +16,10 @@ where runs differ in --tmin and --tmax, or in --channels, alone.
 import argparse
 from pathlib import Path
 
+from datasets.alignment import ALIGNMENTS, used_together
 from datasets.description import load_description, of_images
 from datasets.splits import caution
-from models import choose
+from models import GEOMETRIES, choose
 from models.recipes import ATM_KINDS
 from utils import flags
 from utils.errors import UserError
@@ -46,6 +47,9 @@ def parse_args() -> argparse.Namespace:
     add("--test_repetitions", type=flags.at_least(1), nargs="+",
         help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")
     add("--num_samples", type=flags.at_least(1), default=12, help="trials on the sheet of top 5")
+    add("--geometry", nargs="+", choices=list(GEOMETRIES), default=["plain"],
+        help="how near is measured. whiten, csls, procrustes look at all test embeddings of the person at once, without "
+        "labels; their rows lie in folders of their own")
     published = parser.add_argument_group("a checkpoint of a published repository").add_argument
     published("--published_checkpoint", nargs="+",
         help="its file, a state dict of weights only; of nice both, Enc_eeg and Proj_eeg")
@@ -130,7 +134,13 @@ def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[s
 
 
 def rows_of(
-    run: ClipRun, n: int | None, targets: dict, images: list[str], seed: int, device: torch.device
+    run: ClipRun,
+    n: int | None,
+    targets: dict,
+    images: list[str],
+    seed: int,
+    device: torch.device,
+    geometry: str = "plain",
 ) -> tuple[list[Row], dict[int, list[str]]]:
     """Rows of all test images, means of `n` repetitions (None: all), with all read-outs; and the five nearest images of
     each.
@@ -142,6 +152,13 @@ def rows_of(
             f"{run.name} gives embeddings of width {outputs.shape[1]}, --clip_model of width "
             f"{targets['retrieval'].shape[1]}"
         )
+    if geometry != "plain":
+        like = retrieval.similarities(groups, outputs, targets["retrieval"], geometry)
+        rows = retrieval.retrieval_rows(run.dataset, groups, outputs, targets["retrieval"], images, like=like)
+        for row in rows:
+            row.uses = used_together(*row.uses.split("; "), ALIGNMENTS["session"].uses)
+        nearest = like.topk(min(5, len(images))).indices.tolist()
+        return rows, {row.index: [images[k] for k in of] for row, of in zip(rows, nearest, strict=True)}
     rows = retrieval.retrieval_rows(run.dataset, groups, outputs, targets["retrieval"], images)
     if "classification" in targets:
         for row, other in zip(
@@ -174,12 +191,25 @@ def main(args: argparse.Namespace) -> None:
 
         # ------------------------------------------------------------ all repetitions: rows and scores
         rows, nearest = rows_of(run, None, targets, images, args.seed, device)
-        lines += retrieval.score_lines(run.name, rows)
+        about = {"used of the test person": rows[0].uses, "hubness": retrieval.hubness(nearest.values(), images)}
+        lines += [
+            line | (about if args.geometry != ["plain"] else {}) for line in retrieval.score_lines(run.name, rows)
+        ]
         write_rows(rows, place / "retrieval.jsonl")
         before = read_json(folder / "run.json") if folder and (folder / "run.json").is_file() else {}
         arguments = before.get("arguments", {})
         arguments |= {"datasets_dir": str(args.datasets_dir), "images_dir": str(args.images_dir)}
         write_json(before | {"arguments": arguments, "environment": environment()}, place / "run.json")
+
+        # ------------------------------------------------------------ other geometries, which know all test trials
+        for geometry in [name for name in args.geometry if name != "plain"]:
+            of, near = rows_of(run, None, targets, images, args.seed, device, geometry)
+            about = {"used of the test person": of[0].uses, "hubness": retrieval.hubness(near.values(), images)}
+            scored = retrieval.score_lines(run.name, of)
+            lines += [line | about | {"read-out": f"{line['read-out']}, {geometry}"} for line in scored]
+            write_rows(of, place / geometry / "retrieval.jsonl")
+            own = before | {"arguments": arguments | {"geometry": geometry}, "environment": environment()}
+            write_json(own, place / geometry / "run.json")
 
         # ------------------------------------------------------------ fewer repetitions; a sheet
         most = max(len(group.trials) for group in repetitions(run.dataset))

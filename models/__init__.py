@@ -52,6 +52,13 @@ AUGMENTATIONS = {
 CONTRASTIVE = {
     "nce": "models.contrastive:info_nce"  # symmetric InfoNCE
 }
+# --geometry of retrieve.py: functions of one person's embeddings and the candidates, see models/geometry.py
+GEOMETRIES = {
+    "plain": "models.geometry:plain",
+    "whiten": "models.geometry:whiten",
+    "csls": "models.geometry:csls",
+    "procrustes": "models.geometry:procrustes",
+}
 # --mapper: see models/eeg_clip_mapper.py
 MAPPERS = {
     "qformer": "models.eeg_clip_mapper:QFormerMapper",

@@ -40,7 +40,11 @@ def retrieval_ranks(eeg: Tensor, candidates: Tensor, own: Tensor) -> Tensor:
 
     eeg : (N, D). candidates : (K, D). own : (N,) which candidate is an embedding's own.
     """
-    like = F.normalize(eeg.double(), dim=-1) @ F.normalize(candidates.double(), dim=-1).T  # (N, K)
+    return ranks_among(F.normalize(eeg.double(), dim=-1) @ F.normalize(candidates.double(), dim=-1).T, own)
+
+
+def ranks_among(like: Tensor, own: Tensor) -> Tensor:
+    """(N,) ranks, best 1, of each row's own candidate by similarities (N, K); among equals it comes last."""
     return (like >= like.gather(1, own[:, None])).sum(dim=1)
 
 

@@ -1,11 +1,12 @@
 """Embeddings of EEG against those of what may have been seen: rows of retrieval and of classes, and their scores."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from scipy.stats import skew
 from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
@@ -13,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from datasets.repetitions import Averages, Group
 from datasets.trials import TrialDataset
-from models.contrastive import k_way, retrieval_ranks
+from models import GEOMETRIES, choose
+from models.contrastive import k_way, ranks_among, retrieval_ranks
 from stages.rows import Readout, Row, most_likely, new_row
 from stages.scores import FEW_PEOPLE, mean_and_interval, percent, wilson
 from utils.errors import UserError
@@ -47,14 +49,19 @@ def retrieval_rows(
     targets: Tensor,
     images: Sequence[str],
     readout: str = "retrieval",
+    like: Tensor | None = None,
 ) -> list[Row]:
     """One row a group: which of the candidates is nearest by cosine, and the rank of its own.
 
     targets : (K, D). images : the candidates' images, in the order of their labels.
+    like : (N, K) tensor, optional. Similarities in place of cosines: `similarities`.
     """
     own = torch.tensor([images.index(group.image) for group in groups])
-    like = F.normalize(embeddings.float(), dim=-1) @ F.normalize(targets.float(), dim=-1).T  # (N, K)
-    ranks = retrieval_ranks(embeddings.float(), targets.float(), own).tolist()
+    if like is None:
+        like = F.normalize(embeddings.float(), dim=-1) @ F.normalize(targets.float(), dim=-1).T  # (N, K)
+        ranks = retrieval_ranks(embeddings.float(), targets.float(), own).tolist()
+    else:
+        ranks = ranks_among(like, own).tolist()
     names = {group.image: dataset.description.class_name(group.label) for group in groups}
     rows = []
     for number, (group, nearest) in enumerate(zip(groups, like.argmax(dim=1).tolist(), strict=True)):
@@ -65,6 +72,25 @@ def retrieval_rows(
         row.predicted_label, row.predicted_name = nearest, names.get(images[nearest])
         rows.append(row)
     return rows
+
+
+def similarities(groups: Groups, embeddings: Tensor, targets: Tensor, geometry: str) -> Tensor:
+    """(N, K) similarities of groups to the candidates, a person at a time. `geometry`: a key of GEOMETRIES."""
+    like = torch.zeros(len(groups), len(targets), dtype=torch.double)
+    for person in dict.fromkeys(group.subject for group in groups):
+        places = [k for k, group in enumerate(groups) if group.subject == person]
+        like[places] = choose(GEOMETRIES, geometry)(embeddings[places].float(), targets.float())
+    return like
+
+
+def hubness(nearest: Iterable[Sequence[str]], images: Sequence[str]) -> float:
+    """Skewness of how often each candidate is among the nearest of an embedding: 0 where all are as often.
+
+    Radovanović et al., J. Mach. Learn. Res. 11:2487, 2010.
+    """
+    times = Counter(image for of in nearest for image in of)
+    counts = np.array([times[image] for image in images], float)
+    return float(skew(counts)) if counts.std() > 0 else 0.0
 
 
 def held_out_rows(dataset: TrialDataset, groups: Groups, embeddings: Tensor, target_of: dict[str, Tensor]) -> list[Row]:
@@ -186,13 +212,28 @@ def table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of `score_lines`, in words; of a curve over repetitions the retrieval alone."""
     keys = dict.fromkeys(key for line in lines for key in line)
     scores = [key for key in keys if key.startswith("top-") or "-way" in key]
-    heads = ["run", "read-out", "person", "repetitions", "n", "candidates", "chance", *scores, "95 % of top-1"]
+    used = ["used of the test person"] if any("used of the test person" in line for line in lines) else []
+    hubs = ["hubness"] if any("hubness" in line for line in lines) else []
+    heads = [
+        "run",
+        "read-out",
+        *used,
+        "person",
+        "repetitions",
+        "n",
+        "candidates",
+        "chance",
+        *scores,
+        "95 % of top-1",
+        *hubs,
+    ]
     cells = []
     for line in lines:
         interval = line["interval"]
         if line["low"] is not None:
             interval = f"{100 * line['low']:.1f} to {percent(line['high'])} ({interval})"
-        shown = {"repetitions": "all", **line, "95 % of top-1": interval}
+        shown = {"repetitions": "all", **dict.fromkeys(used, ""), **line, "95 % of top-1": interval}
+        shown |= {"hubness": f"{line['hubness']:.2f}" if "hubness" in line else ""}
         shares = {key: percent(line[key]) if key in line else "" for key in ("chance", *scores)}
         cells.append([str((shown | shares)[head]) for head in heads])
     return heads, cells
