@@ -34,51 +34,31 @@ from utils.script import run_script, start_script
 
 def parse_args() -> argparse.Namespace:
     parser = flags.new_parser(__doc__)
-    parser.add_argument(
-        "runs",
-        nargs="*",
-        help="folders of a training, generating or baseline script, .jsonl files, or OWNER/NAME on the hub",
-    )
-    parser.add_argument(
-        "--control_suffix", default="_shuffled", help="what a control's folder has behind the run's name"
-    )
-    parser.add_argument("--output_dir", help="folder for the tables and figures; without it they are printed only")
-    parser.add_argument(
-        "--images", action="store_true", help="compare the pictures of generating scripts with the stimuli"
-    )
-    parser.add_argument(
-        "--figures", action=argparse.BooleanOptionalAction, default=True, help="draw figures beside the tables"
-    )
-    parser.add_argument(
-        "--report", action="store_true", help="write report.html, one page with tables, figures, pictures, EEG"
-    )
-    parser.add_argument(
-        "--ensemble", metavar="FOLDER", help="write the rows of the runs' mean probabilities there, as a run of its own"
-    )
-    parser.add_argument("--keep_rows", metavar="FOLDER", help="copy each run's rows, packed, and its run.json there")
-    parser.add_argument(
-        "--stimuli_dir", help="folder of the stimulus photos (default: as the generating script had it)"
-    )
-    parser.add_argument(
-        "--metric_weights",
-        default=default("pth/metrics"),
-        help="for --images: folder of torchvision's and SwAV's weights",
-    )
-    parser.add_argument(
-        "--clip_model",
-        default="openai/clip-vit-large-patch14",
-        help="for --images: CLIP, a local folder or hub address",
-    )
-    parser.add_argument(
-        "--convnet", help="for --images: a ResNet or ConvNeXt in the hub's layout, whose first and last stage judge too"
-    )
-    parser.add_argument("--audit", metavar="STORE", help="look for leaks in this store, and in the runs on it")
-    parser.add_argument("--downstream_dataset", help="for --audit: the store's (default: as the store says)")
-    parser.add_argument(
-        "--protocol", type=flags.checked(check_protocol), help="for --audit without runs (default: published)"
-    )
-    parser.add_argument("--cache_dir", help="for --audit: the token cache (default: beside the store)")
-    parser.add_argument("--cuda", type=int, default=0, help="for --audit: GPU that encodes some trials anew; -1: CPU")
+    # fmt: off
+    add = parser.add_argument
+    add("runs", nargs="*",
+        help="folders of a training, generating or baseline script, .jsonl files, or OWNER/NAME on the hub")
+    add("--control_suffix", default="_shuffled", help="what a control's folder has behind the run's name")
+    add("--output_dir", help="folder for the tables and figures; without it they are printed only")
+    add("--images", action="store_true", help="compare the pictures of generating scripts with the stimuli")
+    add("--figures", action=argparse.BooleanOptionalAction, default=True, help="draw figures beside the tables")
+    add("--report", action="store_true", help="write report.html, one page with tables, figures, pictures, EEG")
+    add("--ensemble", metavar="FOLDER",
+        help="write the rows of the runs' mean probabilities there, as a run of its own")
+    add("--keep_rows", metavar="FOLDER", help="copy each run's rows, packed, and its run.json there")
+    add("--stimuli_dir", help="folder of the stimulus photos (default: as the generating script had it)")
+    add("--metric_weights", default=default("pth/metrics"),
+        help="for --images: folder of torchvision's and SwAV's weights")
+    add("--clip_model", default="openai/clip-vit-large-patch14",
+        help="for --images: CLIP, a local folder or hub address")
+    add("--convnet",
+        help="for --images: a ResNet or ConvNeXt in the hub's layout, whose first and last stage judge too")
+    add("--audit", metavar="STORE", help="look for leaks in this store, and in the runs on it")
+    add("--downstream_dataset", help="for --audit: the store's (default: as the store says)")
+    add("--protocol", type=flags.checked(check_protocol), help="for --audit without runs (default: published)")
+    add("--cache_dir", help="for --audit: the token cache (default: beside the store)")
+    add("--cuda", type=int, default=0, help="for --audit: GPU that encodes some trials anew; -1: CPU")
+    # fmt: on
     args = parser.parse_args()
     if not args.runs and not args.audit:
         parser.error("name runs, or a store with --audit")

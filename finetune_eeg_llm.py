@@ -21,7 +21,7 @@ from pathlib import Path
 from datasets.alignment import ADAPTATIONS, ALIGNMENTS, METHODS
 from datasets.description import load_description, one_of, with_words
 from datasets.splits import PROTOCOLS, check_protocol
-from models import AUGMENTATIONS, FEATURE_ENCODERS, POOLINGS
+from models import ADAPTERS, AUGMENTATIONS, FEATURE_ENCODERS, POOLINGS, choose
 from stages.rows import TEXT_READOUTS
 from utils import flags
 from utils.errors import loading
@@ -56,6 +56,8 @@ def parse_args() -> argparse.Namespace:
     add("--warmup_lr", type=flags.number, default=5e-4, help="peak learning rate of the warm-up phase")
     add("--lr", type=flags.number, default=2e-4, help="peak learning rate of the joint phase")
     add("--dropout", type=flags.share, default=0.1, help="inside the projection")
+    add("--adapter", choices=list(ADAPTERS),
+        help="mixer: positions and a block of attention between the EEG tokens and the projection (default: none)")
     add("--lambda_cls", type=flags.number, default=1.0,
         help="weight of the class head beside the language model; 0: no head")
     add("--max_new_tokens", type=flags.at_least(1), default=64, help="longest decoded text, in tokens")
@@ -216,14 +218,12 @@ def main(args: argparse.Namespace) -> None:
     with accelerator.main_process_first():
         splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, accelerator.device)
     train_encoder = ("joint" if args.train_encoder else "never") if encoder.pretrained else "always"
-    head = class_head(splits["train"], encoder, reducer, cached) if args.lambda_cls else None
     model = EEGLanguageModel(
         language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
-        None if cached else encoder, None if cached else reducer, train_encoder, head,
-    ).to(accelerator.device)  # fmt: skip
-    if args.mirror_average:
-        check_reads_signal("--mirror_average", "tokens" if cached else "signal")
-        model.mirror = Mirror.of_trials(*kind_of(splits["train"]))
+        None if cached else encoder, None if cached else reducer, train_encoder,
+    )  # fmt: skip
+    add_parts(model, splits["train"], encoder, reducer, args)
+    model.to(accelerator.device)
     accelerator.print(
         f"{description.name}, {args.protocol}: {' / '.join(str(len(d)) for d in splits.values())} train / val / test "
         f"trials, tokens: {len(reducer.groups)} groups × {encoder.width} features; projection "
@@ -237,19 +237,13 @@ def main(args: argparse.Namespace) -> None:
     run.begin(splits, args.protocol, accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
     collator = TextCollator(description, tokenizer, args.seed, augment)
     facts = {
-        "dataset": description.name,
-        "classes": list(description.classes),
-        "encoder_name": args.encoder,
-        "token_pooling": args.token_pooling,
-        "encoder_fingerprint": encoder_fingerprint,
-        **splits["train"].facts,
-        "protocol": args.protocol,
-        "mirror_average": args.mirror_average,
-        "adapt": args.adapt,
-        "seen": [*splits["train"].seen, *splits["val"].seen],
+        "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,
+        "token_pooling": args.token_pooling, "encoder_fingerprint": encoder_fingerprint, **splits["train"].facts,
+        "protocol": args.protocol, "seen": [*splits["train"].seen, *splits["val"].seen], "adapter_name": args.adapter,
+        "mirror_average": args.mirror_average, "adapt": args.adapt,
         "words": read_words(Path(args.words)) if args.words else None,
         "llm": str(Path(llm).resolve()) if Path(llm).is_dir() else llm,
-    }
+    }  # fmt: skip
     phase = None
     for epoch in run.epochs(args.epochs):
         joint = epoch > args.warmup_epochs
@@ -275,7 +269,8 @@ def main(args: argparse.Namespace) -> None:
         plain = accelerator.unwrap_model(model)
         of_encoder = None if plain.train_encoder == "never" else plain.encoder.state_dict()
         weights = {"projection": plain.projection.state_dict(), "encoder": of_encoder}
-        weights |= {"head": plain.head.state_dict()} if plain.head else {}
+        parts = {"head": plain.head, "adapter": plain.adapter}
+        weights |= {name: part.state_dict() for name, part in parts.items() if part}
         state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()} | weights
         state |= {"scaler": scaler_state(accelerator), "lora": [p.detach() for p in plain.lora_parameters()]}
         written = [facts | {"lora": lora_facts(plain.language_model)} | weights, plain.language_model.save_pretrained]
@@ -293,15 +288,22 @@ def main(args: argparse.Namespace) -> None:
     end_processes(accelerator)
 
 
-# ---------------------------------------------------------------- the head, a phase
+# ---------------------------------------------------------------- further parts, a phase
 
 
-def class_head(dataset, encoder, reducer, cached: bool) -> ClassHead:
-    """A head for as many tokens as a trial of these has."""
+def add_parts(model: EEGLanguageModel, dataset, encoder, reducer, args) -> None:
+    """Give a model what is asked for beside projection and language model: head, adapter, mirror image."""
+    x = dataset[0]["x"][None]
     with torch.no_grad():
-        x = dataset[0]["x"][None]
-        n_tokens = (x if cached else reducer(encoder(x.to(next(encoder.parameters()).device)))).shape[1]
-    return ClassHead(n_tokens, encoder.width, len(dataset.description.classes), encoder.pretrained)
+        tokens = x if model.encoder is None else reducer(encoder(x.to(next(encoder.parameters()).device)))
+    n_tokens, width = tokens.shape[1:]
+    if args.lambda_cls:
+        model.head = ClassHead(n_tokens, width, len(dataset.description.classes), encoder.pretrained)
+    if args.adapter:
+        model.adapter = choose(ADAPTERS, args.adapter)(n_tokens, width)
+    if args.mirror_average:
+        check_reads_signal("--mirror_average", "signal" if model.encoder else "tokens")
+        model.mirror = Mirror.of_trials(*kind_of(dataset))
 
 
 def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -> tuple:
@@ -335,8 +337,9 @@ def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -
 def load_trained(model: EEGLanguageModel, state: dict) -> None:
     """Put an epoch's weights into a model, but for its language model's."""
     model.projection.load_state_dict(state["projection"])
-    if model.head:
-        model.head.load_state_dict(state["head"])
+    for name in ("head", "adapter"):
+        if part := getattr(model, name):
+            part.load_state_dict(state[name])
     if state["encoder"] is not None:
         model.encoder.load_state_dict(state["encoder"])
 

@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")
     add("--num_samples", type=flags.at_least(1), default=12, help="trials on the sheet of top 5")
     add("--geometry", nargs="+", choices=list(GEOMETRIES), default=["plain"],
-        help="how near is measured. whiten, csls, procrustes look at all test embeddings of the person at once, without "
+        help="how near is measured. whiten, csls, procrustes look at all test embeddings of the person, without "
         "labels; their rows lie in folders of their own")
     published = parser.add_argument_group("a checkpoint of a published repository").add_argument
     published("--published_checkpoint", nargs="+",

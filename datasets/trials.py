@@ -115,7 +115,7 @@ class TrialDataset:
         window : (float, float), optional. From and to, in seconds of the stored trial.
         regions : sequence of str, optional. The brain regions, as in `REGION_NAMES`, and electrodes that are read.
         band : (float, float), optional. Hz; the stored trial is filtered (zero phase) before the window is cut.
-        align, align_method : str. Keys of `ALIGNMENTS` and `METHODS`. Covariances are those of the part that is read.
+        align, align_method : str. Keys of `ALIGNMENTS`, `METHODS`. Covariances are those of the part that is read.
         Raises UserError if the trials have no such part.
         """
         made = self._another(align=align, align_method=align_method, _aligning=None)
@@ -126,7 +126,7 @@ class TrialDataset:
         return made
 
     def aligning(self, trials: Sequence[Trial]) -> dict[str, np.ndarray]:
-        """The matrix that aligns each of some trials, by its key, where there are no others: see `aligning_matrices`."""
+        """The matrix that aligns each of some trials, by its key, if there are no others: see `aligning_matrices`."""
         return aligning_matrices(trials, self._another(_aligning=None).samples, self.align, self.align_method)
 
     def prepared(self, prepare: Callable) -> "TrialDataset":

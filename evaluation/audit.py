@@ -616,7 +616,7 @@ def _cached_tokens(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | 
 
 
 def used_findings(run: Run, datasets: Sequence[TrialDataset]) -> Iterator[Finding]:
-    """Whether a run has used of the test person what its rows say, and causal alignment knows nothing of later trials."""
+    """Whether a run has used of the test person what its rows say, and causal alignment nothing of later trials."""
     test = next((dataset for dataset in datasets if dataset.mode == "test"), None)
     if test is None or not run.rows[0].uses:
         yield Finding("cannot", run.name, "what was used of the test person: its rows do not say it")

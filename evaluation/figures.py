@@ -1,7 +1,7 @@
 """Figures of `evaluate.py`: all lines, confusion, reliability; of ablations a curve over windows, a map of regions."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -190,6 +190,55 @@ def regions_figure(lines: Sequence[dict], montage: Montage, path: Path) -> bool:
     figure.suptitle(title, fontsize=10)
     save(figure, path)
     return True
+
+
+# ---------------------------------------------------------------- attribution
+
+
+def time_course_figure(courses: Mapping[str, np.ndarray], times: np.ndarray, path: Path) -> None:
+    """What each moment adds to the probability of a class, a curve a class, smoothed over a tenth of a second.
+
+    courses : mapping of a class to (T,) sums over electrodes. times : (T,) seconds.
+    """
+    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    width = max(1, round(0.1 / (times[1] - times[0]))) if len(times) > 1 else 1
+    for name, course in courses.items():
+        axis.plot(
+            times, np.convolve(course, np.ones(width) / width, mode="same") / (times[1] - times[0]), label=plain(name)
+        )
+    axis.axhline(0, color="grey", lw=0.8)
+    axis.set(xlabel="seconds", ylabel="adds to the probability, per second")
+    axis.legend(fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def topography_figure(maps: Mapping[str, np.ndarray], electrodes: Sequence[str], path: Path) -> None:
+    """What each electrode adds to the probability of a class, a head a class.
+
+    maps : mapping of a class to (C,) sums over time. Of fewer electrodes than a head needs, bars.
+    """
+    import mne
+
+    places = mne.channels.make_standard_montage("standard_1005").get_positions()["ch_pos"]
+    known = [k for k, name in enumerate(electrodes) if name in places]
+    heads = len(known) >= LEAST_ELECTRODES
+    figure, axes = plt.subplots(1, len(maps), figsize=(3.2 * len(maps), 3.4), layout="constrained", squeeze=False)
+    largest = max(max(np.abs(values).max() for values in maps.values()), 1e-9)
+    for axis, (name, values) in zip(axes[0], maps.items(), strict=True):
+        if heads:
+            info = mne.create_info([electrodes[k] for k in known], 100.0, "eeg")
+            info.set_montage("standard_1005")
+            style = {"contours": 0, "vlim": (-largest, largest), "cmap": "RdBu_r", "show": False}
+            image, _ = mne.viz.plot_topomap(values[known], info, axes=axis, **style)
+        else:
+            axis.bar(range(len(electrodes)), values)
+            axis.set_xticks(range(len(electrodes)), electrodes)
+            axis.set(ylim=(-1.1 * largest, 1.1 * largest), ylabel="adds to the probability")
+        axis.set_title(plain(name), fontsize=9)
+    if heads:
+        figure.colorbar(image, ax=axes[0].tolist(), shrink=0.7, label="adds to the probability")
+    save(figure, path)
 
 
 def save(figure: plt.Figure, path: Path) -> None:

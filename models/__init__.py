@@ -41,6 +41,8 @@ POOLINGS = {
     "hemisphere": "models.poolings:hemisphere",
     "electrode": "models.poolings:electrode",
 }
+# --adapter of finetune_eeg_llm.py: classes (n_tokens, width), tokens → tokens
+ADAPTERS = {"mixer": "models.token_adapters:TokenMixer"}
 # --augment: functions of a training batch; what is random stands here and never in an encoder's prepare
 AUGMENTATIONS = {
     "amplitude": "models.augmentations:amplitude",  # a gain a trial

@@ -72,6 +72,7 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
     system_prompt, user_prompt : str. `user_prompt` holds "{eeg}" once, where the EEG tokens stand.
     encoder, reducer, train_encoder : see `AfterEncoder`.
     head : ClassHead, optional. Says the class from the same tokens.
+    adapter : nn.Module, optional. Tokens (B, n, D) → tokens, before projection and head.
     mirror : Mirror, optional. Of what an encoder reads: probabilities are the mean over a trial and its mirror image.
 
     Inputs `x` are what the encoder reads, (B, …); without an encoder, EEG tokens (B, n, D).
@@ -90,9 +91,11 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         reducer: EEGTokenReducer | None = None,
         train_encoder: str = "never",
         head: ClassHead | None = None,
+        adapter: nn.Module | None = None,
     ):
         super().__init__()
-        self.language_model, self.tokenizer, self.head, self.mirror = language_model, tokenizer, head, None
+        self.language_model, self.tokenizer = language_model, tokenizer
+        self.head, self.adapter, self.mirror = head, adapter, None
         self.projection, self.encoder, self.reducer, self.train_encoder = projection, encoder, reducer, train_encoder
         before, after = split_prompt(tokenizer, system_prompt, user_prompt)
         self.register_buffer("before_ids", torch.tensor([before]), persistent=False)  # (1, L)
@@ -104,10 +107,11 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
     def set_phase(self, joint: bool) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
         """Warm-up: train projection and head. Joint: these and LoRA. The encoder as `train_encoder` says.
 
-        Returns the parameters that are trained: of projection and LoRA, of the encoder, of the head.
+        Returns the parameters that are trained: of projection, adapter and LoRA, of the encoder, of the head.
         """
         self.requires_grad_(False)
         trained = [*self.projection.parameters(), *(self.lora_parameters() if joint else [])]
+        trained += self.adapter.parameters() if self.adapter else []
         of_head = list(self.head.parameters()) if self.head else []
         for parameter in (*trained, *of_head):
             parameter.requires_grad_(True)
@@ -115,6 +119,10 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
 
     def lora_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.language_model.named_parameters() if "lora_" in name]
+
+    def encode(self, x: Tensor) -> Tensor:
+        tokens = super().encode(x)
+        return tokens if self.adapter is None else self.adapter(tokens)
 
     # ------------------------------------------------------------ training
 
@@ -164,6 +172,19 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         said = {name: p.tolist() for name, p in of.items()}
         return [(text, {name: said[name][k] for name in said}) for k, text in enumerate(texts)]
 
+    def probabilities(self, x: Tensor, sentences: Sequence[str]) -> dict[str, Tensor]:
+        """(B, K) by read-out, as `read` gives them for a trial without its mirror image; gradients reach `x`."""
+        tokens = self.encode(x)
+        _, _, first, states = self._read_prompt(tokens)
+        return self._probabilities(tokens, self._score(first, states, sentences))
+
+    def _read_prompt(self, tokens: Tensor) -> tuple[Tensor, int, Tensor, list]:
+        """The prompt (B, n + S, H), the length of what stands before it, logits behind it (B, V), keys and values."""
+        cache, length = self._prefix_cache(len(tokens))
+        prompt = self._embed_prompt(tokens)
+        out = self.language_model(inputs_embeds=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return prompt, length, out.logits[:, -1].float(), keys_and_values(out.past_key_values)
+
     def class_logits(self, x: Tensor) -> Tensor:
         """(B, K), of the head."""
         return self.head(self.encode(x))
@@ -182,11 +203,7 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         return self._decode(self.encode(x), sentences, max_new_tokens)
 
     def _decode(self, tokens: Tensor, sentences: Sequence[str], max_new_tokens: int) -> tuple[list[str], Tensor]:
-        cache, length = self._prefix_cache(len(tokens))
-        prompt = self._embed_prompt(tokens)  # (B, n + S, H)
-        out = self.language_model(inputs_embeds=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        first = out.logits[:, -1].float()  # (B, V)
-        states = keys_and_values(out.past_key_values)
+        prompt, length, first, states = self._read_prompt(tokens)
         return self._greedy(prompt, length, states, max_new_tokens), self._score(first, states, sentences)
 
     def _greedy(self, prompt: Tensor, length: int, states: list, max_new_tokens: int) -> list[str]:

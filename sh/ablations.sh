@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What each part of pipeline 3 is worth, as rows of one table, a curve over growing windows, and a map of brain regions:
 #   bash sh/ablations.sh demo   simulated EEG, tiny models, CPU
-#   bash sh/ablations.sh full   Visual Imagery with the published weights, a GPU (data and runs of the README's commands)
+# bash sh/ablations.sh full   Visual Imagery with the published weights, a GPU (data and runs of the README's commands)
 # Says first what is to do and about how long it takes. What is there is not made again; after an interruption the same
-# command goes on. Controls: `bash sh/ablations.sh demo --shuffle_labels`, before the command without it makes the table.
+# command goes on. Controls: `bash sh/ablations.sh demo --shuffle_labels`, before the command without it makes the
+# table.
 set -euo pipefail
 case "${1:-}" in demo | full) ;; *) echo "error: say demo or full" >&2; exit 2 ;; esac
 source "$(dirname "$0")/setup.sh"
@@ -29,7 +30,8 @@ steps() {
   ablation no_mse --lambda_mse 0
   ablation no_warmup --warmup_epochs 0
   ablation hemisphere_means --token_pooling hemisphere
-  # which seconds and which electrodes tell the class: with the linear mapper, which trains in seconds; "linear_probe" reads all
+  # which seconds and which electrodes tell the class: with the linear mapper, which trains in seconds; "linear_probe"
+  # reads all
   for end in 1 2 3 4; do ablation "window_0_$end" --mapper linear --window 0 $end; done
   for region in "${regions[@]}"; do
     others=()
@@ -42,7 +44,8 @@ steps() {
     made_from_all "table, curve, map" 1 "$tables/results.md" evaluate
   fi
 }
-evaluate() { python evaluate.py $(ls -d "$ablated"/*/ | grep -v _shuffled/ | sed 's|/$||') --report --output_dir "$tables"; }
+evaluate() { python evaluate.py $(ls -d "$ablated"/*/ | grep -v _shuffled/ | sed 's|/$||') --report \
+  --output_dir "$tables"; }
 
 case "$what" in
   demo)

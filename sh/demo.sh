@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The embedded default: all three pipelines, end to end, on the CPU and without any model hub. Simulated recordings →
 # stores → training with its shuffled-label control → decoding → pictures. `bash sh/demo.sh`; a second run reuses the
-# recordings and tiny models. From the second training on two run at a time, one thread each; the second's words go to a log.
+# recordings and tiny models. From the second training on two run at a time, one thread each; the second's words go to a
+# log.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 source sh/demo_runs.sh
@@ -32,7 +33,8 @@ train_bcic $runs/bcic_region --token_pooling region > $runs/bcic_region.log 2>&1
 train_bcic $runs/bcic_hemisphere_shuffled --token_pooling hemisphere --shuffle_labels
 wait $region
 step "the control of pipeline 2, and that of region means"
-train_bcic $runs/bcic_region_shuffled --token_pooling region --shuffle_labels > $runs/bcic_region_shuffled.log 2>&1 & region=$!
+train_bcic $runs/bcic_region_shuffled --token_pooling region --shuffle_labels \
+  > $runs/bcic_region_shuffled.log 2>&1 & region=$!
 train_vi $runs/vi_text_shuffled --shuffle_labels
 wait $region
 
@@ -43,7 +45,8 @@ draw_direct
 
 echo
 step "simulated recordings, people never trained on (A08, A09; S20 to S22); real EEG is far harder"
-python evaluate.py $runs/bcic_hemisphere $runs/bcic_region $runs/vi_text $runs/vi_direct $images/bcic $images/vi_text $images/vi_direct \
+python evaluate.py $runs/bcic_hemisphere $runs/bcic_region $runs/vi_text $runs/vi_direct $images/bcic $images/vi_text \
+  $images/vi_direct \
   --images --report --clip_model $pth/clip --output_dir $images/tables
 for run in bcic vi_text vi_direct; do echo "pictures: $images/$run/summary_grid.png"; done
 echo "page: $images/tables/report.html"

@@ -14,7 +14,8 @@ vi() {
     --stimuli_dir data/VisualImagery/stimuli --num_samples 20 --output_dir outputs/vi_images "$@"
 }
 vi_direct() {
-  python generate_vi_eeg2img.py --datasets_dir data/VisualImagery/processed_lmdb --mapper_path pth_downtasks/eeg_direct \
+  python generate_vi_eeg2img.py --datasets_dir data/VisualImagery/processed_lmdb \
+    --mapper_path pth_downtasks/eeg_direct \
     --stimuli_dir data/VisualImagery/stimuli --num_samples 20 --output_dir outputs/vi_eeg2img \
     --num_inference_steps 25 --guidance_scale 7.5 "$@"
 }

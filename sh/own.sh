@@ -72,12 +72,15 @@ wait $control
 
 step "a tiny image model that learns to draw these pictures"
 python prepare_demo.py --datasets --models stable-diffusion --pth_dir $pth > /dev/null
-OMP_NUM_THREADS=2 python train_demo_images.py --own_pictures pth/own/stable-diffusion --datasets_dir $store --stimuli_dir "$pictures" \
+OMP_NUM_THREADS=2 python train_demo_images.py --own_pictures pth/own/stable-diffusion --datasets_dir $store \
+  --stimuli_dir "$pictures" \
   --start_from $pth/stable-diffusion --autoencoder_steps 250 --unet_steps 500 --sheet_dir $images
 
 step "decoding and pictures of the run that was left out"
-python generate.py --datasets_dir $store --projection_dir $runs/text-run6 --no_quantize --num_samples 16 --max_new_tokens 24 \
-  --generate_images --image_model pth/own/stable-diffusion --image_size 64 --guidance_scale 3 --output_dir $images/pictures \
+python generate.py --datasets_dir $store --projection_dir $runs/text-run6 --no_quantize --num_samples 16 \
+  --max_new_tokens 24 \
+  --generate_images --image_model pth/own/stable-diffusion --image_size 64 --guidance_scale 3 \
+  --output_dir $images/pictures \
   --cuda -1
 
 echo

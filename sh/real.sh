@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Real EEG on a laptop's CPU: no GPU, no model hub, no CSBrain.pth. `bash sh/real.sh`: under 30 minutes on 2 cores.
+# Real EEG on a laptop's CPU: no GPU, no model hub, no CSBrain.pth. `bash sh/real.sh`: under 15 minutes on 2 cores.
 # BCIC-IV-2b (nine people, left against right hand) → store → EEG → text with an encoder trained from scratch and the
-# demo's tiny language model, its shuffled-label control beside it → pictures. Downloads about 250 MB once;
+# demo's tiny language model, its shuffled-label control beside it → pictures. Each session is aligned by all of its
+# trials, without their labels: docs/evaluation.md says what that means. Downloads about 250 MB once;
 # EEG2IMAGE_2B_RAW=FOLDER takes the raw files B01T.mat … B09E.mat from there instead.
 # Where B08 and B09 are not in the folder, B07 is left out for the test (--protocol loso:B07), and the run says so.
 set -euo pipefail
@@ -26,10 +27,12 @@ if [ ! -e "${raw:-data/BCICIV2b/raw}/B08T.mat" ]; then
   echo "notice: the published test people B08 and B09 are not there; B07 is the test person instead"
 fi
 
+# The recipe of docs/experiments.md. Its condition: all trials of the test session, without their labels, align it
 train() { # name of the run, further flags
   python finetune_eeg_llm.py --downstream_dataset BCICIV2b --datasets_dir $store --protocol $protocol \
     --model_dir $runs/"$1" --encoder eegnet --llm $pth/TinyLlama-1.1B-Chat-v1.0 --cuda -1 \
-    --epochs 20 --warmup_epochs 0 --batch_size 64 --gradient_accumulation_steps 1 --lr 2e-3 --encoder_lr 2e-3 "${@:2}"
+    --band 4 40 --align session --augment mirror shift --epochs 12 --warmup_epochs 0 --batch_size 64 \
+    --gradient_accumulation_steps 1 --eval_batch_size 200 --lr 2e-3 --encoder_lr 2e-3 "${@:2}"
 }
 step "EEG → text, with its shuffled-label control ($runs/*.log)"
 train eegnet_shuffled --shuffle_labels > $runs/eegnet_shuffled.log 2>&1 & control=$!
@@ -37,11 +40,14 @@ train eegnet
 wait $control
 
 step "decoding and pictures"
-python generate.py --downstream_dataset BCICIV2b --datasets_dir $store --protocol $protocol --projection_dir $runs/eegnet \
+python generate.py --downstream_dataset BCICIV2b --datasets_dir $store --protocol $protocol \
+  --projection_dir $runs/eegnet \
   --num_samples 16 --generate_images --image_model $pth/stable-diffusion --output_dir $images --cuda -1
 
 echo
-step "real EEG, people never trained on ($protocol)"
-python evaluate.py $runs/eegnet --output_dir $images/tables
+step "real EEG, people never trained on ($protocol); used of them: all trials of the session, without labels"
+python baseline.py --model csp_lda --datasets_dir $store --protocol $protocol --align session \
+  --output_dir $runs/csp_lda > /dev/null
+python evaluate.py $runs/eegnet $runs/csp_lda --output_dir $images/tables
 echo "pictures: $images/summary_grid.png"
 echo "took $((SECONDS - started)) s"

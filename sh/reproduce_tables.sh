@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# The tables of the README and of docs/results.md from raw data, one step after the other (those of seen images: sh/demo_images.sh):
+# The tables of the README and of docs/results.md from raw data, one step after the other (those of seen images:
+# sh/demo_images.sh):
 #   bash sh/reproduce_tables.sh demo   simulated EEG, tiny models, CPU
-#   bash sh/reproduce_tables.sh 2b     real EEG (BCIC-IV-2b), tiny language model, CPU; EEG2IMAGE_2B_RAW=FOLDER: where the .mat files are
+# bash sh/reproduce_tables.sh 2b     real EEG (BCIC-IV-2b), tiny language model, CPU; EEG2IMAGE_2B_RAW=FOLDER: where the
+# .mat files are
 #   bash sh/reproduce_tables.sh full   the published commands: BCIC-IV-2a and Visual Imagery, published weights, a GPU
-# Says first what is to do and about how long it takes on 2 cores (full: on one GPU). What is there is not made again; after
+# Says first what is to do and about how long it takes on 2 cores (full: on one GPU). What is there is not made again;
+# after
 # an interruption the same command goes on.
 set -euo pipefail
 case "${1:-}" in demo | 2b | full) ;; *) echo "error: say demo, 2b or full" >&2; exit 2 ;; esac
@@ -17,7 +20,8 @@ tables() { # folder of tables, runs … and further flags
   local folder=$1 run
   shift
   for run in "$@"; do
-    if [ -d "$run" ] && [ -e "$folder/results.md" ] && newer_than "$folder/results.md" "$run" "${run}_shuffled"; then rm "$folder/results.md"; fi
+    if [ -d "$run" ] && [ -e "$folder/results.md" ] \
+      && newer_than "$folder/results.md" "$run" "${run}_shuffled"; then rm "$folder/results.md"; fi
   done
   made_from_all "tables, figures, page" 1 "$folder/results.md" python evaluate.py "$@" --report --output_dir "$folder"
 }
@@ -36,16 +40,21 @@ demo_steps() {
   demo_data
   for flags in "" "--shuffle_labels"; do
     name=${flags:+_shuffled}
-    step "1, hemisphere means $flags" 2 $runs/bcic_hemisphere$name/results.json train_bcic $runs/bcic_hemisphere$name --token_pooling hemisphere --resume $flags
-    step "1, region means $flags" 1 $runs/bcic_region$name/results.json train_bcic $runs/bcic_region$name --token_pooling region --resume $flags
+    step "1, hemisphere means $flags" 2 $runs/bcic_hemisphere$name/results.json train_bcic $runs/bcic_hemisphere$name \
+      --token_pooling hemisphere --resume $flags
+    step "1, region means $flags" 1 $runs/bcic_region$name/results.json train_bcic $runs/bcic_region$name \
+      --token_pooling region --resume $flags
     step "2, VI text $flags" 2 $runs/vi_text$name/results.json train_vi $runs/vi_text$name --resume $flags
     step "3, VI mapper $flags" 2 $runs/vi_direct$name/results.json train_mapper $runs/vi_direct$name --resume $flags
     for model in best_constant bandpower_lda csp_lda tangent_space eegnet linear_probe mlp; do
-      step "1, baseline $model $flags" 1 $runs/bcic_$model$name/results.json baseline BCICIV2a $bcic/processed_lmdb $runs/bcic_$model$name $model --token_pooling hemisphere $flags
+      step "1, baseline $model $flags" 1 $runs/bcic_$model$name/results.json baseline BCICIV2a $bcic/processed_lmdb \
+        $runs/bcic_$model$name $model --token_pooling hemisphere $flags
     done
-    step "1, baseline linear_probe, region means $flags" 1 $runs/bcic_linear_probe_region$name/results.json baseline BCICIV2a $bcic/processed_lmdb $runs/bcic_linear_probe_region$name linear_probe $flags
+    step "1, baseline linear_probe, region means $flags" 1 $runs/bcic_linear_probe_region$name/results.json baseline \
+      BCICIV2a $bcic/processed_lmdb $runs/bcic_linear_probe_region$name linear_probe $flags
     for model in best_constant recording_only bandpower_lda csp_lda tangent_space eegnet linear_probe mlp; do
-      step "2 and 3, baseline $model $flags" 1 $runs/vi_$model$name/results.json baseline VI $vi/processed_lmdb $runs/vi_$model$name $model $flags
+      step "2 and 3, baseline $model $flags" 1 $runs/vi_$model$name/results.json baseline VI $vi/processed_lmdb \
+        $runs/vi_$model$name $model $flags
     done
   done
   step "1, pictures" 1 $images/bcic/summary_grid.png draw_bcic
@@ -55,10 +64,12 @@ demo_steps() {
   for name in $runs/*/; do
     case $name in *_shuffled/) ;; *) all+=("${name%/}") ;; esac
   done
-  tables $images/tables ${all[@]+"${all[@]}"} $images/bcic $images/vi_text $images/vi_direct --images --clip_model $pth/clip
+  tables $images/tables ${all[@]+"${all[@]}"} $images/bcic $images/vi_text $images/vi_direct --images \
+    --clip_model $pth/clip
 }
 baseline() { # dataset, store, folder of the run, model, further flags
-  python baseline.py --downstream_dataset "$1" --datasets_dir "$2" --output_dir "$3" --model "$4" --epochs "$(epochs_of "$4")" --foundation_dir $pth/CSBrain.pth --cuda -1 "${@:5}"
+  python baseline.py --downstream_dataset "$1" --datasets_dir "$2" --output_dir "$3" --model "$4" \
+    --epochs "$(epochs_of "$4")" --foundation_dir $pth/CSBrain.pth --cuda -1 "${@:5}"
 }
 epochs_of() { case $1 in eegnet | shallow) echo 20 ;; *) echo 60 ;; esac; } # networks on the signal take long on a CPU
 
@@ -71,12 +82,14 @@ steps_2b() {
   local given=() seed flags pooling model name all=()
   if [ -n "$raw_2b" ]; then given=(--skip_download --raw_dir "$raw_2b"); fi
   step "tiny language model" 1 $pth/clip/model.safetensors python prepare_demo.py --datasets --pth_dir $pth
-  step "real recordings → store" 2 $store_2b/data.mdb python prepare_data.py --downstream_dataset BCICIV2b ${given[@]+"${given[@]}"} --lmdb_dir $store_2b
+  step "real recordings → store" 2 $store_2b/data.mdb python prepare_data.py --downstream_dataset BCICIV2b \
+    ${given[@]+"${given[@]}"} --lmdb_dir $store_2b
   for seed in 0 1 2; do
     for flags in "" "--shuffle_labels"; do
       for pooling in hemisphere region; do
         name=$runs_2b/${pooling}_seed$seed${flags:+_shuffled}
-        step "EEG → text, $pooling means, seed $seed $flags" 2 $name/results.json text_2b $name --token_pooling $pooling --seed $seed $flags
+        step "EEG → text, $pooling means, seed $seed $flags" 2 $name/results.json text_2b $name \
+          --token_pooling $pooling --seed $seed $flags
       done
       for model in eegnet shallow mlp linear_probe; do
         if [ "$seed$flags" = "1--shuffle_labels" ] || [ "$seed$flags" = "2--shuffle_labels" ]; then continue; fi # one control each
@@ -89,10 +102,12 @@ steps_2b() {
   for flags in "" "--shuffle_labels"; do
     for model in best_constant recording_only bandpower_lda csp_lda tangent_space; do
       name=$runs_2b/$model${flags:+_shuffled}
-      step "baseline $model $flags" 1 $name/results.json baseline BCICIV2b $store_2b $name $model --protocol $protocol_2b $flags
+      step "baseline $model $flags" 1 $name/results.json baseline BCICIV2b $store_2b $name $model \
+        --protocol $protocol_2b $flags
     done
     name=$runs_2b/linear_probe_region${flags:+_shuffled}
-    step "baseline linear_probe, region means $flags" 1 $name/results.json baseline BCICIV2b $store_2b $name linear_probe --protocol $protocol_2b $flags
+    step "baseline linear_probe, region means $flags" 1 $name/results.json baseline BCICIV2b $store_2b $name \
+      linear_probe --protocol $protocol_2b $flags
   done
   for name in $runs_2b/*/; do
     case $name in *_shuffled/) ;; *) all+=("${name%/}") ;; esac
@@ -110,7 +125,8 @@ steps_full() {
     run=$runs/eeg_llm_bcic_new$name
     step "1 $flags" 120 $run/results.json bash sh/finetune_eeg_llm_bcic.sh --model_dir $run --resume $flags
     run=$runs/eeg_llm_bcic_hemisphere$name
-    step "1, hemisphere means $flags" 120 $run/results.json bash sh/finetune_eeg_llm_bcic.sh --token_pooling hemisphere --model_dir $run --resume $flags
+    step "1, hemisphere means $flags" 120 $run/results.json bash sh/finetune_eeg_llm_bcic.sh \
+      --token_pooling hemisphere --model_dir $run --resume $flags
     run=$runs/eeg_llm_vi$name
     step "2 $flags" 240 $run/results.json bash sh/finetune_eeg_llm_vi.sh --model_dir $run --resume $flags
     run=$runs/eeg_direct$name
@@ -123,8 +139,10 @@ steps_full() {
       done
     done
     name=$runs/BCICIV2a_linear_probe_hemisphere${flags:+_shuffled}
-    step "BCICIV2a, baseline linear_probe, hemisphere means $flags" 10 $name/results.json python baseline.py --downstream_dataset BCICIV2a \
-      --datasets_dir data/BCICIV2a/processed_lmdb --output_dir $name --model linear_probe --token_pooling hemisphere $flags
+    step "BCICIV2a, baseline linear_probe, hemisphere means $flags" 10 $name/results.json python baseline.py \
+      --downstream_dataset BCICIV2a \
+      --datasets_dir data/BCICIV2a/processed_lmdb --output_dir $name --model linear_probe \
+      --token_pooling hemisphere $flags
   done
   step "1, pictures" 5 $images/eeg2image/summary_grid.png bash sh/generate_images.sh bcic
   step "2, pictures" 5 $images/vi_images/summary_grid.png bash sh/generate_images.sh vi

@@ -1,4 +1,5 @@
-# Sourced by reproduce_tables.sh and ablations.sh: steps that are told beforehand, done once, and gone on with after a kill.
+# Sourced by reproduce_tables.sh and ablations.sh: steps that are told beforehand, done once, and gone on with after a
+# kill.
 #   steps() { step NAME MINUTES RESULT COMMAND…; … }
 #   do_steps
 # RESULT is a file that COMMAND writes last: a step whose file is there is done.

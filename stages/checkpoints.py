@@ -11,7 +11,7 @@ from torch import nn
 from datasets.description import DatasetDescription
 from datasets.splits import check_protocol
 from datasets.trials import TrialDataset, part_of
-from models import FEATURE_ENCODERS, MAPPERS, POOLINGS, choose, is_in
+from models import ADAPTERS, FEATURE_ENCODERS, MAPPERS, POOLINGS, choose, is_in
 from models.augmentations import Mirror
 from models.eeg_clip_mapper import EEGMapperModel
 from models.image_generator import image_model_address
@@ -254,7 +254,12 @@ def load_text_model(
         projection.load_state_dict(checkpoint["projection"])
     except RuntimeError:
         raise UserError(f"{path} does not fit the language model's width; --llm names another") from None
-    head = None
+    head = adapter = None
+    if state := checkpoint.get("adapter"):
+        with loading(f"{path} is damaged: its adapter", HINT):
+            adapter = choose(ADAPTERS, checkpoint["adapter_name"])(*state["positions"].shape)
+            adapter.load_state_dict(state)
+            must_be_finite(adapter)
     if state := checkpoint.get("head"):
         with loading(f"{path} is damaged: its head", HINT):
             n_classes, n_features = state["linear.weight"].shape
@@ -262,7 +267,8 @@ def load_text_model(
             head.load_state_dict(state)
             must_be_finite(head)
     prompts = description.system_prompt, description.user_prompt
-    return eeg_llm.EEGLanguageModel(language_model, tokenizer, *prompts, projection, head=head).to(device).eval()
+    parts = {"head": head, "adapter": adapter}
+    return eeg_llm.EEGLanguageModel(language_model, tokenizer, *prompts, projection, **parts).to(device).eval()
 
 
 def load_mapper_model(checkpoint: dict, path: Path, device: torch.device) -> EEGMapperModel:

@@ -472,3 +472,45 @@ def test_lora_and_label_smoothing_are_what_the_flags_say(demo, script, tmp_path)
     few = {"datasets_dir": few["datasets_dir"], "generate_images": None, "num_samples": 2}
     decoded = script("generate.py", *demo.generation(tmp_path / "run", tmp_path / "out", **few))
     assert decoded.code == 0, decoded.err  # with the adapter's own rank and layers
+
+
+def test_with_a_frozen_encoder_the_head_changes_nothing_of_the_text(demo, few, script, tmp_path):
+    for name, weight in (("with", 1.0), ("without", 0.0)):
+        done = script(SCRIPT, *demo.training(tmp_path / name, datasets_dir=few, lambda_cls=weight))
+        assert done.code == 0, done.err
+    a, b = (torch.load(tmp_path / name / "projection_epoch2.pth", weights_only=True) for name in ("with", "without"))
+    assert set(a) - set(b) == {"head"} and all(
+        torch.equal(a["projection"][k], b["projection"][k]) for k in a["projection"]
+    )
+    with_head, without = (read_jsonl(tmp_path / name / "decoded_test.jsonl") for name in ("with", "without"))
+    for row, other in zip(with_head, without, strict=True):
+        head = row["readouts"].pop("head")
+        assert head["label"] == int(np.argmax(head["probabilities"]))
+        assert {**row, "checksum": 0} == {**other, "checksum": 0}
+
+
+def test_what_was_trained_with_a_mixer_mirrored_trials_and_adaptation_decodes_alike(demo, few, script, tmp_path):
+    nowhere = {"foundation_dir": tmp_path / "nowhere.pth", "datasets_dir": few}
+    more = {
+        "encoder": "eegnet",
+        "augment": ["mirror", "cutmix"],
+        "mirror_average": True,
+        "adapt": "im",
+        "band": [4, 40],
+    }
+    flags = demo.training(
+        tmp_path / "run", epochs=1, warmup_epochs=0, adapter="mixer", align="causal", **more, **nowhere
+    )
+    done = script(SCRIPT, *flags)
+    assert done.code == 0, done.err
+    again = demo.generation(tmp_path / "run", tmp_path / "out", generate_images=None, **nowhere)
+    assert script("generate.py", *again).code == 0
+    ours = {row["index"]: row for row in read_jsonl(tmp_path / "run/decoded_test.jsonl")}
+    rows = read_jsonl(tmp_path / "out/decoded.jsonl")
+    assert {row["uses"] for row in (*rows, *ours.values())} == {"all trials, unlabelled (transductive)"}  # the most
+    for row in rows:
+        for name in ("likelihood", "head"):
+            a, b = (of["readouts"][name]["probabilities"] for of in (row, ours[row["index"]]))
+            assert a == pytest.approx(b, abs=1e-3)
+    cached = script(SCRIPT, *demo.training(tmp_path / "no", datasets_dir=few, mirror_average=True))
+    assert cached.code == 2 and "--mirror_average changes the signal of a trial" in cached.error_line

@@ -1,7 +1,9 @@
+import csv
 import dataclasses
 import gc
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -376,3 +378,24 @@ def test_what_is_decoded_is_not_decoded_again_when_drawing_was_interrupted(
     assert len(calls) == 2
     assert script("generate.py", *flags).code == 0
     assert len(calls) == 2 and len(drawn) == 5 and not list((tmp_path / "out").glob(".decoded-*"))
+
+
+def test_an_answer_is_attributed_to_electrodes_moments_and_bands(demo, few, script, tmp_path):
+    """A small net trained for a moment; what is added up is the rise of each probability."""
+    flags = {"datasets_dir": few, "encoder": "eegnet", "foundation_dir": tmp_path / "no.pth", "align": "session"}
+    assert script("finetune_eeg_llm.py", *demo.training(tmp_path / "run", epochs=1, warmup_epochs=0, **flags)).code == 0
+    for readout in ("head", "likelihood"):
+        folder = tmp_path / readout
+        more = ["--datasets_dir", few, "--readout", readout, "--num_samples", 6, "--steps", 24, "--cuda", -1]
+        done = script("attribute.py", tmp_path / "run", "--output_dir", folder, *more)
+        assert done.code == 0, done.err
+        missed = float(re.search(r"over silence by (\d\.\d+) on average", done.out)[1])
+        assert "6 test trials" in done.out and missed < 0.05
+        lines = list(csv.DictReader((folder / "attribution.csv").read_text().splitlines()))
+        assert {line["electrode"] for line in lines} == set(DESCRIPTION.montage.electrodes)
+        assert {line["band"] for line in lines} == {"1-4 Hz", "4-8 Hz", "8-13 Hz", "13-30 Hz", "30-45 Hz", "other"}
+        assert {line["person"] for line in lines} == {"A08", "A09"}
+        for name in ("topography.png", "time_course.png"):
+            assert Image.open(folder / name).size[0] > 300
+    frozen = script("attribute.py", tmp_path / "nowhere", "--output_dir", tmp_path / "x", "--datasets_dir", few)
+    assert frozen.code == 2 and "nowhere" in frozen.error_line

@@ -323,7 +323,7 @@ def test_what_was_used_of_the_test_person_is_compared_and_causal_alignment_is_tr
     assert "no trial is aligned by a later one: bit-equal without them" in done.out
 
     # a method that takes the mean of all trials, and says that it is causal
-    whole = lambda covariances, causal: np.repeat(covariances.mean(axis=0)[None], len(covariances), axis=0)  # noqa: E731
+    whole = lambda of, causal: np.repeat(of.mean(axis=0)[None], len(of), axis=0)  # noqa: E731
     with monkeypatch.context() as patch:
         patch.setitem(alignment.METHODS, "euclidean", whole)
         done = script("evaluate.py", "--audit", few, run, "--cuda", -1)

@@ -1,0 +1,39 @@
+import numpy as np
+import torch
+
+from models.attribution import BANDS, by_band, mean_gradient
+
+
+def test_of_a_linear_answer_it_is_weight_times_signal():
+    x, weight = torch.randn(3, 2, 50), torch.randn(2, 50)
+    gradient = mean_gradient(lambda x: (x * weight).sum(dim=(1, 2)), x, steps=2)
+    assert torch.allclose(gradient, weight.expand(3, -1, -1), atol=1e-6)
+
+
+def test_it_adds_up_to_the_rise_over_silence():
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 3, 40), torch.randn(3, 40)
+    answer = lambda x: torch.sigmoid(((x * weight).sum(dim=(1, 2)) ** 2 / 40) - 1)  # noqa: E731
+    added = (mean_gradient(answer, x, steps=200) * x).sum(dim=(1, 2))
+    assert torch.allclose(added, answer(x) - answer(torch.zeros_like(x)), atol=1e-3)
+
+
+def test_it_finds_the_electrode_the_moment_and_the_band_that_an_answer_depends_on():
+    """A probability that rises with the power of 10 Hz at the second electrode in the second half."""
+    sfreq, t = 128.0, np.arange(256) / 128
+    wave = torch.from_numpy(np.exp(2j * np.pi * 10 * t) * (t >= 1)).to(torch.complex64)
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((20, 3, 256)) + np.sin(2 * np.pi * 10 * t)).float()
+    answer = lambda x: 1 - torch.exp(-(((x[:, 1].to(torch.complex64) @ wave).abs() / 100) ** 2))  # noqa: E731
+    gradient = mean_gradient(answer, x).numpy()
+    added = (gradient * x.numpy()).mean(axis=0)  # (C, T)
+    assert np.abs(added[[0, 2]]).max() < 1e-6 and np.abs(added[1, t < 1]).max() < 1e-6
+    of_band = {name: (gradient * part).sum(axis=(1, 2)).mean() for name, part in by_band(x.numpy(), sfreq).items()}
+    assert of_band["8-13 Hz"] > 0.8 * sum(of_band.values())
+
+
+def test_parts_of_a_signal_are_the_signal():
+    x = np.random.default_rng(0).standard_normal((2, 3, 500))
+    parts = by_band(x, 128.0)
+    assert np.allclose(sum(parts.values()), x) and len(parts) == len(BANDS) + 1
+    assert list(by_band(x, 32.0)) == ["1-4 Hz", "4-8 Hz", "8-13 Hz", "other"]  # what its rate can hold
