@@ -76,7 +76,7 @@ from models.differential_entropy import BANDS, differential_entropy
 from stages.rows import Readout, most_likely, new_row, write_rows
 from stages.runs import print_scores
 from stages.scores import score_rows
-from stages.tokens import augmentations, checkpoint_facts, encoder_for, with_features
+from stages.tokens import augmentations, check_pretraining, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json, write_jsonl
@@ -135,6 +135,7 @@ def main(args: argparse.Namespace) -> None:
         encoder = encoder_for(splits["train"], args.encoder, foundation, args.allow_partial, args.seed)
         if not encoder.pretrained:
             raise UserError(f"--encoder {args.encoder} has no weights yet, and --model {args.model} trains no encoder")
+        check_pretraining(encoder, splits["test"])
         depends_on["encoder"] = fingerprint(encoder)
         facts = checkpoint_facts(encoder)
         splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device)

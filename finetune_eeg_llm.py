@@ -102,7 +102,15 @@ from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import augmentations, check_reads_signal, checkpoint_facts, encoder_for, kind_of, with_features
+from stages.tokens import (
+    augmentations,
+    check_pretraining,
+    check_reads_signal,
+    checkpoint_facts,
+    encoder_for,
+    kind_of,
+    with_features,
+)
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.paths import cache_folder
@@ -196,6 +204,7 @@ def main(args: argparse.Namespace) -> None:
         splits = {mode: dataset.shuffled(args.seed) for mode, dataset in splits.items()}
     foundation = args.foundation_dir if args.use_pretrained_weights else None
     encoder = encoder_for(splits["train"], args.encoder, foundation, args.allow_partial, args.seed)
+    check_pretraining(encoder, splits["test"])
     encoder_fingerprint, store = fingerprint(encoder), splits["train"].store
     files = ["projection_epoch{}.pth", "lora_epoch{}"]
     run = Run(Path(args.model_dir), files, args.select_by, args.keep, accelerator.is_main_process)

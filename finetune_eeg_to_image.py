@@ -106,7 +106,7 @@ from stages.pictures import Stimuli
 from stages.rows import mapper_readouts, new_row
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import augmentations, checkpoint_facts, encoder_for, with_features
+from stages.tokens import augmentations, check_pretraining, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.progress import progress
@@ -124,6 +124,7 @@ def start_encoder(args, dataset, description) -> tuple:
     if not args.warm_start:
         args.token_pooling = args.token_pooling or "region"
         encoder = encoder_for(dataset["train"], args.encoder, foundation, args.allow_partial, args.seed)
+        check_pretraining(encoder, dataset["test"])
         return encoder, fingerprint(encoder), {}
     path, warm = read_run_checkpoint(Path(args.warm_start), "text")
     check_dataset(path, warm, description)

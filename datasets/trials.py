@@ -381,7 +381,7 @@ def permuted_within_recordings(trials: Sequence[Trial], seed: int) -> list[int]:
 def part_as_trained(dataset: TrialDataset, checkpoint: Mapping, path: Path) -> TrialDataset:
     """The same trials, of which the part is read that a checkpoint was trained on."""
     part = part_of(checkpoint)
-    with loading(f"{path} is damaged: what it read of a trial", "name another checkpoint"):
+    with loading(f"{path} is damaged: its window, regions, band or alignment", "name another checkpoint"):
         for name in ("window", "band"):
             pair = part.get(name)
             numbers = all(type(value) in (int, float) and np.isfinite(value) for value in pair or ())

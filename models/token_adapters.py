@@ -1,4 +1,4 @@
-"""What may stand between EEG tokens and the projection: `--adapter`. A frozen encoder's tokens are kept; these learn."""
+"""What may stand between EEG tokens and the projection: `--adapter`. A frozen encoder stays; this learns."""
 
 import torch
 from torch import Tensor, nn

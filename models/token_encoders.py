@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from models import FEATURE_ENCODERS, choose
-from utils.checkpoints import load_weights, weights_file
+from utils.checkpoints import load_weights, read_checkpoint, weights_file
 from utils.errors import UserError
 from utils.signals import resample
 
@@ -44,7 +44,7 @@ def load_encoder(
     kind = choose(FEATURE_ENCODERS, name)
     own = getattr(kind, "weights", "")  # where an entry has them itself
     encoder = kind.build(**trials, **({"random": checkpoint is None} if own else {}))
-    encoder.loaded = None
+    encoder.loaded, encoder.pretrained_on = None, []
     if not kind.pretrained:
         print(f"encoder: {name}, trained from scratch, {sum(p.numel() for p in encoder.parameters()):,} parameters")
     elif checkpoint is None:
@@ -54,6 +54,7 @@ def load_encoder(
         place = own or checkpoint
         module, without = getattr(encoder, "net", encoder), getattr(kind, "heads", ())
         encoder.loaded = load_weights(module, weights_file(place), allow_partial, without)
+        encoder.pretrained_on = read_checkpoint(weights_file(place)).get("pretrained_on", [])  # pretrain_csbrain.py's
         print(f"encoder: {place}: {encoder.loaded}")
     if hasattr(encoder, "proj_out"):
         encoder.proj_out = nn.Identity()  # CSBrain's own head; downstream use drops it

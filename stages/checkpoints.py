@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from datasets.alignment import ADAPTATIONS
 from datasets.description import DatasetDescription
 from datasets.splits import check_protocol
 from datasets.trials import TrialDataset, part_of
@@ -17,6 +18,7 @@ from models.eeg_clip_mapper import EEGMapperModel
 from models.image_generator import image_model_address
 from models.prior import CaptionAdapter, DiffusionPrior
 from models.structure import StructuralVAE
+from models.token_encoders import AfterEncoder
 from stages.tokens import encoder_for, kind_of, with_features
 from utils.checkpoints import WEIGHTS, best_checkpoint, fingerprint, must_be_finite, read_checkpoint
 from utils.errors import UserError, loading
@@ -60,8 +62,11 @@ TYPES = {
     **dict.fromkeys(TEXTS.split(), str),
     **dict.fromkeys(LISTS, list),
     **dict.fromkeys("projection mapper settings model".split(), dict),
-    **dict.fromkeys("window regions".split(), (list, type(None))),
-    **dict.fromkeys("lora preprocessing words".split(), (dict, type(None))),
+    **dict.fromkeys("window regions band".split(), (list, type(None))),
+    **dict.fromkeys("lora preprocessing words head adapter".split(), (dict, type(None))),
+    **dict.fromkeys("align align_method adapt".split(), str),
+    "adapter_name": (str, type(None)),
+    "mirror_average": bool,
     "encoder": (dict, str, type(None)),
     **dict.fromkeys("prototypes centre".split(), (torch.Tensor, type(None))),
     "n_times": int,
@@ -95,8 +100,10 @@ def check_dataset(path: Path, checkpoint: dict, description: DatasetDescription)
     if tuple(checkpoint.get("classes", description.classes)) != description.classes:
         was, expected = ", ".join(checkpoint["classes"]), ", ".join(description.classes)
         raise UserError(f"{path} was trained on the classes {was}; expected {expected}")
-    for field, table in (("encoder_name", FEATURE_ENCODERS), ("token_pooling", POOLINGS)):
-        if not is_in(table, checkpoint[field]):
+    tables = {"encoder_name": FEATURE_ENCODERS, "token_pooling": POOLINGS, "adapt": ADAPTATIONS}
+    tables |= {"adapter_name": ADAPTERS} if checkpoint.get("adapter_name") else {}
+    for field, table in tables.items():
+        if field in checkpoint and not is_in(table, checkpoint[field]):
             raise UserError(f"{path} has the {field} {checkpoint[field]!r}; expected one of {', '.join(table)}")
 
 
@@ -197,12 +204,29 @@ def connect(
     if not cached:
         model.encoder, model.reducer = encoder.to(device).eval(), reducer.to(device)
         model.mirror = Mirror.of_trials(*kind_of(dataset)) if checkpoint.get("mirror_average") else None
+    check_parts(model, dataset, device)
+    if not cached:
         return dataset
     n_tokens = dataset.tokens.shape[1]
     was = checkpoint.get("settings", {}).get("n_tokens", n_tokens)
     if was != n_tokens:
         raise UserError(f"the mapper was trained on {was} tokens a trial; {dataset.store.path} gives {n_tokens}")
     return dataset
+
+
+def check_parts(model: nn.Module, dataset: TrialDataset, device: torch.device) -> None:
+    """Raise UserError where a text model's head or adapter is for another number of tokens, or of classes."""
+    parts = [getattr(model, name) for name in ("head", "adapter") if getattr(model, name, None) is not None]
+    if not parts or not len(dataset):
+        return
+    with torch.no_grad():
+        tokens = AfterEncoder.encode(model, dataset[0]["x"][None].to(device))
+    try:
+        outputs = [part(tokens).shape[-1] for part in parts]
+    except RuntimeError:
+        outputs = []
+    if not outputs or (model.head is not None and outputs[0] != len(dataset.description.classes)):
+        raise UserError(f"the checkpoint's head or adapter is for other tokens than {tokens.shape[1]} a trial; {HINT}")
 
 
 def find_text_checkpoint(place: str | Path, lora_dir: str | None) -> tuple[Path, Path]:

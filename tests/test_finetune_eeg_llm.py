@@ -453,7 +453,8 @@ def test_the_encoders_learning_rate_is_its_own_unless_it_is_said(demo, script, t
         run = tmp_path / f"run{len(rates)}"
         done = script(SCRIPT, *demo.training(run, **few, **flags))
         assert done.code == 0, done.err
-    assert rates == [[2e-4, 1e-4], [2e-4, 1e-3], [2e-4, 3e-5], [2e-4]]
+    of_head = 2e-4
+    assert rates == [[2e-4, 1e-4, of_head], [2e-4, 1e-3, of_head], [2e-4, 3e-5, of_head], [2e-4, of_head]]
 
 
 def test_lora_and_label_smoothing_are_what_the_flags_say(demo, script, tmp_path):

@@ -407,5 +407,5 @@ def test_a_run_on_a_part_of_the_trials_is_decoded_on_the_same_part(vi_demo, scri
         torch.save(checkpoint | {field: damaged}, tmp_path / "part/mapper_epoch1.pth")
         done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "again", **flags))
         assert done.code == 2 and (
-            "is damaged: its window or regions" in done.err or "no region or electrode nowhere" in done.err
+            "is damaged: its window, regions" in done.err or "no region or electrode nowhere" in done.err
         )

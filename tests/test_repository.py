@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "evaluation": {"stages", "readers", "datasets", "models", "utils"},
     "demo": {"datasets", "models", "utils"},
 }
-JUDGES = ("evaluate.py", "retrieve.py", "draw_true_class.py")  # scripts that may import evaluation/
+JUDGES = ("evaluate.py", "retrieve.py", "draw_true_class.py", "attribute.py")  # scripts that may import evaluation/
 
 
 def imported(path):

@@ -1074,8 +1074,8 @@ def pieces(folder: Path) -> list:
 
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 3)
-    model.before_ids, model.after_ids = torch.tensor([[1, 2]]), torch.tensor([[3]])
-    dataset = SimpleNamespace(trials=[trial(k) for k in range(8)], tokens=None)
+    model.before_ids, model.after_ids, model.mirror = torch.tensor([[1, 2]]), torch.tensor([[3]]), None
+    dataset = SimpleNamespace(trials=[trial(k) for k in range(8)], tokens=None, changes=lambda trials: {})
     kept, found = DecodedPieces(folder, model, dataset, range(8), precision="fp32"), []
     for number in range(4):
         batch = kept.get(number)

@@ -20,7 +20,7 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Linear(2, 2)
-        self.before_ids, self.after_ids = torch.tensor([[1, 2]]), torch.tensor([[3]])
+        self.before_ids, self.after_ids, self.mirror = torch.tensor([[1, 2]]), torch.tensor([[3]]), None
 
 
 @pytest.fixture

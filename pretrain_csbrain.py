@@ -1,0 +1,187 @@
+"""Pretrain CSBrain: hide patches of unlabelled trials, and reconstruct them. Several stores at once, of any montage.
+
+    python pretrain_csbrain.py --datasets_dir data/BCICIV2b/processed_lmdb --output_dir pth/pretrained
+    python pretrain_csbrain.py --datasets_dir STORE OTHER_STORE --output_dir pth/pretrained --epochs 30
+    python finetune_eeg_llm.py … --foundation_dir pth/pretrained/csbrain_epoch30.pth
+
+The published weights have no licence; these are your own. One set of weights reads all montages: CSBrain's regions have
+theirs, however many electrodes they hold. The training people of each store's protocol are pretrained on, its
+validation people choose the epoch (of people who test nothing is read; the checkpoint notes who was). The loss is the
+squared error of the hidden patches. Leaves in --output_dir: csbrain_epochN.pth, metrics.jsonl, run.json, results.json.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+from datasets.splits import check_protocol
+from utils import flags
+from utils.errors import UserError, loading
+from utils.script import run_script, start_script
+
+
+def parse_args() -> argparse.Namespace:
+    parser = flags.new_parser(__doc__)
+    # fmt: off
+    add = parser.add_argument
+    add("--datasets_dir", nargs="+", required=True, help="trial stores in microvolts")
+    add("--output_dir", "--model_dir", required=True, help="folder for checkpoints and metrics")
+    add("--protocol", type=flags.checked(check_protocol),
+        help="whose trials train and validate, in all stores (default: as each store says)")
+    add("--foundation_dir", help="weights to go on from: a file, a folder, or OWNER/NAME (default: random ones)")
+    add("--mask", type=flags.share, default=0.5, help="share of the patches that are hidden")
+    add("--epochs", type=flags.at_least(1), default=20, help="passes over all training trials")
+    add("--batch_size", type=flags.at_least(1), default=32, help="trials an optimiser step, of one store")
+    add("--lr", type=flags.number, default=5e-4, help="highest learning rate, cosine to 0")
+    add("--warmup", type=flags.at_least(0), default=100, help="steps before the full learning rate")
+    add("--weight_decay", type=flags.number, default=0.05, help="AdamW's")
+    add("--clip", type=flags.number, default=1.0, help="largest gradient norm")
+    flags.add_resume_flags(parser)
+    # fmt: on
+    args = parser.parse_args()
+    args.defaults = flags.defaults(parser, args)
+    return args
+
+
+if __name__ == "__main__":
+    args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from datasets.store import description_of_store
+from datasets.trials import load_splits
+from models.CSBrain import CSBrain
+from stages.runs import LAST, Run
+from stages.scores import measured
+from utils.checkpoints import load_weights, weights_file
+from utils.device import pick_device
+from utils.progress import progress
+from utils.seeds import seed_everything
+
+READOUT = "share explained"
+
+
+def with_weights_of(model: CSBrain, montage) -> CSBrain:
+    """The same weights, the very tensors, as a model that reads another montage."""
+    other = CSBrain.build(montage.brain_regions, montage.sorted_indices)
+    parts = dict(other.named_modules())
+    for name, parameter in model.named_parameters():
+        place, _, attribute = name.rpartition(".")
+        parts[place]._parameters[attribute] = parameter
+    return other
+
+
+def hidden_patches(x: torch.Tensor, share: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """(B, C, P) bool for (B, C, P, 200): as many patches of each trial, at least one."""
+    n = x.shape[1] * x.shape[2]
+    order = torch.rand(len(x), n, generator=generator).argsort(dim=1)
+    return (order < max(1, round(share * n))).view(x.shape[:3]).to(x.device)
+
+
+def reconstruct(model: CSBrain, x: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model makes of the hidden patches (n, 200), and what they were, in units of 100 µV."""
+    made = model(x, hidden.float())  # (B, C, P, 200), electrodes region by region, as `hidden` counts them
+    return made[hidden], x[:, model.sorted_indices][hidden]
+
+
+@torch.no_grad()
+def explained(models, splits, share: float, batch_size: int, device) -> dict:
+    """A measure over validation trials: 1 − squared error / power of the hidden patches; the same patches each time."""
+    generator, values = torch.Generator().manual_seed(0), []
+    for model, of_store in zip(models, splits, strict=True):
+        model.eval()
+        for batch in DataLoader(of_store["val"], batch_size):
+            hidden = hidden_patches(batch["x"], share, generator)
+            for k in range(len(hidden)):
+                made, was = reconstruct(model, batch["x"][k : k + 1].to(device), hidden[k : k + 1].to(device))
+                values.append(float(1 - (made - was).square().sum() / was.square().sum().clamp(min=1e-12)))
+    return {READOUT: measured(READOUT, values)} if values else {}
+
+
+def train_epoch(models, splits, optimizer, lr_of, epoch: int, args, device, bar) -> float:
+    """One pass over the training trials of all stores, batches of one store each, in a random order. Mean loss."""
+    loaders = [DataLoader(of["train"], args.batch_size, shuffle=True) for of in splits]
+    turns = torch.randperm(sum(map(len, loaders))).tolist()
+    which = np.repeat(range(len(loaders)), [len(loader) for loader in loaders])[turns]  # whose batch comes when
+    batches, losses = [iter(loader) for loader in loaders], []
+    for model in models:
+        model.train()
+    for number, store in enumerate(which.tolist()):
+        batch = next(batches[store])
+        for group in optimizer.param_groups:
+            group["lr"] = lr_of((epoch - 1) * len(which) + number, args.epochs * len(which))
+        x = batch["x"].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            made, was = reconstruct(models[store], x, hidden_patches(x, args.mask))
+        loss = F.mse_loss(made.float(), was)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(models[0].parameters(), args.clip)
+        optimizer.step()
+        losses.append(loss.item())
+        bar.update(len(x))
+    return float(np.mean(losses))
+
+
+def main(args: argparse.Namespace) -> None:
+    device = pick_device(args.cuda)
+
+    # ------------------------------------------------------------ trials of all stores
+    splits = []
+    for place in args.datasets_dir:
+        description = description_of_store(place)
+        of_store = load_splits(place, description, args.protocol or description.protocol)
+        if of_store["train"].units != "microvolts":
+            raise UserError(f"{place} holds whitened trials, without a unit; prepare with --whiten none")
+        splits.append(of_store)
+
+    # ------------------------------------------------------------ one set of weights, a model a montage
+    seed_everything(args.seed)
+    montages = [of["train"].montage for of in splits]
+    model = CSBrain.build(montages[0].brain_regions, montages[0].sorted_indices)
+    if args.foundation_dir:
+        print(f"going on from {args.foundation_dir}: {load_weights(model, weights_file(args.foundation_dir))}")
+    model.to(device)
+    models = [model, *(with_weights_of(model, montage).to(device) for montage in montages[1:])]
+    all_splits = splits
+    splits = [{mode: d.prepared(model.prepare) for mode, d in of.items() if mode != "test"} for of in splits]
+    depends_on = {"stores": [of["train"].store.fingerprint for of in splits]}
+    run = Run(Path(args.output_dir), ["csbrain_epoch{}.pth"], READOUT, args.keep)
+    run.open(vars(args), {"output_dir"}, depends_on)
+    parameters = [p for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, args.lr, weight_decay=args.weight_decay)
+    if run.state:
+        with loading(*LAST):
+            model.load_state_dict(run.state["model"])
+            optimizer.load_state_dict(run.state["optimizer"])
+    n = [{mode: len(dataset) for mode, dataset in of.items()} for of in splits]
+    people = sorted(
+        {f"{of['train'].description.name}/{t.subject}" for of in splits for d in of.values() for t in d.trials}
+    )
+    print(f"{len(splits)} stores, {sum(of['train'] for of in n)} / {sum(of['val'] for of in n)} train / val trials of "
+          f"{len(people)} people; {sum(p.numel() for p in model.parameters()):,} parameters; {device}")  # fmt: skip
+
+    # ------------------------------------------------------------ training
+    def lr_of(step: int, steps: int) -> float:
+        if step < args.warmup:
+            return args.lr * (step + 1) / args.warmup
+        return args.lr * (1 + math.cos(math.pi * min(1.0, (step - args.warmup) / max(1, steps - args.warmup)))) / 2
+
+    run.begin(all_splits[0], args.protocol or description.protocol, pretrained_on=people)
+    for epoch in run.epochs(args.epochs):
+        seed_everything(args.seed, epoch)
+        with progress(total=sum(of["train"] for of in n), desc=f"epoch {epoch}/{args.epochs}", unit="trial") as bar:
+            loss = train_epoch(models, splits, optimizer, lr_of, epoch, args, device, bar)
+        run.trained(loss)
+        val = explained(models, splits, args.mask, args.batch_size, device)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        facts = {"model": model.state_dict(), "what": "csbrain", "pretrained_on": people}
+        print(run.save_epoch(loss, val, [facts], state))
+    run.finish([], False, {})  # nothing is tested: what the features are worth, baseline.py --model linear_probe says
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(args), [Path(args.output_dir) / ".lock"], "finished epochs are kept; go on with --resume")
