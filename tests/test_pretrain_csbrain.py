@@ -44,7 +44,8 @@ def test_two_montages_train_one_set_of_weights_that_the_other_scripts_read(store
     expected = "BCICIV2a/A01 BCICIV2a/A02 BCICIV2a/A06 BCICIV2b/B01 BCICIV2b/B02 BCICIV2b/B06"
     assert checkpoint["pretrained_on"] == expected.split()
     flags_of = ["--model", "linear_probe", "--datasets_dir", few, "--downstream_dataset", "BCICIV2a", "--epochs", 1,
-                "--output_dir", tmp_path / "probe", "--foundation_dir", tmp_path / "run/csbrain_epoch2.pth"]  # fmt: skip
+                "--output_dir", tmp_path / "probe",
+                "--foundation_dir", tmp_path / "run/csbrain_epoch2.pth"]  # fmt: skip
     probe = script("baseline.py", *flags_of, "--cuda", -1, "--cache_dir", tmp_path / "cache")
     assert probe.code == 0, probe.err
     assert read_json(tmp_path / "probe/run.json")["encoder_loaded"] == {"loaded": 295, "of": 295}
