@@ -74,6 +74,7 @@ BASELINES = {
     "bandpower_lda": "models.baselines:bandpower_lda",
     "csp_lda": "models.baselines:csp_lda",
     "tangent_space": "models.baselines:tangent_space",
+    "filterbank_tangent": "models.baselines:filterbank_tangent",
     "samples_lda": "models.baselines:samples_lda",
     "xdawn_tangent": "models.baselines:xdawn_tangent",
     "eegnet": "models.baselines:eegnet",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.signal import butter, sosfiltfilt, welch
 from scipy.special import softmax
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -161,6 +162,58 @@ def tangent_space(n_classes: int, **_) -> Classical:
         raise UserError("--model tangent_space needs pyriemann: pip install -r requirements-baselines.txt") from None
     logistic = LogisticRegression(max_iter=2000, C=0.1)
     return Classical(n_classes, filtered, Covariances("oas"), TangentSpace("riemann"), StandardScaler(), logistic)
+
+
+class FilterBankTangent(TransformerMixin, BaseEstimator):
+    """Trials (N, C, T) → the tangent spaces of their covariances in each of nine bands, put side by side.
+
+    The bands are those of Ang et al.'s filter bank (IJCNN 2008): 4 to 40 Hz, 4 Hz each.
+    """
+
+    bands = [(low, low + 4) for low in range(4, 40, 4)]  # Hz
+
+    def __init__(self, sfreq: float = 250.0):
+        self.sfreq = sfreq
+
+    def fit(self, x: np.ndarray, y: np.ndarray | None = None) -> "FilterBankTangent":
+        from pyriemann.tangentspace import TangentSpace
+
+        self.spaces_ = [TangentSpace("riemann").fit(of) for of in self._covariances(x)]
+        return self
+
+    def transform(self, x: np.ndarray) -> np.ndarray:
+        of_band = self._covariances(x)
+        return np.concatenate([space.transform(of) for space, of in zip(self.spaces_, of_band, strict=True)], axis=1)
+
+    def _covariances(self, x: np.ndarray) -> list[np.ndarray]:
+        from pyriemann.estimation import Covariances
+
+        bands = [band for band in self.bands if band[1] < self.sfreq / 2]
+        filters = [butter(4, band, "bandpass", fs=self.sfreq, output="sos") for band in bands]
+        return [Covariances("oas").transform(sosfiltfilt(sos, x, axis=-1)) for sos in filters]
+
+
+class OfRate(Classical):
+    """Steps that are told the sampling rate, which `make(sfreq)` gives."""
+
+    def __init__(self, n_classes: int, make: Callable):
+        super().__init__(n_classes, lambda x, sfreq: x)
+        self.make = make
+
+    def fit(self, train: Data, val: Data) -> None:
+        self.steps = self.make(train.sfreq)
+        super().fit(train, val)
+
+
+def filterbank_tangent(n_classes: int, **_) -> Classical:
+    """Nine bands' covariances in tangent space (Barachant et al., 2013), logistic regression."""
+    try:
+        import pyriemann  # noqa: F401
+    except ImportError:
+        need = "pip install -r requirements-baselines.txt"
+        raise UserError(f"--model filterbank_tangent needs pyriemann: {need}") from None
+    logistic = LogisticRegression(max_iter=2000, C=0.01)
+    return OfRate(n_classes, lambda sfreq: (FilterBankTangent(sfreq), StandardScaler(), logistic))
 
 
 def evoked(x: np.ndarray, sfreq: float) -> np.ndarray:

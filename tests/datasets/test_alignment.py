@@ -204,3 +204,31 @@ def test_a_band_is_what_a_run_reads_of_the_stored_trial(store):
 def test_a_band_that_trials_cannot_have_is_refused(store, band):
     with pytest.raises(UserError, match=f"--band {band[0]} {band[1]}: "):
         TrialDataset(store, "train", "published", BCIC).part(band=band)
+
+
+def test_without_an_effect_no_condition_tells_anything():
+    """1,000 null experiments: noise, mixed otherwise in each person; trained on one, tested on the other."""
+    rng, right, n = np.random.default_rng(0), dict.fromkeys(ALIGNMENTS, 0), 200
+    for _ in range(n):
+        people = []
+        for subject in ("P1", "P2"):
+            mixing = rng.standard_normal((3, 3))
+            x = {f"{subject}-{k}": (mixing @ rng.standard_normal((3, 40))).astype("<f4") for k in range(16)}
+            trials = [Trial(key, int(rng.integers(2)), subject, "T", 1, k + 1) for k, key in enumerate(x)]
+            people.append((trials, x))
+        for align in ALIGNMENTS:
+            sides = []
+            for trials, x in people:
+                matrices = (
+                    {} if align == "none" else aligning_matrices(trials, lambda t, x=x: x[t.key], align, "euclidean")
+                )
+                read = [matrices.get(t.key, np.eye(3)) @ x[t.key] for t in trials]
+                sides.append((np.log(np.var(read, axis=-1)), np.array([t.label for t in trials])))
+            (features, labels), (tested, true) = sides
+            means = [
+                features[labels == k].mean(axis=0) if (labels == k).any() else features.mean(axis=0) for k in (0, 1)
+            ]
+            distance = [np.square(tested - mean).sum(axis=1) for mean in means]
+            right[align] += int(((distance[1] < distance[0]) == true).sum())
+    for align, hits in right.items():
+        assert abs(hits / (16 * n) - 0.5) < 3 * np.sqrt(0.25 / (16 * n)), (align, hits / (16 * n))
