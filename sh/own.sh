@@ -54,27 +54,26 @@ for run in 1 2 3 4 5 6; do
     --output_dir $runs/lda-run$run --cuda -1 > $runs/lda-run$run.log 2>&1
 done
 
-step "EEG → text with a tiny chat model of the store's own sentences; shuffled-label controls beside it ($runs/*.log)"
+step "EEG → text with a tiny chat model of the store's own sentences, with controls; an image model ($runs/*.log)"
 text() { # run that is left out, folder, further flags
   python finetune_eeg_llm.py --datasets_dir $store --protocol run:subject1/"$1"/all --window 0.2 0.6 --encoder evoked \
     --llm tiny --model_dir $runs/"$2" --no_quantize --epochs 15 --warmup_epochs 15 --batch_size 32 \
     --gradient_accumulation_steps 1 --warmup_lr 1e-3 --weight_decay 0.5 --max_new_tokens 24 --cuda -1 "${@:3}" \
     > $runs/"$2".log 2>&1
 }
-text 1 text-run1
-text 1 text-run1_shuffled --shuffle_labels & control=$!
-for run in 2 3 4 5 6; do
-  text $run text-run$run
-  wait $control
-  text $run text-run${run}_shuffled --shuffle_labels & control=$!
-done
-wait $control
-
-step "a tiny image model that learns to draw these pictures"
-python prepare_demo.py --datasets --models stable-diffusion --pth_dir $pth > /dev/null
-OMP_NUM_THREADS=2 python train_demo_images.py --own_pictures pth/own/stable-diffusion --datasets_dir $store \
-  --stimuli_dir "$pictures" \
-  --start_from $pth/stable-diffusion --autoencoder_steps 250 --unet_steps 500 --sheet_dir $images
+control() { text "$1" text-run"$1"_shuffled --shuffle_labels; }
+image_model() {
+  python prepare_demo.py --datasets --models stable-diffusion --pth_dir $pth
+  python train_demo_images.py --own_pictures pth/own/stable-diffusion --datasets_dir $store \
+    --stimuli_dir "$pictures" --start_from $pth/stable-diffusion --autoencoder_steps 250 --unet_steps 500 \
+    --sheet_dir $images
+}
+text 1 text-run1 # makes the chat model that the others find
+# beside the rest: a tiny image model that learns to draw these pictures ($runs/images.log), and half of the controls
+(image_model > $runs/images.log 2>&1 && control 1 && control 2 && control 3) & beside=$!
+for run in 2 3 4 5 6; do text $run text-run$run; done
+for run in 4 5 6; do control $run; done
+wait $beside
 
 step "decoding and pictures of the run that was left out"
 python generate.py --datasets_dir $store --projection_dir $runs/text-run6 --no_quantize --num_samples 16 \
