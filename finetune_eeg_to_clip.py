@@ -186,6 +186,7 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ trials: which, and which part of each
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "THINGS")
     args.downstream_dataset = description.name
+    args.images_dir = args.images_dir or description.images_dir or default("data/THINGS/images")
     if not description.parts:
         raise UserError(f"{args.datasets_dir} is of {description.name}, whose trials have no images of their own")
     splits = load_splits(args.datasets_dir, description, args.protocol, granularity=args.granularity)

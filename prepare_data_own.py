@@ -111,6 +111,10 @@ def main(args: argparse.Namespace) -> None:
     )  # fmt: skip
     found = [own.look(file, how) for file in progress(files, desc="looking", unit="recording")]
 
+    channels = {channel for f in found for channel in (*f.electrodes, *f.electrodes.values())}
+    if nowhere := [f"{old}={new}" for old, new in args.rename if not {old, new} & channels]:
+        raise UserError(f"--rename {nowhere[0]}: no recording has a channel of that name")
+
     # ------------------------------------------------------------ what it is: electrodes, classes, people, words
     asked = args.electrodes or (known.montage.electrodes if known else None)
     montage, said = own.common_electrodes(found, files, asked)

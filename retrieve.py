@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     add("runs", nargs="*",
         help="folders of finetune_eeg_to_clip.py, checkpoints encoder_epochN.pth in them, or OWNER/NAME on the hub")
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
-    add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
+    add("--images_dir", help="folder of the images that were seen (default: as the store says, or data/THINGS/images)")
     add("--output_dir", default=default("outputs/retrieval"), help="folder for rows, tables and figures")
     add("--clip_model", help="CLIP: local folder or hub address (default: the one trained with)")
     add("--clip_features", nargs="+", metavar="FILE",
@@ -183,6 +183,7 @@ def main(args: argparse.Namespace) -> None:
         )
     for run, folder in runs:
         images = run.images
+        args.images_dir = args.images_dir or run.description.images_dir or default("data/THINGS/images")
         if len(images) < 2:
             raise UserError(f"{run.dataset.store.path} has {len(images)} test images; retrieval needs two or more")
         cache_dir = cache_folder(args.cache_dir, run.dataset.store.path)

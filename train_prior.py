@@ -249,6 +249,7 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ targets, image by image; model
     cache_dir = cache_folder(args.cache_dir, datasets["train"].store.path)
     images = sorted({group.image for of in groups.values() for group in of})
+    args.images_dir = args.images_dir or datasets["train"].description.images_dir or default("data/THINGS/images")
     paths = image_paths(images, Path(args.images_dir))
     how = datasets["train"].store, Path(args.images_dir), clip_model, cache_dir, features
     vectors = dict(zip(images, image_vectors(images, *how), strict=True))

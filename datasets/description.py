@@ -153,6 +153,11 @@ class DatasetDescription:
                 if not fits or is_list != isinstance(value, list):
                     raise UserError(f"{where}: {name}: {key} = {str(value)[:60]!r}; expected {WORDS_FORM}")
                 changed[fields[key]][self.classes.index(name)] = tuple(value) if is_list else value
+        named = [
+            " ".join(word.lower().split()) for words in changed["keywords"].values() for word in dict.fromkeys(words)
+        ]
+        if twice := sorted({word for word in named if named.count(word) > 1}):
+            raise UserError(f"{where}: the keyword {twice[0]!r} names two classes; a text with it would name neither")
         return replace(self, **texts, **changed)
 
     def named_channels(self, asked: Sequence[str]) -> list[str] | None:

@@ -19,7 +19,7 @@ LETTERS = {
 CODES = {name: code for code, name in REGION_NAMES.items()}
 CODE_OF = {letters: CODES[name] for name, all_letters in LETTERS.items() for letters in all_letters.split()}
 # caps whose electrodes are numbered: what a name looks like → MNE's montages, by the number of electrodes
-NUMBERED = {r"E\d+": "GSN-HydroCel-{}", r"[A-H]\d+": "biosemi{}"}
+NUMBERED = {r"[A-H]\d+": "biosemi{}", r"E\d+": "GSN-HydroCel-{}"}  # one with E1 and A1 is BioSemi's
 
 
 def region_of(name: str) -> int | None:
@@ -71,14 +71,36 @@ def numbered_positions(names: Sequence[str]) -> dict[str, np.ndarray]:
     """Positions of a cap whose electrodes are numbered, EGI's E1 … or BioSemi's A1 …; else empty."""
     import mne
 
+    biosemi = sorted((name for name in names if re.fullmatch(r"[A-H]\d+", name)), key=lambda n: (n[0], int(n[1:])))
+    sockets = [f"{letter}{k}" for letter in "AB" for k in range(1, 33)][: len(biosemi)]
+    if len(biosemi) in (16, 32, 64) and biosemi == sockets:  # places that have names, in the order of the sockets
+        named = mne.channels.make_standard_montage(f"biosemi{len(biosemi)}").ch_names
+        places = in_head_coordinates(mne.channels.make_standard_montage("standard_1005"))
+        return {socket: places[name] for socket, name in zip(sockets, named, strict=True)}
     for pattern, montage in NUMBERED.items():
         cap = [name for name in names if re.fullmatch(pattern, name)]
         known = [name for name in mne.channels.get_builtin_montages() if re.fullmatch(montage.format(r"\d+"), name)]
         for builtin in sorted(known, key=lambda name: int(re.search(r"\d+$", name)[0])):
             positions = in_head_coordinates(mne.channels.make_standard_montage(builtin))
             if len(cap) >= 0.9 * len(positions) and set(cap) <= set(positions):
-                return {name: positions[name] for name in cap}
+                moved = _on_a_head(positions) if builtin.startswith("biosemi") else positions
+                return {name: moved[name] for name in cap}
     return {}
+
+
+def _on_a_head(positions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Positions of BioSemi's sphere, moved to where its named cap of 64 lies on the head of the 10-5 system."""
+    import mne
+
+    sphere, head = (
+        in_head_coordinates(mne.channels.make_standard_montage(name)) for name in ("biosemi64", "standard_1005")
+    )
+    known = [name for name in sphere if name in head]
+    ones = np.ones((len(known), 1))
+    affine, *_ = np.linalg.lstsq(
+        np.hstack([np.array([sphere[name] for name in known]), ones]), np.array([head[name] for name in known])
+    )
+    return {name: np.append(xyz, 1.0) @ affine for name, xyz in positions.items()}
 
 
 def montage_of(electrodes: Sequence[str]) -> tuple[Montage, list[str]]:

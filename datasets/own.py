@@ -19,7 +19,8 @@ from datasets.electrodes import montage_of, nearest_names, numbered_positions
 from datasets.montage import Montage
 from datasets.recording import Piece, Recording
 from utils.errors import UserError
-from utils.signals import resample
+from utils.photos import OddPictures, whole_picture
+from utils.signals import resample, resampling_ratio
 
 if TYPE_CHECKING:  # MNE is slow to import
     from readers.any_recording import Found
@@ -96,7 +97,7 @@ def recordings(file: Recorded, how: Reading) -> Iterator[Recording]:
     raw = file.opened() if file.opened else open_recording(file.path, how.table_rate, how.trigger, how.renamed)
     found = look(file, how, raw)
     signal = read_signal(file.path, [found.electrodes[name] for name in how.electrodes], raw)
-    signal = resample(signal, found.sfreq, how.sfreq)
+    signal, ratio = resample(signal, found.sfreq, how.sfreq), resampling_ratio(found.sfreq, how.sfreq)
     onsets, labels, numbers, images, left_out = [], [], [], [], Counter()
     for number, (seconds, said) in enumerate(found.events, start=1):
         if said not in how.class_of:
@@ -113,7 +114,10 @@ def recordings(file: Recorded, how: Reading) -> Iterator[Recording]:
         if any(start < ends and stop > begins for start, stop in found.breaks):
             left_out["dropped: samples are missing", label] += 1
             continue
-        onsets.append(round(seconds * how.sfreq))
+        if any(start < ends and stop > begins for start, stop in found.bad):
+            left_out["dropped: marked as bad", label] += 1
+            continue
+        onsets.append(round(seconds * found.sfreq * ratio))  # the file's own clock: its rate need not be whole
         labels.append(label)
         numbers.append(number)
         images.append(image)
@@ -297,6 +301,10 @@ def stimuli_of(names: Sequence[str], folder: Path) -> tuple[dict[int, str], list
         raise UserError(f"--stimuli_dir {folder} is no folder")
     fits = {label: pictures_of(name, folder) for label, name in enumerate(names)}
     chosen = {label: paths[0].relative_to(folder).as_posix() for label, paths in fits.items() if paths}
+    odd = OddPictures()
+    for path in dict.fromkeys(chosen.values()):
+        odd.add(path, whole_picture(folder / path, "stimulus photo", "replace it, or name another folder"))
+    odd.report(f"pictures in {folder}")
     lacking = [name for label, name in enumerate(names) if label not in chosen]
     lines = [f"no picture in {folder} is named after {_some(lacking)}"] if lacking else []
     return chosen, [*lines, f"pictures: {len(chosen)} of {len(names)} classes have one in {folder}"]

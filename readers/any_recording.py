@@ -9,7 +9,7 @@ from pathlib import Path
 import mne
 import numpy as np
 
-from readers.electrode_names import OTHERS, electrodes_of, standard_core
+from readers.electrode_names import OTHERS, electrodes_of, numbered_cap, standard_core
 from readers.headbands import GAP_MARK, read_table, read_xdf
 from readers.matlab import check_mat
 from readers.recordings import READERS, check_beside, check_header, companions, status_events, unit_corrections
@@ -35,6 +35,7 @@ REST = re.compile(
     r"(?i)(bad.*|edge.*|boundary|new segment.*|.*/new segment.*|.*lost samples.*|impedance.*|recording .*|"
     r"segment: .*|\+\d+\.\d+)"
 )
+BAD = re.compile(r"(?i)\s*bad(?![a-z])")  # MNE's mark of what is not to be used
 BREAK = re.compile(rf"(?i)(bad_acq_skip|boundary|edge.*|{GAP_MARK}|.*lost samples.*)")  # samples that do not follow on
 EVENT_TIMES = {"onset": 1.0, "time": 1.0, "latency": 0.0, "sample": 0.0}  # column → seconds a unit; 0: samples
 CLASS_COLUMNS = (
@@ -60,6 +61,7 @@ class Found:
     events : list of (float, str). Seconds from the first sample, and what the recording or its table says.
     events_from : str. Where the events stand. rows : list of dict. The table's row of each event, where there is one.
     breaks : list of (float, float). From and to, in seconds: no samples, or samples that do not follow on.
+    bad : list of (float, float). The same of what somebody has marked as bad ("BAD_muscle").
     positions : dict. Channel → (3,) metres, where the recording tells. others : list of str. Channels left out.
     notes : list of str. What was understood, in words.
     """
@@ -71,6 +73,7 @@ class Found:
     events_from: str = ""
     rows: list[dict] = field(default_factory=list)
     breaks: list[tuple[float, float]] = field(default_factory=list)
+    bad: list[tuple[float, float]] = field(default_factory=list)
     positions: dict = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -157,15 +160,23 @@ def look_into(
     eeg = [name for name, kind in of_kind.items() if kind in ("eeg", "misc", "bio", "seeg", "ecog", "dbs")]
     eeg = [name for name in eeg if name not in not_eeg]
     renamed = {channel: electrode for channel, electrode in (renamed or {}).items() if channel in of_kind}
-    electrodes, notes = electrodes_of([*eeg, *(name for name in renamed if name not in eeg)], renamed, str(path))
+    cap = [name for name in numbered_cap(eeg) if name not in renamed]  # its C3 is another one than the 10-20 system's
+    named = [name for name in eeg if name not in cap]
+    electrodes, notes = electrodes_of([*named, *(name for name in renamed if name not in eeg)], renamed, str(path))
     montage = raw.get_montage()
     positions = {} if montage is None else montage.get_positions()["ch_pos"]
     positions = {name: np.asarray(xyz) for name, xyz in positions.items() if np.isfinite(xyz).all() and np.any(xyz)}
     inside = set(electrodes.values())
-    others = [name for name in eeg if name not in inside and not OTHERS.fullmatch(standard_core(name))]
+    others = [name for name in eeg if name not in inside and not OTHERS.fullmatch(standard_core(name)) or name in cap]
     begins = raw.first_samp / rate if raw.annotations.orig_time is not None else 0.0
     marks = [(float(a["onset"]) - begins, float(a["duration"]), str(a["description"])) for a in raw.annotations]
     breaks = [(onset, onset + max(lasts, 1 / rate)) for onset, lasts, text in marks if BREAK.fullmatch(text)]
+    bad = [(onset, onset + lasts) for onset, lasts, text in marks if BAD.match(text) and not BREAK.fullmatch(text)]
+    marks = [mark for mark in marks if not BAD.match(mark[2])]
+    if spoilt := [name for name in raw.info["bads"] if name in electrodes.values()]:
+        notes.append(
+            f"marked as bad and read all the same: {', '.join(spoilt)}; --electrodes names those that are read"
+        )
     rows = read_onsets(table, rate, class_column) if table else []
     if table:
         events, source = [(seconds, text) for seconds, text, _ in rows], table.name
@@ -187,7 +198,7 @@ def look_into(
     if trigger and trigger not in of_kind and suffix_of(path) not in TABLES:
         raise UserError(f"--trigger {trigger}: {path} has no such channel; it has {', '.join(of_kind)[:300]}")
     return Found(
-        electrodes, rate, n_times, events, source, [row for *_, row in rows], breaks, positions, others, notes
+        electrodes, rate, n_times, events, source, [row for *_, row in rows], breaks, bad, positions, others, notes
     )  # fmt: skip
 
 

@@ -54,6 +54,16 @@ def standard_name(text: str) -> tuple[str | None, str]:
     return found, said
 
 
+def numbered_cap(channels: Sequence[str]) -> list[str]:
+    """The channels of a cap whose electrodes are called A1, A2, … B1, … (BioSemi's); empty where there is none.
+
+    Such a cap's C3 and F5 are not those of the 10-20 system, and its A1 and A2 are no ear lobes. One with A3 to A16 is
+    taken for it: nothing else is called so.
+    """
+    cap = [channel for channel in channels if re.fullmatch(r"[A-H]\d{1,2}", channel.strip())]
+    return cap if {f"A{k}" for k in range(3, 17)} <= set(map(str.strip, cap)) else []
+
+
 def electrodes_of(
     channels: Sequence[str], renamed: Mapping[str, str] | None = None, where: str = ""
 ) -> tuple[dict[str, str], list[str]]:

@@ -149,7 +149,7 @@ def add_seen_images_flags(parser: argparse.ArgumentParser) -> None:
     """Which trials and images, of datasets of seen images."""
     add = parser.add_argument
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
-    add("--images_dir", default=default("data/THINGS/images"), help="folder of the images that were seen")
+    add("--images_dir", help="folder of the images that were seen (default: as the store says, or data/THINGS/images)")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     add(
         "--foundation_dir",

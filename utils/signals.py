@@ -7,12 +7,17 @@ import numpy as np
 from utils.errors import UserError
 
 
+def resampling_ratio(sfreq: float, new_sfreq: float) -> Fraction:
+    """How many samples `resample` makes of one: sample k lies at k times this; of odd rates nearly new / old."""
+    return Fraction(new_sfreq / sfreq).limit_denominator(1000)
+
+
 def resample(x: np.ndarray, sfreq: float, new_sfreq: float) -> np.ndarray:
     """(…, n_times) at `sfreq` → (…, n_times · new_sfreq / sfreq), both in Hz.
 
     Polyphase and not FFT: an FFT resample rings at the ends of a window.
     """
-    ratio = Fraction(new_sfreq / sfreq).limit_denominator(1000)
+    ratio = resampling_ratio(sfreq, new_sfreq)
     if ratio == 1:
         return x
     from scipy.signal import resample_poly  # slow to import

@@ -1,15 +1,19 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets import own
 from datasets.description import from_record, load_description
 from datasets.electrodes import montage_of, nearest_names, numbered_positions, region_of
 from datasets.own import Recorded
 from datasets.own_sources import bids_files, pattern_files, split_source
+from datasets.store import open_store
 from models.poolings import side_of
 from readers.any_recording import Found
+from readers.electrode_names import numbered_cap
 from utils.errors import UserError
 
 
@@ -122,13 +126,26 @@ def test_words_of_another_kind_are_refused(words, message):
 # ---------------------------------------------------------------- pictures
 
 
-def test_pictures_are_found_by_the_names_of_files_and_folders(tmp_path):
+def test_pictures_are_found_by_the_names_of_files_and_folders(tmp_path, capsys):
     for name in ("faces/Don_1.jpg", "x/house12.PNG", "._house.jpg", "left hand_3.webp", "note.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
+        if "_" not in name[:2] and not name.endswith("txt"):
+            Image.fromarray(np.random.default_rng(len(name)).integers(0, 255, (8, 8, 3), np.uint8)).save(
+                tmp_path / name
+            )
     chosen, lines = own.stimuli_of(["face", "house", "left_hand", "tongue"], tmp_path)
     assert chosen == {0: "faces/Don_1.jpg", 1: "x/house12.PNG", 2: "left hand_3.webp"}
     assert "named after tongue" in lines[0] and "3 of 4 classes" in lines[1]
+    assert "notice" not in capsys.readouterr().out
+    shutil.copy(tmp_path / "faces/Don_1.jpg", tmp_path / "x/house12.PNG")  # the same picture under two classes
+    Image.new("RGB", (8, 8)).save(tmp_path / "left hand_3.webp")
+    own.stimuli_of(["face", "house", "left_hand"], tmp_path)
+    said = capsys.readouterr().out
+    assert "equal pictures" in said and "of one colour: left hand_3.webp" in said
+    (tmp_path / "faces/Don_1.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="Don_1.jpg is not a picture"):
+        own.stimuli_of(["face"], tmp_path)
 
 
 def test_shown_pictures_are_looked_up_by_path_or_name_and_doubt_is_an_error(tmp_path):
@@ -198,3 +215,68 @@ def test_positions_stand_for_names_in_a_recording_without_them():
     moved = {name: xyz + 0.002 * rng.standard_normal(3) for name, xyz in places.items()}
     same = sum(nearest_names(moved)[name] == nearest_names(places)[name] for name in places)
     assert same > 0.6 * len(places)
+
+
+# ---------------------------------------------------------------- clocks, numbered caps, what is marked as bad
+
+
+def impulses(path, sfreq, minutes=6, electrodes=("C3", "Cz", "C4"), **info):
+    """A recording with an impulse 1 s after each event, one event every 8 s."""
+    import mne
+
+    n = round(60 * minutes * sfreq)
+    rng = np.random.default_rng(0)
+    x = 1e-5 * rng.standard_normal((len(electrodes), n))
+    onsets = np.arange(8.0, 60 * minutes - 8, 8.0)
+    for onset in onsets:
+        x[:, round((onset + 1) * sfreq)] += 2e-3
+    raw = mne.io.RawArray(x, mne.create_info(list(electrodes), sfreq, "eeg"), verbose="error")
+    raw.set_annotations(
+        mne.Annotations(onsets, 0.0, ["left", "right"] * (len(onsets) // 2) + ["left"] * (len(onsets) % 2))
+    )
+    raw.save(path, verbose="error")
+    return onsets
+
+
+@pytest.mark.parametrize("sfreq", [249.91, 250.01, 250.0, 499.91])
+def test_trials_follow_the_recorders_own_clock(script, tmp_path, sfreq):
+    """A rate that is not whole: the last trial's impulse lies where the first one's does."""
+    impulses(tmp_path / "A_raw.fif", sfreq)
+    done = script("prepare_data_own.py", f"files:{tmp_path}/{{subject}}_raw.fif", "--window", 0, 4, "--lmdb_dir",
+                  tmp_path / "store", "--scale", 1)  # fmt: skip
+    assert done.code == 0, done.err
+    store = open_store(tmp_path / "store")
+    places = [np.abs(store.read(trial)[0]).argmax() / store.sfreq for trial in store.trials]
+    assert len(places) > 30 and np.allclose(places, 1.0, atol=0.012)
+
+
+@pytest.mark.parametrize(
+    "n, name, place",
+    [(64, "A13", "C3"), (32, "A8", "C3"), (128, "D19", "C3"), (128, "A23", "Oz"), (160, "A1", "Cz"), (256, "A1", "Cz")],
+)
+def test_a_numbered_caps_c3_is_not_that_of_the_10_20_system(n, name, place):
+    letters = "ABCDEFGH"
+    channels = [f"{letters[k // 32]}{k % 32 + 1}" for k in range(n)]
+    assert numbered_cap(channels) == channels and numbered_cap(["A1", "A2", "C3", "C4", "Cz", "F5"]) == []
+    names = nearest_names(numbered_positions(channels))
+    assert len(names) == n and names[name] == place
+    if n == 128:
+        assert names["C3"] not in ("C3", "C1", "C5")
+
+
+def test_what_is_marked_as_bad_is_left_out_or_said(script, tmp_path):
+    import mne
+
+    impulses(tmp_path / "A_raw.fif", 250.0)
+    raw = mne.io.read_raw_fif(tmp_path / "A_raw.fif", preload=True, verbose="error")
+    raw.set_annotations(raw.annotations + mne.Annotations([15.0, 100.0], [12.0, 0.5], ["BAD_muscle", "bad"]))
+    raw.info["bads"] = ["Cz"]
+    raw.save(tmp_path / "A_raw.fif", overwrite=True, verbose="error")
+    done = script("prepare_data_own.py", f"files:{tmp_path}/{{subject}}_raw.fif", "--window", 0, 4, "--lmdb_dir",
+                  tmp_path / "store", "--scale", 1)  # fmt: skip
+    assert done.code == 0, done.err
+    assert "dropped: marked as bad" in done.out and "marked as bad and read all the same: Cz" in done.out
+    assert "BAD" not in done.out and len(open_store(tmp_path / "store").trials) in (40, 41)
+    done = script("prepare_data_own.py", f"files:{tmp_path}/{{subject}}_raw.fif", "--rename", "XX=C1", "--lmdb_dir",
+                  tmp_path / "no")  # fmt: skip
+    assert done.code == 2 and "--rename XX=C1: no recording has a channel of that name" in done.error_line
