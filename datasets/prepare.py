@@ -151,11 +151,15 @@ def cut_trials(
     """
     signal, sfreq, n_trials = recording.signal, recording.sfreq, len(recording.onsets)
     if settings.h_freq >= sfreq / 2 or sfreq != round(sfreq):
-        raise UserError(f"{path} is sampled at {sfreq:g} Hz; expected a whole number above {2 * settings.h_freq:g}")
+        band = f"{settings.l_freq:g} to {settings.h_freq:g} Hz are to be read"
+        expected = f"expected a whole number above {2 * settings.h_freq:g}; a narrower --band needs less"
+        raise UserError(f"{path} is sampled at {sfreq:g} Hz, and {band}: {expected}")
     if not n_trials:
         return [], None
     if signal.shape[1] < sfreq * (settings.tmax - settings.tmin):
-        raise UserError(f"{path} has {signal.shape[1]} samples, less than one window; fetch it again")
+        window_s = f"{settings.tmin:g} to {settings.tmax:g} s"
+        lasts = f"lasts {signal.shape[1] / sfreq:.1f} s ({signal.shape[1]} samples), less than one window of {window_s}"
+        raise UserError(f"{path} {lasts}: is it cut off, or the window too long?")
     if scale is not None:
         signal *= scale
     filtered = filter_run(signal, sfreq, settings)

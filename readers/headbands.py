@@ -37,7 +37,11 @@ def read_table(
     renamed : mapping, optional. Column → electrode.
     Raises UserError where it is no such table, its rate cannot be, or it names no electrode.
     """
+    if path.is_file() and not path.stat().st_size:
+        raise UserError(f"{path} is empty")
     head, rows = _rows(path)
+    if not rows:
+        raise UserError(f"{path} has a head ({', '.join(head)[:120]}) and no row of samples below it")
     columns = {name: k for k, name in enumerate(head)}
     electrodes, _ = electrodes_of(head, renamed, str(path))
     if not electrodes:
