@@ -68,11 +68,16 @@ image_model() {
     --stimuli_dir "$pictures" --start_from $pth/stable-diffusion --autoencoder_steps 250 --unet_steps 500 \
     --sheet_dir $images
 }
-text 1 text-run1 # makes the chat model that the others find
-# beside the rest: a tiny image model that learns to draw these pictures ($runs/images.log), and half of the controls
-(image_model > $runs/images.log 2>&1 && control 1 && control 2 && control 3) & beside=$!
-for run in 2 3 4 5 6; do text $run text-run$run; done
-for run in 4 5 6; do control $run; done
+# on one core a tiny image model that learns to draw these pictures ($runs/images.log), then controls; on the other the
+# runs, of which the first makes the chat model that all others find
+beside() {
+  image_model > $runs/images.log 2>&1
+  until [ -e $runs/text-run1/results.json ]; do sleep 1; done
+  for run in 1 2 3 4; do control $run; done
+}
+beside & beside=$!
+for run in 1 2 3 4 5 6; do text $run text-run$run; done
+for run in 5 6; do control $run; done
 wait $beside
 
 step "decoding and pictures of the run that was left out"
