@@ -145,6 +145,8 @@ def common_electrodes(
     montage, unknown = montage_of(everywhere)
     left_out = sorted({*unknown, *(name for f in found for name in f.others)})
     some = sorted({name for f in found for name in f.electrodes} - set(everywhere))
+    if not montage.electrodes and not (left_out or some):
+        raise UserError(f"{files[0]} has no EEG channel; expected electrodes of the 10-20 system, such as Cz")
     if not montage.electrodes:
         raise UserError(
             f"{files[0]}: no electrode of the 10-20 system among its channels {_some(left_out or some, 30)}; --rename "

@@ -204,7 +204,8 @@ def moabb_dataset(name: str, raw_dir: Path | None) -> "moabb.datasets.base.BaseD
             if known.lower().replace("_", "") == re.sub(r"\W|_", "", name.lower())
         ]
         some = same or [known for known in dir(moabb.datasets) if known[:3].lower() == name[:3].lower()][:8]
-        raise UserError(f"moabb:{name}: MOABB has no such data set; it has {', '.join(some) or 'others'}")
+        others = ", ".join(some) or "BNCI2014_001, PhysionetMI and others, in its documentation"
+        raise UserError(f"moabb:{name}: MOABB has no such data set; it has {others}")
     return kind()
 
 

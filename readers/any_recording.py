@@ -131,9 +131,11 @@ def _why(path: Path, ending: str, error: Exception) -> str:
         return (
             f"{path} is a MATLAB 7.3 file, which is not read: save it from EEGLAB with pop_saveset(…, 'version', '6')"
         )
-    hint = (
-        "; a Neuroscan file is read, one of another maker is not: export EDF or BrainVision" if ending == ".cnt" else ""
-    )
+    hints = {
+        ".cnt": "; a Neuroscan file is read, one of another maker is not: export EDF or BrainVision",
+        ".eeg": "; of BrainVision's three files give the .vhdr, and of Nihon Kohden's this one",
+    }
+    hint = hints.get(ending, "")
     return f"{path}: cannot be read ({reason}); it is damaged, or of another kind than its name says{hint}"
 
 

@@ -21,6 +21,7 @@ from utils.limits import MAX_RATIO, SMALL
 
 TIME = re.compile(r"(?i)(time|timestamps?|t|seconds?|lsl_?time(stamp)?s?|unix.*time.*|time ?\(.*\)|%?timestamp.*)")
 MARKER = re.compile(r"(?i)(markers?|stim(ulus)?|triggers?|events?|labels?|status|class|annotations?)[ _]?(channel)?\d*")
+COUNTER = re.compile(r"(?i)(index|counter|package|number|battery)")
 RATE = re.compile(r"(?i)sampl\w*[ _]rate\s*[=:]\s*([\d.]+)")
 RATES = (50.0, 20_000.0)  # Hz, of a table that holds samples
 GAP, PAUSE = 1.8, 0.05  # steps without a sample that end a line of times; seconds without one that spoil a trial
@@ -45,7 +46,8 @@ def read_table(
     columns = {name: k for k, name in enumerate(head)}
     electrodes, _ = electrodes_of(head, renamed, str(path))
     if not electrodes:
-        hint = f"--rename '{next((name for name in head if not TIME.fullmatch(name)), head[0])}=Cz' says which one is"
+        others = [name for name in head if not (TIME.fullmatch(name) or COUNTER.search(name) or MARKER.fullmatch(name))]
+        hint = f"--rename '{(others or head)[0]}=Cz' says which one is"
         raise UserError(f"{path} has the columns {', '.join(head)[:300]}; none is named as an electrode: {hint}")
     times = next((name for name in head if TIME.fullmatch(name.strip())), None)
     signal = np.array([[_number(row[columns[name]]) for name in electrodes.values()] for row in rows]).T  # (C, N)
