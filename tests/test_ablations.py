@@ -309,7 +309,7 @@ def changed(tmp_path_factory):
     line = '    "first": lambda description, text, probabilities: (0, None),'
     add(copy / "stages/rows.py", line, '"likelihood": lambda')
     line = '    "least": lambda pooled, logits, prototypes: (-logits).softmax(dim=-1),'
-    add(copy / "stages/rows.py", line, '"head": lambda')
+    add(copy / "stages/rows.py", line, '"head": lambda pooled')
     # what a picture is drawn from; an image metric
     append(copy / "stages/steps.py", STEP)
     change(
