@@ -302,6 +302,11 @@ def main(args: argparse.Namespace) -> None:
 
 def add_parts(model: EEGLanguageModel, dataset, encoder, reducer, args) -> None:
     """Give a model what is asked for beside projection and language model: head, adapter, mirror image."""
+    if args.mirror_average:
+        check_reads_signal("--mirror_average", "signal" if model.encoder else "tokens")
+        model.mirror = Mirror.of_trials(*kind_of(dataset))
+    if not (args.lambda_cls or args.adapter):
+        return
     x = dataset[0]["x"][None]
     with torch.no_grad():
         tokens = x if model.encoder is None else reducer(encoder(x.to(next(encoder.parameters()).device)))
@@ -310,9 +315,6 @@ def add_parts(model: EEGLanguageModel, dataset, encoder, reducer, args) -> None:
         model.head = ClassHead(n_tokens, width, len(dataset.description.classes), encoder.pretrained)
     if args.adapter:
         model.adapter = choose(ADAPTERS, args.adapter)(n_tokens, width)
-    if args.mirror_average:
-        check_reads_signal("--mirror_average", "signal" if model.encoder else "tokens")
-        model.mirror = Mirror.of_trials(*kind_of(dataset))
 
 
 def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -> tuple:

@@ -14,6 +14,7 @@ where runs differ in --tmin and --tmax, or in --channels, alone.
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 from datasets.alignment import ALIGNMENTS, used_together
@@ -77,7 +78,7 @@ if __name__ == "__main__":
 import torch
 from torch.nn import functional as F
 
-from datasets.repetitions import repetitions, some_repetitions
+from datasets.repetitions import Group, repetitions, some_repetitions
 from datasets.trials import TrialDataset
 from evaluation import decoded_runs, figures, tables
 from models.eeg_embedding import embedder_named
@@ -133,41 +134,33 @@ def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[s
     }
 
 
-def rows_of(
-    run: ClipRun,
-    n: int | None,
-    targets: dict,
-    images: list[str],
-    seed: int,
-    device: torch.device,
-    geometry: str = "plain",
-) -> tuple[list[Row], dict[int, list[str]]]:
-    """Rows of all test images, means of `n` repetitions (None: all), with all read-outs; and the five nearest images of
-    each.
-    """
+def embedded(
+    run: ClipRun, n: int | None, width: int, seed: int, device: torch.device
+) -> tuple[list[Group], torch.Tensor]:
+    """All test images of each person, means of `n` repetitions (None: all), and their embeddings (N, width)."""
     groups = some_repetitions(repetitions(run.dataset), n, seed)
     outputs = retrieval.embed(run.model, run.dataset, groups, run.people, device)
-    if outputs.shape[1:] != targets["retrieval"].shape[1:]:
-        raise UserError(
-            f"{run.name} gives embeddings of width {outputs.shape[1]}, --clip_model of width "
-            f"{targets['retrieval'].shape[1]}"
-        )
-    if geometry != "plain":
+    if outputs.shape[1:] != (width,):
+        raise UserError(f"{run.name} gives embeddings of width {outputs.shape[1]}, --clip_model of width {width}")
+    return groups, outputs
+
+
+def rows_of(
+    run: ClipRun, groups: list[Group], outputs: torch.Tensor, targets: dict, images: list[str], geometry: str = "plain"
+) -> tuple[list[Row], dict[int, list[str]]]:
+    """Rows of embedded test images with all read-outs, or by another geometry; and the five nearest images of each."""
+    ask = functools.partial(retrieval.retrieval_rows, run.dataset, groups, outputs)
+    if geometry == "plain":
+        rows = ask(targets["retrieval"], images)
+        others = ask(targets["classification"], images, "classification") if "classification" in targets else []
+        for row, other in zip(rows, others, strict=False):
+            row.readouts |= other.readouts
+        like = F.normalize(outputs, dim=-1) @ F.normalize(targets["retrieval"].float(), dim=-1).T  # (N, K)
+    else:
         like = retrieval.similarities(groups, outputs, targets["retrieval"], geometry)
-        rows = retrieval.retrieval_rows(run.dataset, groups, outputs, targets["retrieval"], images, like=like)
+        rows = ask(targets["retrieval"], images, like=like)
         for row in rows:
             row.uses = used_together(*row.uses.split("; "), ALIGNMENTS["session"].uses)
-        nearest = like.topk(min(5, len(images))).indices.tolist()
-        return rows, {row.index: [images[k] for k in of] for row, of in zip(rows, nearest, strict=True)}
-    rows = retrieval.retrieval_rows(run.dataset, groups, outputs, targets["retrieval"], images)
-    if "classification" in targets:
-        for row, other in zip(
-            rows,
-            retrieval.retrieval_rows(run.dataset, groups, outputs, targets["classification"], images, "classification"),
-            strict=True,
-        ):
-            row.readouts |= other.readouts
-    like = F.normalize(outputs, dim=-1) @ F.normalize(targets["retrieval"].float(), dim=-1).T  # (N, K)
     nearest = like.topk(min(5, len(images))).indices.tolist()
     return rows, {row.index: [images[k] for k in of] for row, of in zip(rows, nearest, strict=True)}
 
@@ -191,7 +184,9 @@ def main(args: argparse.Namespace) -> None:
         place = output_dir / run.name if len(runs) > 1 else output_dir
 
         # ------------------------------------------------------------ all repetitions: rows and scores
-        rows, nearest = rows_of(run, None, targets, images, args.seed, device)
+        width = targets["retrieval"].shape[1]
+        whole = embedded(run, None, width, args.seed, device)
+        rows, nearest = rows_of(run, *whole, targets, images)
         about = {"used of the test person": rows[0].uses, "hubness": retrieval.hubness(nearest.values(), images)}
         lines += [
             line | (about if args.geometry != ["plain"] else {}) for line in retrieval.score_lines(run.name, rows)
@@ -204,7 +199,7 @@ def main(args: argparse.Namespace) -> None:
 
         # ------------------------------------------------------------ other geometries, which know all test trials
         for geometry in [name for name in args.geometry if name != "plain"]:
-            of, near = rows_of(run, None, targets, images, args.seed, device, geometry)
+            of, near = rows_of(run, *whole, targets, images, geometry)
             about = {"used of the test person": of[0].uses, "hubness": retrieval.hubness(near.values(), images)}
             scored = retrieval.score_lines(run.name, of)
             lines += [line | about | {"read-out": f"{line['read-out']}, {geometry}"} for line in scored]
@@ -215,7 +210,8 @@ def main(args: argparse.Namespace) -> None:
         # ------------------------------------------------------------ fewer repetitions; a sheet
         most = max(len(group.trials) for group in repetitions(run.dataset))
         numbers = sorted({n for n in args.test_repetitions or (1, 2, 5, 10, 20, 40, 80) if n <= most} | {most})
-        of_number = {n: rows if n == most else rows_of(run, n, targets, images, args.seed, device)[0] for n in numbers}
+        fewer = {n: embedded(run, n, width, args.seed, device) for n in numbers if n != most}
+        of_number = {n: rows if n == most else rows_of(run, *fewer[n], targets, images)[0] for n in numbers}
         curve = [(n, retrieval.score_lines(run.name, of)) for n, of in of_number.items()]
         figures.repetitions_figure(curve, run.name, place / "repetitions.png")
         for n, of in curve[:-1]:

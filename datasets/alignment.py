@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.recording import Trial
-from utils.errors import UserError
 
 SIZE = 10.0  # microvolts: the mean power of an aligned electrode is its square, whoever the person is
 PRIOR = 2.0  # trials: with so many a mean covariance counts half, and half no direction is larger than another
@@ -100,11 +99,10 @@ def zscore(covariances: np.ndarray, causal: bool) -> np.ndarray:
 
 def riemann(covariances: np.ndarray, causal: bool) -> np.ndarray:
     """The Riemannian mean; causal: each mean goes 1/n of the way to the n-th covariance (Zanini et al., 2018)."""
-    try:
-        from pyriemann.geometry.geodesic import geodesic_riemann
-        from pyriemann.geometry.mean import mean_riemann
-    except ImportError:
-        raise UserError("--align_method riemann needs pyriemann: pip install -r requirements-baselines.txt") from None
+    # slow to import
+    from pyriemann.geometry.geodesic import geodesic_riemann
+    from pyriemann.geometry.mean import mean_riemann
+
     of = covariances[0] if causal else covariances.mean(axis=0)  # what comes later must not change what came before
     basis = directions(of)[0]  # (C, r): an average reference leaves C − 1 directions
     inside = basis.T @ covariances @ basis  # (N, r, r)

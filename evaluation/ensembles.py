@@ -10,6 +10,7 @@ import numpy as np
 from datasets.alignment import used_together
 from datasets.trials import PART
 from evaluation.decoded_runs import Run, read_run, settings_but_for
+from evaluation.tables import with_probabilities
 from stages.rows import Readout, Row, most_likely, write_rows
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -29,15 +30,8 @@ def ensemble(runs: Sequence[Run]) -> list[Row]:
     for run, rows in zip(runs[1:], by_run[1:], strict=True):
         if set(rows) != set(by_run[0]):
             raise UserError(f"--ensemble: {run.name} was tested on other trials, or labels, than {first.name}")
-    names = [
-        name
-        for name, readout in first.rows[0].readouts.items()
-        if all(
-            name in rows[trial].readouts and rows[trial].readouts[name].probabilities is not None
-            for rows in by_run
-            for trial in first.trials
-        )
-    ]
+    of_run = [with_probabilities(run.rows) for run in runs]
+    names = [name for name in of_run[0] if all(name in of for of in of_run)]
     if not names:
         raise UserError(
             f"--ensemble: {', '.join(run.name for run in runs)} have no read-out with probabilities in common"

@@ -36,6 +36,7 @@ OF_RHYTHMS, OF_EVOKED = 0.5, 0.2
 BANDS = ((4, 8), (8, 13), (13, 20), (20, 30), (30, 45))  # Hz: theta, alpha (mu), low and high beta, gamma
 # Hz: what CSP and the tangent space read, as in Blankertz et al., IEEE Signal Process. Mag. 25, 2008
 RHYTHMS = (8, 30)
+FILTER_BANK = [(low, low + 4) for low in range(4, 40, 4)]  # Hz
 EVOKED_RATE = 32  # Hz: what is read of an evoked response
 
 
@@ -134,9 +135,9 @@ def band_power(x: np.ndarray, sfreq: float) -> np.ndarray:
     return np.concatenate([np.log(density[..., band].mean(-1) + 1e-12) for band in bands], axis=1)
 
 
-def filtered(x: np.ndarray, sfreq: float) -> np.ndarray:
-    """(N, C, T) between 8 and 30 Hz, without a shift in time."""
-    return sosfiltfilt(butter(4, RHYTHMS, "bandpass", fs=sfreq, output="sos"), x, axis=-1)
+def filtered(x: np.ndarray, sfreq: float, band: tuple[float, float] = RHYTHMS) -> np.ndarray:
+    """(N, C, T) in a band, by default between 8 and 30 Hz, without a shift in time."""
+    return sosfiltfilt(butter(4, band, "bandpass", fs=sfreq, output="sos"), x, axis=-1)
 
 
 def bandpower_lda(n_classes: int, **_) -> Classical:
@@ -155,65 +156,37 @@ def csp_lda(n_classes: int, **_) -> Classical:
 
 def tangent_space(n_classes: int, **_) -> Classical:
     """Covariances (8–30 Hz) in their Riemannian mean's tangent space (Barachant et al., 2013), logistic regression."""
-    try:
-        from pyriemann.estimation import Covariances
-        from pyriemann.tangentspace import TangentSpace
-    except ImportError:
-        raise UserError("--model tangent_space needs pyriemann: pip install -r requirements-baselines.txt") from None
+    from pyriemann.estimation import Covariances
+    from pyriemann.tangentspace import TangentSpace
+
     logistic = LogisticRegression(max_iter=2000, C=0.1)
     return Classical(n_classes, filtered, Covariances("oas"), TangentSpace("riemann"), StandardScaler(), logistic)
 
 
-class FilterBankTangent(TransformerMixin, BaseEstimator):
-    """Trials (N, C, T) → the tangent spaces of their covariances in each of nine bands, put side by side.
+def filter_bank(x: np.ndarray, sfreq: float) -> np.ndarray:
+    """(N, C, T) → (N, bands, C, T): the filter bank of Ang et al. (IJCNN 2008), those that the rate can hold."""
+    return np.stack([filtered(x, sfreq, band) for band in FILTER_BANK if band[1] < sfreq / 2], axis=1)
 
-    The bands are those of Ang et al.'s filter bank (IJCNN 2008): 4 to 40 Hz, 4 Hz each.
-    """
 
-    bands = [(low, low + 4) for low in range(4, 40, 4)]  # Hz
+class BandsInTangentSpace(TransformerMixin, BaseEstimator):
+    """(N, bands, C, T) → each band's covariances in their Riemannian mean's tangent space, side by side."""
 
-    def __init__(self, sfreq: float = 250.0):
-        self.sfreq = sfreq
-
-    def fit(self, x: np.ndarray, y: np.ndarray | None = None) -> "FilterBankTangent":
+    def fit(self, x: np.ndarray, y: np.ndarray | None = None) -> "BandsInTangentSpace":
+        from pyriemann.estimation import Covariances
         from pyriemann.tangentspace import TangentSpace
 
-        self.spaces_ = [TangentSpace("riemann").fit(of) for of in self._covariances(x)]
+        spaces = [make_pipeline(Covariances("oas"), TangentSpace("riemann")) for _ in range(x.shape[1])]
+        self.spaces_ = [space.fit(x[:, band]) for band, space in enumerate(spaces)]
         return self
 
     def transform(self, x: np.ndarray) -> np.ndarray:
-        of_band = self._covariances(x)
-        return np.concatenate([space.transform(of) for space, of in zip(self.spaces_, of_band, strict=True)], axis=1)
-
-    def _covariances(self, x: np.ndarray) -> list[np.ndarray]:
-        from pyriemann.estimation import Covariances
-
-        bands = [band for band in self.bands if band[1] < self.sfreq / 2]
-        filters = [butter(4, band, "bandpass", fs=self.sfreq, output="sos") for band in bands]
-        return [Covariances("oas").transform(sosfiltfilt(sos, x, axis=-1)) for sos in filters]
-
-
-class OfRate(Classical):
-    """Steps that are told the sampling rate, which `make(sfreq)` gives."""
-
-    def __init__(self, n_classes: int, make: Callable):
-        super().__init__(n_classes, lambda x, sfreq: x)
-        self.make = make
-
-    def fit(self, train: Data, val: Data) -> None:
-        self.steps = self.make(train.sfreq)
-        super().fit(train, val)
+        return np.concatenate([space.transform(x[:, band]) for band, space in enumerate(self.spaces_)], axis=1)
 
 
 def filterbank_tangent(n_classes: int, **_) -> Classical:
     """Nine bands' covariances in tangent space (Barachant et al., 2013), logistic regression."""
-    try:
-        import pyriemann  # noqa: F401
-    except ImportError:
-        need = "pip install -r requirements-baselines.txt"
-        raise UserError(f"--model filterbank_tangent needs pyriemann: {need}") from None
     logistic = LogisticRegression(max_iter=2000, C=0.01)
-    return OfRate(n_classes, lambda sfreq: (FilterBankTangent(sfreq), StandardScaler(), logistic))
+    return Classical(n_classes, filter_bank, BandsInTangentSpace(), StandardScaler(), logistic)
 
 
 def evoked(x: np.ndarray, sfreq: float) -> np.ndarray:

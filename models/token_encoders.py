@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from models import FEATURE_ENCODERS, choose
-from utils.checkpoints import load_weights, read_checkpoint, weights_file
+from utils.checkpoints import load_weights, weights_file
 from utils.errors import UserError
 from utils.signals import resample
 
@@ -53,8 +53,9 @@ def load_encoder(
     else:
         place = own or checkpoint
         module, without = getattr(encoder, "net", encoder), getattr(kind, "heads", ())
-        encoder.loaded = load_weights(module, weights_file(place), allow_partial, without)
-        encoder.pretrained_on = read_checkpoint(weights_file(place)).get("pretrained_on", [])  # pretrain_csbrain.py's
+        loaded = load_weights(module, weights_file(place), allow_partial, without)
+        encoder.loaded = loaded._replace(content={})  # which would stay in memory
+        encoder.pretrained_on = loaded.content.get("pretrained_on", [])  # pretrain_csbrain.py's
         print(f"encoder: {place}: {encoder.loaded}")
     if hasattr(encoder, "proj_out"):
         encoder.proj_out = nn.Identity()  # CSBrain's own head; downstream use drops it

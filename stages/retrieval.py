@@ -214,19 +214,8 @@ def table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     scores = [key for key in keys if key.startswith("top-") or "-way" in key]
     used = ["used of the test person"] if any("used of the test person" in line for line in lines) else []
     hubs = ["hubness"] if any("hubness" in line for line in lines) else []
-    heads = [
-        "run",
-        "read-out",
-        *used,
-        "person",
-        "repetitions",
-        "n",
-        "candidates",
-        "chance",
-        *scores,
-        "95 % of top-1",
-        *hubs,
-    ]
+    heads = ["run", "read-out", *used, *"person repetitions n candidates chance".split(), *scores]
+    heads += ["95 % of top-1", *hubs]
     cells = []
     for line in lines:
         interval = line["interval"]

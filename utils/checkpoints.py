@@ -305,11 +305,12 @@ def _without_wrappers(name: str) -> str:
 
 
 class Loaded(NamedTuple):
-    """How many of a module's names a checkpoint had, of how many, and what was left out, in words."""
+    """How many of a module's names a checkpoint had, of how many, what was left out, in words; and all it holds."""
 
     loaded: int
     of: int
     faults: Sequence[str] = ()
+    content: Mapping = {}
 
     def __str__(self) -> str:
         return "\n  skipped: ".join([f"{self.loaded}/{self.of} loaded", *self.faults])
@@ -327,7 +328,8 @@ def load_weights(
         names would be loaded.
     """
     wanted = module.state_dict()
-    given = unwrapped(read_checkpoint(path), wanted.__contains__, str(path))
+    content = read_checkpoint(path)
+    given = unwrapped(content, wanted.__contains__, str(path))
     given = {key: value for key, value in given.items() if not key.startswith(without)}
     faults = [f"{key} is missing" for key in wanted if key not in given]
     for key, value in given.items():
@@ -346,7 +348,7 @@ def load_weights(
         raise UserError(f"{path} does not fit: {shown} (--allow_partial loads the rest)")
     with loading(str(path), "its tensors do not fit"):
         module.load_state_dict(fitting, strict=False)
-    return Loaded(len(fitting), len(wanted), faults)
+    return Loaded(len(fitting), len(wanted), faults, content)
 
 
 def fingerprint(module: nn.Module) -> str:
