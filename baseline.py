@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from datasets.alignment import ALIGNMENTS, METHODS
+from datasets.alignment import ADAPTATIONS, ALIGNMENTS, METHODS
 from datasets.description import DATASETS, one_of
 from datasets.splits import PROTOCOLS, check_protocol, print_caution
 from models import AUGMENTATIONS, BASELINES, ENCODERS, POOLINGS, choose
@@ -45,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     add("--cuda", type=int, default=0, help="GPU; -1: CPU")
     flags.add_store_flags(parser, "data/BCICIV2a/processed_lmdb", PROTOCOLS, check_protocol)
     flags.add_part_flags(parser, ALIGNMENTS, METHODS)
+    flags.add_adapt_flag(add, [name for name, kind in ADAPTATIONS.items() if kind.changes != "encoder"])
     add("--granularity", help="EEGImageNet: all, coarse, fine0 … fine4 (default: all)")
     add(
         "--de",
@@ -73,6 +74,7 @@ from datasets.store import description_of_store
 from datasets.trials import TrialDataset, load_splits, part_of
 from models.baselines import Data
 from models.differential_entropy import BANDS, differential_entropy
+from stages.adaptation import check_prior, set_straight
 from stages.rows import Readout, most_likely, new_row, write_rows
 from stages.runs import print_scores
 from stages.scores import score_rows
@@ -103,7 +105,8 @@ def read(dataset: TrialDataset, reads: str, de: str) -> Data:
         if not np.isfinite(x).all():
             raise UserError(f"{dataset.store.path}: a {dataset.mode} trial holds NaN or infinity")
     recordings = [(trial.session, trial.run) for trial in dataset.trials]
-    return Data(x, np.array(dataset.labels, int), recordings, dataset.sfreq)
+    groups, causal = dataset.aligned_together()
+    return Data(x, np.array(dataset.labels, int), recordings, dataset.sfreq, groups, causal)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -124,6 +127,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{args.datasets_dir} has no test trials under --protocol {args.protocol}")
     if args.shuffle_labels:
         splits = {mode: dataset.shuffled(args.seed) for mode, dataset in splits.items()}
+    check_prior(args.adapt, splits["test"])
     store = splits["train"].store
     depends_on = {"store": store.fingerprint, "list of trials": store.listed}
 
@@ -158,9 +162,11 @@ def main(args: argparse.Namespace) -> None:
     probabilities = baseline.predict(test)  # (N, K)
     rows = []
     for index, p in enumerate(probabilities.round(6).tolist()):
-        label = most_likely(p)
-        readouts = {READOUT: Readout(label, description.chance, p)}
-        rows.append(new_row(splits["test"], index, readouts, description.canonical[label]))
+        readouts = {READOUT: Readout(most_likely(p), description.chance, p)}
+        rows.append(new_row(splits["test"], index, readouts, "", ADAPTATIONS[args.adapt].uses))
+    rows = set_straight(rows, args.adapt)
+    for row in rows:
+        row.text = description.canonical[row.readouts[READOUT].label]
     history = getattr(baseline, "history", [])
     scores = {readout: score.as_dict() for readout, score in score_rows(rows).items()}
     write_json(record | facts | {"environment": environment()}, output_dir / "run.json")

@@ -96,7 +96,7 @@ from models.eeg_llm import (
     lora_facts,
     lora_targets,
 )
-from stages.adaptation import Adapter
+from stages.adaptation import Adapter, check_prior, set_straight
 from stages.own_llm import TINY, language_model_for
 from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
@@ -184,7 +184,7 @@ def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None 
             readouts = text_readouts(dataset.description, text, probabilities)
             rows.append(new_row(dataset, index, readouts, text, adapter.adaptation.uses))
     adapter.restore()
-    return sorted(gather_object(rows), key=lambda row: row.index)
+    return set_straight(sorted(gather_object(rows), key=lambda row: row.index), adapt)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -205,6 +205,7 @@ def main(args: argparse.Namespace) -> None:
     foundation = args.foundation_dir if args.use_pretrained_weights else None
     encoder = encoder_for(splits["train"], args.encoder, foundation, args.allow_partial, args.seed)
     check_pretraining(encoder, splits["test"])
+    check_prior(args.adapt, splits["test"])
     encoder_fingerprint, store = fingerprint(encoder), splits["train"].store
     files = ["projection_epoch{}.pth", "lora_epoch{}"]
     run = Run(Path(args.model_dir), files, args.select_by, args.keep, accelerator.is_main_process)

@@ -30,8 +30,9 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument
     flags.add_dataset_flags(parser, one_of(with_words()), "which dataset's words and stimuli")
-    add("--mapper_path", default=default("pth_downtasks/eeg_direct"),
-        help="mapper_epochN.pth, a run's folder for its best epoch, or OWNER/NAME on the hub")
+    add("--mapper_path", nargs="+", default=[default("pth_downtasks/eeg_direct")],
+        help="mapper_epochN.pth, a run's folder for its best epoch, or OWNER/NAME on the hub; several runs: "
+        "their mean")
     add("--readout", choices=list(MAPPER_READOUTS), default="head", help="whose class is drawn")
     add("--conditioning", choices=CONDITIONINGS, default="class",
         help="class: the predicted class's prompt; embedding: the mapper's states; blend: between the two")
@@ -51,21 +52,16 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
-import torch
-from torch.utils.data import DataLoader, Subset
-
 from datasets.store import description_of_store
-from datasets.trials import TrialDataset, part_as_trained
 from models.image_generator import EEGImageGenerator, image_model_address
-from stages import checkpoints
+from stages.checkpoints import as_trained
+from stages.decoding import DecodingSettings, decode_embeddings, read_mapper_runs
 from stages.embeddings import read_embeddings, write_embeddings
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawing_recipe
-from stages.rows import draw_what, mapper_readouts, new_row, read_rows
+from stages.rows import read_rows
 from stages.runs import check_output, report_decoded
-from stages.tokens import checkpoint_facts
 from utils.device import pick_device
 from utils.hub import fetch_nothing
-from utils.progress import progress
 
 
 def main(args: argparse.Namespace) -> None:
@@ -77,9 +73,10 @@ def main(args: argparse.Namespace) -> None:
     draws = args.stage != "decode"
     check_output(output_dir)
     if args.stage != "images":
-        path, checkpoint = checkpoints.read_run_checkpoint(Path(args.mapper_path), "mapper")
-        description = checkpoints.as_trained(description, path, checkpoint, other_words=bool(args.words))
-        args.protocol = args.protocol or checkpoint["protocol"]
+        runs = read_mapper_runs(args.mapper_path)
+        for path, checkpoint, _ in runs:
+            description = as_trained(description, path, checkpoint, other_words=bool(args.words))
+        args.protocol = args.protocol or runs[0].content["protocol"]
     if draws:  # asked before anything is decoded
         stimuli = Stimuli(description.stimuli, len(description.classes), Path(args.stimuli_dir))
         image_model = image_model_address(args.image_model)
@@ -87,32 +84,11 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ stage 1: EEG → decoded.jsonl
     if args.stage != "images":
-        dataset = TrialDataset(args.datasets_dir, args.split, args.protocol, description)
-        chosen = dataset.spread(args.num_samples)
-        dataset = part_as_trained(dataset, checkpoint, path)
-        checkpoints.check_unseen(checkpoint["seen"], checkpoint["protocol"], dataset, chosen, str(path))
-        foundation = args.foundation_dir if args.use_pretrained_weights else None
-        encoder = checkpoints.checkpoint_encoder(
-            checkpoint, path, dataset, foundation, args.allow_partial, args.encoder_seed
-        )
-        model = checkpoints.load_mapper_model(checkpoint, path, device)
-        how = args.cache_dir, not args.no_cache_features, device
-        dataset = checkpoints.connect(model, checkpoint, encoder, dataset, *how)
-        prototypes = checkpoint["prototypes"].to(device)
-        rows, alone = [], {}
-        with torch.no_grad():
-            for batch in progress(DataLoader(Subset(dataset, chosen), args.batch_size), desc="decoding", unit="batch"):
-                outputs = model(batch["x"].to(device))
-                for index, readouts in zip(batch["index"].tolist(), mapper_readouts(outputs, prototypes), strict=True):
-                    row = new_row(dataset, index, readouts, description.canonical[readouts[args.readout].label])
-                    rows.append(draw_what(row, description, args.readout))
-            if args.conditioning != "class":  # one trial at a time: rounding differs with the batch, and no picture may
-                alone = {index: model(dataset[index]["x"][None].to(device))[:2] for index in chosen}
-        write_embeddings(embeddings, rows, alone, checkpoint["image_model"])
-        record = {"arguments": vars(args), "store": dataset.store.fingerprint, "mapper": str(path)}
-        record |= checkpoint_facts(encoder) | description.own_record()
+        rows, outputs, record = decode_embeddings(runs, description, DecodingSettings.among(vars(args)), device)
+        write_embeddings(embeddings, rows, outputs, runs[0].content["image_model"])
+        record |= {"arguments": vars(args)} | description.own_record()
         report_decoded(rows, output_dir, record)
-        del dataset, checkpoint, encoder, model, batch, outputs, alone  # the image stage has the GPU for itself
+        del outputs  # the image stage has the GPU for itself
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if draws:

@@ -54,20 +54,25 @@ ALIGNMENTS = {
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What is learned while test trials are decoded: see `stages.adaptation`.
+    """What is learned of test trials: see `stages.adaptation`.
 
-    uses : str. What it uses of the test person. causal : bool. Whether a batch is decoded before it is learned from.
+    uses : str. What it uses of the test person.
+    changes : str. "encoder": its batch normalisation; "answers": the probabilities of a trial's classes.
+    causal : bool. Whether a trial is decoded without those that come after it.
     """
 
     uses: str
+    changes: str = ""
     causal: bool = False
 
 
 # --adapt
 ADAPTATIONS = {
     "none": Adaptation(ALIGNMENTS["none"].uses),
-    "im": Adaptation(ALIGNMENTS["session"].uses),
-    "im_causal": Adaptation(ALIGNMENTS["causal"].uses, causal=True),
+    "im": Adaptation(ALIGNMENTS["session"].uses, "encoder"),
+    "im_causal": Adaptation(ALIGNMENTS["causal"].uses, "encoder", causal=True),
+    "prior": Adaptation(ALIGNMENTS["session"].uses, "answers"),
+    "prior_causal": Adaptation(ALIGNMENTS["causal"].uses, "answers", causal=True),
 }
 LABELLED = "other trials, labelled"  # of runs within a person, and of what is whitened by repetitions of an image
 # what may be used of the test person besides the trial that is decoded, from the least to the most
@@ -146,6 +151,11 @@ def inverse_root(mean: np.ndarray, n: int) -> np.ndarray:
     return SIZE * (vectors * np.exp(-logs / 2)) @ vectors.T
 
 
+def in_order(trial: Trial) -> tuple:
+    """Sorts trials person by person in the order of recording."""
+    return trial.subject, trial.session, trial.run, trial.trial
+
+
 def aligning_matrices(trials: Sequence[Trial], read: Callable, align: str, method: str) -> dict[str, np.ndarray]:
     """The matrix that each trial is multiplied by, by its key: (C, C) float32.
 
@@ -155,7 +165,7 @@ def aligning_matrices(trials: Sequence[Trial], read: Callable, align: str, metho
         covariance, it would lose what tells its class.
     """
     alignment, groups, matrices = ALIGNMENTS[align], {}, {}
-    for trial in sorted(trials, key=lambda t: (t.subject, t.session, t.run, t.trial)):
+    for trial in sorted(trials, key=in_order):
         groups.setdefault(alignment.group(trial), []).append(trial)
     for group in groups.values():
         covariances = np.stack([covariance(read(trial)) for trial in group])  # (N, C, C)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import sosfiltfilt
 
-from datasets.alignment import ALIGNMENTS, LABELLED, METHODS, aligning_matrices, used_together
+from datasets.alignment import ALIGNMENTS, LABELLED, METHODS, aligning_matrices, in_order, used_together
 from datasets.description import SPLITS, DatasetDescription
 from datasets.preprocessing import band_filter
 from datasets.recording import Trial
@@ -128,6 +128,18 @@ class TrialDataset:
     def aligning(self, trials: Sequence[Trial]) -> dict[str, np.ndarray]:
         """The matrix that aligns each of some trials, by its key, if there are no others: see `aligning_matrices`."""
         return aligning_matrices(trials, self._another(_aligning=None).samples, self.align, self.align_method)
+
+    def aligned_together(self) -> tuple[list[list[int]], bool]:
+        """Places of this split's trials that share a mean covariance, in the order of recording; whether it is causal.
+
+        Empty where trials are not aligned, or each alone.
+        """
+        alignment, groups = ALIGNMENTS[self.align], {}
+        if self.align in ("none", "trial"):
+            return [], False
+        for place in sorted(range(len(self)), key=lambda k: in_order(self.trials[k])):
+            groups.setdefault(alignment.group(self.trials[place]), []).append(place)
+        return list(groups.values()), alignment.causal
 
     def prepared(self, prepare: Callable) -> "TrialDataset":
         """The same trials as an encoder reads them: prepare(x, sfreq) of each, kept in memory where there is room.

@@ -645,9 +645,10 @@ def decoding_findings(runs: Sequence[Run]) -> Iterator[Finding]:
     """Whether the test was decoded with several epochs of one run: then somebody may have taken the best."""
     used = defaultdict(set)
     for run in runs:
-        checkpoint = run.record.get("projection") or run.record.get("mapper")
-        if isinstance(checkpoint, str) and run.argument.get("split", "test") == "test":
-            used[str(Path(checkpoint).absolute().parent)].add(Path(checkpoint).name)
+        checkpoints = run.record.get("projection") or run.record.get("mapper") or []
+        for checkpoint in checkpoints if isinstance(checkpoints, list) else [checkpoints]:  # several: of an ensemble
+            if isinstance(checkpoint, str) and run.argument.get("split", "test") == "test":
+                used[str(Path(checkpoint).absolute().parent)].add(Path(checkpoint).name)
     for folder, names in used.items():
         if len(names) > 1:
             yield Finding("BREACH", folder, f"the test was decoded with several epochs: {', '.join(sorted(names))}")

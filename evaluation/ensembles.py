@@ -2,50 +2,30 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from datasets.alignment import used_together
 from datasets.trials import PART
 from evaluation.decoded_runs import Run, read_run, settings_but_for
-from evaluation.tables import with_probabilities
-from stages.rows import Readout, Row, most_likely, write_rows
+from stages.rows import Row, mean_of, write_rows
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
 
 def ensemble(runs: Sequence[Run]) -> list[Row]:
-    """The first run's rows with the mean of all runs' probabilities, read-out by read-out.
+    """The first run's rows with the mean of all runs' probabilities: see `stages.rows.mean_of`.
 
-    Read-outs without probabilities, such as the generated text's keywords, have no mean and are left out; those that
-    some runs have are averaged where all have them. A row's text and picture are no run's any more.
     Raises UserError where the runs are of other trials, controls among others, or have no read-out in common.
     """
     first = runs[0]
     if len(runs) < 2:
         raise UserError(f"--ensemble: only {first.name} was tested under --protocol {first.protocol}; name two or more")
-    by_run = [dict(zip(run.trials, run.rows, strict=True)) for run in runs]
-    for run, rows in zip(runs[1:], by_run[1:], strict=True):
-        if set(rows) != set(by_run[0]):
+    of_runs = []
+    for run in runs:
+        rows = dict(zip(run.trials, run.rows, strict=True))
+        if set(rows) != set(first.trials):
             raise UserError(f"--ensemble: {run.name} was tested on other trials, or labels, than {first.name}")
-    of_run = [with_probabilities(run.rows) for run in runs]
-    names = [name for name in of_run[0] if all(name in of for of in of_run)]
-    if not names:
-        raise UserError(
-            f"--ensemble: {', '.join(run.name for run in runs)} have no read-out with probabilities in common"
-        )
-    uses, made = used_together(*{one for run in runs for one in run.uses.split("; ")}), []
-    for trial, row in zip(first.trials, first.rows, strict=True):
-        readouts = {}
-        for name in names:
-            p = np.mean([rows[trial].readouts[name].probabilities for rows in by_run], axis=0).round(6).tolist()
-            readouts[name] = Readout(most_likely(p), row.readouts[name].chance, p)
-        blank = {"text": "", "prompt": "", "predicted_label": -1, "predicted_name": None, "embedding": ""}
-        blank |= {"embedding_of": "", "picture_fault": "", "nearest": ""}
-        made.append(replace(row, readouts=readouts, uses=uses, **blank))
-    return made
+        of_runs.append([rows[trial] for trial in first.trials])
+    return mean_of(of_runs)
 
 
 def write_ensembles(runs: Sequence[Run], place: Path, suffix: str) -> list[Run]:

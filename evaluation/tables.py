@@ -11,7 +11,7 @@ import numpy as np
 from datasets.alignment import USES
 from evaluation import statistics
 from evaluation.decoded_runs import Run, group_name, is_fold, origin
-from stages.rows import Row
+from stages.rows import Row, with_probabilities
 from stages.scores import FEW_PEOPLE, p_value, percent, score_readout
 
 PARTS = ("window", "regions")  # of a trial that a run may read
@@ -46,16 +46,6 @@ def numbers(rows: Sequence[Row], readout: str) -> dict:
         if within := score.within_task:
             line |= {"within_task": within.accuracy, "within_task_n": within.n}
     return line
-
-
-def with_probabilities(rows: Sequence[Row]) -> list[str]:
-    """The read-outs that give a class and probabilities for every trial."""
-
-    def complete(name: str) -> bool:
-        readouts = [row.readouts[name] for row in rows]
-        return all(readout.probabilities is not None and readout.label >= 0 for readout in readouts)
-
-    return list(filter(complete, rows[0].readouts))
 
 
 def permuted_by(rows: Sequence[Row], readout: str, seed: int = 0) -> np.ndarray:

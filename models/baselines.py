@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from scipy.signal import butter, sosfiltfilt, welch
 from scipy.special import softmax
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -48,6 +47,8 @@ class Data:
     labels: np.ndarray  # (N,) int
     recordings: Sequence[tuple]  # (session, run): the kind of recording, whoever it is of
     sfreq: float  # Hz
+    groups: Sequence[Sequence[int]] = ()  # places of the trials that are aligned together, in the order of recording
+    causal: bool = False  # whether each is aligned by itself and those before it alone
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,15 +106,19 @@ class Classical:
         self.n_classes, self.features, self.steps, self.least = n_classes, features, steps, least
 
     def fit(self, train: Data, val: Data) -> None:
-        n_times = train.x.shape[-1]
-        if n_times < self.least * train.sfreq:
-            few = f"{n_times} samples, expected {self.least} s or more"
-            raise UserError(f"trials are too short for this baseline: {few}")
+        check_length(train, self.least)
         features = FunctionTransformer(self.features, kw_args={"sfreq": train.sfreq})
         self.pipeline = make_pipeline(features, *self.steps).fit(np.asarray(train.x, np.float64), train.labels)
 
     def predict(self, data: Data) -> np.ndarray:
         return probabilities_of(self.pipeline, np.asarray(data.x, np.float64), self.n_classes)
+
+
+def check_length(train: Data, least: float) -> None:
+    """Raise UserError where trials last less than `least` seconds."""
+    n_times = train.x.shape[-1]
+    if n_times < least * train.sfreq:
+        raise UserError(f"trials are too short for this baseline: {n_times} samples, expected {least} s or more")
 
 
 def probabilities_of(pipeline, x: np.ndarray, n_classes: int) -> np.ndarray:
@@ -154,39 +159,75 @@ def csp_lda(n_classes: int, **_) -> Classical:
     return Classical(n_classes, filtered, csp, LinearDiscriminantAnalysis())
 
 
-def tangent_space(n_classes: int, **_) -> Classical:
-    """Covariances (8–30 Hz) in their Riemannian mean's tangent space (Barachant et al., 2013), logistic regression."""
-    from pyriemann.estimation import Covariances
-    from pyriemann.tangentspace import TangentSpace
+def recentred(covariances: np.ndarray, groups: Sequence[Sequence[int]], causal: bool) -> np.ndarray:
+    """(N, C, C), each group's brought to the identity by their Riemannian mean (Zanini et al., 2018).
 
-    logistic = LogisticRegression(max_iter=2000, C=0.1)
-    return Classical(n_classes, filtered, Covariances("oas"), TangentSpace("riemann"), StandardScaler(), logistic)
+    groups : sequences of places, in the order of recording. causal : bool. By the mean of those up to each.
+    """
+    from pyriemann.geometry.base import invsqrtm
+    from pyriemann.geometry.geodesic import geodesic_riemann
+    from pyriemann.geometry.mean import mean_riemann
+
+    result = covariances.copy()
+    for group in map(list, groups):
+        of = covariances[group]
+        if causal:
+            means = [of[0]]
+            for n, covariance in enumerate(of[1:], start=2):
+                means.append(geodesic_riemann(means[-1], covariance, 1 / n))
+        else:
+            means = [mean_riemann(of)] * len(of)
+        roots = invsqrtm(np.stack(means))
+        result[group] = roots @ of @ roots
+    return result
 
 
-def filter_bank(x: np.ndarray, sfreq: float) -> np.ndarray:
-    """(N, C, T) → (N, bands, C, T): the filter bank of Ang et al. (IJCNN 2008), those that the rate can hold."""
-    return np.stack([filtered(x, sfreq, band) for band in FILTER_BANK if band[1] < sfreq / 2], axis=1)
+class TangentSpaces:
+    """Covariances of some bands in their Riemannian means' tangent spaces, side by side; logistic regression.
 
+    Barachant et al., Neurocomputing 112, 2013. Where trials are aligned by a session or a person, each band's
+    covariances are recentred by themselves: one matrix for all bands brings none of them to the identity.
 
-class BandsInTangentSpace(TransformerMixin, BaseEstimator):
-    """(N, bands, C, T) → each band's covariances in their Riemannian mean's tangent space, side by side."""
+    bands : sequence of (low, high). Hz; those that the rate can hold are read.
+    c : float. The inverse of the logistic regression's regularisation.
+    """
 
-    def fit(self, x: np.ndarray, y: np.ndarray | None = None) -> "BandsInTangentSpace":
+    reads = "signal"
+
+    def __init__(self, bands: Sequence[tuple[float, float]], c: float, n_classes: int, **_):
+        self.bands, self.c, self.n_classes = bands, c, n_classes
+
+    def _covariances(self, data: Data) -> list[np.ndarray]:
+        """(N, C, C) of each band."""
         from pyriemann.estimation import Covariances
+
+        x = np.asarray(data.x, np.float64)
+        bands = [band for band in self.bands if band[1] < data.sfreq / 2]
+        made = [Covariances("oas").transform(filtered(x, data.sfreq, band)) for band in bands]
+        return [recentred(covariances, data.groups, data.causal) for covariances in made]
+
+    def fit(self, train: Data, val: Data) -> None:
         from pyriemann.tangentspace import TangentSpace
 
-        spaces = [make_pipeline(Covariances("oas"), TangentSpace("riemann")) for _ in range(x.shape[1])]
-        self.spaces_ = [space.fit(x[:, band]) for band, space in enumerate(spaces)]
-        return self
+        check_length(train, OF_RHYTHMS)
+        covariances = self._covariances(train)
+        self.spaces = [TangentSpace("riemann").fit(of_band) for of_band in covariances]
+        logistic = LogisticRegression(max_iter=2000, C=self.c)
+        self.pipeline = make_pipeline(StandardScaler(), logistic).fit(self._features(covariances), train.labels)
 
-    def transform(self, x: np.ndarray) -> np.ndarray:
-        return np.concatenate([space.transform(x[:, band]) for band, space in enumerate(self.spaces_)], axis=1)
+    def _features(self, covariances: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([space.transform(of) for space, of in zip(self.spaces, covariances, strict=True)], axis=1)
+
+    def predict(self, data: Data) -> np.ndarray:
+        if not len(data):
+            return np.zeros((0, self.n_classes))
+        return probabilities_of(self.pipeline, self._features(self._covariances(data)), self.n_classes)
 
 
-def filterbank_tangent(n_classes: int, **_) -> Classical:
-    """Nine bands' covariances in tangent space (Barachant et al., 2013), logistic regression."""
-    logistic = LogisticRegression(max_iter=2000, C=0.01)
-    return Classical(n_classes, filter_bank, BandsInTangentSpace(), StandardScaler(), logistic)
+# one band, 8 to 30 Hz
+tangent_space = partial(TangentSpaces, [RHYTHMS], 0.1)
+# the nine bands of Ang et al., IJCNN 2008
+filterbank_tangent = partial(TangentSpaces, FILTER_BANK, 0.01)
 
 
 def evoked(x: np.ndarray, sfreq: float) -> np.ndarray:

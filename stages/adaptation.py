@@ -1,20 +1,27 @@
-"""`--adapt`: batch normalisation's scale and shift learn from unlabelled test trials, while they are decoded.
+"""`--adapt`: what is learned of unlabelled test trials.
 
-Information maximisation (Liang et al., ICML 2020, SHOT; on EEG Wimpff et al., 2024, arXiv 2311.18520): a few steps
-make each trial's answer sure and all answers together as mixed as classes are. Without the second term all trials
-would soon get one answer. Only for encoders with batch normalisation.
+im: batch normalisation's scale and shift, while trials are decoded. Information maximisation (Liang et al., ICML 2020,
+SHOT; on EEG Wimpff et al., 2024, arXiv 2311.18520): a few steps make each trial's answer sure and all answers together
+as mixed as classes are. Without the second term all trials would soon get one answer. Only for encoders with batch
+normalisation.
+prior: how often a session's answers name each class (Saerens et al., Neural Comput. 14:21, 2002). Classes are taken to
+be equally frequent in a session, as instructions usually have it; a decoder that leans to one class is set straight.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datasets.alignment import ADAPTATIONS
 from datasets.trials import TrialDataset
+from stages.rows import Readout, Row, most_likely, with_probabilities
 from utils.errors import UserError
 
 STEPS, LR = 10, 0.01  # of Adam: of a session; causal: after each batch
+PRIOR = 10  # trials: of so many the leaning to a class is believed by half
 
 
 def information_loss(p: Tensor, diversity: float = 1.0) -> Tensor:
@@ -49,7 +56,7 @@ class Adapter:
         self, kind: str, logits: Callable, encoder: nn.Module | None, dataset: TrialDataset, device: torch.device
     ):
         self.adaptation, self.logits, self.dataset, self.device = ADAPTATIONS[kind], logits, dataset, device
-        self.works = kind != "none"
+        self.works = self.adaptation.changes == "encoder"
         self.session, self.seen, self.places = None, [], {}
         if self.works:
             if encoder is None:
@@ -115,3 +122,48 @@ class Adapter:
         for parameter, needs in zip(self.parameters, before, strict=True):
             parameter.grad = None
             parameter.requires_grad_(needs)
+
+
+# ---------------------------------------------------------------- prior
+
+
+def check_prior(kind: str, dataset: TrialDataset) -> None:
+    """Raise UserError where a session's classes are not equally frequent by design: each recording has its own."""
+    if ADAPTATIONS[kind].changes == "answers" and dataset.description.tasks:
+        raise UserError(f"--adapt {kind}: recordings of {dataset.description.name} hold different classes")
+
+
+def set_straight(rows: Sequence[Row], kind: str) -> list[Row]:
+    """Rows whose probabilities name all classes equally often in each person's session, as far as `PRIOR` believes.
+
+    kind : str. A key of ADAPTATIONS; what does not change answers leaves the rows as they are. Read-outs without
+        probabilities, such as keywords, stay.
+    """
+    adaptation, changed = ADAPTATIONS[kind], list(rows)
+    if adaptation.changes != "answers" or not rows:
+        return changed
+    sessions: dict[tuple, list[int]] = {}
+    for place in sorted(range(len(rows)), key=lambda k: (rows[k].run, rows[k].trial)):
+        sessions.setdefault((rows[place].subject, rows[place].session), []).append(place)
+    for name in with_probabilities(rows):
+        for places in sessions.values():
+            p = np.array([rows[place].readouts[name].probabilities for place in places])  # (N, K)
+            straight = p * class_weights(p)
+            if adaptation.causal:
+                straight = np.stack([p[n] * class_weights(p[: n + 1]) for n in range(len(p))])
+            straight = (straight / straight.sum(axis=1, keepdims=True)).round(6).tolist()
+            for place, of_trial in zip(places, straight, strict=True):
+                readout = Readout(most_likely(of_trial), rows[place].readouts[name].chance, of_trial)
+                changed[place] = replace(changed[place], readouts=changed[place].readouts | {name: readout})
+    return changed
+
+
+def class_weights(p: np.ndarray, steps: int = 50) -> np.ndarray:
+    """(N, K) probabilities → (K,) weights under which they name all classes equally often; of few trials, milder."""
+    weights = np.ones(p.shape[1])
+    for _ in range(steps):
+        weighted = np.maximum(p, 1e-6) * weights
+        mean = (weighted / weighted.sum(axis=1, keepdims=True)).mean(axis=0)
+        weights = weights / mean
+        weights /= weights.sum()
+    return weights ** (len(p) / (len(p) + PRIOR))

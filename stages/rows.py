@@ -8,7 +8,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from datasets.alignment import USES, used_together
@@ -146,6 +146,44 @@ def draw_what(row: Row, description: DatasetDescription, readout: str) -> Row:
     row.predicted_name = description.class_name(row.predicted_label)
     row.prompt = description.image_prompt(text)
     return row
+
+
+def with_probabilities(rows: Sequence[Row]) -> list[str]:
+    """The read-outs that give a class and probabilities for every trial."""
+
+    def complete(name: str) -> bool:
+        readouts = [row.readouts[name] for row in rows]
+        return all(readout.probabilities is not None and readout.label >= 0 for readout in readouts)
+
+    return list(filter(complete, rows[0].readouts))
+
+
+def mean_of(of_runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """The first run's rows with the mean of all runs' probabilities, read-out by read-out.
+
+    of_runs : sequences of Row. The same trials in the same order.
+    Read-outs without probabilities, such as the generated text's keywords, have no mean and are left out; those that
+    some runs have are averaged where all have them. A row's text and picture are no run's any more.
+    Raises UserError where the runs are of other trials, or labels, or have no read-out in common.
+    """
+    trials = [[(row.subject, row.session, row.run, row.trial, row.true_label) for row in rows] for rows in of_runs]
+    if any(other != trials[0] for other in trials):
+        raise UserError("the runs were tested on other trials, or labels; their probabilities have no mean")
+    of_run = [with_probabilities(rows) for rows in of_runs]
+    names = [name for name in of_run[0] if all(name in of for of in of_run)]
+    if not names:
+        raise UserError("the runs have no read-out with probabilities in common")
+    uses, made = used_together(*{one for rows in of_runs for one in rows[0].uses.split("; ")}), []
+    for same in zip(*of_runs, strict=True):
+        readouts = {}
+        for name in names:
+            of = [row.readouts[name].probabilities for row in same]
+            p = [round(sum(values) / len(values), 6) for values in zip(*of, strict=True)]
+            readouts[name] = Readout(most_likely(p), same[0].readouts[name].chance, p)
+        blank = {"text": "", "prompt": "", "predicted_label": -1, "predicted_name": None, "embedding": ""}
+        blank |= {"embedding_of": "", "picture_fault": "", "nearest": ""}
+        made.append(replace(same[0], readouts=readouts, uses=uses, **blank))
+    return made
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:

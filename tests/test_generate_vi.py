@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from datasets.visual_imagery_llm_dataset import DESCRIPTION
@@ -90,6 +91,33 @@ def test_a_picture_depends_on_its_trials_seed_and_conditioning_only(
     assert done.code == 0, done.err
     ((name, picture),) = pictures(tmp_path / "one").items()
     assert np.array_equal(picture, pictures(drawn)[name])
+
+
+@pytest.mark.parametrize("script_name, which, key, readout", [
+    ("generate_vi.py", "vi_trained", "projection_path", "likelihood"),
+    ("generate_vi_eeg2img.py", "mapped", "mapper_path", "head"),
+])  # fmt: skip
+def test_several_runs_are_decoded_to_their_mean(vi_demo, script, tmp_path, request, script_name, which, key, readout):
+    epochs = sorted(request.getfixturevalue(which).glob(f"{key.removesuffix('_path')}_epoch*.pth"))
+    assert len(epochs) > 1
+    read = {}
+    for name, places in {"one": epochs[:1], "other": epochs[1:2], "both": epochs[:2]}.items():
+        more = {"stage": "decode", "conditioning": "embedding"} if which == "mapped" else {"stage": "decode"}
+        done = script(script_name, *vi_demo.vi_generation(tmp_path / name, **{key: places}, **more))
+        assert done.code == 0, done.err
+        read[name] = read_jsonl(tmp_path / name / "decoded.jsonl")
+    for one, other, both in zip(*read.values(), strict=True):
+        p, q, mean = (np.array(row["readouts"][readout]["probabilities"]) for row in (one, other, both))
+        assert np.abs(p - q).max() > 1e-4  # or the mean tells nothing
+        np.testing.assert_allclose(mean, (p + q) / 2, atol=2e-6)
+        assert "keyword" not in both["readouts"] and both["predicted_label"] == int(mean.argmax())
+    if which == "mapped":
+        states = [load_file(tmp_path / name / "embeddings.safetensors")["states"] for name in read]
+        torch.testing.assert_close(states[2], (states[0] + states[1]) / 2)
+    else:
+        refused = vi_demo.vi_generation(tmp_path / "no", projection_path=epochs[:2], readout="keyword", stage="decode")
+        done = script(script_name, *refused)
+        assert done.code == 2 and "of several runs" in done.err and done.err.count("\n") == 1
 
 
 def test_a_mapper_that_was_sent_is_read_by_its_address(vi_demo, mapped, script, tmp_path, local_hub):

@@ -229,8 +229,9 @@ def add_adapt_flag(add: Callable, adaptations: Sequence[str]) -> None:
         "--adapt",
         choices=list(adaptations),
         default="none",
-        help="im: before a test session is decoded, scale and shift of batch normalisation learn from its unlabelled "
-        "trials; im_causal: after each batch, from those so far",
+        help="what is learned of unlabelled test trials: im: batch normalisation's scale and shift, of a session's "
+        "trials before they are decoded, im_causal: of those so far, after each batch; prior, prior_causal: "
+        "how often answers name each class, where classes are equally frequent in a session",
     )
 
 
@@ -334,8 +335,9 @@ def add_text_flags(parser: argparse.ArgumentParser, readouts) -> None:
     add("--llm", help="chat model: local folder or hub address (default: the one trained with)")
     add("--no_quantize", action="store_true", help="full weights instead of 4-bit NF4")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on the CPU")
-    add("--readout", choices=list(readouts), default="keyword",
-        help="what is drawn: the generated text, or the sentence of the class that another read-out names")
+    add("--readout", choices=list(readouts),
+        help="what is drawn: the generated text, or the sentence of the class that another read-out names (default: "
+        "keyword; of several runs likelihood)")
     add("--max_new_tokens", type=at_least(1), default=64, help="longest decoded text, in tokens")
     # fmt: on
 

@@ -8,7 +8,8 @@ from torch import nn
 from datasets.alignment import ADAPTATIONS
 from datasets.recording import Trial
 from stages import adaptation
-from stages.adaptation import Adapter, information_loss
+from stages.adaptation import Adapter, class_weights, information_loss, set_straight
+from stages.rows import Readout, Row
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -129,3 +130,77 @@ def test_of_several_processes_each_decodes_its_share():
         adapter = Adapter(kind, model, model[0], trials, CPU)
         shares = [[p for batch in adapter.batches(range(120), 16, rank, 2) for p in batch] for rank in range(2)]
         assert sorted(shares[0] + shares[1]) == list(range(120)) and len(shares[0]) == 60
+
+
+def answers(p, labels, sessions=None):
+    """Rows of one person with probabilities (N, 2) and a text's keyword."""
+    rows = []
+    for k, (of, label) in enumerate(zip(p, labels, strict=True)):
+        session = "T" if sessions is None else sessions[k]
+        readouts = {"keyword": Readout(0, 0.5), "head": Readout(int(of[1] > of[0]), 0.5, of.round(6).tolist())}
+        rows.append(Row(k, "P1", session, 1, k + 1, int(label), f"{label}", readouts))
+    return rows
+
+
+def leaning(rng, n=200, by=1.5):
+    """Probabilities that tell two equally frequent classes, and lean to the second one."""
+    labels = rng.permutation(n) % 2
+    logits = 2.0 * labels - 1 + rng.standard_normal(n) + by
+    return np.stack([1 / (1 + np.exp(logits)), 1 / (1 + np.exp(-logits))], axis=1), labels
+
+
+def accuracy(rows):
+    return np.mean([row.readouts["head"].label == row.true_label for row in rows])
+
+
+@pytest.mark.parametrize("kind", ["prior", "prior_causal"])
+def test_a_decoder_that_leans_to_a_class_is_set_straight(kind):
+    p, labels = leaning(np.random.default_rng(0))
+    rows = answers(p, labels)
+    straight = set_straight(rows, kind)
+    assert accuracy(rows) < 0.7 and accuracy(straight) > 0.8
+    assert np.mean([row.readouts["head"].label for row in straight]) == pytest.approx(0.5, abs=0.1)
+    assert [row.readouts["keyword"] for row in straight] == [row.readouts["keyword"] for row in rows]
+    assert all(sum(row.readouts["head"].probabilities) == pytest.approx(1, abs=1e-5) for row in straight)
+    assert set_straight(rows, "none") == set_straight(rows, "im") == rows
+
+
+def test_a_causal_prior_knows_nothing_of_later_trials_and_a_session_nothing_of_another():
+    p, labels = leaning(np.random.default_rng(1), n=60)
+    whole = set_straight(answers(p, labels), "prior_causal")
+    part = set_straight(answers(p[:25], labels[:25]), "prior_causal")
+    assert [row.readouts for row in whole[:25]] == [row.readouts for row in part]
+    order = np.random.default_rng(2).permutation(60)  # rows in another order are of the same recording
+    rows = answers(p, labels)
+    mixed = set_straight([rows[k] for k in order], "prior_causal")
+    assert [mixed[k].readouts for k in np.argsort(order)] == [row.readouts for row in whole]
+    halves = set_straight(answers(p, labels, sessions="T" * 30 + "E" * 30), "prior")
+    alone = set_straight(answers(p[:30], labels[:30]), "prior")
+    assert [row.readouts for row in halves[:30]] == [row.readouts for row in alone]
+
+
+def test_of_few_trials_the_leaning_is_hardly_believed():
+    p = np.array([[0.1, 0.9]])
+    (once,), (often,) = ([np.divide(*class_weights(np.repeat(p, n, axis=0)))] for n in (1, 500))
+    assert 1 < once < 1.5 and often > 5
+
+
+def test_answers_to_noise_stay_at_chance_when_they_are_set_straight():
+    """1,000 experiments without an effect: the mean is chance, and a test at 5 % finds one in twenty."""
+    from scipy.stats import binom
+
+    rng, n, correct = np.random.default_rng(3), 40, []
+    for _ in range(1000):
+        labels, logits = rng.permutation(n) % 2, rng.standard_normal(n) + rng.normal()
+        p = np.stack([1 / (1 + np.exp(logits)), 1 / (1 + np.exp(-logits))], axis=1)
+        correct.append(int((np.argmax(p * class_weights(p), axis=1) == labels).sum()))
+    assert np.mean(correct) / n == pytest.approx(0.5, abs=0.01)
+    threshold = int(binom.ppf(0.95, n, 0.5)) + 1
+    assert np.mean(np.array(correct) >= threshold) < 0.07
+
+
+def test_recordings_with_classes_of_their_own_are_refused():
+    description = SimpleNamespace(tasks=["draw"], name="VI")
+    with pytest.raises(UserError, match="hold different classes"):
+        adaptation.check_prior("prior", SimpleNamespace(description=description))
+    adaptation.check_prior("im", SimpleNamespace(description=description))
