@@ -4,6 +4,7 @@ encoder.
     python finetune_eeg_to_clip.py --protocol within:sub-08 --encoder atm --output_dir pth_downtasks/things/atm_sub-08
     python finetune_eeg_to_clip.py … --encoder nice --average_train 4       # or ubp, sgdm, csbrain, shallow, …
     python finetune_eeg_to_clip.py … --protocol cross:sub-08                # a person never trained on; joint: all
+    python finetune_eeg_to_clip.py … --target vision --clip_model facebook/dinov2-base --clip_layer 8
     python finetune_eeg_to_clip.py … --target text_states --encoder de_mlp --captions data/EEGImageNet/captions.jsonl
     python finetune_eeg_to_clip.py … --target classes --encoder eegnet --granularity coarse
     python finetune_eeg_to_clip.py … --target vae_latent --encoder low_level --image_model stabilityai/sdxl-turbo
@@ -34,7 +35,7 @@ from utils.paths import cache_folder, default
 from utils.script import run_script, start_script
 
 # flags that a checkpoint keeps
-KEPT_FLAGS = "target objective protocol granularity clip_model image_model token_pooling seed".split()
+KEPT_FLAGS = "target objective protocol granularity clip_model clip_layer blur image_model token_pooling seed".split()
 ENCODERS = list(EMBEDDERS | FEATURE_ENCODERS)  # eegnet is EEG-ImageNet's here, eegnet_8_2 the other one
 
 
@@ -68,12 +69,20 @@ def parse_args() -> argparse.Namespace:
     flags.add_alignment_flags(part, ALIGNMENTS, METHODS)
     target = parser.add_argument_group("target and loss").add_argument
     target("--target", choices=list(TARGETS), default="image",
-        help="image, text: CLIP embeddings of images, of sentences; text_states: of captions; classes: labels; "
-        "vae_latent: the image model's latents of images; structure: image, and the latent of SGDM's VAE beside it")
+        help="image, text: CLIP embeddings of images, of sentences; vision: features of images in any vision model; "
+        "text_states: of captions; classes: labels; vae_latent: the image model's latents of images; structure: image, "
+        "and the latent of SGDM's VAE beside it")
     target("--objective", choices=(*CONTRASTIVE, "generation", "mse", "ce", "l1"),
         help="nce: contrastive; generation: 10 (0.9 MSE to raw embeddings + 0.1 NCE); mse; ce (default: nce, mse for "
         "text_states, ce for classes, l1 for vae_latent)")
-    target("--clip_model", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", help="CLIP: local folder or hub address")
+    target("--clip_model", default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        help="CLIP, and for vision any CLIP, SigLIP, DINOv2 or ViT: local folder or hub address")
+    target("--clip_layer", type=int, nargs="+", metavar="N",
+        help="vision: layers whose states are the target, side by side; 1: the first, -1: the last (default: what the "
+        "model itself gives)")
+    target("--blur", type=flags.number, nargs="+", metavar="S",
+        help="image, vision, structure: mean over images blurred by Gaussians of S pixels of the model's input; 0: as "
+        "it is (default: as it is)")
     target("--clip_features", nargs="+", metavar="FILE",
         help="image, structure: CLIP embeddings that others have computed, in place of --clip_model's: ATM's "
         "ViT-H-14_features_train.pt and _test.pt, NICE's .npy, or a row by image")

@@ -124,6 +124,7 @@ def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRu
 def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[str, torch.Tensor]:
     """What test images are ranked by, as the run's target says: embeddings of the images, and of their sentences."""
     about = {name: run.checkpoint[name] for name in ("objective", "clip_model", "image_model")}
+    about |= {name: run.checkpoint.get(name) for name in ("clip_layer", "blur")}
     about |= {"clip_model": args.clip_model} if args.clip_model else {}
     about["clip_features"] = args.clip_features or (None if args.clip_model else run.checkpoint.get("clip_features"))
     settings = TargetSettings(images_dir=Path(args.images_dir), cache_dir=cache_dir, **about)

@@ -164,8 +164,10 @@ class Prior:
         """
         samples = torch.stack([self.sampled(embeddings, groups, k) for k in range(self.args.samples)])  # (S, N, D)
         candidates = sorted({group.image for group in groups})
-        targets = torch.stack([self.target_of[image] for image in candidates])
-        rows = retrieval.retrieval_rows(dataset, groups, embeddings, targets, candidates)
+        ranked_by, targets = (
+            torch.stack([of[image] for image in candidates]) for of in (self.ranked_by, self.target_of)
+        )
+        rows = retrieval.retrieval_rows(dataset, groups, embeddings, ranked_by, candidates)
         after = retrieval.retrieval_rows(dataset, groups, samples[0], targets, candidates, "prior")
         for row, other in zip(rows, after, strict=True):
             row.readouts |= other.readouts
@@ -252,10 +254,12 @@ def main(args: argparse.Namespace) -> None:
     args.images_dir = args.images_dir or datasets["train"].description.images_dir or default("data/THINGS/images")
     paths = image_paths(images, Path(args.images_dir))
     how = datasets["train"].store, Path(args.images_dir), clip_model, cache_dir, features
-    vectors = dict(zip(images, image_vectors(images, *how), strict=True))
+    vectors = dict(zip(images, image_vectors(images, *how), strict=True))  # sharp, as IP-Adapter reads them
+    blur = checkpoint.get("blur")
     trained = {"prior": Prior, "caption": Caption}[args.what](args, device)
     trained_on = sorted({group.image for group in groups["train"]})
     trained.build(images, paths, vectors, cache_dir, trained_on, embeddings["train"].shape[1])
+    trained.ranked_by = dict(zip(images, image_vectors(images, *how, blur), strict=True)) if blur else vectors
     digest = hashlib.sha256(b"".join(as_bytes(vectors[image]) for image in images)).hexdigest()
     depends_on = {
         "set of images": digest,

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from evaluation.decoded_runs import Run
-from evaluation.image_networks import pixels
+from evaluation.image_networks import DISTANCES, pixels
 from evaluation.statistics import difference
 from stages.pictures import PictureFolder, Stimuli, compared_picture, drawn_with, fault_of, true_class_picture
 from stages.rows import Row
@@ -82,6 +82,27 @@ def identification(real: np.ndarray, drawn: np.ndarray, stimulus: Sequence) -> n
     other = np.array([[a != b for b in stimulus] for a in stimulus])  # (N real, N drawn)
     wins = (like.diagonal()[None] > like) & other
     return np.divide(wins.sum(axis=0), other.sum(axis=0), out=np.full(len(like), np.nan), where=other.any(axis=0))
+
+
+def one_of_k(asked: np.ndarray, candidates: np.ndarray, stimulus: Sequence) -> np.ndarray:
+    """(N,) how often one's own candidate is the likest of K, one a stimulus: exactly, over all choices of the others.
+
+    asked, candidates : (N, D) arrays. Features; row j of both belongs to trial j. Drawn pictures that ask for stimuli:
+        forward; stimuli that ask for drawn pictures: backward.
+    stimulus : sequence. What tells trial j's stimulus; of K different ones.
+    Guessing gives 1 / K. A tie counts as wrong. NaN where there is no other stimulus.
+    """
+    like = correlations(candidates, asked)  # (N candidates, N asked)
+    wins, places = like.diagonal()[None] > like, {}
+    for trial, of in enumerate(stimulus):
+        places.setdefault(of, []).append(trial)
+    if len(places) < 2:
+        return np.full(len(like), np.nan)
+    found = np.ones(len(like))
+    for of, trials in places.items():
+        others = np.array([other != of for other in stimulus])
+        found[others] *= wins[np.ix_(trials, others)].mean(axis=0)
+    return found
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
@@ -235,14 +256,15 @@ NOTE = (
     "what an image model told the right class draws, the most that decoding a class can reach. PixCorr and SSIM at "
     "425 pixels; SSIM by column is what tables of this field print as SSIM. Two-way identification (AlexNet, "
     "Inception, CLIP): how often a picture is more like its own stimulus than like another one; guessing gives 50 %. "
-    "'1 of K': how often its own stimulus is the likest of all K; guessing gives 1/K. Trials of one stimulus are not "
+    "Forward, '1 of K': how often its own stimulus is the likest of all K; backward: how often the picture drawn for a "
+    "stimulus is the likest of K pictures, one of each stimulus; guessing gives 1/K. Trials of one stimulus are not "
     "asked against each other. The stimulus's own embedding: what the same image model draws when it is told what was "
     "seen, the most that decoding an embedding can reach; the nearest training image: drawn from that one's embedding. "
     "Above the control, and what a step adds: the difference of the means, whose interval draws trials anew (the same "
     "people and stimuli of both, where both have the same); 0 within it: the step did not help. A CLIP that an encoder "
-    "was trained towards, or that chose the sample, judges its own: read the others beside it. SwAV is a distance: "
-    "less is better. CLIP is the model that is named. What came out as no picture (not finite, blackened by a safety "
-    "checker, of one colour) is left out, with its number."
+    "was trained towards, or that chose the sample, judges its own: read the others beside it. EffNet-B and SwAV "
+    "are distances: less is better. CLIP is the model that is named. What came out as no picture (not finite, "
+    "blackened by a safety checker, of one colour) is left out, with its number."
 )
 Values = dict[str, np.ndarray]  # metric → (N,) values of the trials
 
@@ -376,13 +398,14 @@ def _values(real: _Views, drawn: _Views, stimulus: Sequence, order: np.ndarray |
     values = {name: np.array([of_pairs[pair][k] for pair in pairs]) for k, name in enumerate(METRICS)}
     for name in real.features:
         ours, theirs = real.of(name, trials), drawn.of(name, order)
-        if name == "SwAV":  # a distance: less is better
+        if name in DISTANCES:  # less is better
             values[name] = 1 - correlations(ours, theirs).diagonal()
         else:
             values[name] = identification(ours, theirs, stimulus)
         if name.startswith("CLIP"):
-            likest = values[name] == 1  # more like its own than like any other
-            values[f"{name}, 1 of {len(set(stimulus))}"] = np.where(np.isfinite(values[name]), likest, np.nan)
+            k = len(set(stimulus))
+            values[f"{name}, forward, 1 of {k}"] = one_of_k(theirs, ours, stimulus)
+            values[f"{name}, backward, 1 of {k}"] = one_of_k(ours, theirs, stimulus)
     return values
 
 

@@ -1,7 +1,7 @@
 """Features of pictures in published networks, for the metrics of reconstruction tables. None of them is trained here.
 
-AlexNet, Inception v3 and the ResNet-50 of SwAV come from torchvision (an extra), their weights files lie in one folder;
-CLIP comes from a folder in the hub's layout. `FEATURES` lists them; what is not there is named, and never replaced.
+AlexNet, Inception v3, EfficientNet-B1 and the ResNet-50 of SwAV come from torchvision (an extra), their weights files
+lie in one folder; CLIP comes from a folder in the hub's layout. What is not there is named, and never replaced.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,8 +29,10 @@ TORCHVISION = {
     "AlexNet 2": ("alexnet-owt-7be5be79.pth", "alexnet", {}, "features.4", 256),
     "AlexNet 5": ("alexnet-owt-7be5be79.pth", "alexnet", {}, "features.11", 256),
     "Inception": ("inception_v3_google-0cc3c7bd.pth", "inception_v3", INCEPTION, "avgpool", 342),
+    "EffNet-B": ("efficientnet_b1-c27df63c.pth", "efficientnet_b1", {}, "avgpool", 255),
     "SwAV": ("swav_800ep_pretrain.pth.tar", "resnet50", {}, "avgpool", 224),
 }
+DISTANCES = ("EffNet-B", "SwAV")  # which tables print as 1 − correlation of the features; the others identify
 # model_type of config.json → class of transformers: convolutional classifiers whose first and last stage are read
 CONVNETS = {"resnet": "ResNetForImageClassification", "convnext": "ConvNextForImageClassification"}
 CONV_HINT = "give a ResNet or ConvNeXt in the hub's layout, such as microsoft/resnet-50"

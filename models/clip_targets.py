@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from models.eeg_clip_mapper import HINT, CLIPImageTargetBuilder, CLIPTextTargetBuilder
 from models.loading import load_whole
+from models.vision import load_vision
 from utils.checkpoints import keep, read_kept
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing, model_identity
@@ -35,15 +36,32 @@ FETCH = "--images_dir names the folder of the images that were seen"
 # Each has a `build` for some of its items; the model is loaded when the first of them is not in the cache.
 
 
-def image_targets(name: str, paths: Sequence[Path], cache_dir: Path) -> torch.Tensor:
+def image_targets(name: str, paths: Sequence[Path], cache_dir: Path, blur: Sequence[float] = ()) -> torch.Tensor:
     """(N, D) float16 projected CLIP embeddings of image files, as they are: not brought to unit length.
 
     Resized and cropped in the middle, as the model's own preprocessor says.
 
     name : str. A folder laid out like `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`, or a hub address.
+    blur : sequence of float. The mean over blurred pictures, see `models.vision.over_blurs`.
     Raises UserError if a file is missing or no picture, or the model cannot be loaded.
     """
-    embedder, odd = functools.cache(CLIPImageTargetBuilder(name, cache_dir).load), OddPictures()
+    load = functools.partial(CLIPImageTargetBuilder(name, cache_dir).load, blur)
+    return _of_pictures("image", name, load, paths, cache_dir, {"blur": blur} if any(blur) else {})
+
+
+def vision_targets(
+    name: str, paths: Sequence[Path], cache_dir: Path, layers: Sequence[int] = (), blur: Sequence[float] = ()
+) -> torch.Tensor:
+    """(N, D) float16 features of image files in any vision model; `models.vision.load_vision` says which."""
+    load = functools.partial(load_vision, name, layers, blur)
+    return _of_pictures("vision", name, load, paths, cache_dir, {"layers": layers, "blur": blur if any(blur) else []})
+
+
+def _of_pictures(
+    what: str, name: str, load: Callable, paths: Sequence[Path], cache_dir: Path, how: dict
+) -> torch.Tensor:
+    """Targets of image files. load : callable. Gives a function of pictures. how : what else they depend on."""
+    embedder, odd = functools.cache(load), OddPictures()
 
     def build(part: Sequence[Path]) -> torch.Tensor:
         pictures = [read_image(path) for path in part]
@@ -51,7 +69,8 @@ def image_targets(name: str, paths: Sequence[Path], cache_dir: Path) -> torch.Te
             odd.add(f"{path.parent.name}/{path.name}", picture)
         return embedder()(pictures)
 
-    targets = in_parts("image", name, paths, digests_of(paths), cache_dir, build)
+    identity = f"{model_identity(name)} {json.dumps(how)}" if how else None
+    targets = in_parts(what, name, paths, digests_of(paths), cache_dir, build, identity=identity)
     odd.report("images")
     return targets
 

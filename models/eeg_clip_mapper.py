@@ -18,6 +18,7 @@ from models.image_generator import HINT, load_image_model
 from models.loading import load_whole
 from models.poolings import FEATURES
 from models.token_encoders import AfterEncoder
+from models.vision import over_blurs
 from utils.checkpoints import keep, read_kept
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
@@ -195,8 +196,8 @@ class CLIPImageTargetBuilder:
         key = [*_identity(self.name), *digests]
         return _cached(self.cache_dir, self.name, "image", key, lambda: {"x": self.load()(list(pictures))})["x"]
 
-    def load(self) -> Callable:
-        """The model, as a function of pictures → (K, 768)."""
+    def load(self, blur: Sequence[float] = ()) -> Callable:
+        """The model, as a function of pictures → (K, 768). `blur`: see `models.vision.over_blurs`."""
         transformers.logging.set_verbosity_error()  # the text tower's weights are left out on purpose
         safe = {"local_files_only": self.local, "trust_remote_code": False}
         settings = safe | {"dtype": torch.float32}
@@ -207,7 +208,8 @@ class CLIPImageTargetBuilder:
         @torch.inference_mode()
         def embed(pictures: list[Image.Image]) -> torch.Tensor:
             with loading(f"--clip_model {self.name}", HINT):
-                return model(processor(pictures, return_tensors="pt")["pixel_values"]).image_embeds.clone()
+                pixels = processor(pictures, return_tensors="pt")["pixel_values"]
+                return over_blurs(lambda x: model(x).image_embeds.clone(), pixels, blur)
 
         return embed
 

@@ -49,6 +49,7 @@ KINDS = {
         {
             "image": "retrieve.py {}",
             "text": "retrieve.py {}",
+            "vision": "retrieve.py {}",
             "structure": MAPS + "--structure_dir {}",
             "vae_latent": DRAW + "--low_level_dir {}",
             "text_states": "generate_text_states.py --model_dir {}",

@@ -62,7 +62,7 @@ TYPES = {
     **dict.fromkeys(TEXTS.split(), str),
     **dict.fromkeys(LISTS, list),
     **dict.fromkeys("projection mapper settings model".split(), dict),
-    **dict.fromkeys("window regions band".split(), (list, type(None))),
+    **dict.fromkeys("window regions band clip_layer blur".split(), (list, type(None))),
     **dict.fromkeys("lora preprocessing words head adapter".split(), (dict, type(None))),
     **dict.fromkeys("align align_method adapt".split(), str),
     "adapter_name": (str, type(None)),

@@ -26,11 +26,19 @@ COMPARED = 16  # images that the model embeds anew, where it is there
 
 
 def image_vectors(
-    images: Sequence[str], store, images_dir: Path, clip_model: str, cache_dir: Path, files: Sequence[str] | None
+    images: Sequence[str],
+    store,
+    images_dir: Path,
+    clip_model: str,
+    cache_dir: Path,
+    files: Sequence[str] | None,
+    blur: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """(N, D) float16 CLIP embeddings of images: out of `files`, or by the model. `store`: whose images they are."""
     if not files:
-        return image_targets(clip_model, image_paths(images, images_dir), cache_dir)
+        return image_targets(clip_model, image_paths(images, images_dir), cache_dir, blur or ())
+    if any(blur or ()):
+        raise UserError("--blur goes with the model itself, and not with --clip_features that others have computed")
     vector_of, _ = read_clip_features(files, orders(store))
     if lacking := [image for image in images if image not in vector_of]:
         raise UserError(

@@ -68,10 +68,11 @@ def open_clip_run(
     if list(dataset.description.classes) != checkpoint["classes"]:
         raise UserError(f"{path} was trained on other classes than {dataset.store.path} has")
     dataset = part_as_trained(dataset, checkpoint, path)
-    for field in ("absent", "clip_features"):  # of a run of before they existed: none
-        names = checkpoint.get(field) or []
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{path} is damaged: {field} is no list of names; {HINT}")
+    lists = {"absent": str, "clip_features": str, "clip_layer": int, "blur": (int, float)}
+    for field, kind in lists.items():  # of a run of before they existed: none
+        values = checkpoint.get(field) or []
+        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            raise UserError(f"{path} is damaged: {field} is no list of {'names' if kind is str else 'numbers'}; {HINT}")
     if absent := checkpoint.get("absent"):
         print(f"notice: {path}: trials of {len(absent)} images are left out, which had no target in training")
         dataset = dataset.without(set(absent))

@@ -283,6 +283,11 @@ def nearest_images(
     files = None if clip_model else checkpoint.get("clip_features")
     how = run.dataset.store, images_dir, clip, cache_dir, files
     among, of_training = (image_vectors(images, *how).float() for images in (candidates, trained_on))  # (n, D) each
+
+    def trained_towards(vectors: Tensor, images: Sequence[str]) -> Tensor:  # pictures are drawn from sharp ones
+        blur = checkpoint.get("blur")
+        return image_vectors(images, *how, blur).float() if blur else vectors
+
     width, expected = decoded.shape[1], among.shape[1]
     if width != expected:
         raise UserError(f"{run.name} gives embeddings of width {width}, --clip_model of width {expected}")
@@ -290,8 +295,9 @@ def nearest_images(
         p = prototype_probabilities(decoded, checkpoint["prototypes"], checkpoint["centre"])
         rows = class_rows(run.dataset, chosen, p, "prototype")
     else:
-        rows = retrieval_rows(run.dataset, chosen, decoded, among, candidates)
-    places = (F.normalize(decoded, dim=-1) @ F.normalize(of_training, dim=-1).T).argmax(dim=1).tolist()
+        rows = retrieval_rows(run.dataset, chosen, decoded, trained_towards(among, candidates), candidates)
+    near = trained_towards(of_training, trained_on)
+    places = (F.normalize(decoded, dim=-1) @ F.normalize(near, dim=-1).T).argmax(dim=1).tolist()
     for row, place in zip(rows, places, strict=True):
         row.nearest = trained_on[place]
     own = [candidates.index(group.image) for group in chosen]

@@ -4,6 +4,7 @@ A target has, beside the constructor of `Target`,
     objectives              what --objective may be; the first is the default
     wants                   what an encoder must give for it: "vector", "states", "latents"
     needs                   fields of `TargetSettings` that must be given
+    options                 fields of `TargetSettings` that may be given, and have no part in other targets
     of_sentences            whether sentences' embeddings may stand beside the images' (--lambda_text)
     build(splits, groups)   embed all images of all splits; `groups`: what is trained on
     out                     width that the encoder gives
@@ -54,6 +55,8 @@ class TargetSettings:
     train_scale : bool. Whether the scale of similarities is trained with the encoder.
     device : torch.device. Where the image model's VAE works.
     clip_features : sequence of str, optional. Files of embeddings in place of `clip_model`'s.
+    clip_layer : sequence of int, optional. Layers of `clip_model` that are read, see `models.vision.load_vision`.
+    blur : sequence of float, optional. Gaussians by which images are blurred, see `models.vision.over_blurs`.
     """
 
     objective: str
@@ -62,6 +65,8 @@ class TargetSettings:
     clip_model: str
     image_model: str
     clip_features: Sequence[str] | None = None
+    clip_layer: Sequence[int] | None = None
+    blur: Sequence[float] | None = None
     captions: str | None = None
     structure_vae: str | None = None
     lambda_text: float = 0.0
@@ -76,7 +81,7 @@ class Target:
     """What all targets have. `tables`: name → {image: tensor}, for the loss; rows are made of `tables["target"]`."""
 
     objectives: tuple[str, ...] = ()
-    wants, needs, of_sentences = "vector", (), False
+    wants, needs, options, of_sentences = "vector", (), (), False
     # whether it embeds images in CLIP's space, whether retrieve.py ranks test images, whether it is made of photos
     in_clip_space, ranks, of_photos = False, False, False
 
@@ -144,7 +149,7 @@ class Images(Target):
     """image: CLIP embeddings of the images, contrastive; beside them those of sentences, with a share --lambda_text."""
 
     objectives, of_sentences, in_clip_space, ranks = (*CONTRASTIVE, "generation", "mse"), True, True, True
-    of_photos = True
+    of_photos, options = True, ("blur",)
 
     def embed(self, images: list[str], splits: Splits) -> dict:
         tables = {"target": self.vectors(images, splits)}
@@ -153,7 +158,7 @@ class Images(Target):
     def vectors(self, images: Sequence[str], splits: Splits) -> Tensor:
         """(N, D) CLIP embeddings of images."""
         s, store = self.settings, next(iter(splits.values())).store
-        return image_vectors(images, store, s.images_dir, s.clip_model, s.cache_dir, s.clip_features)
+        return image_vectors(images, store, s.images_dir, s.clip_model, s.cache_dir, s.clip_features, s.blur)
 
     def sentences(self, images: Sequence[str], splits: Splits) -> list[Tensor]:
         """CLIP embeddings of the sentence that stands for each image."""
@@ -224,10 +229,25 @@ class Images(Target):
         return candidates
 
 
+class VisionLayers(Images):
+    """vision: features of the images in any vision model, what it gives or layers inside it (--clip_layer)."""
+
+    objectives, of_sentences, in_clip_space, options = (*CONTRASTIVE, "mse"), False, False, ("clip_layer", "blur")
+
+    def vectors(self, images: Sequence[str], splits: Splits) -> Tensor:
+        s = self.settings
+        if s.clip_features:
+            raise UserError("--clip_features has no part in --target vision; --clip_model names what embeds the images")
+        return clip_targets.vision_targets(
+            s.clip_model, self.paths(images), s.cache_dir, s.clip_layer or (), s.blur or ()
+        )
+
+
 class Sentences(Images):
     """text: CLIP embeddings of "This picture is …"."""
 
     objectives, of_sentences, in_clip_space, of_photos = (*CONTRASTIVE, "mse"), False, False, False
+    options = ()
 
     def embed(self, images: list[str], splits: Splits) -> dict:
         return {"target": self.sentences(images, splits)}
@@ -240,7 +260,7 @@ class Sentences(Images):
 class TextStates(Images):
     """text_states: an image's caption as the image model's text encoder reads it, (77, D); mean squared error."""
 
-    objectives, wants, needs = ("mse",), "states", ("captions",)
+    objectives, wants, needs, options = ("mse",), "states", ("captions",), ()
     of_sentences, in_clip_space, ranks, of_photos = False, False, False, False
 
     def lacking(self, images: Sequence[str]) -> list[str]:
@@ -423,8 +443,9 @@ def check_fits(target: str, kind: type, encoder: str, net: type, given: Mapping)
     if kind.wants not in gives:
         both = f"--target {target} and --encoder {encoder} do not go together"
         raise UserError(f"{both}: the target needs {kind.wants}, the encoder gives {' or '.join(gives)}")
-    if given["structure_vae"] and "structure_vae" not in kind.needs:
-        raise UserError(f"--structure_vae has no part in --target {target}")
+    for name in ("structure_vae", "clip_layer", "blur"):
+        if given[name] and name not in (*kind.needs, *kind.options):
+            raise UserError(f"--{name} has no part in --target {target}")
     if given["clip_features"] and not kind.of_photos or given["clip_features"] and kind.wants == "latents":
         raise UserError(f"--clip_features has no part in --target {target}")
     if given["objective"] not in kind.objectives:

@@ -16,6 +16,8 @@ from tests.conftest import ROOT, flat, run_inside
 
 CLIP = ROOT / "demo/assets/clip"
 SCRIPT = "finetune_eeg_to_clip.py"
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8}  # fmt: skip
 COLOURS = [(k * 67 % 256, k * 131 % 256, k * 29 % 256) for k in range(40)]
 
 
@@ -100,6 +102,25 @@ def imagenet_store(folder, people=("S00", "S01", "S02"), days=1, seed=0):
     write_store(folder / "processed_lmdb", meta, [trials])
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in captions))
     return folder / "processed_lmdb"
+
+
+def save_model(folder, name, processor, **more):
+    """A random vision model whose last norm changes something, and its image processor."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**TINY | more)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    for key, parameter in model.named_parameters():
+        if "post_layernorm" in key or key.startswith("layernorm"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+    size = {"crop_size": {"height": 32, "width": 32}} if processor.startswith(("CLIP", "Bit")) else {}
+    edge = {"shortest_edge": 32} if size else {"height": 32, "width": 32}
+    processor = getattr(transformers, processor)(size=edge, **size)
+    processor.save_pretrained(folder)
+    return model, processor
 
 
 def training(folder, run, **more):

@@ -12,7 +12,7 @@ from datasets.repetitions import averages, repetitions, shuffled_images, some_re
 from datasets.store import open_store
 from datasets.trials import TrialDataset
 from models.clip_targets import image_paths, image_targets
-from models.contrastive import k_way
+from models.contrastive import k_way, retrieval_ranks
 from stages.rows import read_rows
 from tests.conftest import ROOT, flat, once, read_jsonl
 from tests.seen_images import (
@@ -20,6 +20,7 @@ from tests.seen_images import (
     SCRIPT,
     imagenet_store,
     interrupted_after,
+    save_model,
     things_store,
     train_with_control,
     training,
@@ -44,6 +45,12 @@ def on_imagenet(folder, run, **more):
         **{"downstream_dataset": "EEGImageNet", "encoder": "mlp", "optimizer": "adam", "lr": 3e-3, "batch_size": 16}
         | more,
     )
+
+
+def ranked(folder, output_dir):
+    """Arguments of what reads a run on THINGS-like trials."""
+    return ["--datasets_dir", folder / "processed_lmdb", "--images_dir", folder / "images", "--output_dir", output_dir,
+            "--cuda", -1]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +169,73 @@ def test_somebody_elses_clip_features_are_trained_towards_and_compared_with_the_
     assert done.code == 2 and "--clip_features has no part in --target classes" in done.error_line
 
 
+def test_layers_of_any_vision_model_are_trained_towards_and_test_images_are_ranked_by_the_same(
+    things, script, tmp_path
+):
+    save_model(tmp_path / "dino", "Dinov2", "BitImageProcessorPil")
+    save_model(tmp_path / "siglip", "SiglipVision", "SiglipImageProcessorPil")
+    images = sorted({t.image for t in open_store(things / "processed_lmdb").trials if t.image.startswith("test")})
+    for model, more in (("dino", {"clip_layer": [1, 3], "blur": [0, 2]}), ("siglip", {"objective": "mse"})):
+        flags = {"epochs": 3, "target": "vision", "clip_model": tmp_path / model, "objective": "nce"} | more
+        done = script(SCRIPT, *training(things, tmp_path / "run" / model, **flags))
+        assert done.code == 0 and "vision targets: 38, 38 embedded now" in done.out, done.err
+        done = script("retrieve.py", tmp_path / "run" / model, *ranked(things, tmp_path / "out" / model))
+        assert done.code == 0, done.err
+        rows, again = (
+            read_rows(path)
+            for path in (tmp_path / "run" / model / "decoded_test.jsonl", tmp_path / "out" / model / "retrieval.jsonl")
+        )
+        assert list(again[0].readouts) == ["retrieval"]
+        assert [r.readouts["retrieval"].rank for r in again] == [r.readouts["retrieval"].rank for r in rows]
+    assert "python retrieve.py OWNER/NAME" in (tmp_path / "run/dino/README.md").read_text()
+    settings = {"clip_model": str(tmp_path / "dino"), "clip_layer": [1, 3], "blur": [0.0, 2.0]}
+    kept = torch.load(next((tmp_path / "run/dino").glob("encoder_epoch*.pth")), weights_only=True)
+    assert {name: kept[name] for name in settings} == settings and kept["settings"]["out"] == 2 * 16
+    done = script("generate_eeg2img.py", "--model_dir", tmp_path / "run/dino", *ranked(things, tmp_path / "drawn"),
+        "--stage", "decode")  # fmt: skip
+    assert done.code == 2 and "was trained towards vision" in done.error_line and "needs --target image" in done.err
+    features = tmp_path / "features.pt"
+    torch.save({"img_features": dict.fromkeys(images, torch.ones(32))}, features)
+    done = script(
+        "retrieve.py", tmp_path / "run/dino", *ranked(things, tmp_path / "other"), "--clip_features", features
+    )
+    assert done.code == 2 and "--clip_features has no part in --target vision" in done.error_line
+
+
+def test_a_run_towards_blurred_images_is_ranked_and_drawn_by_blurred_ones(things, script, tmp_path):
+    from stages.clip_runs import open_clip_run
+    from stages.steps import nearest_images
+
+    assert script(SCRIPT, *training(things, tmp_path / "run", epochs=1, blur=[4], cache_dir=tmp_path / "c")).code == 0
+    done = script("retrieve.py", tmp_path / "run", *ranked(things, tmp_path / "out"), "--cache_dir", tmp_path / "c")
+    assert done.code == 0, done.err
+    rows, again = read_rows(tmp_path / "run/decoded_test.jsonl"), read_rows(tmp_path / "out/retrieval.jsonl")
+    assert [r.readouts["retrieval"].rank for r in again] == [r.readouts["retrieval"].rank for r in rows]
+    run = open_clip_run(tmp_path / "run", things / "processed_lmdb", "test", "", None, torch.device("cpu"))
+    paths = image_paths(run.images, things / "images")
+    sharp, blurred = (image_targets(str(CLIP), paths, tmp_path / "c", blur).float() for blur in ((), (4.0,)))
+    groups = repetitions(run.dataset)
+    own = [run.images.index(group.image) for group in groups]
+    # what blurring adds is nearer to the own blurred image than to the own sharp one
+    added = (torch.nn.functional.normalize(blurred) - torch.nn.functional.normalize(sharp))[own]
+    rows, others, length = nearest_images(run, groups, added, things / "images", None, tmp_path / "c")
+    of_blurred, of_sharp = (retrieval_ranks(added, of, torch.tensor(own)).tolist() for of in (blurred, sharp))
+    assert [row.readouts["retrieval"].rank for row in rows] == of_blurred != of_sharp
+    assert torch.equal(others["ceiling"], sharp[own]) and length == pytest.approx(float(sharp.norm(dim=1).mean()), 0.2)
+    every = sorted({trial.image for trial in open_store(things / "processed_lmdb").trials})
+    kept = set((tmp_path / "c").iterdir())
+    image_targets(str(CLIP), image_paths(every, things / "images"), tmp_path / "c", [4.0])
+    assert set((tmp_path / "c").iterdir()) == kept  # training embedded the same
+    done = script("train_prior.py", "--model_dir", tmp_path / "run", *ranked(things, tmp_path / "prior"), "--epochs", 1)
+    assert done.code == 0, done.err
+    of_prior = read_rows(tmp_path / "prior/decoded_test.jsonl")
+    assert [r.readouts["retrieval"].rank for r in of_prior] == [r.readouts["retrieval"].rank for r in again]
+    kept = torch.load(run_file := next((tmp_path / "run").glob("encoder_epoch*.pth")), weights_only=True)
+    torch.save(kept | {"blur": ["wide"]}, run_file)
+    done = script("retrieve.py", run_file, *ranked(things, tmp_path / "out2"))
+    assert done.code == 2 and "is damaged: blur is no list of numbers" in done.error_line
+
+
 def test_trials_of_images_without_a_photo_are_left_out_and_tables_say_so(things, script, tmp_path):
     shutil.copytree(things / "images", tmp_path / "images")
     for image in ("training_images/00003_t3/t3_0.png", "test_images/00002_u2/u2.png"):
@@ -193,6 +267,10 @@ def test_trials_of_images_without_a_photo_are_left_out_and_tables_say_so(things,
     ({"granularity": "fine9"}, "THINGS has one set of classes"),
     ({"setting": "cross", "subject": "sub-01", "subject_embedding": "known", "encoder": "atm"}, "who has no token"),
     ({"positions": "sinusoid"}, "are atm's"),
+    ({"clip_layer": [1]}, "--clip_layer has no part in --target image"),
+    ({"target": "text", "blur": [2]}, "--blur has no part in --target text"),
+    ({"target": "vision", "clip_layer": [9]}, "--clip_layer 9: "), ({"blur": [999]}, "--blur 999: "),
+    ({"target": "vision", "clip_model": ROOT / "demo/assets/classifier"}, "is a resnet; --target vision reads clip"),
     ({"encoder": "sgdm", "channels": ["O1", "O2"]}, "too few for SGDM"), ({"clip_model": "nowhere"},
     "--clip_model nowhere"), ({"images_dir": "nowhere"}, "is missing"),
 ])  # fmt: skip

@@ -23,6 +23,7 @@ from evaluation.image_metrics import (
     images_table,
     lines_of,
     mean_and_interval,
+    one_of_k,
     pixel_correlation,
     read_pictures,
     scored_pictures,
@@ -105,6 +106,29 @@ def test_trials_of_one_stimulus_are_not_asked_against_each_other():
     assert np.isnan(identification(real, drawn, "aaaa")).all()
 
 
+H = np.array([[1.0, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])  # of no correlation
+
+
+def test_forward_asks_for_the_stimulus_of_a_picture_and_backward_for_the_picture_of_a_stimulus():
+    drawn = np.array(
+        [H[0], H[1], 2 * H[1] + H[2]]
+    )  # the last is likest to the second stimulus, and likest of all to its own
+    assert one_of_k(drawn, H, "abc").tolist() == [1, 1, 0]
+    assert one_of_k(H, drawn, "abc").tolist() == [1, 1, 1]
+    assert one_of_k(H, np.array([H[0], H[1], 9 * H[1]]), "abc").tolist() == [1, 0, 0]  # a tie is wrong
+    assert np.isnan(one_of_k(H, drawn, "aaa")).all()
+
+
+def test_of_several_pictures_of_another_stimulus_one_is_asked_at_a_time():
+    real, drawn = H[[0, 0, 1, 1]], np.array([H[0], H[1], H[0] + H[1], H[2]])
+    assert one_of_k(real, drawn, "aabb").tolist() == [1, 0, 0.5, 0]
+    assert one_of_k(drawn, real, "aabb").tolist() == [1, 0, 0, 0]
+    rng = np.random.default_rng(0)
+    stimuli, pictures = rng.standard_normal((5, 30))[np.arange(500) % 5], rng.standard_normal((500, 30))
+    for asked, candidates in ((stimuli, pictures), (pictures, stimuli)):
+        assert abs(one_of_k(asked, candidates, np.arange(500) % 5).mean() - 1 / 5) < 0.05
+
+
 def test_guessing_is_at_one_half():
     rng = np.random.default_rng(0)
     found = identification(rng.standard_normal((200, 30)), rng.standard_normal((200, 30)), range(200))
@@ -118,11 +142,11 @@ def test_true_pictures_stand_above_random_pairs_and_what_was_drawn_for_others_at
     rng = np.random.default_rng(0)
     seen = [noise(rng, 30) for _ in range(3)]
     rows = [row(k) for k in range(12)]
-    networks = {"net": lambda pictures: pixels(pictures, 8).flatten(1), "SwAV": lambda p: pixels(p, 8).flatten(1)}
+    networks = dict.fromkeys(("net", "SwAV", "EffNet-B"), lambda pictures: pixels(pictures, 8).flatten(1))
     stimuli = [seen[k % 3] for k in range(12)]
     right = {line["images"]: line for line in score_pictures(Pictures(rows, stimuli, stimuli, [], "m"), networks)}
     assert set(right) == {DRAWN, RANDOM}
-    for name, best in (("PixCorr", 1), ("SSIM", 1), ("SSIM by column", 1), ("net", 1), ("SwAV", 0)):
+    for name, best in (("PixCorr", 1), ("SSIM", 1), ("SSIM by column", 1), ("net", 1), ("SwAV", 0), ("EffNet-B", 0)):
         assert right[DRAWN][name] == pytest.approx(best, abs=1e-6)
         assert abs(right[RANDOM][name] - best) > 0.2
         assert right[DRAWN][f"{name}, low"] <= right[DRAWN][name] <= right[DRAWN][f"{name}, high"]
@@ -269,12 +293,14 @@ def test_torchvisions_networks_give_the_layers_of_the_tables(demo, tmp_path):
     from torchvision import models
 
     torch.save(models.alexnet().state_dict(), tmp_path / "alexnet-owt-7be5be79.pth")
+    torch.save(models.efficientnet_b1().state_dict(), tmp_path / "efficientnet_b1-c27df63c.pth")
     found, _ = feature_networks(tmp_path, str(demo.pth / "clip"))
     picture = [Image.new("RGB", (30, 30), "red")]
     assert found["AlexNet 2"](picture).shape == (1, 192 * 31 * 31) and found["AlexNet 5"](picture).shape == (
         1,
         256 * 15 * 15,
     )
+    assert found["EffNet-B"](picture).shape == (1, 1280)
 
 
 def test_equal_pictures_are_looked_at_once():
@@ -300,8 +326,21 @@ def test_pairing_at_random_is_at_chance_whatever_is_drawn():
     stimuli = [seen[k % 5] for k in range(100)]
     networks = {"CLIP (tiny)": lambda p: pixels(p, 8).flatten(1)}
     lines = {x["images"]: x for x in score_pictures(Pictures(rows, stimuli, stimuli, [], "m"), networks)}
-    assert lines[DRAWN]["CLIP (tiny), 1 of 5"] == 1 and lines[DRAWN]["CLIP (tiny)"] == 1
-    assert abs(lines[RANDOM]["CLIP (tiny)"] - 0.5) < 0.06 and abs(lines[RANDOM]["CLIP (tiny), 1 of 5"] - 0.2) < 0.06
+    assert lines[DRAWN]["CLIP (tiny), forward, 1 of 5"] == lines[DRAWN]["CLIP (tiny), backward, 1 of 5"] == 1
+    assert lines[DRAWN]["CLIP (tiny)"] == 1 and abs(lines[RANDOM]["CLIP (tiny)"] - 0.5) < 0.06
+    assert abs(lines[RANDOM]["CLIP (tiny), forward, 1 of 5"] - 0.2) < 0.06
+
+
+def test_the_tables_two_directions_are_of_the_pictures_and_of_the_stimuli():
+    """The third picture has more of the second stimulus than of its own, and of its own more than the others have."""
+    left, right = np.zeros((8, 8)), np.zeros((8, 8))
+    left[:, :4], right[:4] = 255, 255
+    fields = [left, right, 255 * (np.indices((8, 8)).sum(axis=0) % 2)]
+    seen = [Image.fromarray(x.astype(np.uint8)).convert("RGB") for x in fields]
+    mixed = Image.fromarray((0.7 * fields[1] + 0.3 * fields[2]).astype(np.uint8)).convert("RGB")
+    pictures = Pictures([row(k, label=k) for k in range(3)], seen, [*seen[:2], mixed], [], "m")
+    line = score_pictures(pictures, {"CLIP (tiny)": lambda p: pixels(p, 8).flatten(1)})[0]
+    assert line["CLIP (tiny), forward, 1 of 3"] == pytest.approx(2 / 3) and line["CLIP (tiny), backward, 1 of 3"] == 1
 
 
 def test_a_table_of_folders_with_other_metrics_leaves_cells_empty():
