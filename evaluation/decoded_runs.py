@@ -338,10 +338,13 @@ def group_name(group: Sequence[Run]) -> str:
     if len(group) == 1:
         return group[0].name
     names = [run.name for run in group]
+    if is_fold(group[0]) and all("/" in name for name in names):  # METHOD/PERSON: the folder's name is the method
+        people = [run.protocol.partition(":")[2] for run in group]
+        names = [name.replace(person, "") for name, person in zip(names, people, strict=True)]
     before = os.path.commonprefix(names)
     after = os.path.commonprefix([name[len(before) :][::-1] for name in names])[::-1]
     number = r"((^|[-_./])(seed|s|loso|fold|sub-?)0*)?[-_.:]?$"  # what stands before a seed or a person
-    common = re.sub(number, "", before, flags=re.IGNORECASE) + after or names[0]
+    common = re.sub(number, "", before, flags=re.IGNORECASE).rstrip("/-_.") + after or group[0].name
     folds = {run.protocol for run in group if is_fold(group[0])}
     counts = {"folds": len(folds), "seeds": len({run.seed for run in group})}
     return f"{common} ({', '.join(f'{n} {kind}' for kind, n in counts.items() if n > 1)})"

@@ -164,7 +164,7 @@ def comparisons(groups: Sequence[Sequence[Run]]) -> list[dict]:
     """McNemar's test for every two runs on the same trials; p corrected by Holm within each set of trials.
 
     Of several seeds the first stands for all, folds of leave-one-subject-out are put together, and the first read-out
-    of each run is compared.
+    of each run is compared; a language model's also with that of the class head beside it.
     """
     same_trials = defaultdict(list)
     for group in groups:
@@ -176,16 +176,21 @@ def comparisons(groups: Sequence[Sequence[Run]]) -> list[dict]:
         same_trials[tuple(sorted(run.trials))].append(run)
     lines = []
     for runs in same_trials.values():
-        tests = [_mcnemar(a, b) for a, b in combinations(runs, 2)]
+        first = [(run, run.main_readout) for run in runs]
+        heads = [
+            ((run, name), (run, "head")) for run, name in first if name != "head" and "head" in run.rows[0].readouts
+        ]
+        tests = [_mcnemar(a, b) for a, b in (*combinations(first, 2), *heads)]
         lines += [test | {"p_holm": p} for test, p in zip(tests, statistics.holm([t["p"] for t in tests]), strict=True)]
     return lines
 
 
-def _mcnemar(a: Run, b: Run) -> dict:
-    """The line of two runs on the same trials, which may stand in another order."""
-    of_a, of_b = (dict(zip(run.trials, run.right(run.main_readout), strict=True)) for run in (a, b))
+def _mcnemar(a: tuple[Run, str], b: tuple[Run, str]) -> dict:
+    """The line of two runs' read-outs on the same trials, which may stand in another order."""
+    of_a, of_b = (dict(zip(run.trials, run.right(readout), strict=True)) for run, readout in (a, b))
     counts = statistics.mcnemar(list(of_a.values()), [of_b[trial] for trial in of_a])
-    named = [f"{run.name}, {run.main_readout}" + (f" ({run.uses})" if a.uses != b.uses else "") for run in (a, b)]
+    differ = a[0].uses != b[0].uses
+    named = [f"{run.name}, {readout}" + (f" ({run.uses})" if differ else "") for run, readout in (a, b)]
     names = {"a": named[0], "b": named[1], "n": len(of_a)}
     return names | dict(zip(("only_a", "only_b", "p"), counts, strict=True))
 
