@@ -8,6 +8,7 @@
 set -euo pipefail
 raw=${EEG2IMAGE_2B_RAW:+$(cd "$EEG2IMAGE_2B_RAW" && pwd)} # before setup.sh changes the folder
 source "$(dirname "$0")/setup.sh"
+source sh/recipe.sh
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 store=data/BCICIV2b/processed_lmdb pth=pth/demo runs=pth_downtasks/real images=outputs/real
 started=$SECONDS
@@ -27,12 +28,10 @@ if [ ! -e "${raw:-data/BCICIV2b/raw}/B08T.mat" ]; then
   echo "notice: the published test people B08 and B09 are not there; B07 is the test person instead"
 fi
 
-# The recipe of docs/experiments.md. Its condition: all trials of the test session, without their labels, align it
+# Its condition: all trials of the test session, without their labels, align it and set its answers straight
 train() { # name of the run, further flags
   python finetune_eeg_llm.py --downstream_dataset BCICIV2b --datasets_dir $store --protocol $protocol \
-    --model_dir $runs/"$1" --encoder eegnet --llm $pth/TinyLlama-1.1B-Chat-v1.0 --cuda -1 \
-    --band 4 40 --align session --augment mirror shift --epochs 12 --warmup_epochs 0 --batch_size 64 \
-    --gradient_accumulation_steps 1 --eval_batch_size 200 --lr 2e-3 --encoder_lr 2e-3 "${@:2}"
+    --model_dir $runs/"$1" --llm $pth/TinyLlama-1.1B-Chat-v1.0 "${text_recipe[@]}" $(condition session) "${@:2}"
 }
 step "EEG → text, with its shuffled-label control ($runs/*.log)"
 train eegnet_shuffled --shuffle_labels > $runs/eegnet_shuffled.log 2>&1 & control=$!
@@ -46,7 +45,7 @@ python generate.py --downstream_dataset BCICIV2b --datasets_dir $store --protoco
 
 echo
 step "real EEG, people never trained on ($protocol); used of them: all trials of the session, without labels"
-python baseline.py --model csp_lda --datasets_dir $store --protocol $protocol --align session \
+python baseline.py --model csp_lda --datasets_dir $store --protocol $protocol "${classical_recipe[@]}" $(condition session) \
   --output_dir $runs/csp_lda > /dev/null
 python evaluate.py $runs/eegnet $runs/csp_lda --output_dir $images/tables
 echo "pictures: $images/summary_grid.png"

@@ -2,8 +2,8 @@
 # The tables of the README and of docs/results.md from raw data, one step after the other (those of seen images:
 # sh/demo_images.sh):
 #   bash sh/reproduce_tables.sh demo   simulated EEG, tiny models, CPU
-# bash sh/reproduce_tables.sh 2b     real EEG (BCIC-IV-2b), tiny language model, CPU; EEG2IMAGE_2B_RAW=FOLDER: where the
-# .mat files are
+#   bash sh/reproduce_tables.sh 2b     real EEG (BCIC-IV-2b), each person left out, tiny language model, CPU;
+#                                      EEG2IMAGE_2B_RAW=FOLDER: where the .mat files are
 #   bash sh/reproduce_tables.sh full   the published commands: BCIC-IV-2a and Visual Imagery, published weights, a GPU
 # Says first what is to do and about how long it takes on 2 cores (full: on one GPU). What is there is not made again;
 # after
@@ -14,6 +14,7 @@ raw_2b=${EEG2IMAGE_2B_RAW:+$(cd "$EEG2IMAGE_2B_RAW" && pwd)} # before setup.sh c
 source "$(dirname "$0")/setup.sh"
 source sh/demo_runs.sh
 source sh/steps.sh
+source sh/recipe.sh
 
 # made again where decoded trials or pictures are newer
 tables() { # folder of tables, runs … and further flags
@@ -74,45 +75,49 @@ baseline() { # dataset, store, folder of the run, model, further flags
 epochs_of() { case $1 in eegnet | shallow) echo 20 ;; *) echo 60 ;; esac; } # networks on the signal take long on a CPU
 
 # ------------------------------------------------------------ BCIC-IV-2b: real people
+# Each person is left out once. METHOD_CONDITION/PERSON_seedN under $runs_2b: evaluate.py puts people and seeds together.
 store_2b=data/BCICIV2b/processed_lmdb runs_2b=pth_downtasks/2b
-text_2b() { # folder of the run, further flags
-  text BCICIV2b $store_2b "$1" --protocol $protocol_2b --epochs 8 --resume "${@:2}"
+left_out() { # folder, end of the runs' names, command … in which {} is the person: all people, two at once
+  printf '%s\n' $people_2b | xargs -P 2 -I{} bash -c '[ -e "$0/results.json" ] || exec "$@" > "$0.log" 2>&1' "$1/{}$2" \
+    "${@:3}" || { echo "error: the last lines of $1/*$2.log say what is wrong" >&2; exit 1; }
+  echo "$people_2b" > "$1/all$2.txt"
+}
+method() { # name, minutes, condition, seed, command …: one step for all people
+  local folder=$runs_2b/$1_$3 end=_seed$4 flags=($(condition $3) --datasets_dir $store_2b --seed $4)
+  [ "$mode" = plan ] || mkdir -p $folder
+  step "$1, used of the test person: $3, seed $4" $2 $folder/all$end.txt left_out $folder $end "${@:5}" "${flags[@]}" \
+    --protocol loso:{} --output_dir $folder/{}$end
+}
+text_2b() { # condition, seed, end of the name, further flags
+  local folder=$runs_2b/text_$1 end=_seed$2$3
+  [ "$mode" = plan ] || mkdir -p $folder
+  step "EEG → text, used of the test person: $1, seed $2 ${*:4}" 5 $folder/all$end.txt left_out $folder $end \
+    python finetune_eeg_llm.py --datasets_dir $store_2b --llm $pth/TinyLlama-1.1B-Chat-v1.0 "${text_recipe[@]}" \
+    $(condition $1) --seed $2 --resume "${@:4}" --protocol loso:{} --model_dir $folder/{}$end
 }
 steps_2b() {
-  local given=() seed flags pooling model name all=()
+  local given=() used seed name all=()
   if [ -n "$raw_2b" ]; then given=(--skip_download --raw_dir "$raw_2b"); fi
   step "tiny language model" 1 $pth/clip/model.safetensors python prepare_demo.py --datasets --pth_dir $pth
   step "real recordings → store" 2 $store_2b/data.mdb python prepare_data.py --downstream_dataset BCICIV2b \
     ${given[@]+"${given[@]}"} --lmdb_dir $store_2b
   for seed in 0 1 2; do
-    for flags in "" "--shuffle_labels"; do
-      for pooling in hemisphere region; do
-        name=$runs_2b/${pooling}_seed$seed${flags:+_shuffled}
-        step "EEG → text, $pooling means, seed $seed $flags" 2 $name/results.json text_2b $name \
-          --token_pooling $pooling --seed $seed $flags
-      done
-      for model in eegnet shallow mlp linear_probe; do
-        if [ "$seed$flags" = "1--shuffle_labels" ] || [ "$seed$flags" = "2--shuffle_labels" ]; then continue; fi # one control each
-        name=$runs_2b/${model}_seed$seed${flags:+_shuffled}
-        step "baseline $model, seed $seed $flags" 2 $name/results.json baseline BCICIV2b $store_2b $name $model \
-          --token_pooling hemisphere --protocol $protocol_2b --seed $seed $flags
-      done
+    for used in $conditions; do
+      text_2b $used $seed ""
+      method eegnet 2 $used $seed python baseline.py --model eegnet --epochs 20 "${network_recipe[@]}"
     done
   done
-  for flags in "" "--shuffle_labels"; do
-    for model in best_constant recording_only bandpower_lda csp_lda tangent_space; do
-      name=$runs_2b/$model${flags:+_shuffled}
-      step "baseline $model $flags" 1 $name/results.json baseline BCICIV2b $store_2b $name $model \
-        --protocol $protocol_2b $flags
+  for used in $conditions; do
+    method shallow 3 $used 0 python baseline.py --model shallow --epochs 8 "${network_recipe[@]}"
+    for name in csp_lda tangent_space filterbank_tangent; do
+      method $name 1 $used 0 python baseline.py --model $name "${classical_recipe[@]}"
     done
-    name=$runs_2b/linear_probe_region${flags:+_shuffled}
-    step "baseline linear_probe, region means $flags" 1 $name/results.json baseline BCICIV2b $store_2b $name \
-      linear_probe --protocol $protocol_2b $flags
+    if [ $used != nothing ]; then text_2b $used 0 _shuffled --shuffle_labels; fi # the control of what reads test trials
   done
-  for name in $runs_2b/*/; do
-    case $name in *_shuffled/) ;; *) all+=("${name%/}") ;; esac
+  for name in text eegnet shallow csp_lda tangent_space filterbank_tangent; do
+    for used in $conditions; do all+=("$runs_2b/${name}_$used"); done
   done
-  tables outputs/2b/tables ${all[@]+"${all[@]}"}
+  tables outputs/2b/tables "${all[@]}"
 }
 
 # ------------------------------------------------------------ the published commands
@@ -160,11 +165,9 @@ case "${1:-}" in
     steps() { demo_steps; } ;;
   2b)
     export HF_HUB_OFFLINE=1
-    protocol_2b=published
-    if [ -n "$raw_2b" ] && [ ! -e "$raw_2b/B08T.mat" ]; then
-      protocol_2b=people:B06+B07/B05
-      echo "notice: B08 and B09, the published test people, are not there; B06 and B07 test, B05 validates, the others train"
-    fi
+    export OMP_NUM_THREADS=1 # two people at once
+    people_2b="B01 B02 B03 B04 B05 B06 B07 B08 B09"
+    if [ -n "$raw_2b" ]; then people_2b=$(ls "$raw_2b" | sed -n 's/^\(B0[1-9]\)T\.mat$/\1/p' | tr '\n' ' '); fi
     steps() { steps_2b; } ;;
   full) steps() { steps_full; } ;;
 esac

@@ -154,10 +154,11 @@ def test_what_holds_no_trials_is_named_and_skipped_and_names_that_clash_are_told
     assert (tmp_path / "tables/confusion_one_run.png").exists()
 
 
-def run_of(folder, correct, seed=0, protocol="published", people=None, shuffle_labels=False, **more):
+def run_of(folder, correct, seed=0, protocol="published", people=None, shuffle_labels=False, method="", **more):
     """A run with its record, as a training script leaves it."""
     write(folder, correct, **more)
     arguments = {"seed": seed, "protocol": protocol, "shuffle_labels": shuffle_labels, "model_dir": str(folder)}
+    arguments |= {"model": method}
     fixed = {k: v for k, v in arguments.items() if k != "model_dir"}
     (folder / "run.json").write_text(json.dumps({"arguments": arguments, "fixed": fixed, "depends_on": {"store": "x"}}))
     if people:
@@ -186,6 +187,14 @@ def test_folds_are_one_line_with_an_interval_over_people(script, tmp_path):
     assert (line["n"], line["people"]) == ("500", "5")
     two = line_of(script("evaluate.py", tmp_path / "loso_A0", tmp_path / "loso_A1").out, "loso_A (2 folds)")
     assert two["95 % interval"] == "2 people"
+    for method, correct in (("one", 60), ("other", 80)):  # METHOD/PERSON_SEED
+        for k in (1, 2):
+            for seed in (0, 1):
+                place = tmp_path / "methods" / method / f"A{k}_seed{seed}"
+                run_of(place, correct, seed, protocol=f"loso:A{k}", people=f"A{k}", method=method)
+    out = script("evaluate.py", *sorted((tmp_path / "methods").glob("*/*"))).out
+    assert line_of(out, "one (2 folds, 2 seeds)")["accuracy"].startswith("60.0 %")
+    assert line_of(out, "other (2 folds, 2 seeds)")["accuracy"].startswith("80.0 %")
 
 
 def test_runs_on_the_same_trials_are_compared_and_others_are_not(script, tmp_path):
@@ -200,6 +209,27 @@ def test_runs_on_the_same_trials_are_compared_and_others_are_not(script, tmp_pat
     )
     assert float(lines[0]["p_holm"]) == pytest.approx(3 * 2 * 0.5**20) and float(lines[1]["p_holm"]) == 1
     assert "McNemar" in done.out
+
+
+def test_a_text_is_compared_with_the_class_head_beside_it(script, tmp_path):
+    for name, correct in (("a", 80), ("b", 60)):
+        write(tmp_path / name, correct=correct)
+        path = tmp_path / name / "decoded_test.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for r in rows:  # which is right about 90 of the 100
+            r["readouts"]["head"] = {
+                "label": r["true_label"] if r["index"] < 90 else 3 - r["true_label"],
+                "chance": 0.25,
+            }
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    script("evaluate.py", *sorted(tmp_path.iterdir()), "--output_dir", tmp_path / "tables")
+    lines = list(csv.DictReader((tmp_path / "tables/comparisons.csv").read_text().splitlines()))
+    pairs = {(line["a"], line["b"]): (line["only_a"], line["only_b"]) for line in lines}
+    assert pairs == {
+        ("a, keyword", "b, keyword"): ("20", "0"),
+        ("a, keyword", "a, head"): ("0", "10"),
+        ("b, keyword", "b, head"): ("0", "30"),
+    }
 
 
 def test_one_answer_for_all_and_classes_that_are_never_answered_are_warned_of(script, tmp_path):
