@@ -101,18 +101,20 @@ steps_2b() {
   step "tiny language model" 1 $pth/clip/model.safetensors python prepare_demo.py --datasets --pth_dir $pth
   step "real recordings → store" 2 $store_2b/data.mdb python prepare_data.py --downstream_dataset BCICIV2b \
     ${given[@]+"${given[@]}"} --lmdb_dir $store_2b
+  for used in $conditions; do
+    for name in csp_lda tangent_space filterbank_tangent; do
+      method $name 1 $used 0 python baseline.py --model $name "${classical_recipe[@]}"
+    done
+  done
   for seed in 0 1 2; do
     for used in $conditions; do
       text_2b $used $seed ""
       method eegnet 2 $used $seed python baseline.py --model eegnet --epochs 20 "${network_recipe[@]}"
     done
   done
+  for used in causal session; do text_2b $used 0 _shuffled --shuffle_labels; done # the control of what reads test trials
   for used in $conditions; do
     method shallow 3 $used 0 python baseline.py --model shallow --epochs 8 "${network_recipe[@]}"
-    for name in csp_lda tangent_space filterbank_tangent; do
-      method $name 1 $used 0 python baseline.py --model $name "${classical_recipe[@]}"
-    done
-    if [ $used != nothing ]; then text_2b $used 0 _shuffled --shuffle_labels; fi # the control of what reads test trials
   done
   for name in text eegnet shallow csp_lda tangent_space filterbank_tangent; do
     for used in $conditions; do all+=("$runs_2b/${name}_$used"); done
