@@ -62,12 +62,14 @@ def parse_args() -> argparse.Namespace:
         "(default: a dataset's own, which leaves them room: 0.7 for motor imagery, 0.45 for visual imagery; not of "
         "seen images)")
     add("--spread", type=float, default=0.3, help="how much people differ in it: 0.5 from half to one and a half of it")
+    add("--mixing", type=flags.number, default=0.0, help="motor imagery: how much sessions differ in how their "
+        "electrodes mix; from 0, nothing to align, to 2")
     add("--llm_steps", type=flags.at_least(1), default=600, help="steps of text training of the chat model")
     add("--seed", type=int, default=0, help="of people, signals and models")
     # fmt: on
     args = parser.parse_args()
-    if not 0 <= (args.effect or 0) <= 2 or not 0 <= args.spread <= 1:
-        parser.error("--effect goes from 0 to 2, --spread from 0 to 1")
+    if not 0 <= (args.effect or 0) <= 2 or not 0 <= args.spread <= 1 or not 0 <= args.mixing <= 2:
+        parser.error("--effect goes from 0 to 2, --spread from 0 to 1, --mixing from 0 to 2")
     return args
 
 
@@ -96,8 +98,9 @@ def main(args: argparse.Namespace) -> None:
     if data.resolve() == pth.resolve():
         raise UserError(f"--data_dir and --pth_dir are both {data}; recordings and models need a folder each")
     sizes = {"runs": args.runs, "trials_per_run": args.trials_per_run, "trials_per_class": args.trials_per_class}
+    motor = {"mixing": args.mixing}
     plain = {"spread": args.spread} | ({} if args.effect is None else {"effect": args.effect})
-    same_settings(data, {"seed": args.seed} | sizes | {"effect": args.effect, "spread": args.spread})
+    same_settings(data, {"seed": args.seed} | sizes | {"effect": args.effect, "spread": args.spread} | motor)
     same_settings(pth, {"seed": args.seed, "llm_steps": args.llm_steps})
 
     quiet()
@@ -109,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
             unfinished.write_text(
                 "The recordings in this folder are simulated: prepare_demo.py made them. No person was recorded.\n"
             )
-    size = DemoSize(args.runs, args.trials_per_run, **plain)
+    size = DemoSize(args.runs, args.trials_per_run, **plain, **motor)
     if "BCICIV2a" in args.datasets:
         write_missing(data / "BCICIV2a/raw", BCIC, write_bcic_like, size, args.seed)
     if "BCICIV2b" in args.datasets:
@@ -205,7 +208,7 @@ def write_missing(raw: Path, description: DatasetDescription, write: Callable, s
 def same_settings(folder: Path, settings: dict) -> None:
     """Refuse to mix what was made with other settings; note the settings where nothing is yet."""
     note = folder / "demo.json"
-    before_these = {"effect": 1.0, "spread": 0.0}  # what a folder was made with that does not say
+    before_these = {"effect": 1.0, "spread": 0.0, "mixing": 0.0}  # what a folder was made with that does not say
     if note.exists() and before_these | (made := read_json(note)) != before_these | settings:
         raise UserError(f"{folder} was made with {json.dumps(made)[:200]}; delete it or choose another folder")
     with written_whole(note) as unfinished:

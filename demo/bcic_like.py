@@ -31,12 +31,15 @@ class DemoSize:
     effect : float. Share of the strongest effect that imagery has. At 1, decoders reach the ceiling, where no two of
         them can be told apart; the default leaves them room.
     spread : float. How much people differ in it: 0.5 from half to one and a half of it.
+    mixing : float. How much sessions differ in how their electrodes mix: a cap sits otherwise, skin and gel conduct
+        otherwise. 0: not at all, so that there is nothing to align.
     """
 
     runs: int = 6
     trials_per_run: int = 12
     effect: float = 0.7
     spread: float = 0.3
+    mixing: float = 0.0
     dimming: float = 0.8  # share of the rhythm's amplitude that the strongest effect takes away
     trial_seconds: float = 7.0  # 2 s fixation, 4 s imagery, 1 s rest
     cue_seconds: float = 2.0  # from a trial's start to its imagery
@@ -58,7 +61,7 @@ def write_bcic_like(folder: Path, size: DemoSize, seed: int, files: tuple[str, .
         stem = name.removesuffix(".mat")
         person = np.random.default_rng((seed, int(stem[2])))  # the same in both sessions
         rng = np.random.default_rng((seed, int(stem[2]), "TE".index(stem[3]) + 1))
-        traits = _traits(person, size.spread)
+        traits = _traits(person, size.spread) | {"cap": _cap(size.mixing, seed, stem)}
         runs = [_run(rng, traits, size, np.array([], int)) for _ in range(CALIBRATION_RUNS.get(stem, 3))]
         for _ in range(size.runs):
             labels = rng.permutation(np.arange(size.trials_per_run) % len(DIMMED))
@@ -74,6 +77,7 @@ def write_bcic2b_like(folder: Path, size: DemoSize, seed: int, files: tuple[str,
     for name in files:
         rng = np.random.default_rng((seed, 100 + int(name[2]), "TE".index(name[3])))
         traits = _traits(np.random.default_rng((seed, 100 + int(name[2]))), size.spread)
+        traits["cap"] = _cap(size.mixing, 100 + seed, name)
         runs = []
         for _ in range({"T": 3, "E": 2}[name[3]]):
             run = _run(rng, traits, size, rng.permutation(np.arange(size.trials_per_run) % 2))
@@ -104,6 +108,15 @@ def _traits(person: np.random.Generator, spread: float) -> dict:
         "gender": person.choice(["male", "female"]),
     }
     return traits | {"strength": traits["strength"] * (1 + spread * person.uniform(-1, 1))}
+
+
+def _cap(mixing: float, seed: int, stem: str) -> np.ndarray:
+    """(C, C) how a session's electrodes mix: symmetric, as alignment without labels can undo no rotation."""
+    n_chans = len(MONTAGE.electrodes)
+    rng = np.random.default_rng((seed, int(stem[2]), "TE".index(stem[3]), 7))
+    noise = rng.standard_normal((n_chans, n_chans))
+    values, vectors = np.linalg.eigh(mixing * (noise + noise.T) / np.sqrt(8 * n_chans))
+    return (vectors * np.exp(values)) @ vectors.T
 
 
 def _run(rng: np.random.Generator, traits: dict, size: DemoSize, labels: np.ndarray) -> dict:
@@ -139,6 +152,8 @@ def _run(rng: np.random.Generator, traits: dict, size: DemoSize, labels: np.ndar
 
     eeg = background + common + mixing @ (sources * envelope) + front[:, None] * blinks
     mains = 2 * np.sin(2 * np.pi * 50 * np.arange(n_times) / sfreq)
+    if "cap" in traits:
+        eeg = traits["cap"] @ eeg
     eeg = traits["gain"] * eeg + traits["offset"][:, None] + mains
     eog = _pink(rng, 3, n_times) * 8 + np.array([[1.0], [0.9], [-0.8]]) * blinks
     column = (-1, 1)

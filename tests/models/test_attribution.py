@@ -37,3 +37,30 @@ def test_parts_of_a_signal_are_the_signal():
     parts = by_band(x, 128.0)
     assert np.allclose(sum(parts.values()), x) and len(parts) == len(BANDS) + 1
     assert list(by_band(x, 32.0)) == ["1-4 Hz", "4-8 Hz", "8-13 Hz", "other"]  # what its rate can hold
+
+
+def test_it_finds_the_simulated_rhythms_over_the_hands_areas(demo):
+    """Imagery of a hand dims 8 to 13 Hz over the other side: what is left over its own side speaks for it."""
+    from datasets.store import description_of_store
+    from datasets.trials import load_splits
+    from models.baselines import Data, eegnet
+
+    electrodes = ["Fz", "C3", "C1", "Cz", "C2", "C4", "Pz", "POz"]
+    splits = load_splits(demo.store, description_of_store(demo.store), "published", {"regions": electrodes})
+    train, val, test = (
+        Data(np.stack([of.samples(t) for t in of.trials]), np.array(of.labels), [], of.sfreq) for of in splits.values()
+    )
+    net = eegnet(n_classes=4, seed=0, epochs=15, device=torch.device("cpu"))
+    net.fit(train, val)
+    said = torch.from_numpy(net.predict(test).argmax(axis=1))
+    assert (said.numpy() == test.labels).mean() > 0.6
+    x, trials = net._standard(net._at_its_rate(test)), torch.arange(len(said))
+    model = net.model.requires_grad_(False)
+    gradient = mean_gradient(lambda x: model(x).softmax(dim=1)[trials, said], x, steps=8).numpy()
+    of_band = {name: (gradient * part).sum(axis=-1) for name, part in by_band(x.numpy(), 128.0).items()}  # (N, C)
+    whole = {name: of.sum(axis=1).mean() for name, of in of_band.items()}
+    assert whole["8-13 Hz"] > 0.8 * sum(whole.values())
+    for hand, own in ((0, ["C3", "C1"]), (1, ["C4", "C2"])):
+        right = (said.numpy() == hand) & (test.labels == hand)
+        of = dict(zip(splits["test"].montage.electrodes, of_band["8-13 Hz"][right].mean(axis=0), strict=True))
+        assert max(of, key=of.get) in own and sum(of[name] for name in own) > 0.5 * sum(of.values()), of
