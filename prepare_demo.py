@@ -182,7 +182,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def write_things(folder: Path, seed: int) -> None:
-    """Drawn images, and recordings whose responses are made from what the shipped CLIP makes of the images."""
+    """Drawn images, and recordings whose responses are made from their layout and what the shipped CLIP makes of them."""
     size = things_like.ThingsDemoSize()
     paths = things_like.draw_images(folder / "images", size, seed)
     embed = CLIPImageTargetBuilder(str(ROOT / "demo/assets/clip"), folder).load()
@@ -191,7 +191,8 @@ def write_things(folder: Path, seed: int) -> None:
         for part, of in paths.items()
     }
     components = things_like.principal_components(vectors, size.components)
-    n_all, n_new = things_like.write_things_like(folder / "raw", components, size, seed)
+    layouts = things_like.layouts(paths)
+    n_all, n_new = things_like.write_things_like(folder / "raw", components, layouts, size, seed)
     print(
         f"{folder}: {n_all} recordings of {size.people} people, {n_new} of them written now; "
         f"{sum(map(len, paths.values()))} drawn images"

@@ -340,9 +340,14 @@ SHAPES: dict[str, Callable[[Pen, np.random.Generator, tuple], None]] = {
 }
 
 
-def coloured_shape(shape: str, colour: str, rng: np.random.Generator, size: int = 64) -> Image.Image:
-    """A picture of one concept, different for every state of `rng`; keys of `SHAPES` and `COLOURS`."""
-    pen = Pen(size, GROUNDS[rng.integers(len(GROUNDS))], rng.uniform(0.62, 1.0), rng.uniform(-8, 8, 2))
+def coloured_shape(
+    shape: str, colour: str, rng: np.random.Generator, size: int = 64, least: float = 0.62, room: float = 8.0
+) -> Image.Image:
+    """A picture of one concept, different for every state of `rng`; keys of `SHAPES` and `COLOURS`.
+
+    least : float. Of how large it is: `least` to 1. room : float. How far from the middle at most, in units of Pen.
+    """
+    pen = Pen(size, GROUNDS[rng.integers(len(GROUNDS))], rng.uniform(least, 1.0), rng.uniform(-room, room, 2))
     ink = tuple(int(np.clip(v + rng.integers(-18, 19), 0, 255)) for v in COLOURS[colour])
     SHAPES[shape](pen, rng, ink)
     return pen.done()

@@ -1,8 +1,9 @@
 """THINGS-EEG2-like recordings with a simulated effect, in the authors' raw layout.
 
-Between 100 and 400 ms after an image the posterior electrodes hold a linear map of the first principal components of
-what a small CLIP makes of the image. Half of the map is shared by people and half is a person's own. Images follow each
-other every 200 ms, so responses overlap, as in the real recordings.
+In the first 150 ms after an image the posterior electrodes hold a linear map of its layout: where the thing is, how
+large and how bright. Between 100 and 400 ms they hold one of the first principal components of what a small CLIP makes
+of the image. Half of each map is shared by people and half is a person's own. Images follow each other every 200 ms, so
+responses overlap, as in the real recordings.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ SOA = 0.2  # seconds from an image to the next
 class ThingsDemoSize:
     """How much to write, and how plain.
 
-    effect : float. Of the response's standard deviation over that of the noise in a single trial.
+    effect, layout_effect : float. Of a response's standard deviation over that of the noise in a single trial: of the
+        later components, and of the layout's early ones.
     shared : float. Share of the response's map that people have in common, 0 to 1.
     """
 
@@ -33,6 +35,7 @@ class ThingsDemoSize:
     images: int = 6  # a training concept; 10 in the data set
     test_repetitions: int = 5  # a session; 20 in the data set
     effect: float = 0.045
+    layout_effect: float = 0.2
     shared: float = 0.5
     sfreq: int = 250  # 1000 in the data set
     components: int = 8
@@ -56,9 +59,8 @@ def draw_images(images_dir: Path, size: ThingsDemoSize, seed: int) -> dict[str, 
                 folder = f"{number:05d}_{name}"
                 path = images_dir / f"{part}_images/{folder}/{name}_{image + 1:02d}{'s' if part == 'test' else 'b'}.jpg"
                 if not path.exists():
-                    picture = coloured_shape(
-                        shape, colour, np.random.default_rng((seed, number, image, part == "test")), 128
-                    )
+                    own = np.random.default_rng((seed, number, image, part == "test"))
+                    picture = coloured_shape(shape, colour, own, 128, least=0.5, room=14)
                     with written_whole(path) as unfinished:
                         picture.save(unfinished, format="JPEG", quality=92)
                 paths[part].append(path)
@@ -83,19 +85,36 @@ def principal_components(embeddings: dict[str, np.ndarray], n: int) -> dict[str,
     return {part: of / sd for part, of in scores.items()}
 
 
+def layout(picture: Image.Image) -> np.ndarray:
+    """(4,) where a drawn thing is (right, down), how large and how bright: in edges of the picture, and from 0 to 1."""
+    pixels = np.asarray(picture.convert("RGB"), float) / 255  # (H, W, 3)
+    thing = np.abs(pixels - pixels[0, 0]).max(axis=-1) > 0.15  # the corner is ground; more than JPEG's noise
+    y, x = np.nonzero(thing) / np.array(thing.shape[:1])
+    return np.array([x.mean(), y.mean(), np.hypot(x.std(), y.std()), pixels[thing].mean()])
+
+
+def layouts(paths: dict[str, list[Path]]) -> dict[str, np.ndarray]:
+    """(N, 4) layouts of each part's images, in units of the training images' standard deviations from their mean."""
+    of = {part: np.stack([layout(picture) for picture in read_pictures(files)]) for part, files in paths.items()}
+    mean, sd = of["training"].mean(axis=0), of["training"].std(axis=0)
+    return {part: (rows - mean) / sd for part, rows in of.items()}
+
+
 def write_things_like(
-    raw_dir: Path, components: dict[str, np.ndarray], size: ThingsDemoSize, seed: int
+    raw_dir: Path, components: dict[str, np.ndarray], layouts: dict[str, np.ndarray], size: ThingsDemoSize, seed: int
 ) -> tuple[int, int]:
     """Write sub-XX/ses-0Y/raw_eeg_{training,test}.npy; what is there is left alone.
 
-    components : {"training", "test"} → (n_images, n) array. What responses are made from, in the order of codes.
+    components, layouts : {"training", "test"} → (n_images, n) and (n_images, 4) arrays. What later and early responses
+        are made from, in the order of codes.
     Returns (int, int): Files, and how many of them were written now.
     """
-    common = _map(np.random.default_rng((seed, 1)), size)
+    drives = {part: np.concatenate([components[part], layouts[part]], axis=1) for part in PARTS}
+    common = _response(np.random.default_rng((seed, 1)), np.random.default_rng((seed, 3)), size)
     n_all = n_new = 0
     for person in range(1, size.people + 1):
-        own = _map(np.random.default_rng((seed, 2, person)), size)
-        response = np.sqrt(size.shared) * common + np.sqrt(1 - size.shared) * own  # (n, C, T)
+        own = _response(np.random.default_rng((seed, 2, person)), np.random.default_rng((seed, 4, person)), size)
+        response = np.sqrt(size.shared) * common + np.sqrt(1 - size.shared) * own  # (n + 4, C, T)
         for session in SESSIONS:
             for part in PARTS:
                 path = raw_dir / f"sub-{person:02d}/ses-{int(session):02d}/raw_eeg_{part}.npy"
@@ -103,19 +122,27 @@ def write_things_like(
                 if not path.exists():
                     n_new += 1
                     rng = np.random.default_rng((seed, person, int(session), part == "test"))
-                    codes = _codes(rng, int(session), part, len(components[part]), size)
-                    _write(path, _recording(rng, codes, components[part], response, size), size)
+                    codes = _codes(rng, int(session), part, len(drives[part]), size)
+                    _write(path, _recording(rng, codes, drives[part], response, size), size)
     return n_all, n_new
 
 
-def _map(rng: np.random.Generator, size: ThingsDemoSize) -> np.ndarray:
-    """(n, 63, T): what a unit of each component adds to the electrodes, from the onset on; 100 to 400 ms."""
+def _response(rng: np.random.Generator, early: np.random.Generator, size: ThingsDemoSize) -> np.ndarray:
+    """(n + 4, 63, T) of the noise's standard deviation: what a unit of each component, and of the layout, adds."""
+    later = size.effect * _map(rng, size, size.components, (0.14, 0.36), 0.035, (0.1, 0.4))
+    return np.concatenate([later, size.layout_effect * _map(early, size, 4, (0.06, 0.1), 0.02, (0.03, 0.15))])
+
+
+def _map(
+    rng: np.random.Generator, size: ThingsDemoSize, n: int, peaks: tuple, width: float, window: tuple
+) -> np.ndarray:
+    """(n, 63, T): what a unit of each component adds to the electrodes, from the onset on; all times in seconds."""
     t = np.arange(round(0.5 * size.sfreq)) / size.sfreq
-    found = np.zeros((size.components, len(ELECTRODES), len(t)))
+    found = np.zeros((n, len(ELECTRODES), len(t)))
     where = [ELECTRODES.index(name) for name in POSTERIOR]
     for component in found:
-        for peak in rng.uniform(0.14, 0.36, 2):  # two waves, each with a topography of its own
-            wave = np.exp(-(((t - peak) / 0.035) ** 2)) * ((t >= 0.1) & (t <= 0.4))
+        for peak in rng.uniform(*peaks, 2):  # two waves, each with a topography of its own
+            wave = np.exp(-(((t - peak) / width) ** 2)) * ((t >= window[0]) & (t <= window[1]))
             component[where] += rng.standard_normal(len(where))[:, None] * wave
     return found / found[:, where].std()
 
@@ -145,7 +172,7 @@ def _recording(
         len(ELECTRODES)
     )
     noise = mixing @ pink_noise(rng, len(ELECTRODES), n, size.sfreq)
-    microvolts = 10.0 * (noise + size.effect * signal)
+    microvolts = 10.0 * (noise + signal)
     stim = np.zeros(n)
     stim[onsets] = codes
     return np.vstack([1e-6 * microvolts, stim])

@@ -14,6 +14,7 @@ from datasets.store import open_store
 from datasets.trials import TrialDataset
 from datasets.visual_imagery_llm_dataset import DESCRIPTION, SUBJECTS, files, origin
 from datasets.visual_imagery_llm_dataset import MONTAGE as VI
+from demo import things_like
 from demo.bcic_like import DemoSize, write_bcic2b_like, write_bcic_like
 from demo.drawings import DRAWINGS, drawing
 from demo.vi_like import EFFECT, REGIONS, VIDemoSize, write_vi_like
@@ -168,3 +169,57 @@ def test_what_is_simulated_says_so_from_the_raw_folder_to_the_row(demo):
     assert "simulated" in (demo.raw / "SIMULATED.txt").read_text()
     dataset = TrialDataset(demo.store, "test", description=load_description("BCICIV2a"))
     assert dataset.simulated and new_row(dataset, 0, {"keyword": Readout(0, 0.25)}, "").simulated
+
+
+# ---------------------------------------------------------------- seen images
+
+
+def test_a_drawn_layout_says_where_a_thing_is_how_large_and_how_bright():
+    def made(box, ink):
+        picture = Image.new("RGB", (100, 100), "white")
+        picture.paste(ink, box)
+        return things_like.layout(picture)
+
+    small, right, low = (
+        made((10, 20, 30, 40), "black"),
+        made((60, 20, 80, 40), "black"),
+        made((10, 70, 30, 90), "black"),
+    )
+    assert np.allclose(right - small, [0.5, 0, 0, 0]) and np.allclose(low - small, [0, 0.5, 0, 0])
+    large, bright = made((0, 10, 40, 50), "black"), made((10, 20, 30, 40), (255, 255, 0))
+    assert np.allclose(large[:2], small[:2]) and large[2] > 1.9 * small[2] and bright[3] > small[3] + 0.5
+
+
+def test_things_stand_in_different_places_and_sizes(tmp_path):
+    paths = things_like.draw_images(tmp_path, things_like.ThingsDemoSize(test_concepts=40, images=2), 0)
+    of = np.stack([things_like.layout(picture) for picture in things_like.read_pictures(paths["training"])])
+    assert (of.std(axis=0) > [0.06, 0.06, 0.03, 0.1]).all()
+
+
+def test_early_responses_hold_the_layout_and_nothing_else_does(tmp_path):
+    """A linear readout of a person's first session, asked about images of another one that it never saw."""
+    layouts = {"training": np.random.default_rng(0).standard_normal((120, 4)), "test": np.zeros((20, 4))}
+    components = {part: np.zeros((len(of), 8)) for part, of in layouts.items()}
+    size = things_like.ThingsDemoSize(people=1, test_concepts=20, images=2)
+    things_like.write_things_like(tmp_path, components, layouts, size, 0)
+
+    def epochs(session, window):
+        content = np.load(tmp_path / f"sub-01/ses-0{session}/raw_eeg_training.npy", allow_pickle=True).item()
+        x, codes = content["raw_eeg_data"][:-1] * 1e5, content["raw_eeg_data"][-1].astype(int)
+        of = {}
+        for onset in np.flatnonzero((codes > 0) & (codes <= 120)):
+            of.setdefault(codes[onset], []).append(
+                x[:, onset : onset + 125] - x[:, onset - 10 : onset].mean(1)[:, None]
+            )
+        cut = slice(*(round(250 * seconds) for seconds in window))
+        return np.stack([np.mean(of[code], axis=0)[:, cut].ravel() for code in of]), layouts["training"][
+            np.array([*of]) - 1
+        ]
+
+    def correlations(window):
+        (x, y), (x2, y2) = epochs(1, window), epochs(2, window)
+        weights = np.linalg.solve(x @ x.T + 100 * np.eye(len(x)), y)
+        return [np.corrcoef(a, b)[0, 1] for a, b in zip((x2 @ x.T @ weights).T, y2.T, strict=True)]
+
+    assert min(correlations((0.03, 0.15))) > 0.5
+    assert max(map(abs, correlations((0.4, 0.5)))) < 0.4

@@ -29,7 +29,8 @@ def raw(tmp_path_factory):
     folder = tmp_path_factory.mktemp("things")
     paths = draw_images(folder / "images", SIZE, 0)
     rng = np.random.default_rng(0)
-    write_things_like(folder / "raw", {part: rng.standard_normal((len(of), 8)) for part, of in paths.items()}, SIZE, 0)
+    drives = ({part: rng.standard_normal((len(of), n)) for part, of in paths.items()} for n in (8, 4))
+    write_things_like(folder / "raw", *drives, SIZE, 0)
     return folder
 
 
