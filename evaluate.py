@@ -248,20 +248,22 @@ def main(args: argparse.Namespace) -> None:
     drawn = [run for run in runs if run.place.is_dir() and any(run.place.glob("generated_*.png"))]
     for run in drawn:
         if whole := decoded_runs.whole_of(run, runs):
+            place, alone = runs.index(run), decoded_runs.of_pictures_alone(run)
             print(
                 f"notice: the {len(run.rows)} trials of {run.name} are some of {whole.name}'s; they stand in no line "
-                "of their own"
+                f"of their own{' but that of their pictures' if alone else ''}"
             )
-            runs.remove(run)
+            runs[place : place + 1] = alone
     decoded_runs.tell_apart(runs)
     groups = decoded_runs.belong_together(runs)
 
     # ------------------------------------------------------------ numbers
     lines, of_group, by_person, by_class, warnings = [], [], [], [], []
     for group, name in zip(groups, decoded_runs.group_names(groups), strict=True):
-        of_controls = [controls[run.place] for run in group if controls[run.place]]
+        its = [controls[run.place] for run in group if controls[run.place]]
         rows = [row for run in group for row in run.rows]
         for readout in rows[0].readouts:
+            of_controls = [control for control in its if readout in control.rows[0].readouts]
             lines.append(tables.group_line(group, readout, of_controls, name) | tables.linear_probe(group, runs))
             warnings += tables.warnings_of(name, rows, readout)
         if partly := tables.encoder_notes(group):

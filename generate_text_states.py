@@ -6,7 +6,8 @@
 Stage `decode` writes decoded.jsonl (the class of the nearest mean state) and embeddings.safetensors, and frees its
 models; stage `images` draws from the decoded states what is missing, with PNDM in 50 steps as published. With
 --captions, each test image is drawn from its own caption too: the most that decoding text states can reach. The headers
-judge the class; the picture is drawn from the states.
+say the nearest caption's class, and the class of the training photo that a CLIP puts nearest to the picture; their
+colour judges the latter, which is the read-out "picture" of decoded.jsonl.
 """
 
 import argparse
@@ -15,13 +16,11 @@ from pathlib import Path
 from models import SCHEDULERS
 from utils import flags
 from utils.errors import UserError
-from utils.paths import default
+from utils.paths import cache_folder, default
 from utils.script import run_script, start_script
 
 # flags of generate_eeg2img.py that had no part in text states, and still may be given
-NO_PART = (
-    "samples clip_model draw_batch beside ip_adapter ip_scale captioner strength prior_steps prior_guidance".split()
-)
+NO_PART = "samples draw_batch beside ip_adapter ip_scale captioner strength prior_steps prior_guidance".split()
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,6 +39,9 @@ def parse_args() -> argparse.Namespace:
     flags.add_generation_flags(parser, "outputs/text_states")
     photos, folder = "data/EEGImageNet/images", ("--images_dir", "--stimuli_dir")
     flags.add_image_flags(parser, "CompVis/stable-diffusion-v1-4", photos, SCHEDULERS, "pndm", folder)
+    add("--clip_model",
+        help="that says what pictures look like: local folder or hub address (default: openai/clip-vit-large-patch14, "
+        "where it is at hand)")
     for name in NO_PART:
         add(f"--{name}", nargs="+", help=argparse.SUPPRESS)
     # fmt: on
@@ -58,6 +60,7 @@ from models.image_generator import EEGImageGenerator, image_model_address
 from stages import retrieval
 from stages.captions import read_captions
 from stages.embeddings import read_embeddings, write_embeddings
+from stages.looks import judge_pictures, photos_of_classes, read_photos
 from stages.pictures import (
     PictureFolder,
     Stimuli,
@@ -70,11 +73,11 @@ from stages.pictures import (
     save_with_recipe,
     true_class_picture,
 )
-from stages.rows import Row, read_rows
+from stages.rows import Row, read_rows, write_rows
 from stages.runs import check_output, report_decoded
 from stages.steps import open_first
 from utils.device import free_gpu_memory, pick_device
-from utils.files import write_json
+from utils.files import read_json, write_json
 from utils.hub import fetch_nothing
 from utils.progress import progress
 
@@ -95,9 +98,10 @@ def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> 
     states = {row.index: (of_trial[None], none) for row, of_trial in zip(rows, outputs, strict=True)}
     write_embeddings(output_dir / "embeddings.safetensors", rows, states, checkpoint["image_model"])
     shuffled = ["encoder"] if checkpoint["shuffled"] else []
-    arguments = vars(args) | {name: checkpoint[name] for name in ("protocol", "clip_model")}
-    arguments |= {"downstream_dataset": run.description.name, "shuffle_labels": bool(shuffled), "samples": 1}
+    arguments = vars(args) | {"protocol": checkpoint["protocol"], "samples": 1}
+    arguments |= {"downstream_dataset": run.description.name, "shuffle_labels": bool(shuffled)}
     about = {"store": run.dataset.store.fingerprint, "model": str(place), "shuffled": shuffled}
+    about["photos"] = photos_of_classes(run)
     report_decoded(rows, output_dir, {"arguments": arguments} | about)
     if shuffled:
         print(
@@ -139,8 +143,14 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
         write_json(of_caption | about, output_dir / "true_class" / "true_class.json")
         paths = [true_class_picture(output_dir, row) for row in rows]
         report_faults({path.name: fault_of(opened_whole(path)) for path in paths})
-    stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.images_dir))
-    pictures.finish(stimuli.of, (lambda row: true_class_picture(output_dir, row)) if captions else None)
+    images_dir = Path(args.images_dir)
+    cache, record = cache_folder(args.cache_dir, Path(args.datasets_dir)), output_dir / "run.json"
+    photos, files = read_photos(read_json(record), record, rows), [pictures.path("generated", row) for row in rows]
+    looks = judge_pictures(rows, files, photos, images_dir, args.clip_model, cache)
+    write_rows(rows, output_dir / "decoded.jsonl")
+    stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), images_dir)
+    ceiling = (lambda row: true_class_picture(output_dir, row)) if captions else None
+    pictures.finish(stimuli.of, ceiling, lambda row: looks.get(row.index))
 
 
 def main(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from datasets.alignment import ALIGNMENTS, LABELLED, METHODS, USES
 from datasets.description import DATASETS, DatasetDescription, from_record, load_description
 from datasets.recording import Trial
 from datasets.splits import PROTOCOLS
-from stages.rows import Row, read_rows, signed
+from stages.rows import PICTURE, Row, read_rows, signed
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.hub import PLAIN_FILES, local_folder
@@ -248,7 +248,7 @@ def read_control(run: Run, suffix: str) -> Run | None:
         raise UserError(f"{place} is not a shuffled-label control: its labels are the run's own; move it away")
     if not control.record:
         print(f"notice: {place} has no run.json: nobody can tell whether it was trained on shuffled labels")
-    if set(control.rows[0].readouts) != set(run.rows[0].readouts):
+    if not set(control.rows[0].readouts) ^ set(run.rows[0].readouts) <= {PICTURE}:
         raise UserError(f"{place} is not the control of this run: it has other read-outs; move it away")
     return control
 
@@ -268,9 +268,16 @@ def whole_of(run: Run, runs: Sequence[Run]) -> Run | None:
 
 
 def _answers(run: Run) -> dict[tuple, dict[str, int]]:
-    """Trial → read-out → label."""
-    labels = [{name: readout.label for name, readout in row.readouts.items()} for row in run.rows]
+    """Trial → read-out of what was decoded → label."""
+    labels = [{name: said.label for name, said in row.readouts.items() if name != PICTURE} for row in run.rows]
     return dict(zip(run.trials, labels, strict=True))
+
+
+def of_pictures_alone(run: Run) -> list[Run]:
+    """A run with the read-out of its pictures and no other; none where they have none."""
+    if PICTURE not in run.rows[0].readouts:
+        return []
+    return [replace(run, rows=[replace(row, readouts={PICTURE: row.readouts[PICTURE]}) for row in run.rows])]
 
 
 # ---------------------------------------------------------------- several runs

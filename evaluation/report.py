@@ -15,7 +15,7 @@ from datasets.store import open_store
 from evaluation.decoded_runs import Run, description_of, origin
 from evaluation.image_metrics import read_pictures
 from stages.pictures import Stimuli, marked
-from stages.rows import Row
+from stages.rows import PICTURE, Row
 from utils.errors import UserError
 
 THUMB = 192  # pixels, edge of a picture on a card
@@ -49,6 +49,9 @@ def cards(run: Run, stimuli: Stimuli) -> Iterator[dict]:
         }
         card |= {"true": row.true_name, "decoded": row.predicted_name or "no class"}
         card |= {"right": row.predicted_label == row.true_label, "simulated": row.simulated}
+        if looks := row.readouts.get(PICTURE):  # what a reader sees is judged
+            card["decoded"] += f" · picture looks like: {classes.get(looks.label, 'no class')}"
+            card["right"] = looks.label == row.true_label
         card |= {"text": row.text, "prompt": row.prompt, "model": Path(pictures.model).name}
         card |= {"encoder": run.encoder_note, "fault": fault}
         card |= {"seen": _embedded(seen), "drawn": _embedded(marked(drawn)), "eeg": signals.of(row)}

@@ -129,18 +129,26 @@ class PictureFolder:
         """Write a picture with its recipe."""
         save_with_recipe(picture, self.recipes[row.index], self.path("generated", row))
 
-    def finish(self, stimulus: PictureOf, ceiling: Callable[[Row], Path] | None = None) -> None:
+    def finish(
+        self,
+        stimulus: PictureOf,
+        ceiling: Callable[[Row], Path] | None = None,
+        looks_like: Callable[[Row], str | None] | None = None,
+    ) -> None:
         """Comparisons and the grid, and in decoded.jsonl which pictures are none; those of trials that were decoded
         otherwise before are removed.
 
         ceiling : callable, optional. Row → a picture drawn from the truth, shown between stimulus and decoded picture.
+        looks_like : callable, optional. Row → the class that its picture looks like, for pictures that no class was
+            drawn from; None where nobody judged.
         """
         marked_before = [row.picture_fault for row in self.rows]
         for row in self.rows:
             with opened_picture(self.path("generated", row)) as picture:
                 between = [opened_whole(ceiling(row))] if ceiling else []
                 row.picture_fault = fault_of(picture)
-                pair = comparison(stimulus(row), picture, row.true_name, row.predicted_name, between)
+                text, colour = judged_class(row) if looks_like is None else judged_picture(row, looks_like(row))
+                pair = comparison(stimulus(row), picture, text, colour, between)
             with written_whole(self.path("comparison", row)) as unfinished:
                 pair.save(unfinished, format="PNG")
             for kind in ("generated", "comparison"):
@@ -239,19 +247,33 @@ def marked(picture: Picture) -> Picture:
     return sheet
 
 
-def comparison(
-    stimulus: Picture, generated: Picture, true_name: str, predicted_name: str | None, between: Sequence[Picture] = ()
-) -> Picture:
-    """Stimulus | (drawn from the truth) | generated; the header is green when right, else red (None: no class).
+def judged_class(row: Row) -> tuple[str, tuple]:
+    """A header's text and colour where the picture was drawn from the decoded class: green when that is right."""
+    text = f"true: {row.true_name}   decoded: {row.predicted_name or 'no class'}"
+    return text, GREEN if row.predicted_name == row.true_name else RED
 
-    What came out as no picture is marked.
+
+def judged_picture(row: Row, looks_like: str | None) -> tuple[str, tuple]:
+    """A header's text and colour where the picture was drawn from decoded states: what a reader sees is judged.
+
+    looks_like : str, optional. The class that the picture looks like; None: nobody judged, and the header is grey.
     """
+    text = f"true: {row.true_name}   nearest caption: {row.predicted_name or 'no class'}"
+    if looks_like is None:
+        return text, GREY
+    return f"{text} · picture looks like: {looks_like}", GREEN if looks_like == row.true_name else RED
+
+
+def comparison(
+    stimulus: Picture, generated: Picture, text: str, colour: tuple, between: Sequence[Picture] = ()
+) -> Picture:
+    """Stimulus | (drawn from the truth) | generated, under a header. What came out as no picture is marked."""
     panels = (stimulus, *map(marked, (*between, generated)))
     width = len(panels) * PANEL
     image = Image.new("RGB", (width, PANEL + HEADER), "white")
     draw = ImageDraw.Draw(image)
-    draw.rectangle([0, 0, width, HEADER], fill=GREEN if predicted_name == true_name else RED)
-    text, size = f"true: {true_name}   decoded: {predicted_name or 'no class'}", 20
+    draw.rectangle([0, 0, width, HEADER], fill=colour)
+    size = 20
     while draw.textlength(text, font=ImageFont.load_default(size)) > width - 12:
         size -= 1
     draw.text((width / 2, HEADER / 2), text, fill="white", font=ImageFont.load_default(size), anchor="mm")

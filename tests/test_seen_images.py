@@ -349,7 +349,8 @@ def test_text_states_become_pictures_beside_those_from_captions(imagenet, script
         "output_dir": tmp_path / "out", "cuda": -1,
     })  # fmt: skip
     done = script("generate_eeg2img.py", *draw)
-    assert done.code == 0 and "4 images drawn" in done.out, done.err
+    assert done.code == 0 and "4 images drawn" in done.out and "nobody says" in done.out, done.err
+    assert {tuple(row.readouts) for row in read_rows(tmp_path / "out/decoded.jsonl")} == {("prototype",)}
     assert (
         len(list((tmp_path / "out").glob("generated_*.png")))
         == len(list((tmp_path / "out/true_class").glob("*.png")))
@@ -374,6 +375,13 @@ def test_text_states_become_pictures_beside_those_from_captions(imagenet, script
     )
     assert "c3" in (tmp_path / "tables/report.html").read_text()
     assert scored.code == 0 and "the stimulus's caption" in scored.out and "paired at random" in scored.out, scored.err
+    judged = script("generate_eeg2img.py", *draw, "--clip_model", CLIP, "--stage", "images")
+    assert judged.code == 0 and "0 images drawn" in judged.out and "nobody says" not in judged.out, judged.err
+    labels = {row.readouts["picture"].label for row in read_rows(tmp_path / "out/decoded.jsonl")}
+    assert labels <= set(range(6))
+    scored = script("evaluate.py", tmp_path / "run", tmp_path / "out")
+    assert "no line of their own but that of their pictures" in scored.out
+    assert "| out | picture |" in scored.out and "| out | prototype |" not in scored.out, scored.err
     lines = (imagenet / "captions.jsonl").read_text().splitlines()
     (tmp_path / "few.jsonl").write_text("\n".join(lines[2:]) + "\n")
     few = flags | {"captions": tmp_path / "few.jsonl", "epochs": 1, "passes": 1}

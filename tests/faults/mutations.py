@@ -1027,7 +1027,7 @@ def make_rows_unsigned(folder: Path, at: Places) -> None:
 def read_rows_unsigned(folder: Path, at: Places) -> list:
     """Rows, their scores as evaluate.py prints them, and what stage `images` would draw."""
     from evaluation import decoded_runs, figures, tables
-    from stages.pictures import PictureFolder, Stimuli, comparison
+    from stages.pictures import PictureFolder, Stimuli, comparison, judged_class
     from stages.rows import read_rows
 
     run = decoded_runs.read_run(folder)
@@ -1039,7 +1039,7 @@ def read_rows_unsigned(folder: Path, at: Places) -> list:
     rows = read_rows(folder / "decoded.jsonl", at.bcic.classes)
     stimuli = Stimuli(at.bcic.stimuli, len(at.bcic.classes), at.stimuli)
     for one in rows:
-        comparison(stimuli.of(one), at.pictures[0], one.true_name, one.predicted_name)
+        comparison(stimuli.of(one), at.pictures[0], *judged_class(one))
     return [rows, told, PictureFolder(folder / "out", rows, RECIPE, 0).recipes]
 
 

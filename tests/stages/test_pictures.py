@@ -13,6 +13,7 @@ import prepare_data_vi
 from stages.pictures import (
     AMBER,
     GREEN,
+    GREY,
     HEADER,
     PANEL,
     RED,
@@ -22,6 +23,8 @@ from stages.pictures import (
     cue_arrow,
     drawn_with,
     is_drawn,
+    judged_class,
+    judged_picture,
     read_photo,
     save_with_recipe,
     summary_grid,
@@ -38,18 +41,28 @@ def test_cue_arrows_point_where_they_say(direction, toward):
     assert np.dot(centre, toward) > 30 and abs(np.cross([*toward, 0], [*centre, 0])[2]) < 3
 
 
+def of_class(decoded):
+    return Row(0, "A08", "", 0, 0, 2, "feet", {}, predicted_name=decoded)
+
+
 def test_headers_are_green_when_right_and_red_when_wrong():
     picture = Image.new("RGB", (64, 64), "blue")
-    assert comparison(picture, picture, "feet", "feet").getpixel((2, 2)) == GREEN
-    assert comparison(picture, picture, "feet", "tongue").getpixel((2, 2)) == RED
-    assert comparison(picture, picture, "feet", None).getpixel((2, 2)) == RED
+    for decoded, colour in (("feet", GREEN), ("tongue", RED), (None, RED)):
+        assert comparison(picture, picture, *judged_class(of_class(decoded))).getpixel((2, 2)) == colour
+
+
+def test_a_picture_of_states_is_judged_by_what_it_looks_like_and_by_nothing_where_nobody_looked():
+    for decoded, looks_like, colour in (("feet", "tongue", RED), ("tongue", "feet", GREEN), ("feet", None, GREY)):
+        text, found = judged_picture(of_class(decoded), looks_like)
+        assert found == colour and f"nearest caption: {decoded}" in text
+        assert ("looks like" in text) == (looks_like is not None) and (looks_like or "true: feet") in text
 
 
 def test_the_grid_has_four_columns(tmp_path):
     paths = []
     for k in range(5):
         paths.append(tmp_path / f"{k}.png")
-        comparison(*[Image.new("RGB", (9, 9), (50 * k, 0, 0))] * 2, "feet", "feet").save(paths[-1])
+        comparison(*[Image.new("RGB", (9, 9), (50 * k, 0, 0))] * 2, "feet", GREEN).save(paths[-1])
     grid = summary_grid(paths)
     assert grid.size == (4 * 264 + 8, 2 * 156 + 8)
     assert grid.getpixel((8 + 64, 8 + 156 + 100)) == (200, 0, 0)  # the fifth begins the second row
