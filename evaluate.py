@@ -248,12 +248,11 @@ def main(args: argparse.Namespace) -> None:
     drawn = [run for run in runs if run.place.is_dir() and any(run.place.glob("generated_*.png"))]
     for run in drawn:
         if whole := decoded_runs.whole_of(run, runs):
-            place, alone = runs.index(run), decoded_runs.of_pictures_alone(run)
             print(
                 f"notice: the {len(run.rows)} trials of {run.name} are some of {whole.name}'s; they stand in no line "
-                f"of their own{' but that of their pictures' if alone else ''}"
+                "of their own"
             )
-            runs[place : place + 1] = alone
+            runs.remove(run)
     decoded_runs.tell_apart(runs)
     groups = decoded_runs.belong_together(runs)
 

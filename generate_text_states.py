@@ -6,8 +6,8 @@
 Stage `decode` writes decoded.jsonl (the class of the nearest mean state) and embeddings.safetensors, and frees its
 models; stage `images` draws from the decoded states what is missing, with PNDM in 50 steps as published. With
 --captions, each test image is drawn from its own caption too: the most that decoding text states can reach. The headers
-say the nearest caption's class, and the class of the training photo that a CLIP puts nearest to the picture; their
-colour judges the latter, which is the read-out "picture" of decoded.jsonl.
+say the nearest caption's class, and what the picture looks like: the class whose captions (else: whose name) a CLIP
+puts nearest to it. Their colour judges the latter, which is the read-out "picture" of decoded.jsonl.
 """
 
 import argparse
@@ -60,7 +60,7 @@ from models.image_generator import EEGImageGenerator, image_model_address
 from stages import retrieval
 from stages.captions import read_captions
 from stages.embeddings import read_embeddings, write_embeddings
-from stages.looks import judge_pictures, photos_of_classes, read_photos
+from stages.looks import images_of_classes, judge_pictures, read_images
 from stages.pictures import (
     PictureFolder,
     Stimuli,
@@ -101,7 +101,7 @@ def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> 
     arguments = vars(args) | {"protocol": checkpoint["protocol"], "samples": 1}
     arguments |= {"downstream_dataset": run.description.name, "shuffle_labels": bool(shuffled)}
     about = {"store": run.dataset.store.fingerprint, "model": str(place), "shuffled": shuffled}
-    about["photos"] = photos_of_classes(run)
+    about["trained_on"] = images_of_classes(run)
     report_decoded(rows, output_dir, {"arguments": arguments} | about)
     if shuffled:
         print(
@@ -143,12 +143,11 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
         write_json(of_caption | about, output_dir / "true_class" / "true_class.json")
         paths = [true_class_picture(output_dir, row) for row in rows]
         report_faults({path.name: fault_of(opened_whole(path)) for path in paths})
-    images_dir = Path(args.images_dir)
     cache, record = cache_folder(args.cache_dir, Path(args.datasets_dir)), output_dir / "run.json"
-    photos, files = read_photos(read_json(record), record, rows), [pictures.path("generated", row) for row in rows]
-    looks = judge_pictures(rows, files, photos, images_dir, args.clip_model, cache)
+    of_class, files = read_images(read_json(record), record, rows), [pictures.path("generated", row) for row in rows]
+    looks = judge_pictures(rows, files, of_class, args.clip_model, args.captions, cache)
     write_rows(rows, output_dir / "decoded.jsonl")
-    stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), images_dir)
+    stimuli = Stimuli({}, 1 + max(row.true_label for row in rows), Path(args.images_dir))
     ceiling = (lambda row: true_class_picture(output_dir, row)) if captions else None
     pictures.finish(stimuli.of, ceiling, lambda row: looks.get(row.index))
 

@@ -182,7 +182,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def write_things(folder: Path, seed: int) -> None:
-    """Drawn images, and recordings whose responses are made from their layout and what the shipped CLIP makes of them."""
+    """Drawn images, and recordings made from their layouts and from what the shipped CLIP makes of them."""
     size = things_like.ThingsDemoSize()
     paths = things_like.draw_images(folder / "images", size, seed)
     embed = CLIPImageTargetBuilder(str(ROOT / "demo/assets/clip"), folder).load()

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 
@@ -268,16 +268,9 @@ def whole_of(run: Run, runs: Sequence[Run]) -> Run | None:
 
 
 def _answers(run: Run) -> dict[tuple, dict[str, int]]:
-    """Trial → read-out of what was decoded → label."""
-    labels = [{name: said.label for name, said in row.readouts.items() if name != PICTURE} for row in run.rows]
+    """Trial → read-out → label."""
+    labels = [{name: readout.label for name, readout in row.readouts.items()} for row in run.rows]
     return dict(zip(run.trials, labels, strict=True))
-
-
-def of_pictures_alone(run: Run) -> list[Run]:
-    """A run with the read-out of its pictures and no other; none where they have none."""
-    if PICTURE not in run.rows[0].readouts:
-        return []
-    return [replace(run, rows=[replace(row, readouts={PICTURE: row.readouts[PICTURE]}) for row in run.rows])]
 
 
 # ---------------------------------------------------------------- several runs

@@ -88,22 +88,27 @@ prior() { # which, encoder's run, folder of the run, further flags
 }
 sgdm() {
   python train_structure.py --what vae "${store_flags[@]}" --widths 16 32 64 --hidden 256 --epochs 20 --lr 1e-3 \
-    --map_share 1 --output_dir $runs/sgdm_vae
+    --batch_size 8 --map_share 1 --output_dir $runs/sgdm_vae
   local flags=(--setting joint --encoder sgdm --target structure --structure_vae $runs/sgdm_vae --channels posterior \
-    --tmax 0.4 --batch_size 16 --lr 1e-3)
-  clip sgdm 12 "${flags[@]}"
-  clip sgdm_shuffled 12 "${flags[@]}" --shuffle_labels
+    --tmax 0.4 --batch_size 16 --lr 1e-3 --average_train 2)
+  clip sgdm 8 "${flags[@]}"
+  clip sgdm_shuffled 8 "${flags[@]}" --shuffle_labels
 }
 prior_flags="--standardise components --epochs 60 --validate_every 20 --batch_size 64 --warmup 50 --prior_guidance 2"
+low_level="--setting joint --encoder low_level --target vae_latent --image_model $pth/stable-diffusion-shapes \
+  --channels posterior --batch_size 30 --average_train 1"
 pair << END
 sgdm sgdm
 prior prior prior things_atm prior $prior_flags
 prior_shuffled prior prior things_atm_shuffled prior_shuffled $prior_flags
 caption prior caption things_atm caption --captioner $pth/captioner --epochs 30 --validate_every 10 --lr 3e-3
-low_level clip low_level 8 --setting joint --encoder low_level --target vae_latent \
-  --image_model $pth/stable-diffusion-shapes --channels posterior --batch_size 30
+low_level clip low_level 6 $low_level
+low_level_shuffled clip low_level_shuffled 6 $low_level --shuffle_labels
 END
 tail -n 8 $runs/prior.log
+for name in low_level low_level_shuffled; do echo "$name: $(grep "latents  *correlation" $runs/$name.log)"; done
+echo "sgdm, then its control:"
+grep "^  map.* correlation" $runs/sgdm.log | tail -n 4
 step "THINGS: pictures of what was never seen in training, with and without each step"
 draw() { # folder of the pictures, what is told, encoder's run, further flags
   python generate_eeg2img.py --conditioning $2 --model_dir "$runs/$3" "${store_flags[@]}" \
@@ -120,6 +125,10 @@ draw_prior_shuffled draw prior_shuffled ip_adapter things_atm_shuffled --prior_d
 draw_best_of_4 draw best_of_4 ip_adapter things_atm --prior_dir $runs/prior --samples 4
 draw_caption draw caption ip_adapter things_atm --prior_dir $runs/prior --caption_dir $runs/caption --compare caption
 draw_low_level draw low_level ip_adapter things_atm --prior_dir $runs/prior --low_level_dir $runs/low_level
+draw_low_level_shuffled draw low_level_shuffled ip_adapter things_atm --prior_dir $runs/prior \
+  --low_level_dir $runs/low_level_shuffled
+draw_structure_shuffled draw structure_shuffled 'ip_adapter controlnet' things_atm --prior_dir $runs/prior \
+  --structure_dir $runs/sgdm_shuffled
 draw_structure draw structure 'ip_adapter controlnet' things_atm --prior_dir $runs/prior --structure_dir $runs/sgdm
 draw_sgdm draw sgdm 'controlnet ip_adapter' sgdm
 draw_sgdm_shuffled draw sgdm_shuffled 'controlnet ip_adapter' sgdm_shuffled
@@ -159,7 +168,7 @@ python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet --datasets_dir $
 python generate_text_states.py --model_dir $runs/imagenet_text_states --datasets_dir $imagenet/processed_lmdb \
   --images_dir $imagenet/images \
   --captions $imagenet/captions.jsonl --image_model $pth/stable-diffusion --num_samples 20 --num_inference_steps 25 \
-  --image_size 256 \
+  --image_size 256 --clip_model $pth/clip \
   --output_dir $out/text_states --cuda -1
 
 echo

@@ -13,7 +13,7 @@ from datasets.store import open_store
 from datasets.trials import TrialDataset
 from models.clip_targets import image_paths, image_targets
 from models.contrastive import k_way, retrieval_ranks
-from stages.rows import read_rows
+from stages.rows import read_rows, write_rows
 from tests.conftest import ROOT, flat, once, read_jsonl
 from tests.seen_images import (
     CLIP,
@@ -25,7 +25,7 @@ from tests.seen_images import (
     train_with_control,
     training,
 )
-from utils.files import read_json
+from utils.files import read_json, write_json
 
 
 @pytest.fixture(scope="session")
@@ -379,9 +379,19 @@ def test_text_states_become_pictures_beside_those_from_captions(imagenet, script
     assert judged.code == 0 and "0 images drawn" in judged.out and "nobody says" not in judged.out, judged.err
     labels = {row.readouts["picture"].label for row in read_rows(tmp_path / "out/decoded.jsonl")}
     assert labels <= set(range(6))
-    scored = script("evaluate.py", tmp_path / "run", tmp_path / "out")
-    assert "no line of their own but that of their pictures" in scored.out
-    assert "| out | picture |" in scored.out and "| out | prototype |" not in scored.out, scored.err
+    shutil.copytree(tmp_path / "out", tmp_path / "out_shuffled")  # a control that nobody judged
+    rows = read_rows(tmp_path / "out/decoded.jsonl")
+    for row in rows:
+        row.readouts.pop("picture")
+        row.true_label = (row.true_label + 1) % 6
+    write_rows(rows, tmp_path / "out_shuffled/decoded.jsonl")
+    record = read_json(tmp_path / "out_shuffled/run.json")
+    record["arguments"]["shuffle_labels"] = True
+    write_json(record, tmp_path / "out_shuffled/run.json")
+    scored = script("evaluate.py", tmp_path / "out")
+    lines = {line.split(" | ")[1]: line for line in scored.out.splitlines() if line.startswith("| out | p")}
+    assert set(lines) == {"prototype", "picture"}, scored.err
+    assert "not run" in lines["picture"] and "not run" not in lines["prototype"]
     lines = (imagenet / "captions.jsonl").read_text().splitlines()
     (tmp_path / "few.jsonl").write_text("\n".join(lines[2:]) + "\n")
     few = flags | {"captions": tmp_path / "few.jsonl", "epochs": 1, "passes": 1}

@@ -2,26 +2,36 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from datasets.description import load_description
 from demo.drawings import drawing
-from stages.looks import judge_pictures, read_photos
+from stages import looks
+from stages.looks import class_vectors, judge_pictures, read_images
 from stages.rows import Readout, Row, read_rows, write_rows
 from tests.conftest import ROOT
 from utils.errors import UserError
+from utils.files import write_jsonl
 
 CLIP = str(ROOT / "demo/assets/clip")
 CLASSES = "dog", "fish", "chair"
 
 
+PROMPTS = load_description("VI").image_prompts
+
+
 @pytest.fixture
-def photos(tmp_path):
-    """Four photos a class, of which the last is never there."""
-    of_class = [(name, [f"{name}_{k}.png" for k in range(5)]) for name in CLASSES]
-    for label, (name, images) in enumerate(of_class):
-        for k, image in enumerate(images[:-1]):
-            drawing(name, np.random.default_rng((label, k))).save(tmp_path / image)
-    return of_class
+def captions(tmp_path):
+    """What the small CLIP has learned its classes under."""
+    of_class = [(name, [f"{name}_{k}.png" for k in range(2)]) for name in CLASSES]
+    lines = [
+        {"image": image, "caption": PROMPTS[load_description("VI").classes.index(name)]}
+        for name, images in of_class
+        for image in images
+    ]
+    write_jsonl(lines, tmp_path / "captions.jsonl")
+    return of_class, CLIP, str(tmp_path / "captions.jsonl"), tmp_path / "cache"
 
 
 def drawn(tmp_path, seed=9):
@@ -34,27 +44,38 @@ def drawn(tmp_path, seed=9):
     return rows, files
 
 
-def test_a_picture_is_read_as_the_class_that_it_shows_and_none_as_no_class(photos, tmp_path):
+def test_a_picture_is_read_as_the_class_that_it_shows_and_none_as_no_class(captions, tmp_path):
     rows, files = drawn(tmp_path)
-    looks = judge_pictures(rows, files, photos, tmp_path, CLIP, tmp_path / "cache")
-    assert looks == {0: "fish", 1: "chair", 2: "no class"}
+    assert judge_pictures(rows, files, *captions) == {0: "fish", 1: "chair", 2: "no class"}
     write_rows(rows, tmp_path / "decoded.jsonl")
     for row, label in zip(read_rows(tmp_path / "decoded.jsonl"), (1, 2, -1), strict=True):
         assert row.readouts == {"prototype": Readout(0, 1 / 3), "picture": Readout(label, 1 / 3)}
 
 
-def test_where_nobody_can_judge_an_earlier_judgement_goes_and_it_is_said(photos, tmp_path, capsys):
+def test_classes_stand_for_their_captions_and_without_captions_for_their_names(captions, tmp_path):
+    of_class, clip, path, cache = captions
+    told = class_vectors(of_class, clip, path, cache)
+    named = class_vectors([("dog", ["unknown.png"]), *of_class[1:]], clip, path, cache)
+    assert torch.allclose(told[1:], named[1:]) and not torch.allclose(told[0], named[0])
+    assert torch.allclose(named[0], class_vectors(of_class, clip, None, cache)[0], atol=1e-3)
+    assert torch.allclose(told.norm(dim=-1), torch.ones(3))
+
+
+def test_where_nobody_can_judge_an_earlier_judgement_goes_and_it_is_said(captions, tmp_path, capsys, monkeypatch):
+    of_class, clip, *more = captions
+    monkeypatch.setattr(looks, "at_hand", lambda name: False)
     rows, files = drawn(tmp_path)
-    for given, place in (([], tmp_path), (photos, tmp_path / "elsewhere")):
-        judge_pictures(rows, files, photos, tmp_path, CLIP, tmp_path / "cache")
-        assert judge_pictures(rows, files, given, place, CLIP, tmp_path / "cache") == {}
-        assert "nobody says" in capsys.readouterr().out and all(set(row.readouts) == {"prototype"} for row in rows)
+    for given, model, words in (([], clip, "decode again"), (of_class, None, "--clip_model")):
+        judge_pictures(rows, files, *captions)
+        assert judge_pictures(rows, files, given, model, *more) == {}
+        said = capsys.readouterr().out
+        assert "nobody says" in said and words in said and all(set(row.readouts) == {"prototype"} for row in rows)
 
 
-def test_photos_of_a_damaged_record_or_of_other_classes_are_refused(photos, tmp_path):
-    rows, _ = drawn(tmp_path)
-    assert read_photos({"photos": photos}, tmp_path / "run.json", rows) == photos
-    assert read_photos({}, tmp_path / "run.json", rows) == []  # of before there were photos
-    for record in ({"photos": photos[:2]}, {"photos": 3}, {"photos": [["dog"]]}):
+def test_classes_of_a_damaged_record_or_others_than_the_rows_are_refused(captions, tmp_path):
+    (rows, _), of_class = drawn(tmp_path), captions[0]
+    assert read_images({"trained_on": of_class}, tmp_path / "run.json", rows) == of_class
+    assert read_images({}, tmp_path / "run.json", rows) == []  # of before it was written down
+    for record in ({"trained_on": of_class[:2]}, {"trained_on": 3}, {"trained_on": [["dog"]]}):
         with pytest.raises(UserError, match="decode again"):
-            read_photos(record, tmp_path / "run.json", rows)
+            read_images(record, tmp_path / "run.json", rows)
