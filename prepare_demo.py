@@ -35,6 +35,7 @@ MODELS = {
     "controlnet": "config.json",
     "captioner": "model.safetensors",
     "classifier": "model.safetensors",
+    "clip-classes": "model.safetensors",
 }
 OF_SHAPES = list(MODELS)[4:]  # for pictures of seen images; the other pipelines need none of them
 NAMES = ("BCICIV2a", "BCICIV2b", "VI", "THINGS", "EEGImageNet")

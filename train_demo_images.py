@@ -5,17 +5,19 @@
         --unet_steps 8000 --controlnet_steps 2500
     python train_demo_images.py --models captioner --drawings 960 --captioner_steps 5000 --lr 2e-3
     python train_demo_images.py --models classifier --drawings 480 --classifier_steps 1500
+    python train_demo_images.py --models clip-classes --drawings 300 --clip_steps 1500
     python train_demo_images.py --own_pictures pth/own/stable-diffusion --datasets_dir STORE --stimuli_dir PICTURES \
         --start_from pth/demo/stable-diffusion --autoencoder_steps 300 --unet_steps 600
 
 stable-diffusion: a VAE (64×64×3 → 16×16×4), then a UNet, for all drawn classes. amused: a VQ model (64×64×3 → 8×8
 tokens), then a U-ViT that fills in masked tokens, for the classes of Visual Imagery. clip: both towers, pictures
-against prompts. stable-diffusion-shapes: a VAE, then a UNet together with its IP-Adapter, for coloured shapes, told by
-clip's embeddings; controlnet: for that model, along edges; captioner: a GIT; classifier: a ResNet. The image models are
-conditioned on a frozen random text encoder that is made by rule and not shipped. About 45 minutes, 30 minutes, one
-minute, 55 minutes, 10 minutes, 2 minutes and half a minute on one CPU core (the shipped aMUSEd with --autoencoder_steps
-2000, the shipped models of shapes with the commands above). The results have the hub's folder layouts in half
-precision, and the project ships them; nobody needs to run this to run the demo.
+against prompts; clip-classes: the same for all drawn classes, to judge what is drawn. stable-diffusion-shapes: a VAE,
+then a UNet together with its IP-Adapter, for coloured shapes, told by clip's embeddings; controlnet: for that model,
+along edges; captioner: a GIT; classifier: a ResNet. The image models are conditioned on a frozen random text encoder
+that is made by rule and not shipped. About 45 minutes, 30 minutes, one minute each, 55 minutes, 10 minutes, 2 minutes
+and half a minute on one CPU core (the shipped aMUSEd with --autoencoder_steps 2000, the shipped models of shapes and
+clip-classes with the commands above). The results have the hub's folder layouts in half precision, and the project
+ships them; nobody needs to run this to run the demo.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from utils import flags
 from utils.paths import default
 from utils.script import run_script, start_script
 
-NAMES = ("stable-diffusion", "amused", "clip", "stable-diffusion-shapes", "controlnet", "captioner", "classifier")
+NAMES = "stable-diffusion amused clip clip-classes stable-diffusion-shapes controlnet captioner classifier".split()
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,6 +60,7 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 from dataclasses import fields
+from functools import partial
 
 import torch
 
@@ -70,6 +73,7 @@ def main(args: argparse.Namespace) -> None:
         "stable-diffusion": train_stable_diffusion,
         "amused": train_amused,
         "clip": train_clip,
+        "clip-classes": partial(train_clip, datasets=("BCICIV2a", "VI")),  # all that the small Stable Diffusion draws
         "stable-diffusion-shapes": train_shapes,
         "controlnet": train_controlnet,
         "captioner": train_captioner,

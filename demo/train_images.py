@@ -269,8 +269,9 @@ def train_amused(settings: Settings, folder: Path) -> None:
 # ---------------------------------------------------------------- CLIP
 
 
-def train_clip(settings: Settings, folder: Path) -> None:
-    prompts = class_prompts(["VI"])
+def train_clip(settings: Settings, folder: Path, datasets: tuple[str, ...] = ("VI",)) -> None:
+    """A small CLIP of the drawn classes of some datasets and their prompts."""
+    prompts = class_prompts(list(datasets))
     x, label = drawn(list(prompts), settings)
     tokenizer = byte_tokenizer()
     tower = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)

@@ -38,7 +38,7 @@ baseline() { # model, store, folder of the run, protocol, further flags
 
 step "images, recordings, tiny models"
 python prepare_demo.py --data_dir $data --pth_dir $pth --datasets THINGS EEGImageNet \
-  --models stable-diffusion clip stable-diffusion-shapes ip-adapter controlnet captioner classifier
+  --models stable-diffusion clip stable-diffusion-shapes ip-adapter controlnet captioner classifier clip-classes
 step "recordings → stores; EEG-ImageNet also with drift alone"
 python prepare_data_things.py --skip_download --raw_dir $things/raw --lmdb_dir $things/processed_lmdb --subjects 1 2 \
   --overwrite
@@ -168,7 +168,7 @@ python finetune_eeg_to_clip.py --downstream_dataset EEGImageNet --datasets_dir $
 python generate_text_states.py --model_dir $runs/imagenet_text_states --datasets_dir $imagenet/processed_lmdb \
   --images_dir $imagenet/images \
   --captions $imagenet/captions.jsonl --image_model $pth/stable-diffusion --num_samples 20 --num_inference_steps 25 \
-  --image_size 256 --clip_model $pth/clip \
+  --image_size 256 --clip_model $pth/clip-classes \
   --output_dir $out/text_states --cuda -1
 
 echo

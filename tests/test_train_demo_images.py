@@ -1,11 +1,14 @@
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
-from demo.drawings import COLOURS, coloured_shape
+from demo.drawings import COLOURS, coloured_shape, drawing
 from demo.tiny_models import complete_image_model, complete_ip_adapter
+from demo.train_images import class_prompts
 from evaluation.image_networks import feature_networks
 from models.captioner import Captioner
+from models.clip_targets import sentence_targets
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.guided_generator import Guidance, GuidedGenerator
 from models.image_generator import EEGImageGenerator, read_prompts
@@ -48,7 +51,7 @@ def test_a_short_training_gives_models_in_the_hubs_layout(script, tmp_path):
 def test_the_shipped_weights_are_small():
     shipped = list((ROOT / "demo/assets").rglob("*.safetensors"))
     assert {path.relative_to(ROOT / "demo/assets").parts[0] for path in shipped} == {
-        "amused", "captioner", "classifier", "clip", "controlnet", "ip-adapter", "stable-diffusion",
+        "amused", "captioner", "classifier", "clip", "clip-classes", "controlnet", "ip-adapter", "stable-diffusion",
         "stable-diffusion-shapes",
     }  # fmt: skip
     assert sum(path.stat().st_size for path in shipped) < 12e6 and max(path.stat().st_size for path in shipped) < 5e6
@@ -100,3 +103,14 @@ def test_the_small_model_learns_pictures_that_are_named_after_a_stores_classes(f
     assert generator.generate("a picture of a left hand with the fingers spread", 0).size == (64, 64)
     (tmp_path / "pictures/tongue 12.png").unlink()
     assert "no picture is named after tongue" in script("train_demo_images.py", *flags).error_line
+
+
+def test_the_shipped_judge_tells_the_drawn_classes_apart(tmp_path):
+    """Hands, feet and tongue too, which the shipped clip has never seen."""
+    prompts, clip = class_prompts(["BCICIV2a", "VI"]), str(ROOT / "demo/assets/clip-classes")
+    names = list(prompts)
+    pictures = [drawing(name, np.random.default_rng((77, k)), 128) for name in names for k in range(4)]
+    of_pictures = CLIPImageTargetBuilder(clip, tmp_path).load()(pictures).float()
+    like = F.normalize(of_pictures, dim=-1) @ sentence_targets(clip, [*prompts.values()], tmp_path).float().T
+    right = (like.argmax(dim=1) == torch.arange(len(names)).repeat_interleave(4)).float()
+    assert right.mean() > 0.8 and right.view(-1, 4).mean(dim=1).min() >= 0.5
