@@ -259,7 +259,7 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ numbers
     lines, of_group, by_person, by_class, warnings = [], [], [], [], []
     for group, name in zip(groups, decoded_runs.group_names(groups), strict=True):
-        its = [controls[run.place] for run in group if controls[run.place]]
+        its = [control for run in group if (control := controls[run.place]) and not control.later_steps]
         rows = [row for run in group for row in run.rows]
         for readout in rows[0].readouts:
             of_controls = [control for control in its if readout in control.rows[0].readouts]

@@ -119,6 +119,12 @@ class Run:
     def is_control(self) -> bool:
         return bool(self.argument.get("shuffle_labels"))
 
+    @property
+    def later_steps(self) -> list[str]:
+        """The steps behind the encoder that are controls, where the encoder itself read true labels; else empty."""
+        steps = self.record.get("shuffled")  # of generate_eeg2img.py
+        return list(map(str, steps)) if isinstance(steps, list) and "encoder" not in steps else []
+
     def right(self, readout: str) -> list[bool]:
         return [row.readouts[readout].label == row.true_label for row in self.rows]
 
@@ -240,10 +246,9 @@ def read_control(run: Run, suffix: str) -> Run | None:
         raise UserError(f"{place} is not a shuffled-label control: it was made without --shuffle_labels; move it away")
     if [t[:-1] for t in control.trials] != [t[:-1] for t in run.trials]:
         raise UserError(f"{place} is not the control of this run: it was tested on other trials; move it away")
-    steps = control.record.get("shuffled")  # of generate_eeg2img.py: which steps are controls
     several_classes = len({row.true_label for row in run.rows}) > 1
-    if isinstance(steps, list) and steps and "encoder" not in steps:
-        print(f"notice: {place} is a control of {', '.join(map(str, steps))} alone: its encoder read true labels")
+    if steps := control.later_steps:
+        print(f"notice: {place} is a control of {', '.join(steps)} alone: its encoder read true labels")
     elif place != run.place and several_classes and len(run.rows) >= LEAST_TRIALS and control.trials == run.trials:
         raise UserError(f"{place} is not a shuffled-label control: its labels are the run's own; move it away")
     if not control.record:

@@ -640,6 +640,8 @@ def test_pictures_through_a_shuffled_prior_are_a_control_of_the_prior(things, tr
     assert done.code == 0 and "a control of prior alone" in done.out and "as decoded, above the control" in done.out, (
         done.err
     )
+    line = next(line for line in done.out.splitlines() if line.startswith("| one | retrieval |"))
+    assert "not run" in line  # the encoder, whose answers these are, has no control there
     flags = {"low_level_dir": steps / "low"}  # a control that reads true latents would be none
     done = script(DRAW, *drawing(things, models, trained / "ubp_shuffled", tmp_path / "mixed", **flags))
     assert done.code == 2 and "is a shuffled-label control, but not its low level" in done.error_line
