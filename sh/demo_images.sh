@@ -76,7 +76,7 @@ END
 step "retrieval: ranks, exact k-way scores, curves, sheets"
 retrieve() { python retrieve.py "${@:2}" --datasets_dir $things/processed_lmdb --images_dir $things/images --cuda -1 \
   --output_dir "$out/$1"; }
-retrieve retrieval $runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2}
+retrieve retrieval $runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2} --geometry plain whiten csls procrustes
 retrieve ablations $runs/things_{window_100,window_200,window_300,window_500,window_1000,occipital,frontal,no_occipital,no_frontal} > $runs/ablations.log
 tail -n 1 $runs/ablations.log
 
