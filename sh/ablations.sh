@@ -40,7 +40,8 @@ steps() {
     ablation "only_$region" --mapper linear --regions "$region"
   done
   if [ -z "$control" ]; then
-    if [ -n "$(find "$ablated" -name decoded_test.jsonl -newer "$tables/results.md" 2>/dev/null)" ]; then rm -f "$tables/results.md"; fi
+    newer=$(find "$ablated" -name decoded_test.jsonl -newer "$tables/results.md" 2>/dev/null)
+    if [ -n "$newer" ]; then rm -f "$tables/results.md"; fi
     made_from_all "table, curve, map" 1 "$tables/results.md" evaluate
   fi
 }

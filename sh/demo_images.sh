@@ -77,7 +77,8 @@ step "retrieval: ranks, exact k-way scores, curves, sheets"
 retrieve() { python retrieve.py "${@:2}" --datasets_dir $things/processed_lmdb --images_dir $things/images --cuda -1 \
   --output_dir "$out/$1"; }
 retrieve retrieval $runs/things_{atm,nice,ubp,ubp_cross_1,ubp_cross_2} --geometry plain whiten csls procrustes
-retrieve ablations $runs/things_{window_100,window_200,window_300,window_500,window_1000,occipital,frontal,no_occipital,no_frontal} > $runs/ablations.log
+parts=($runs/things_window_{100,200,300,500,1000} $runs/things_{occipital,frontal,no_occipital,no_frontal})
+retrieve ablations "${parts[@]}" > $runs/ablations.log
 tail -n 1 $runs/ablations.log
 
 step "THINGS, from embedding to picture: priors, a caption adapter, low level, SGDM's VAE and encoder"
@@ -156,7 +157,8 @@ imagenet_knn baseline knn $imagenet/processed_lmdb imagenet_knn joint
 imagenet_forest baseline forest $imagenet/processed_lmdb imagenet_forest joint
 $(for who in S00 S01 S02 S03; do for kind in within cross; do
   echo "imagenet_svm_${kind}_$who baseline svm $imagenet/processed_lmdb imagenet_svm_${kind}_$who $kind:$who"
-  echo "imagenet_drift_alone_${kind}_$who baseline svm $imagenet/drift_lmdb imagenet_drift_alone_${kind}_$who $kind:$who"
+  alone=imagenet_drift_alone_${kind}_$who
+  echo "$alone baseline svm $imagenet/drift_lmdb $alone $kind:$who"
 done; echo "imagenet_svm_day_$who baseline svm $imagenet/processed_lmdb imagenet_svm_day_$who day:$who"; done)
 END
 step "EEG-ImageNet: text states of captions → pictures"
@@ -183,8 +185,8 @@ tables_of_pictures python evaluate.py ${drawn[@]} --images --clip_model $pth/cli
   --output_dir $out/tables_of_pictures
 END
 cat $runs/tables.log $runs/tables_of_pictures.log
-for picture in retrieval/things_atm/top5.png retrieval/things_atm/repetitions.png ablations/windows_1.png ablations/regions_1.png pictures/all/steps.png pictures/prior/summary_grid.png \
-  text_states/summary_grid.png; do
+for picture in retrieval/things_atm/{top5,repetitions}.png ablations/{windows,regions}_1.png pictures/all/steps.png \
+  pictures/prior/summary_grid.png text_states/summary_grid.png; do
   echo "picture: $out/$picture"
 done
 echo "took $((SECONDS - started)) s"

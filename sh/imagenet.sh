@@ -12,7 +12,7 @@ data=data/EEGImageNet runs=pth_downtasks/imagenet out=outputs/imagenet
 people=$(seq -f 'S%02g' 0 15)
 for kind in all coarse fine0 fine1 fine2 fine3 fine4; do
   for who in $people; do
-    settings=(within cross) # beside each within what has no block drift: other people, and where there is one another day
+    settings=(within cross) # beside each within what has no block drift: other people, and another day if there is one
     if [[ " ${SECOND_DAY:-} " == *" $who "* ]]; then settings+=(day); fi
     for setting in "${settings[@]}"; do
       for model in ridge knn forest svm; do

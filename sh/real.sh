@@ -45,8 +45,8 @@ python generate.py --downstream_dataset BCICIV2b --datasets_dir $store --protoco
 
 echo
 step "real EEG, people never trained on ($protocol); used of them: all trials of the session, without labels"
-python baseline.py --model csp_lda --datasets_dir $store --protocol $protocol "${classical_recipe[@]}" $(condition session) \
-  --output_dir $runs/csp_lda > /dev/null
+python baseline.py --model csp_lda --datasets_dir $store --protocol $protocol "${classical_recipe[@]}" \
+  $(condition session) --output_dir $runs/csp_lda > /dev/null
 python evaluate.py $runs/eegnet $runs/csp_lda --output_dir $images/tables
 echo "pictures: $images/summary_grid.png"
 echo "took $((SECONDS - started)) s"

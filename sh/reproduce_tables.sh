@@ -32,7 +32,8 @@ true_class() { # minutes, folder of pictures, further flags
   step "pictures of the true classes, $2" "$1" "$done" python draw_true_class.py "${@:2}"
 }
 newer_than() { # file, folders that may be there
-  [ -n "$(find "${@:2}" \( -name 'decoded*.jsonl' -o -name 'generated_*.png' -o -name true_class.json \) -newer "$1" 2>/dev/null)" ]
+  local made=(-name 'decoded*.jsonl' -o -name 'generated_*.png' -o -name true_class.json)
+  [ -n "$(find "${@:2}" \( "${made[@]}" \) -newer "$1" 2>/dev/null)" ]
 }
 
 # ------------------------------------------------------------ demo
@@ -75,7 +76,7 @@ baseline() { # dataset, store, folder of the run, model, further flags
 epochs_of() { case $1 in eegnet | shallow) echo 20 ;; *) echo 60 ;; esac; } # networks on the signal take long on a CPU
 
 # ------------------------------------------------------------ BCIC-IV-2b: real people
-# Each person is left out once. METHOD_CONDITION/PERSON_seedN under $runs_2b: evaluate.py puts people and seeds together.
+# Each person is left out once. METHOD_CONDITION/PERSON_seedN under $runs_2b: evaluate.py puts them together.
 store_2b=data/BCICIV2b/processed_lmdb runs_2b=pth_downtasks/2b
 left_out() { # folder, end of the runs' names, command … in which {} is the person: all people, two at once
   printf '%s\n' $people_2b | xargs -P 2 -I{} bash -c '[ -e "$0/results.json" ] || exec "$@" > "$0.log" 2>&1' "$1/{}$2" \
@@ -112,7 +113,7 @@ steps_2b() {
       method eegnet 2 $used $seed python baseline.py --model eegnet --epochs 20 "${network_recipe[@]}"
     done
   done
-  for used in causal session; do text_2b $used 0 _shuffled --shuffle_labels; done # the control of what reads test trials
+  for used in causal session; do text_2b $used 0 _shuffled --shuffle_labels; done # the control
   for used in $conditions; do
     method shallow 3 $used 0 python baseline.py --model shallow --epochs 8 "${network_recipe[@]}"
   done
@@ -155,7 +156,7 @@ steps_full() {
   step "2, pictures" 5 $images/vi_images/summary_grid.png bash sh/generate_images.sh vi
   step "3, pictures" 5 $images/vi_eeg2img/summary_grid.png bash sh/generate_images.sh vi_direct
   for name in eeg2image vi_images vi_eeg2img; do true_class 5 $images/$name; done
-  for name in $runs/eeg_llm_bcic_new $runs/eeg_llm_bcic_hemisphere $runs/eeg_llm_vi $runs/eeg_direct $runs/BCICIV2a_* $runs/VI_*; do
+  for name in $runs/eeg_llm_{bcic_new,bcic_hemisphere,vi} $runs/eeg_direct $runs/BCICIV2a_* $runs/VI_*; do
     case $name in *_shuffled | *\*) ;; *) all+=("$name") ;; esac
   done
   tables outputs/tables "${all[@]}" $images/eeg2image $images/vi_images $images/vi_eeg2img --images

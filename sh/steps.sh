@@ -24,7 +24,7 @@ do_steps() {
   echo "to do:"
   steps
   if [ $left = 0 ]; then echo "  nothing; all is there"; return; fi
-  echo "steps: $left, about $total min in all; a step that is interrupted goes on, or begins anew, when this is said again"
+  echo "steps: $left, about $total min in all; an interrupted step goes on, or begins anew, when this is said again"
   mode=run
   steps
 }

@@ -80,9 +80,15 @@ def test_every_section_with_a_table_has_lines_and_persons_are_those_of_the_rows(
 def test_the_kept_accuracies_are_counted_from_the_rows_in_a_few_lines_of_numpy(lines):
     counted = 0
     for (run, readout), line in lines[0].items():
-        several = re.fullmatch(r"(.+) \((\d) (seeds|folds)\)", run)
+        several = re.fullmatch(r"(.+) \((\d) (seeds|folds)(?:, (\d) seeds)?\)", run)
         pattern = f"*/{several[1]}_{'seed?' if several[3] == 'seeds' else '*[0-9]'}" if several else f"*/{run}"
         places = [p for p in KEPT.glob(pattern) if (p / "decoded_test.jsonl.gz").exists()]
+        if several and not places:  # METHOD/PERSON_seedN
+            places = [p.parent for p in KEPT.glob(f"*/{several[1]}/*_seed?/decoded_test.jsonl.gz")]
+        if several and several[4]:  # folds of several seeds: a mean a seed
+            check_seeds(line, readout, places, folds=int(several[2]), seeds=int(several[4]))
+            counted += len(places)
+            continue
         accuracies, counts = [], []
         for place in places:
             rows = rows_of(place / "decoded_test.jsonl.gz")
@@ -102,6 +108,19 @@ def test_the_kept_accuracies_are_counted_from_the_rows_in_a_few_lines_of_numpy(l
     assert counted > 60
 
 
+def check_seeds(line, readout, places, folds, seeds):
+    """A line of several seeds, each of them the folds of all people."""
+    by_seed = {}
+    for place in places:
+        rows = rows_of(place / "decoded_test.jsonl.gz")
+        right = [row["readouts"][readout]["label"] == row["true_label"] for row in rows]
+        by_seed.setdefault(place.name[-1], []).append(np.mean(right))
+    assert len(by_seed) == seeds and {len(of) for of in by_seed.values()} == {folds}
+    means = [np.mean(of) for of in by_seed.values()]
+    assert float(line["accuracy"]) == pytest.approx(np.mean(means))
+    assert float(line["sd"]) == pytest.approx(np.std(means, ddof=1))
+
+
 def test_kept_rows_are_small_and_tell_no_place_of_any_machine():
     files = [path for path in KEPT.rglob("*") if path.is_file()]
     assert files and sum(path.stat().st_size for path in files) < 5 << 20
@@ -111,6 +130,6 @@ def test_kept_rows_are_small_and_tell_no_place_of_any_machine():
 
 
 def test_simulated_rows_say_so_and_real_ones_do_not():
-    for place in KEPT.glob("*/*/decoded_test.jsonl.gz"):
+    for place in KEPT.rglob("decoded_test.jsonl.gz"):
         said = {row["simulated"] for row in rows_of(place)}
-        assert said == {place.parts[-3] != "2b"}, place
+        assert said == {not place.relative_to(KEPT).parts[0].startswith("2b")}, place
