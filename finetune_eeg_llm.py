@@ -96,6 +96,7 @@ from models.eeg_llm import (
     lora_facts,
     lora_targets,
 )
+from models.token_encoders import training_of
 from stages.adaptation import Adapter, check_prior, set_straight
 from stages.own_llm import TINY, language_model_for
 from stages.pieces import DecodedPieces
@@ -209,6 +210,7 @@ def main(args: argparse.Namespace) -> None:
     encoder_fingerprint, store = fingerprint(encoder), splits["train"].store
     files = ["projection_epoch{}.pth", "lora_epoch{}"]
     run = Run(Path(args.model_dir), files, args.select_by, args.keep, accelerator.is_main_process)
+    train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.seed)
     depends_on = {"store": store.fingerprint, "list of trials": store.listed, "encoder": encoder_fingerprint}
     run.open(vars(args), {"model_dir"}, depends_on)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
@@ -223,11 +225,10 @@ def main(args: argparse.Namespace) -> None:
     projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width, args.dropout)
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
-    cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)
+    cached = train_encoder == "never" and not args.no_cache_features
     augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
     with accelerator.main_process_first():
         splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, accelerator.device)
-    train_encoder = ("joint" if args.train_encoder else "never") if encoder.pretrained else "always"
     model = EEGLanguageModel(
         language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
         None if cached else encoder, None if cached else reducer, train_encoder,
@@ -277,11 +278,11 @@ def main(args: argparse.Namespace) -> None:
         run.trained(loss, "lower --lr, or use --precision bf16 or fp32")
         rows = evaluate(accelerator, model, splits["val"], args, "validation")
         plain = accelerator.unwrap_model(model)
-        of_encoder = None if plain.train_encoder == "never" else plain.encoder.state_dict()
-        weights = {"projection": plain.projection.state_dict(), "encoder": of_encoder}
+        weights = {"projection": plain.projection.state_dict(), "encoder": plain.encoder_state()}
         parts = {"head": plain.head, "adapter": plain.adapter}
         weights |= {name: part.state_dict() for name, part in parts.items() if part}
         state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()} | weights
+        state["encoder"] = plain.encoder_state(merge=False)
         state |= {"scaler": scaler_state(accelerator), "lora": [p.detach() for p in plain.lora_parameters()]}
         written = [facts | {"lora": lora_facts(plain.language_model)} | weights, plain.language_model.save_pretrained]
         said = run.save_epoch(loss, score_rows(rows), written, state, phase, lr=schedule.get_last_lr()[0])
@@ -328,16 +329,15 @@ def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -
                 parameter.data.copy_(value)
     trained, of_encoder, of_head = model.set_phase(joint)
     lr = args.lr if joint else args.warmup_lr
-    groups = [{"params": trained, "lr": lr}]
-    if of_encoder:
-        groups.append({"params": of_encoder, "lr": model.encoder.lr if args.encoder_lr is None else args.encoder_lr})
+    groups = [{"params": trained, "lr": lr}, *model.encoder_groups(of_encoder, args.encoder_lr, args.layer_decay)]
     groups.append({"params": of_head, "lr": lr})
     optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
     loader = DataLoader(dataset, args.batch_size, shuffle=True, collate_fn=collator)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     epochs = args.epochs - args.warmup_epochs if joint else args.warmup_epochs
     steps = epochs * math.ceil(len(loader) / args.gradient_accumulation_steps)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, max(steps, 1), MIN_LR)
+    lowest = min(MIN_LR, *(group["lr"] for group in groups))  # no rate rises
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, max(steps, 1), lowest)
     if history and history[-1]["phase"] == ("joint" if joint else "warmup"):  # resumed within this phase
         with loading(*LAST):
             resume_optimizer(accelerator, optimizer, state)
@@ -352,8 +352,7 @@ def load_trained(model: EEGLanguageModel, state: dict) -> None:
     for name in ("head", "adapter"):
         if part := getattr(model, name):
             part.load_state_dict(state[name])
-    if state["encoder"] is not None:
-        model.encoder.load_state_dict(state["encoder"])
+    model.load_encoder(state["encoder"])
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ from models.eeg_clip_mapper import (
     mean_pairwise_cosine,
 )
 from models.image_generator import image_model_address
+from models.token_encoders import training_of
 from stages.checkpoints import check_dataset, check_unseen, checkpoint_encoder, read_run_checkpoint
 from stages.pictures import Stimuli
 from stages.rows import mapper_readouts, new_row
@@ -239,7 +240,8 @@ def main(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()  # all have looked before the first one writes
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
-    cached = encoder.pretrained and not (args.no_cache_features or args.train_encoder)
+    train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.seed)
+    cached = train_encoder == "never" and not args.no_cache_features
     augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
     with accelerator.main_process_first():
         splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, device)
@@ -252,23 +254,21 @@ def main(args: argparse.Namespace) -> None:
     settings = {"n_classes": len(description.classes), "n_tokens": n_tokens, "clip_width": text_states.shape[-1],
                 "token_positions": args.token_positions, "dropout": args.dropout, "in_dim": encoder.width}  # fmt: skip
     mapper = choose(MAPPERS, args.mapper)(**settings)
-    train_encoder = ("joint" if args.train_encoder else "never") if encoder.pretrained else "always"
     model = EEGMapperModel(mapper, None if cached else encoder, None if cached else reducer, train_encoder)
     accelerator.print(
         f"{description.name}, {args.protocol}: {' / '.join(str(len(d)) for d in splits.values())} train / val / test "
         f"trials, {n_tokens} tokens; {args.mapper} mapper {sum(p.numel() for p in mapper.parameters()):,} parameters; "
         f"{precision}, {accelerator.num_processes} process(es) on {device}"
     )
-    of_encoder = [] if cached or model.train_encoder == "never" else encoder.trainable_parameters()
     if run.state:
         with loading(*LAST):
             mapper.load_state_dict(run.state["mapper"])
-            if run.state["encoder"] is not None:
-                model.encoder.load_state_dict(run.state["encoder"])
-    groups = [{"params": list(mapper.parameters())}, {"params": of_encoder}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)
+            model.load_encoder(run.state["encoder"])
     model.requires_grad_(False)
-    model.set_phase(joint=True)  # all that is ever trained, for the processes to agree on
+    of_encoder = model.set_phase(joint=True)  # all that is ever trained, for the processes to agree on
+    by_depth = model.encoder_groups(of_encoder, args.encoder_lr, args.layer_decay) or [{"params": []}]
+    groups = [{"params": list(mapper.parameters())}, *by_depth]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)
     loader = DataLoader(splits["train"], args.batch_size, shuffle=True)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     with loading(*LAST):
@@ -285,13 +285,11 @@ def main(args: argparse.Namespace) -> None:
         "words": read_words(Path(args.words)) if args.words else None,
     }  # fmt: skip
     targets = prototypes.to(device), text_states.to(device)
-    encoder_lr = encoder.lr if args.encoder_lr is None else args.encoder_lr
     for epoch in run.epochs(args.epochs):
         joint = epoch > args.warmup_epochs
         phase, lr = ("joint", args.joint_lr) if joint else ("warmup", args.lr)
         accelerator.unwrap_model(model).set_phase(joint)
-        for group, of_group in zip(optimizer.param_groups, (lr, encoder_lr), strict=True):
-            group["lr"] = of_group
+        optimizer.param_groups[0]["lr"] = lr  # the mapper's
         # each epoch seeds everything anew, so a resumed run repeats what the interrupted one would have done
         seed_everything(args.seed, epoch, accelerator.process_index)
         loader.set_epoch(epoch)
@@ -304,10 +302,10 @@ def main(args: argparse.Namespace) -> None:
         rows = evaluate(accelerator, model, splits["val"], targets[0], args)
         plain = accelerator.unwrap_model(model)
         # what is frozen now is kept where it is not the published encoder: trained before, or by a warm start
-        kept = plain.encoder.state_dict() if of_encoder else warm.get("encoder")
+        kept = plain.encoder_state() if of_encoder else warm.get("encoder")
         weights = {"mapper": plain.mapper.state_dict(), "encoder": kept}
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler_state(accelerator)} | weights
-        state["encoder"] = kept if of_encoder else None
+        state["encoder"] = plain.encoder_state(merge=False)
         said = run.save_epoch(loss, score_rows(rows), [facts | weights], state, phase, loss_parts=parts, lr=lr)
         accelerator.wait_for_everyone()
         accelerator.print(said)
@@ -317,7 +315,7 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(run.best_file())
     model.mapper.load_state_dict(checkpoint["mapper"])
     if of_encoder:
-        model.encoder.load_state_dict(checkpoint["encoder"])
+        model.load_encoder(checkpoint["encoder"])
     run.finish(evaluate(accelerator, model, splits["test"], targets[0], args), args.shuffle_labels)
     end_processes(accelerator)
 

@@ -581,7 +581,7 @@ def token_findings(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | 
 
 def _cached_tokens(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | None, device) -> Checked:
     asked, expected = run.argument, run.depends_on.get("encoder")
-    if not isinstance(expected, str) or asked.get("no_cache_features") or asked.get("train_encoder"):
+    if not isinstance(expected, str) or any(map(asked.get, ("no_cache_features", "train_encoder", "encoder_lora"))):
         return
     foundation = asked.get("foundation_dir") if asked.get("use_pretrained_weights", True) else None
     unknown = "whether the cached tokens are of this store"

@@ -111,6 +111,17 @@ class CSBrain(nn.Module, OnHub):
         unused.add(id(self.patch_embedding.mask_encoding))
         return [p for p in self.parameters() if id(p) not in unused]
 
+    def parameters_by_depth(self) -> list[list[nn.Parameter]]:
+        """From input to output: embeddings, which all blocks share, then each block; the last one with `proj_out`."""
+        embeddings = self.patch_embedding, self.TemEmbedEEGLayer, self.BrainEmbedEEGLayer
+        depths = [embeddings, *([layer] for layer in self.encoder.layers)]
+        depths[-1] = [*depths[-1], self.proj_out]
+        return [[p for module in depth for p in module.parameters()] for depth in depths]
+
+    def attention_layers(self) -> list[nn.MultiheadAttention]:
+        """What --encoder_lora adapts."""
+        return [module for module in self.modules() if isinstance(module, nn.MultiheadAttention)]
+
     # ------------------------------------------------------------ the published call
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

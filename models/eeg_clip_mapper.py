@@ -122,10 +122,10 @@ class EEGMapperModel(AfterEncoder, nn.Module):
         super().__init__()
         self.mapper, self.encoder, self.reducer, self.train_encoder = mapper, encoder, reducer, train_encoder
 
-    def set_phase(self, joint: bool) -> None:
-        """Train the mapper, and the encoder as `train_encoder` says."""
+    def set_phase(self, joint: bool) -> list[nn.Parameter]:
+        """Train the mapper, and the encoder as `train_encoder` says; returns what is trained of the encoder."""
         self.mapper.requires_grad_(True)
-        self.set_encoder_phase(joint)
+        return self.set_encoder_phase(joint)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.mapper(self.encode(x))

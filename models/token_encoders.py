@@ -10,6 +10,9 @@ An encoder is an `nn.Module` with
     lr                      default of --encoder_lr
     gives, takes_people     ("tokens",), False
     trainable_parameters()  those that training may change
+and, where it has blocks one behind the other,
+    parameters_by_depth()   their parameters, from input to output, for --layer_decay; without it one depth
+    attention_layers()      what --encoder_lora adapts; without it that is refused
 `FEATURE_ENCODERS` in models/__init__.py lists them. Pipelines 4 to 6 project all that they give to one embedding;
 models/eeg_encoders.py has encoders that give one themselves.
 """
@@ -21,6 +24,7 @@ import torch
 from torch import nn
 
 from models import FEATURE_ENCODERS, choose
+from models.encoder_lora import adapter_parameters, add_adapters, merged_state, remove_adapters
 from utils.checkpoints import load_weights, weights_file
 from utils.errors import UserError
 from utils.signals import resample
@@ -62,6 +66,24 @@ def load_encoder(
     return encoder.eval().requires_grad_(False)
 
 
+def training_of(encoder: nn.Module, whole: bool, rank: int, seed: int) -> str:
+    """When an encoder is trained, for `AfterEncoder`. Where `rank` is not 0 it gets adapters, and they alone are.
+
+    whole : bool. Train all of a pretrained encoder in the joint phase.
+    rank, seed : int. Of the adapters.
+    Raises UserError where both are asked for, or there is no pretrained attention to adapt.
+    """
+    if rank:
+        if whole:
+            raise UserError("--train_encoder trains the encoder's own weights, --encoder_lora freezes them; give one")
+        if not (encoder.pretrained and hasattr(encoder, "attention_layers")):
+            raise UserError("--encoder_lora adapts the attention of --encoder csbrain; other encoders have no adapters")
+        add_adapters(encoder.attention_layers(), rank, seed)
+        n_trained = sum(p.numel() for p in adapter_parameters(encoder))
+        print(f"encoder: frozen, with low-rank adapters of {n_trained:,} parameters")
+    return ("joint" if whole or rank else "never") if encoder.pretrained else "always"
+
+
 class AfterEncoder:
     """What models have that read EEG tokens: an encoder and a pooling before them, where no tokens are cached.
 
@@ -79,10 +101,41 @@ class AfterEncoder:
             return []
         self.encoder.requires_grad_(False)
         is_trained = self.train_encoder == "always" or (joint and self.train_encoder == "joint")
-        trained = self.encoder.trainable_parameters() if is_trained else []
+        trained = (adapter_parameters(self.encoder) or self.encoder.trainable_parameters()) if is_trained else []
         for parameter in trained:
             parameter.requires_grad_(True)
         return trained
+
+    def encoder_groups(self, trained: Sequence[nn.Parameter], lr: float | None, decay: float) -> list[dict]:
+        """An optimiser's groups of what is trained of the encoder, input first; none where nothing is.
+
+        lr : float, optional. Default: the encoder's own.
+        decay : float. Block k of K learns at lr · decay^(K − k), what lies before the first at lr · decay^K; 1: one
+            group. Layer-wise decay as in BEiT (Bao et al., arXiv 2106.08254).
+        """
+        if not trained:
+            return []
+        lr, kept = self.encoder.lr if lr is None else lr, {id(p) for p in trained}
+        by_depth = getattr(self.encoder, "parameters_by_depth", None)
+        depths = by_depth() if by_depth and decay != 1 else [trained]
+        return [
+            {"params": [p for p in depth if id(p) in kept], "lr": lr * decay**above}
+            for above, depth in zip(reversed(range(len(depths))), depths, strict=True)
+        ]
+
+    def encoder_state(self, merge: bool = True) -> dict | None:
+        """Weights of an encoder that is trained, adapters merged into them or beside them; None of a frozen one."""
+        if self.train_encoder == "never":
+            return None
+        return merged_state(self.encoder) if merge else self.encoder.state_dict()
+
+    def load_encoder(self, state: dict | None) -> None:
+        """Take over what `encoder_state` gave. Merged weights end the encoder's adapters."""
+        if state is None:
+            return
+        if state.keys() != self.encoder.state_dict().keys():
+            remove_adapters(self.encoder)
+        self.encoder.load_state_dict(state)
 
     def train(self, mode: bool = True) -> nn.Module:
         super().train(mode)

@@ -131,6 +131,47 @@ def test_the_encoder_can_be_trained_in_the_joint_phase(demo, few, script, tmp_pa
         assert a == pytest.approx(b, abs=1e-3)
 
 
+def test_adapters_on_the_encoder_are_merged_in_checkpoints_and_a_resumed_run_goes_on_with_them(
+    demo, script, tmp_path, monkeypatch
+):
+    import utils.seeds
+
+    store = small_store(tmp_path / "store", DESCRIPTION, ["A01", "A02", "A06", "A08"], seconds=2)
+    flags = {"encoder_lora": 2, "encoder_lr": 1e-2, "layer_decay": 0.75, "warmup_epochs": 0, "datasets_dir": store}
+    flags |= {"batch_size": 4, "gradient_accumulation_steps": 1}
+    done = script(SCRIPT, *demo.training(tmp_path / "whole", **flags))
+    assert done.code == 0, done.err
+    assert "low-rank adapters of 57,600 parameters" in done.out and not list(tmp_path.rglob("tokens-*"))
+    published = {k.removeprefix("module."): v for k, v in torch.load(demo.csbrain, weights_only=True).items()}
+    checkpoint = torch.load(tmp_path / "whole/projection_epoch2.pth", weights_only=True)
+    assert set(checkpoint["encoder"]) == {k for k in published if not k.startswith("proj_out")}
+    changed = {k for k, value in checkpoint["encoder"].items() if not torch.equal(value, published[k])}
+    assert changed == {k for k in published if k.endswith(("attn.in_proj_weight", "attn.out_proj.weight"))}
+
+    again = {"generate_images": None, "datasets_dir": store}
+    decoded = script("generate.py", *demo.generation(tmp_path / "whole", tmp_path / "out", **again))
+    assert decoded.code == 0, decoded.err
+    ours, rows = (read_jsonl(tmp_path / name) for name in ("whole/decoded_test.jsonl", "out/decoded.jsonl"))
+    for a, b in zip(ours, rows, strict=True):
+        assert (a["index"], a["text"]) == (b["index"], b["text"])
+        for name in ("likelihood", "head"):
+            pair = (row["readouts"][name]["probabilities"] for row in (a, b))
+            assert next(pair) == pytest.approx(next(pair), abs=1e-5)
+
+    def interrupted(*parts, seed_everything=utils.seeds.seed_everything):
+        if parts[1:2] == (2,):  # the second epoch
+            raise KeyboardInterrupt
+        seed_everything(*parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.seeds, "seed_everything", interrupted)
+        assert script(SCRIPT, *demo.training(tmp_path / "broken", **flags)).code == 130
+    done = script(SCRIPT, *demo.training(tmp_path / "broken", **flags), "--resume")
+    assert done.code == 0, done.err
+    for name in ("projection_epoch2.pth", "last.pth", "decoded_test.jsonl"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
 def test_the_shuffled_label_control_is_trained_and_tested_on_labels_permuted_within_recordings(
     demo, script, tmp_path, trained
 ):
@@ -232,7 +273,8 @@ def test_faced_trains_from_cbramods_lmdb(demo, script, tmp_path, monkeypatch):
      ({"llm": "no/model"}, "--llm no/model"), ({"protocol": "loso:Z9"}, "no person Z9; it has A01, A02"),
      ({"downstream_dataset": "FACED"}, "store of BCICIV2a; expected FACED"),
      ({"downstream_dataset": "VI"}, "store of BCICIV2a; expected VI"), ({"protocol": "published:A03"},
-     "takes no person")],
+     "takes no person"), ({"encoder_lora": 2, "encoder": "eegnet"}, "--encoder csbrain"),
+     ({"encoder_lora": 2, "train_encoder": True}, "give one")],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line(demo, script, tmp_path, flags, message):
     done = script(SCRIPT, *demo.training(tmp_path / "run", **flags))
@@ -242,6 +284,7 @@ def test_wrong_arguments_are_one_line(demo, script, tmp_path, flags, message):
 @pytest.mark.parametrize("flags", [
     {"protocol": "lopo:A03"}, {"encoder": "none"}, {"token_pooling": "none"}, {"label_smoothing": 1}, {"lora_r": 0},
     {"label_smoothing": "nan"}, {"encoder_lr": -1}, {"lora_alpha": "inf"}, {"warmup_epochs": 9}, {"epochs": 0},
+    {"layer_decay": 1.5}, {"layer_decay": 0}, {"encoder_lora": -1},
 ])  # fmt: skip
 def test_flags_out_of_range_are_named(demo, script, tmp_path, flags):
     done = script(SCRIPT, *demo.training(tmp_path / "run", **flags))
@@ -439,22 +482,27 @@ def test_within_a_person_of_two_sessions_nothing_validates_and_the_last_epoch_is
 
 
 def test_the_encoders_learning_rate_is_its_own_unless_it_is_said(demo, script, tmp_path, monkeypatch):
-    rates = []
+    rates, optimizers = [], []
     original = torch.optim.AdamW.__init__
 
     def watched(self, groups, *args, **kwargs):
         original(self, groups, *args, **kwargs)
         rates.append([group["lr"] for group in self.param_groups])
+        optimizers.append(self)
 
     monkeypatch.setattr(torch.optim.AdamW, "__init__", watched)
     few = {"datasets_dir": small_store(tmp_path / "store", DESCRIPTION, ["A01", "A06", "A08"]), "warmup_epochs": 0,
            "epochs": 1, "lr": 2e-4}  # fmt: skip
-    for flags in ({"train_encoder": True}, {"encoder": "eegnet"}, {"encoder": "eegnet", "encoder_lr": 3e-5}, {}):
+    for flags in ({"train_encoder": True}, {"encoder": "eegnet"}, {"encoder": "eegnet", "encoder_lr": 3e-5}, {},
+                  {"train_encoder": True, "layer_decay": 0.1}):  # fmt: skip
         run = tmp_path / f"run{len(rates)}"
         done = script(SCRIPT, *demo.training(run, **few, **flags))
         assert done.code == 0, done.err
     of_head = 2e-4
-    assert rates == [[2e-4, 1e-4, of_head], [2e-4, 1e-3, of_head], [2e-4, 3e-5, of_head], [2e-4, of_head]]
+    assert rates[:4] == [[2e-4, 1e-4, of_head], [2e-4, 1e-3, of_head], [2e-4, 3e-5, of_head], [2e-4, of_head]]
+    assert rates[4] == pytest.approx([2e-4, *(1e-4 * 0.1 ** (12 - k) for k in range(13)), of_head])
+    at_the_end = [group["lr"] for group in optimizers[4].param_groups]
+    assert all(0 < end <= start for start, end in zip(rates[4], at_the_end, strict=True)), at_the_end  # none rises
 
 
 def test_lora_and_label_smoothing_are_what_the_flags_say(demo, script, tmp_path):

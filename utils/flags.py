@@ -64,6 +64,14 @@ def positive(text: str) -> float:
     return value
 
 
+def up_to_one(text: str) -> float:
+    """More than 0, at most 1."""
+    value = positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
+    return value
+
+
 def share(text: str) -> float:
     """From 0 to 1, 1 excluded."""
     value = float(text)
@@ -278,6 +286,11 @@ def add_training_flags(parser: argparse.ArgumentParser, poolings, augmentations)
     add("--train_encoder", action="store_true", help="csbrain: train it as well in the joint phase (no token cache)")
     add("--encoder_lr", type=number,
         help="peak learning rate of a trained encoder (default: 1e-4 for csbrain, 1e-3 from scratch)")
+    add("--layer_decay", type=up_to_one, default=1.0,
+        help="of a trained csbrain: its learning rate is multiplied by this once for each block above; 1: one rate")
+    add("--encoder_lora", type=at_least(0), default=0,
+        help="csbrain: rank of adapters of its attention, trained in the joint phase in place of its own weights (no "
+        "token cache); 0: none")
     add("--augment", nargs="+", choices=list(augmentations), default=[],
         help="what is changed at random in training batches; not with tokens from the cache")
     add("--weight_decay", type=number, default=0.01, help="AdamW's")
