@@ -297,10 +297,12 @@ def test_an_encoder_from_scratch_trains_and_its_checkpoint_maps_alike(vi_demo, v
             assert readout["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
 
 
-def test_an_encoder_from_scratch_resumes_to_the_same_weights(vi_demo, vi_few, script, tmp_path, monkeypatch):
+@pytest.mark.parametrize("flags", [{"encoder": "eegnet"}, {"encoder_lora": 2, "layer_decay": 0.75}])
+def test_a_trained_encoder_resumes_to_the_same_weights_and_maps_alike(vi_demo, script, tmp_path, monkeypatch, flags):
     import utils.seeds
+    from datasets.visual_imagery_llm_dataset import DESCRIPTION
 
-    flags = {"datasets_dir": vi_few, "encoder": "eegnet"}
+    flags |= {"datasets_dir": small_store(tmp_path / "store", DESCRIPTION, ["S01", "S02", "S17", "S20"])}
     assert script(SCRIPT, *vi_demo.mapping(tmp_path / "whole", **flags)).code == 0
     seed_everything = utils.seeds.seed_everything
 
@@ -316,6 +318,11 @@ def test_an_encoder_from_scratch_resumes_to_the_same_weights(vi_demo, vi_few, sc
     whole, resumed = (torch.load(tmp_path / d / "mapper_epoch3.pth", weights_only=True) for d in ("whole", "run"))
     for part in ("mapper", "encoder"):
         assert all(torch.equal(whole[part][key], resumed[part][key]) for key in whole[part]), part
+    decoding = {"mapper_path": tmp_path / "whole", "stage": "decode", "datasets_dir": flags["datasets_dir"]}
+    assert script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "out", **decoding)).code == 0
+    ours, rows = (read_jsonl(tmp_path / name) for name in ("whole/decoded_test.jsonl", "out/decoded.jsonl"))
+    for a, b in zip(ours, rows, strict=True):
+        assert a["readouts"]["head"]["probabilities"] == pytest.approx(b["readouts"]["head"]["probabilities"], abs=1e-5)
 
 
 def test_the_encoder_runs_once_and_encoding_anew_gives_the_same(vi_demo, mapped, script, tmp_path, monkeypatch):
