@@ -158,6 +158,9 @@ def test_adapters_on_the_encoder_are_merged_in_checkpoints_and_a_resumed_run_goe
             pair = (row["readouts"][name]["probabilities"] for row in (a, b))
             assert next(pair) == pytest.approx(next(pair), abs=1e-5)
 
+    audit = script("evaluate.py", "--audit", store, tmp_path / "whole", "--cuda", "-1").out
+    assert "is of this run's encoder" in audit and "no tokens" not in audit  # which it never kept
+
     def interrupted(*parts, seed_everything=utils.seeds.seed_everything):
         if parts[1:2] == (2,):  # the second epoch
             raise KeyboardInterrupt
