@@ -94,7 +94,8 @@ def decode_text(
     decoded = [_texts(run, number, description, settings, device) for number, run in enumerate(runs)]
     rows = decoded[0][0] if len(runs) == 1 else mean_of([rows for rows, _ in decoded])
     if readout not in rows[0].readouts:
-        raise UserError(f"--readout {readout}: of several runs there are {', '.join(rows[0].readouts)}")
+        of = "of several runs there are" if len(runs) > 1 else "the run has"
+        raise UserError(f"--readout {readout}: {of} {', '.join(rows[0].readouts)}")
     return [draw_what(row, description, readout) for row in rows], decoded[0][1] | {"projection": _paths(runs)}
 
 
