@@ -164,7 +164,7 @@ def comparisons(groups: Sequence[Sequence[Run]]) -> list[dict]:
     """McNemar's test for every two runs on the same trials; p corrected by Holm within each set of trials.
 
     Of several seeds the first stands for all, folds of leave-one-subject-out are put together, and the first read-out
-    of each run is compared; a language model's also with that of the class head beside it.
+    of each run is compared; a language model's read-outs also with the class head beside it.
     """
     same_trials = defaultdict(list)
     for group in groups:
@@ -177,9 +177,8 @@ def comparisons(groups: Sequence[Sequence[Run]]) -> list[dict]:
     lines = []
     for runs in same_trials.values():
         first = [(run, run.main_readout) for run in runs]
-        heads = [
-            ((run, name), (run, "head")) for run, name in first if name != "head" and "head" in run.rows[0].readouts
-        ]
+        texts = [run for run, name in first if name != "head" and "head" in run.rows[0].readouts]
+        heads = [((run, name), (run, "head")) for run in texts for name in run.rows[0].readouts if name != "head"]
         tests = [_mcnemar(a, b) for a, b in (*combinations(first, 2), *heads)]
         lines += [test | {"p_holm": p} for test, p in zip(tests, statistics.holm([t["p"] for t in tests]), strict=True)]
     return lines

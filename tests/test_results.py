@@ -84,7 +84,7 @@ def test_the_kept_accuracies_are_counted_from_the_rows_in_a_few_lines_of_numpy(l
         pattern = f"*/{several[1]}_{'seed?' if several[3] == 'seeds' else '*[0-9]'}" if several else f"*/{run}"
         places = [p for p in KEPT.glob(pattern) if (p / "decoded_test.jsonl.gz").exists()]
         if several and not places:  # METHOD/PERSON_seedN
-            places = [p.parent for p in KEPT.glob(f"*/{several[1]}/*_seed?/decoded_test.jsonl.gz")]
+            places = [p.parent for p in KEPT.glob(f"{several[1]}/*_seed?/decoded_test.jsonl.gz")]
         if several and several[4]:  # folds of several seeds: a mean a seed
             check_seeds(line, readout, places, folds=int(several[2]), seeds=int(several[4]))
             counted += len(places)
