@@ -40,7 +40,7 @@ steps() {
     ablation "only_$region" --mapper linear --regions "$region"
   done
   if [ -z "$control" ]; then
-    newer=$(find "$ablated" -name decoded_test.jsonl -newer "$tables/results.md" 2>/dev/null)
+    newer=$(find "$ablated" -name decoded_test.jsonl -newer "$tables/results.md" 2>/dev/null || true)
     if [ -n "$newer" ]; then rm -f "$tables/results.md"; fi
     made_from_all "table, curve, map" 1 "$tables/results.md" evaluate
   fi
