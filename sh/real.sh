@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Real EEG on a laptop's CPU: no GPU, no model hub, no CSBrain.pth. `bash sh/real.sh`: under 15 minutes on 2 cores.
+# Real EEG on a laptop's CPU: no GPU, no model hub, no CSBrain.pth. `bash sh/real.sh`: about 4 minutes on 2 cores.
 # BCIC-IV-2b (nine people, left against right hand) → store → EEG → text with an encoder trained from scratch and the
 # demo's tiny language model, its shuffled-label control beside it → pictures. Each session is aligned by all of its
 # trials, without their labels: docs/evaluation.md says what that means. Downloads about 250 MB once;
