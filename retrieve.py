@@ -153,9 +153,10 @@ def rows_of(
     ask = functools.partial(retrieval.retrieval_rows, run.dataset, groups, outputs)
     if geometry == "plain":
         rows = ask(targets["retrieval"], images)
-        others = ask(targets["classification"], images, "classification") if "classification" in targets else []
-        for row, other in zip(rows, others, strict=False):
-            row.readouts |= other.readouts
+        if "classification" in targets:
+            others = ask(targets["classification"], images, "classification")
+            for row, other in zip(rows, others, strict=True):
+                row.readouts |= other.readouts
         like = F.normalize(outputs, dim=-1) @ F.normalize(targets["retrieval"].float(), dim=-1).T  # (N, K)
     else:
         like = retrieval.similarities(groups, outputs, targets["retrieval"], geometry)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.recording import Trial
+from datasets.recording import Trial, origin
+from utils.covariances import riemannian_means
 
 SIZE = 10.0  # microvolts: the mean power of an aligned electrode is its square, whoever the person is
 PRIOR = 2.0  # trials: with so many a mean covariance counts half, and half no direction is larger than another
@@ -103,21 +104,12 @@ def zscore(covariances: np.ndarray, causal: bool) -> np.ndarray:
 
 
 def riemann(covariances: np.ndarray, causal: bool) -> np.ndarray:
-    """The Riemannian mean; causal: each mean goes 1/n of the way to the n-th covariance (Zanini et al., 2018)."""
-    # slow to import
-    from pyriemann.geometry.geodesic import geodesic_riemann
-    from pyriemann.geometry.mean import mean_riemann
-
+    """As `euclidean`, the Riemannian mean: see `riemannian_means`."""
     of = covariances[0] if causal else covariances.mean(axis=0)  # what comes later must not change what came before
     basis = directions(of)[0]  # (C, r): an average reference leaves C − 1 directions
     inside = basis.T @ covariances @ basis  # (N, r, r)
     inside += 1e-6 * np.trace(inside, axis1=1, axis2=2)[:, None, None] / len(basis.T) * np.eye(len(basis.T))
-    if not causal:
-        return (basis @ mean_riemann(inside) @ basis.T)[None]
-    means = [inside[0]]
-    for n, covariance in enumerate(inside[1:], start=2):
-        means.append(geodesic_riemann(means[-1], covariance, 1 / n))
-    return basis @ np.stack(means) @ basis.T
+    return basis @ riemannian_means(inside, causal) @ basis.T
 
 
 # --align_method
@@ -151,11 +143,6 @@ def inverse_root(mean: np.ndarray, n: int) -> np.ndarray:
     return SIZE * (vectors * np.exp(-logs / 2)) @ vectors.T
 
 
-def in_order(trial: Trial) -> tuple:
-    """Sorts trials person by person in the order of recording."""
-    return trial.subject, trial.session, trial.run, trial.trial
-
-
 def aligning_matrices(trials: Sequence[Trial], read: Callable, align: str, method: str) -> dict[str, np.ndarray]:
     """The matrix that each trial is multiplied by, by its key: (C, C) float32.
 
@@ -165,7 +152,7 @@ def aligning_matrices(trials: Sequence[Trial], read: Callable, align: str, metho
         covariance, it would lose what tells its class.
     """
     alignment, groups, matrices = ALIGNMENTS[align], {}, {}
-    for trial in sorted(trials, key=in_order):
+    for trial in sorted(trials, key=origin):
         groups.setdefault(alignment.group(trial), []).append(trial)
     for group in groups.values():
         covariances = np.stack([covariance(read(trial)) for trial in group])  # (N, C, C)

@@ -53,6 +53,11 @@ class Trial:
         return {"session": session, "run": f"{session}/r{self.run}", "trial": self.key}
 
 
+def origin(trial) -> tuple[str, str, int, int]:
+    """Where a trial, or a decoded row, comes from: person, session, run, number within the run. Sorts as recorded."""
+    return trial.subject, trial.session, trial.run, trial.trial
+
+
 @dataclass(frozen=True)
 class Piece:
     """A part of a raw file that is too large to be prepared at once."""

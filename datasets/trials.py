@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import sosfiltfilt
 
-from datasets.alignment import ALIGNMENTS, LABELLED, METHODS, aligning_matrices, in_order, used_together
+from datasets.alignment import ALIGNMENTS, LABELLED, METHODS, aligning_matrices, used_together
 from datasets.description import SPLITS, DatasetDescription
 from datasets.preprocessing import band_filter
-from datasets.recording import Trial
+from datasets.recording import Trial, origin
 from datasets.splits import of_images, protocol_named, split_trials
 from datasets.store import open_store
 from utils.errors import UserError, loading
@@ -137,7 +137,7 @@ class TrialDataset:
         alignment, groups = ALIGNMENTS[self.align], {}
         if self.align in ("none", "trial"):
             return [], False
-        for place in sorted(range(len(self)), key=lambda k: in_order(self.trials[k])):
+        for place in sorted(range(len(self)), key=lambda k: origin(self.trials[k])):
             groups.setdefault(alignment.group(self.trials[place]), []).append(place)
         return list(groups.values()), alignment.causal
 

@@ -20,10 +20,10 @@ from scipy.stats import beta, rankdata
 from datasets.alignment import ADAPTATIONS, ALIGNMENTS, used_together
 from datasets.description import DatasetDescription
 from datasets.prepare import AMPLITUDES, RATIOS
-from datasets.recording import Trial
+from datasets.recording import Trial, origin
 from datasets.splits import Split, protocol_named, without_split
 from datasets.trials import TrialDataset
-from evaluation.decoded_runs import Run, origin
+from evaluation.decoded_runs import Run
 from evaluation.statistics import permutation_level, permutation_p, permuted_accuracies
 from stages.runs import best_epoch, is_history
 from stages.scores import percent
@@ -631,7 +631,7 @@ def used_findings(run: Run, datasets: Sequence[TrialDataset]) -> Iterator[Findin
     yield Finding("ok", run.name, f"used of the test person: {said}, as its settings say")
     if ALIGNMENTS[test.align].causal:
         person = [trial for trial in test.store.trials if trial.subject == test.trials[0].subject]
-        order = sorted(person, key=lambda t: (t.session, t.run, t.trial))
+        order = sorted(person, key=origin)
         aligned = test.aligning(order)
         for place in sorted({1, len(order) // 2, len(order) - 1}):  # with nothing behind it, each is aligned alike
             until = test.aligning(order[:place])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets.alignment import ALIGNMENTS, LABELLED, METHODS, USES
 from datasets.description import DATASETS, DatasetDescription, from_record, load_description
-from datasets.recording import Trial
+from datasets.recording import origin
 from datasets.splits import PROTOCOLS
 from stages.rows import PICTURE, Row, read_rows, signed
 from utils.errors import UserError
@@ -135,11 +135,6 @@ class Run:
     @property
     def main_readout(self) -> str:
         return next(iter(self.rows[0].readouts))
-
-
-def origin(trial: Row | Trial) -> tuple[str, str, int, int]:
-    """Where a decoded row, or a trial of a store, comes from: person, session, run, number within the run."""
-    return trial.subject, trial.session, trial.run, trial.trial
 
 
 def decoded_file(place: Path) -> Path | None:

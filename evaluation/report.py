@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from datasets.montage import Montage
+from datasets.recording import origin
 from datasets.store import open_store
-from evaluation.decoded_runs import Run, description_of, origin
+from evaluation.decoded_runs import Run, description_of
 from evaluation.image_metrics import read_pictures
 from stages.pictures import Stimuli, marked
 from stages.rows import PICTURE, Row

@@ -9,8 +9,9 @@ from itertools import combinations
 import numpy as np
 
 from datasets.alignment import USES
+from datasets.recording import origin
 from evaluation import statistics
-from evaluation.decoded_runs import Run, group_name, is_fold, origin
+from evaluation.decoded_runs import Run, group_name, is_fold
 from stages.rows import Row, with_probabilities
 from stages.scores import FEW_PEOPLE, p_value, percent, score_readout
 

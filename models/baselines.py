@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.token_encoders import EEGNet, ShallowFBCSPNet
+from utils.covariances import riemannian_means
 from utils.errors import UserError, loading
 from utils.progress import progress
 from utils.seeds import seed_everything
@@ -164,21 +165,12 @@ def recentred(covariances: np.ndarray, groups: Sequence[Sequence[int]], causal: 
 
     groups : sequences of places, in the order of recording. causal : bool. By the mean of those up to each.
     """
-    from pyriemann.geometry.base import invsqrtm
-    from pyriemann.geometry.geodesic import geodesic_riemann
-    from pyriemann.geometry.mean import mean_riemann
+    from pyriemann.geometry.base import invsqrtm  # slow to import
 
     result = covariances.copy()
     for group in map(list, groups):
-        of = covariances[group]
-        if causal:
-            means = [of[0]]
-            for n, covariance in enumerate(of[1:], start=2):
-                means.append(geodesic_riemann(means[-1], covariance, 1 / n))
-        else:
-            means = [mean_riemann(of)] * len(of)
-        roots = invsqrtm(np.stack(means))
-        result[group] = roots @ of @ roots
+        roots = invsqrtm(riemannian_means(covariances[group], causal))
+        result[group] = roots @ covariances[group] @ roots
     return result
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datasets.alignment import USES, used_together
 from datasets.description import DatasetDescription
+from datasets.recording import origin
 from utils.errors import UserError
 from utils.files import write_jsonl
 from utils.limits import MAX_RATIO, MAX_ROWS, SMALL
@@ -168,7 +169,7 @@ def mean_of(of_runs: Sequence[Sequence[Row]]) -> list[Row]:
     some runs have are averaged where all have them. A row's text and picture are no run's any more.
     Raises UserError where the runs are of other trials, or labels, or have no read-out in common.
     """
-    trials = [[(row.subject, row.session, row.run, row.trial, row.true_label) for row in rows] for rows in of_runs]
+    trials = [[(*origin(row), row.true_label) for row in rows] for rows in of_runs]
     if any(other != trials[0] for other in trials):
         raise UserError("the runs were tested on other trials, or labels; their probabilities have no mean")
     of_run = [with_probabilities(rows) for rows in of_runs]
