@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.alignment import ADAPTATIONS
 from models import BASELINES
 from models.baselines import Data, RecordingOnly, band_power
+from stages.adaptation import set_straight
+from stages.rows import read_rows
 from tests.conftest import flat, read_jsonl
 
 TOKENS = {"linear_probe", "mlp"}
@@ -53,6 +56,21 @@ def test_the_same_command_twice_gives_the_same_rows_and_another_one_is_refused(d
     assert a == b
     done = script("baseline.py", *flags(demo, tmp_path / "a", "eegnet", seed=1))
     assert done.code == 2 and "holds another run" in done.error_line
+
+
+def test_answers_are_set_straight_where_it_is_asked_for(demo, script, tmp_path):
+    for kind in ("none", "prior", "prior_causal"):
+        done = script("baseline.py", *flags(demo, tmp_path / kind, "bandpower_lda", adapt=kind))
+        assert done.code == 0, done.err
+    plain, whole, causal = (
+        read_rows(tmp_path / kind / "decoded_test.jsonl") for kind in ("none", "prior", "prior_causal")
+    )
+    for rows, kind in ((whole, "prior"), (causal, "prior_causal")):
+        expected = set_straight(plain, kind)
+        assert [row.readouts for row in rows] == [row.readouts for row in expected] != [row.readouts for row in plain]
+        assert {row.uses for row in rows} == {ADAPTATIONS[kind].uses}
+        sentences = {row.readouts["classifier"].label: row.text for row in rows}
+        assert all(row.text == sentences[row.readouts["classifier"].label] for row in rows) and len(sentences) == 4
 
 
 def test_the_best_validation_epoch_is_the_one_that_is_tested(demo, script, tmp_path):
