@@ -46,8 +46,9 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
-    add("--model_dir", default=default("pth_downtasks/clip"),
-        help="run of finetune_eeg_to_clip.py, an encoder_epochN.pth in it, or OWNER/NAME on the hub")
+    add("--model_dir", nargs="+", default=[default("pth_downtasks/clip")],
+        help="run of finetune_eeg_to_clip.py, an encoder_epochN.pth in it, or OWNER/NAME on the hub; several runs: "
+        "the mean of their embeddings")
     add("--conditioning", nargs="+", choices=CONDITIONINGS, default=["ip_adapter"],
         help="what is drawn from: a decoded image embedding, a decoded map of edges, or both; text_states: "
         "generate_text_states.py")
@@ -82,7 +83,7 @@ def parse_args() -> argparse.Namespace:
         help="folders of other runs on the same trials, whose pictures stand in steps.png too")
     # fmt: on
     args = parser.parse_args()
-    asked = set(args.conditioning)
+    asked, several = set(args.conditioning), len(args.model_dir) > 1
     for wrong, words in (
         ("text_states" in asked, "--conditioning text_states goes alone"),
         (
@@ -95,6 +96,14 @@ def parse_args() -> argparse.Namespace:
             "--prior_dir and --compare ceiling, nearest need --conditioning ip_adapter",
         ),
         ("caption" in args.compare and not args.caption_dir, "--compare caption needs --caption_dir"),
+        (
+            several and (args.prior_dir or args.caption_dir),
+            "--prior_dir and --caption_dir were trained on the embeddings of one run; name one --model_dir",
+        ),
+        (
+            several and "controlnet" in asked and not args.structure_dir,
+            "several --model_dir: name the one whose map is drawn by --structure_dir",
+        ),
     ):
         if wrong:
             parser.error(words)
@@ -131,7 +140,7 @@ from stages.pictures import (
 )
 from stages.rows import Row, read_rows
 from stages.runs import check_output, report_decoded
-from stages.steps import Caption, Embedding, LowLevel, Map, Step, decode_embedding, open_first
+from stages.steps import Caption, Embedding, LowLevel, Map, Step, decode_embedding, open_runs
 from utils.device import free_gpu_memory, pick_device
 from utils.files import read_json
 from utils.hub import fetch_nothing, model_identity
@@ -146,7 +155,7 @@ def steps_asked(args: argparse.Namespace) -> list[Step]:
     every = [
         ("ip_adapter" in args.conditioning, Embedding(args.ip_adapter, args.ip_scale, *prior, args.samples, args.seed)),
         (args.low_level_dir, LowLevel(args.low_level_dir, args.image_model, args.strength)),
-        ("controlnet" in args.conditioning, Map(args.structure_dir or args.model_dir, *control)),
+        ("controlnet" in args.conditioning, Map(args.structure_dir or args.model_dir[0], *control)),
         (args.caption_dir, Caption(args.caption_dir, args.captioner)),
     ]
     return [step for asked, step in every if asked]
@@ -157,8 +166,9 @@ def steps_asked(args: argparse.Namespace) -> list[Step]:
 
 def decode(args: argparse.Namespace, steps: list[Step], device, output_dir: Path) -> None:
     """Write decoded.jsonl and embeddings.safetensors, step by step."""
-    place, opened = Path(args.model_dir), (args.foundation_dir, args.cache_dir, device)
-    run, groups = open_first(place, args.datasets_dir, args.split, *opened, args.num_samples)
+    place, opened = " ".join(args.model_dir), (args.foundation_dir, args.cache_dir, device)
+    runs = open_runs(args.model_dir, args.datasets_dir, args.split, *opened, args.num_samples)
+    run = runs[0][0]
     checkpoint, cache = run.checkpoint, cache_folder(args.cache_dir, run.dataset.store.path)
     if not choose(TARGETS, checkpoint["target"]).in_clip_space:
         asked = " ".join(args.conditioning)
@@ -167,7 +177,7 @@ def decode(args: argparse.Namespace, steps: list[Step], device, output_dir: Path
             "structure"
         )
     how = dict(zip(("foundation", "cache_dir", "device"), opened, strict=True)) | {"batch_size": args.batch_size}
-    decoded, others = decode_embedding(run, groups, Path(args.images_dir), args.clip_model, cache, **how)
+    decoded, others = decode_embedding(runs, Path(args.images_dir), args.clip_model, cache, **how)
     kept = {"decoded": decoded.vectors} | {way: others[way] for way in others if way in args.compare}
     controls = {"encoder": checkpoint["shuffled"]}
     for step in steps:
@@ -191,7 +201,7 @@ def decode(args: argparse.Namespace, steps: list[Step], device, output_dir: Path
         },
         # which steps are controls
         "store": run.dataset.store.fingerprint,
-        "model": str(args.model_dir),
+        "model": place,
         "shuffled": shuffled,
         "candidates": run.images if "retrieval" in decoded.rows[0].readouts else [],
         "drawn_for": {"clip": checkpoint.get("clip"), "image_model": identity, "test_images": run.images},

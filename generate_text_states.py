@@ -28,8 +28,9 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument
     add("--datasets_dir", default=default("data/EEGImageNet/processed_lmdb"), help="trial store")
-    add("--model_dir", default=default("pth_downtasks/clip"),
-        help="run of finetune_eeg_to_clip.py, an encoder_epochN.pth in it, or OWNER/NAME on the hub")
+    add("--model_dir", nargs="+", default=[default("pth_downtasks/clip")],
+        help="run of finetune_eeg_to_clip.py, an encoder_epochN.pth in it, or OWNER/NAME on the hub; several runs: "
+        "the mean of their states")
     add("--conditioning", nargs="+", choices=("text_states",), default=["text_states"],
         help="kept for commands of generate_eeg2img.py")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
@@ -75,7 +76,7 @@ from stages.pictures import (
 )
 from stages.rows import Row, read_rows, write_rows
 from stages.runs import check_output, report_decoded
-from stages.steps import open_first
+from stages.steps import open_runs
 from utils.device import free_gpu_memory, pick_device
 from utils.files import read_json, write_json
 from utils.hub import fetch_nothing
@@ -84,14 +85,16 @@ from utils.progress import progress
 
 def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> None:
     """Stage 1: EEG → decoded.jsonl, embeddings.safetensors."""
-    place, opened = Path(args.model_dir), (args.foundation_dir, args.cache_dir, device)
-    run, groups = open_first(place, args.datasets_dir, args.split, *opened, args.num_samples)
+    place, opened = " ".join(args.model_dir), (args.foundation_dir, args.cache_dir, device)
+    runs = open_runs(args.model_dir, args.datasets_dir, args.split, *opened, args.num_samples)
+    run, groups = runs[0]
     checkpoint = run.checkpoint
     if checkpoint["target"] != "text_states" or checkpoint.get("prototypes") is None:
         raise UserError(
             f"{place} was trained towards {checkpoint['target']}; pictures from states need --target text_states"
         )
-    outputs = retrieval.embed(run.model, run.dataset, groups, run.people, device, args.batch_size)  # (N, 77, D)
+    of_runs = [retrieval.embed(one.model, one.dataset, own, one.people, device, args.batch_size) for one, own in runs]
+    outputs = torch.stack(of_runs).mean(dim=0)  # (N, 77, D)
     p = retrieval.prototype_probabilities(outputs, checkpoint["prototypes"], checkpoint["centre"])
     rows = retrieval.class_rows(run.dataset, groups, p, "prototype")
     none = torch.zeros(1, outputs.shape[-1])  # no pooled vector
@@ -100,7 +103,7 @@ def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> 
     shuffled = ["encoder"] if checkpoint["shuffled"] else []
     arguments = vars(args) | {"protocol": checkpoint["protocol"], "samples": 1}
     arguments |= {"downstream_dataset": run.description.name, "shuffle_labels": bool(shuffled)}
-    about = {"store": run.dataset.store.fingerprint, "model": str(place), "shuffled": shuffled}
+    about = {"store": run.dataset.store.fingerprint, "model": place, "shuffled": shuffled}
     about["trained_on"] = images_of_classes(run)
     report_decoded(rows, output_dir, {"arguments": arguments} | about)
     if shuffled:

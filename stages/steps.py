@@ -61,7 +61,8 @@ class Decoded:
 
     def further(self, place: str, target: str) -> tuple[ClipRun, Callable[[], Tensor]]:
         """A further run on the same trials, see `open_like`; and a function that gives its outputs (N, …) for them."""
-        run, groups = open_like(Path(place), self, target)
+        opened = self.foundation, self.cache_dir, self.device
+        run, groups = open_like(Path(place), self.run, self.groups, target, *opened)
         return run, lambda: embed(run.model, run.dataset, groups, run.people, self.device, self.batch_size)
 
 
@@ -304,14 +305,21 @@ def nearest_images(
     return rows, {"ceiling": among[own], "nearest": of_training[places]}, float(of_training.norm(dim=-1).mean())
 
 
-def open_like(place: Path, decoded: Decoded, target: str) -> tuple[ClipRun, list[Group]]:
+def open_like(
+    place: Path,
+    first: ClipRun,
+    wanted: list[Group],
+    target: str,
+    foundation: str,
+    cache_dir: str | None,
+    device: torch.device,
+) -> tuple[ClipRun, list[Group]]:
     """A further run on the trials of the first one, and its groups of them.
 
     Raises UserError where it is towards another target, of other trials, or trained under another protocol.
     """
-    first, wanted = decoded.run, decoded.groups
     split, store = first.dataset.mode, str(first.dataset.store.path)
-    run = open_clip_run(place, store, split, decoded.foundation, decoded.cache_dir, decoded.device)
+    run = open_clip_run(place, store, split, foundation, cache_dir, device)
     if run.checkpoint["target"] != target:
         raise UserError(f"{place} was trained towards {run.checkpoint['target']}; expected --target {target}")
     for what in ("protocol", "granularity"):  # else one may have been trained on whom the other never saw
@@ -329,22 +337,42 @@ def open_like(place: Path, decoded: Decoded, target: str) -> tuple[ClipRun, list
     return run, [group_of[keys(first, group)] for group in wanted]
 
 
-def open_first(
-    place: Path, datasets_dir: str, split: str, foundation: str, cache_dir: str | None, device: torch.device, n: int
-) -> tuple[ClipRun, list[Group]]:
-    """The run that is drawn from, and `n` of its stimuli, spread evenly; UserError where there are none."""
-    run = open_clip_run(place, datasets_dir, split, foundation, cache_dir, device)
-    groups = repetitions(run.dataset)
+def open_runs(
+    places: Sequence[str],
+    datasets_dir: str,
+    split: str,
+    foundation: str,
+    cache_dir: str | None,
+    device: torch.device,
+    n: int,
+) -> list[tuple[ClipRun, list[Group]]]:
+    """The runs that are drawn from, and of each its groups of the same `n` stimuli, spread evenly.
+
+    Raises UserError where there are none, or the runs were not trained towards the same targets on the same trials.
+    """
+    opened = foundation, cache_dir, device
+    first = open_clip_run(Path(places[0]), datasets_dir, split, *opened)
+    groups = repetitions(first.dataset)
     if not groups:
-        raise UserError(f"{datasets_dir} has no {split} trials under {run.checkpoint['protocol']}")
-    places = torch.linspace(0, len(groups) - 1, min(n, len(groups))).round().int().tolist()
-    return run, [groups[k] for k in places]
+        raise UserError(f"{datasets_dir} has no {split} trials under {first.checkpoint['protocol']}")
+    chosen = [groups[k] for k in torch.linspace(0, len(groups) - 1, min(n, len(groups))).round().int().tolist()]
+    further = [open_like(Path(place), first, chosen, first.checkpoint["target"], *opened) for place in places[1:]]
+    for run, _ in further:
+        for what in ("shuffled", "clip", "clip_layer", "blur", "image_model"):
+            if (was := run.checkpoint.get(what)) != (of_first := first.checkpoint.get(what)):
+                raise UserError(f"{run.name} has {what} {was}, {first.name} {of_first}; name runs that agree in it")
+    return [(first, chosen), *further]
 
 
 def decode_embedding(
-    run: ClipRun, groups: list[Group], images_dir: Path, clip_model: str | None, cache: Path, **how
-) -> tuple:
-    """`Decoded`, and what the same trials may be drawn from for comparison. how : the rest of `Decoded`."""
-    vectors = clip_part(run, groups, how["device"], how["batch_size"])
+    runs: Sequence[tuple[ClipRun, list[Group]]], images_dir: Path, clip_model: str | None, cache: Path, **how
+) -> tuple[Decoded, Tensors]:
+    """`Decoded`, and what the same trials may be drawn from for comparison. how : the rest of `Decoded`.
+
+    Of several runs the embeddings are the means of theirs, each of length one.
+    """
+    run, groups = runs[0]
+    of_runs = [clip_part(*one, how["device"], how["batch_size"]) for one in runs]  # (N, D) each
+    vectors = of_runs[0] if len(runs) == 1 else torch.stack([F.normalize(v, dim=-1) for v in of_runs]).mean(dim=0)
     rows, others, length = nearest_images(run, groups, vectors, images_dir, clip_model, cache)
     return Decoded(run, groups, vectors, rows, length, **how), others

@@ -23,7 +23,7 @@ from stages.checkpoints import controlnet_folder
 from stages.embeddings import read_guidance
 from stages.pictures import drawn_with
 from stages.rows import read_rows
-from stages.steps import Decoded, open_like
+from stages.steps import open_like
 from tests.conftest import ROOT, flat, once, read_jsonl, run_inside
 from tests.seen_images import CLIP, SCRIPT, interrupted_after, things_store, train_with_control, training
 from utils.checkpoints import read_checkpoint
@@ -34,7 +34,7 @@ from utils.seeds import sample_seed
 
 CEILING = "the stimulus's own embedding"
 PRIOR, STRUCTURE, DRAW = "train_prior.py", "train_structure.py", "generate_eeg2img.py"
-CPU = torch.device("cpu")
+CPU, FILE = torch.device("cpu"), "decoded.jsonl"
 
 
 @pytest.fixture(scope="session")
@@ -615,13 +615,37 @@ def test_a_further_run_gives_the_same_trials_and_was_trained_under_the_same_prot
     monkeypatch.setattr("stages.steps.open_clip_run", lambda *_: other)
     wanted = repetitions(first.dataset)
 
-    def decoded(groups):
-        return Decoded(first, groups, None, [], 1.0, "", None, CPU, 8)
-
+    how = "image", "", None, CPU
     with pytest.raises(UserError, match="keeps other trials"):  # "c" and "d" are no group of the other one's
-        open_like(Path("other"), decoded(wanted), "image")
-    _, (group,) = open_like(Path("other"), decoded(wanted[:1]), "image")
+        open_like(Path("other"), first, wanted, *how)
+    _, (group,) = open_like(Path("other"), first, wanted[:1], *how)
     assert {other.dataset.trials[k].key for k in group.trials} == {"a", "b"}
+
+
+def test_several_runs_are_drawn_from_the_mean_of_their_embeddings(things, trained, models, script, tmp_path):
+    other = shutil.copytree(trained / "ubp", tmp_path / "other")  # as another seed would be: other weights
+    (path,) = other.glob("encoder_epoch*.pth")
+    checkpoint = torch.load(path, weights_only=True)
+    changed = {
+        k: v + 0.05 * torch.randn_like(v) if v.is_floating_point() else v for k, v in checkpoint["model"].items()
+    }
+    torch.save(checkpoint | {"model": changed}, path)
+    both, decoded = [trained / "ubp", other], []
+    for name, runs in (("one", both[:1]), ("two", both[1:]), ("mean", both)):
+        done = script(DRAW, *drawing(things, models, runs, tmp_path / name, stage="decode"))
+        assert done.code == 0, done.err
+        decoded.append(read_guidance(tmp_path / name / "embeddings.safetensors", read_rows(tmp_path / name / FILE)))
+    one, two, mean = (torch.nn.functional.normalize(kept["decoded"], dim=-1) for kept in decoded)
+    assert not torch.allclose(one, two, atol=0.01)
+    assert torch.allclose(mean, torch.nn.functional.normalize(one + two, dim=-1), atol=1e-5)
+    drawn = drawing(things, models, both, tmp_path / "mean", num_samples=1)
+    assert script(DRAW, *drawn, "--stage", "images").code == 0
+    for runs, more, words in (
+        (both, {"prior_dir": tmp_path}, "name one --model_dir"),
+        ([trained / "ubp", trained / "ubp_shuffled"], {}, "shuffled"),
+    ):
+        done = script(DRAW, *drawing(things, models, runs, tmp_path / "no", **more))
+        assert done.code == 2 and words in done.err, done.err
 
 
 def test_pictures_through_a_shuffled_prior_are_a_control_of_the_prior(things, trained, steps, models, script, tmp_path):
