@@ -337,4 +337,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args))
+    run_script(lambda: main(args), [Path(args.output_dir) / ".lock"] if args.output_dir else [])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from datasets.montage import REGION_NAMES, Montage
 from utils.errors import UserError
+from utils.limits import check_text
 
 # name on the command line → module with a DESCRIPTION (or the description itself)
 DATASETS: dict[str, "str | DatasetDescription"] = {
@@ -137,7 +138,7 @@ class DatasetDescription:
         changed = {field: dict(getattr(self, field)) for field in fields.values()}
         texts = {name: value for name, value in words.items() if name != "classes"}
         for name, value in texts.items():
-            if name not in ("system_prompt", "user_prompt", "image_model") or not isinstance(value, str):
+            if name not in ("system_prompt", "user_prompt", "image_model") or not _is_text(value):
                 raise UserError(f"{where}: {name} = {str(value)[:60]!r}; expected {WORDS_FORM}")
         if "{eeg}" not in texts.get("user_prompt", "{eeg}"):
             raise UserError(f"{where}: user_prompt must say where the EEG stands: {{eeg}}")
@@ -149,7 +150,7 @@ class DatasetDescription:
             for key, value in facts.items():
                 is_list = key in ("keywords", "sentences")
                 items = value if is_list and isinstance(value, list) else [value]
-                fits = key in fields and items and all(isinstance(text, str) and text.strip() for text in items)
+                fits = key in fields and items and all(_is_text(text) and text.strip() for text in items)
                 if not fits or is_list != isinstance(value, list):
                     raise UserError(f"{where}: {name}: {key} = {str(value)[:60]!r}; expected {WORDS_FORM}")
                 changed[fields[key]][self.classes.index(name)] = tuple(value) if is_list else value
@@ -200,6 +201,14 @@ class DatasetDescription:
         """The prompt for a decoded text: its class's prompt, or the text itself where it names no class."""
         label = self.keyword_label(text)
         return self.image_prompts[label] if label >= 0 else text
+
+
+def _is_text(value: object) -> bool:
+    """Whether decoded rows can hold it."""
+    try:
+        return bool(check_text(value, "it")) or value == ""
+    except ValueError:
+        return False
 
 
 def with_words() -> list[str]:

@@ -5,6 +5,7 @@ so that slow drift tells a class (Li et al., TPAMI 2020). The files do not say t
 the authors' montage, nor the unit.
 """
 
+import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,9 @@ from datasets.montage import Montage
 from datasets.prepare import check_amplitude
 from datasets.preprocessing import Preprocessing
 from datasets.recording import DTYPE, Piece, Prepared, Trial, stamp
+from utils.archives import check_packed
 from utils.errors import UserError, loading
+from utils.limits import guarded
 
 ELECTRODES = tuple(
     "FP1 FPZ FP2 AF3 AF4 F7 F5 F3 F1 FZ F2 F4 F6 F8 FT7 FC5 FC3 FC1 FCZ FC2 FC4 FC6 FT8 T7 C5 C3 "
@@ -30,7 +33,7 @@ N_TIMES = 501
 ITEM = {"eeg_data", "granularity", "subject", "label", "image"}  # of a trial; "stage" too in the file of the second day
 TRAIN, VAL = 0.6, 1 / 6  # share of a block that trains; share of that, at its end, that validates: 30 and 5 of 50
 GROUP = 8  # classes of a fine group
-PEOPLE = 16  # codes 0 to 15
+PEOPLE, MAX_PERSON = 16, 10**6  # codes 0 to 15; of own people
 SECOND_DAY = range(PEOPLE, 22)  # codes of some of them on another day; those from 22 on are own people
 TRIALS = {subject: 4000 for subject in range(16)} | {2: 3950, 12: 3900}  # 63,850 in all
 ITEMS, REOPENED = 200, 10  # trials of a piece; pieces after which a file is opened anew: 0.5 GB
@@ -40,6 +43,8 @@ FEATURES = (".npy", ".npz", ".mat", ".pkl", ".csv")
 MISSING = "left out: no photo"  # fate of a trial
 
 UNIT_HINT = "the file does not say its unit; --scale sets a factor and goes on (1e-6: it is microvolts)"
+
+HINT = "expected an EEG-ImageNet .pth of tensors and plain containers, in PyTorch's zip format; fetch it again"
 
 # ---------------------------------------------------------------- the file
 
@@ -62,20 +67,24 @@ def opened(path: Path, version: tuple[int, int]) -> _Opened:
     """
     import torch
 
+    from utils.checkpoints import check_tensors  # slow to import, as torch is
+
     if path.suffix.lower() in FEATURES:
         raise UserError(
             f"{path} is no .pth of raw EEG; differential entropy, which the published code keeps in such files, is not "
             "needed: --encoder de_mlp, mlp, rgnn and baseline.py make it from the raw EEG, as --de says"
         )
-    hint = "expected an EEG-ImageNet .pth of tensors and plain containers, in PyTorch's zip format; fetch it again"
-    with loading(str(path), hint):
+    with guarded(path, HINT):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        check_tensors(content, version[0])
     if not isinstance(content, dict) or set(content) != {"dataset", "labels", "images"}:
         wanted = "expected dataset, labels and images, as in the authors' raw file (features are made from it)"
         raise UserError(f"{path} has {_kind(content)}; {wanted}")
     items, labels = content["dataset"], content["labels"]
-    if not isinstance(items, list) or not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+    if not isinstance(items, list) or not items or not isinstance(labels, list):
         raise UserError(f"{path}: expected lists of trials and of labels")
+    if odd := next((name for name in labels if not _is_file_name(name)), None):  # each has a folder of photos
+        raise UserError(f"{path}: the label {reprlib.repr(odd)} is no name of a class")
     marks, numbers, counts = set(), [], Counter()
     for place, item in enumerate(items):
         _check_item(item, labels, f"{path}: item {place}")
@@ -101,10 +110,10 @@ def _check_item(item: object, labels: list[str], where: str) -> None:
     if not isinstance(x, torch.Tensor) or x.shape != shape or not x.is_floating_point():
         raise UserError(f"{where}: eeg_data is {tuple(getattr(x, 'shape', ()))}; expected {shape}")
     label, subject, granularity, image = (item[key] for key in ("label", "subject", "granularity", "image"))
-    if label not in labels or type(subject) is not int or subject < 0:
-        raise UserError(f"{where} has the label {label!r} and subject {subject!r}")
-    if granularity not in ("coarse", "fine") or not _is_file_name(image):
-        raise UserError(f"{where} has the granularity {granularity!r} and image {image!r}")
+    if not isinstance(label, str) or label not in labels or type(subject) is not int or not 0 <= subject <= MAX_PERSON:
+        raise UserError(f"{where} has the label {reprlib.repr(label)} and subject {reprlib.repr(subject)}")
+    if granularity not in ["coarse", "fine"] or not _is_file_name(image):
+        raise UserError(f"{where} has the granularity {reprlib.repr(granularity)} and image {reprlib.repr(image)}")
 
 
 def _is_file_name(name: object) -> bool:
@@ -112,7 +121,13 @@ def _is_file_name(name: object) -> bool:
 
 
 def pieces(paths: Sequence[Path]) -> list[Piece]:
-    """The files, in pieces of some hundred trials. UserError where two files count classes in another order."""
+    """The files, in pieces of some hundred trials.
+
+    Raises UserError where a checksum in a file is wrong, or two files count classes in another order.
+    """
+    for path in paths:
+        with loading(str(path), HINT):
+            check_packed(path)
     files = [opened(path, stamp(path)) for path in paths]
     cut = []
     for path, file in zip(paths, files, strict=True):
@@ -256,7 +271,7 @@ def prepare_piece(piece: Piece, settings: Preprocessing, scale: float | None, op
         if trial.image in missing:
             counts[MISSING, trial.subject, "trials"] += 1
             continue
-        x = item["eeg_data"].double().numpy() * microvolts
+        x = item["eeg_data"].detach().double().numpy() * microvolts
         finite = np.isfinite(x).all(axis=1)
         if not finite.all():
             bad = ELECTRODES[int(np.argmin(finite))]

@@ -17,6 +17,7 @@ from datasets.recording import DTYPE, Piece, Prepared, Recording, Trial, source_
 from datasets.store import StoreWriter
 from utils.errors import UserError
 from utils.files import code_digest, environment
+from utils.limits import guarded
 from utils.workers import WorkerLost, in_order
 
 AMPLITUDES = (1.0, 200.0)  # microvolts, the median electrode's standard deviation after filtering
@@ -50,6 +51,8 @@ def prepare(
     facts : dict, optional. What else the store's metadata says, where the description does not: classes, electrodes.
     Raises UserError if a file is damaged, amplitudes cannot be right, or nothing is left.
     """
+    if not files:
+        raise UserError("there is no recording with a trial in it; nothing was written")
     options = options or {}
     meta = {"dataset": description.name, "electrodes": description.montage.electrodes, "classes": description.classes}
     meta |= {"description": description.as_record(), "options": options, "preprocessing": settings.as_dict()}
@@ -119,7 +122,8 @@ def prepare_file(
 ) -> tuple[list[tuple[Trial, np.ndarray]], Counter, dict]:
     """All trials of one file; counts by (fate, subject, label) and of recordings by kind; the file's facts."""
     prepared = description.prepare_piece or partial(_prepare_recordings, description)
-    trials, counts, facts = prepared(path, settings, scale, options)
+    with guarded(path if isinstance(path, Path) else path.path):
+        trials, counts, facts = prepared(path, settings, scale, options)
     return trials, counts, source_of(path) | {"recordings": facts}
 
 

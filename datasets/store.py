@@ -26,7 +26,7 @@ from datasets.recording import DTYPE, Trial
 from readers.lmdb_file import LMDBFile, place_of
 from utils.errors import UserError, loading
 from utils.files import read_json
-from utils.limits import MAX_TEXT
+from utils.limits import MAX_NAME, MAX_TEXT, check_text
 from utils.paths import sync_folder
 
 FORMAT, VERSION = "eeg2image-trials", 2
@@ -97,6 +97,8 @@ class StoreWriter:
         """
         rows, raws = {}, {}
         for trial, samples in part:
+            for name in ("key", "subject", "session", "image"):
+                self._check_name(getattr(trial, name), name)
             self.shape = self.shape or samples.shape
             if samples.shape != self.shape or samples.ndim != 2 or samples.dtype != DTYPE:
                 kinds = f"trial {trial.key} is {samples.dtype} {samples.shape}; the others are {self.shape}"
@@ -127,6 +129,8 @@ class StoreWriter:
         Returns dict: The metadata as written, with `n_trials`, `shape` and `fingerprint`: SHA-256 of keys and samples
             in order. Labels are not part of it: features of the samples stay valid when labels change.
         """
+        for name in meta.get("classes", []):
+            self._check_name(name, "a class")
         trials = json.dumps(list(self.rows.values())).encode()
         meta = meta | {"format": FORMAT, "version": VERSION, "dtype": DTYPE.str}
         meta |= {"units": meta.get("units", "microvolts"), "shape": self.shape, "n_trials": len(self.rows)}
@@ -148,6 +152,13 @@ class StoreWriter:
         sync_folder(self.path)
         sync_folder(self.path.parent)
         return meta
+
+    def _check_name(self, name: str, what: str) -> None:
+        """Raise UserError for a name that decoded rows and tables could not hold."""
+        try:
+            check_text(name, what, MAX_NAME)
+        except ValueError as error:
+            raise UserError(f"cannot write the store {self.path}: {error}; name it otherwise") from None
 
     @contextmanager
     def _transaction(self) -> Iterator[Callable[[bytes, bytes], bool]]:

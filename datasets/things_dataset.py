@@ -22,9 +22,10 @@ from datasets.montage import Montage
 from datasets.prepare import check_amplitude
 from datasets.preprocessing import Preprocessing
 from datasets.recording import DTYPE, Piece, Prepared, Trial, stamp
-from readers.pickles import read_pickled
-from readers.stored_array import StoredArray
-from utils.errors import UserError
+from readers.pickles import field, number, numbers, read_pickled, samples, texts
+from readers.stored_array import InMemory, StoredArray
+from utils.archives import check_packed
+from utils.errors import UserError, loading
 from utils.paths import image_path
 
 ELECTRODES = tuple(
@@ -38,7 +39,7 @@ SESSIONS = ("1", "2", "3", "4")
 PARTS = {"training": 1, "test": 2}  # part of the experiment → run of a trial
 KEPT = {"training": 2, "test": 20}  # repetitions of an image in a session; what is beyond is left out
 TARGET = 99999  # the code of a catch trial
-SFREQ = 250.0  # Hz, after preparation
+SFREQ, MAX_SFREQ = 250.0, 100_000.0  # Hz, after preparation; of a recorder
 EPOCH = (-0.2, 1.0)  # seconds around the onset: what is resampled and whitened; its start is the baseline
 HELD_OUT = 100  # training concepts that validate
 EVENTS, ROWS = 256, 32  # of a piece: onsets of a recording; images of an array that is cut already
@@ -85,8 +86,8 @@ def _by_metadata(path: Path) -> dict[str, list[str]]:
     wanted = {f"{short}_img_{what}" for short in ("train", "test") for what in ("concepts", "files")}
     content, listed = _read_dict(path, "image metadata", wanted), {}
     for part, short in (("training", "train"), ("test", "test")):
-        folders, files = (list(content[f"{short}_img_{what}"]) for what in ("concepts", "files"))
-        if len(folders) != len(files) or not all(_is_file_name(str(name)) for name in (*folders, *files)):
+        folders, files = (field(path, content, f"{short}_img_{what}", texts) for what in ("concepts", "files"))
+        if len(folders) != len(files) or not all(_is_file_name(name) for name in (*folders, *files)):
             raise UserError(f"{path}: its {part} concepts and files are no list of names, one an image")
         listed[part] = [f"{part}_images/{folder}/{file}" for folder, file in zip(folders, files, strict=True)]
     return listed
@@ -177,6 +178,8 @@ def pieces(raw_dir: Path, subjects: Sequence[str], sessions: Sequence[str], layo
         else:
             for part in PARTS:
                 path = _npy_file(folder, part) if kind == "npy" else _pt_file(folder, part)
+                with loading(str(path), "fetch it again"):
+                    check_packed(path)
                 cut += Piece.all_of(path, _cut(path, stamp(path)).n_images, ROWS)
     return cut
 
@@ -215,7 +218,7 @@ def _pt_file(folder: Path, part: str) -> Path:
 class _Raw:
     """A raw file that is open for reading."""
 
-    signal: "StoredArray | _InMemory"  # (64, n) volts; the row `stim` holds codes
+    signal: StoredArray | InMemory  # (64, n) volts; the row `stim` holds codes
     picks: list[int]  # rows of the electrodes, in the order of `ELECTRODES`
     stim: int
     sfreq: float
@@ -226,31 +229,17 @@ class _Raw:
 @lru_cache(maxsize=4)
 def _raw(path: Path, version: tuple[int, int]) -> _Raw:
     content = _read_dict(path, "raw recording", {"raw_eeg_data", "ch_names", "ch_types", "sfreq"})
-    signal, names, types = content["raw_eeg_data"], [str(n) for n in content["ch_names"]], list(content["ch_types"])
-    if isinstance(signal, np.ndarray):  # a small one is read at once
-        signal = _InMemory(signal)
-    if len(signal.shape) != 2 or signal.shape[0] != len(names) or signal.dtype.kind != "f":
+    signal = field(path, content, "raw_eeg_data", samples, (2,))
+    names, types = (field(path, content, name, texts) for name in ("ch_names", "ch_types"))
+    if signal.shape[0] != len(names):
         raise UserError(f"{path}: raw_eeg_data is {signal.dtype} {signal.shape} for {len(names)} channels")
     if len(types) != len(names) or types.count("stim") != 1:
         raise UserError(f"{path}: expected one channel of type stim among its ch_types")
-    sfreq = content["sfreq"]
-    if not isinstance(sfreq, (int, float)) or sfreq < SFREQ or sfreq % SFREQ:
+    sfreq = field(path, content, "sfreq", number, SFREQ, MAX_SFREQ)
+    if sfreq % SFREQ:
         raise UserError(f"{path} is sampled at {sfreq} Hz; expected a multiple of {SFREQ:g} Hz")
     before, after = (round(second * sfreq) for second in EPOCH)
-    return _Raw(signal, _picks(path, names), types.index("stim"), float(sfreq), before, after)
-
-
-class _InMemory:
-    """An array in memory with the interface of `StoredArray`."""
-
-    def __init__(self, array: np.ndarray):
-        self._array, self.shape, self.dtype = array, array.shape, array.dtype
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return self._array[start:stop]
-
-    def lines(self, start: int, stop: int) -> np.ndarray:
-        return self._array[:, start:stop]
+    return _Raw(signal, _picks(path, names), types.index("stim"), sfreq, before, after)
 
 
 def _picks(path: Path, names: list[str], some: bool = False) -> list[int]:
@@ -368,7 +357,7 @@ def _inside(path: Path, onsets: np.ndarray) -> np.ndarray:
 class _Cut:
     """A preprocessed file that is open for reading."""
 
-    eeg: "StoredArray | _InMemory"  # (n_images, repetitions, C, T), or (n_images × repetitions, C, T)
+    eeg: StoredArray | InMemory  # (n_images, repetitions, C, T), or (n_images × repetitions, C, T)
     picks: list[int]
     names: tuple[str, ...]  # electrodes, in the order of `picks`
     times: np.ndarray  # seconds, of the samples that are there
@@ -387,15 +376,14 @@ class _Cut:
 def _cut(path: Path, version: tuple[int, int]) -> _Cut:
     content = _read_dict(path, "preprocessed recording", {"ch_names", "times"})
     key = next((key for key in CUT_KEYS if key in content), CUT_KEYS[0])
-    eeg, names = content.get(key), [str(name) for name in _in_memory(content["ch_names"])]
+    eeg, names = content.get(key), field(path, content, "ch_names", texts)
     if len(getattr(eeg, "shape", ())) == 5:  # (concepts, images of each, …): images one after the other, as codes are
         eeg = _with_first_axes_joined(path, eeg)
-    eeg = _InMemory(eeg) if isinstance(eeg, np.ndarray) else eeg
-    shape = getattr(eeg, "shape", ())
-    if len(shape) not in (3, 4) or eeg.dtype.kind != "f" or shape[-2] != len(names):
-        kind = getattr(eeg, "shape", type(eeg).__name__)
-        raise UserError(f"{path}: {key} is {kind} for {len(names)} electrodes")
-    times, sfreq = _times(path, content["times"], shape[-1])
+    eeg = field(path, {key: eeg}, key, samples, (3, 4))
+    shape = eeg.shape
+    if shape[-2] != len(names):
+        raise UserError(f"{path}: {key} is {shape} for {len(names)} electrodes")
+    times, sfreq = _times(path, content, shape[-1])
     images = _per_row(path, content, "img", shape)
     rows_per_image = 1 if len(shape) == 4 else _rows_per_image(path, key, images)
     repetitions = shape[1] if len(shape) == 4 else rows_per_image
@@ -404,13 +392,15 @@ def _cut(path: Path, version: tuple[int, int]) -> _Cut:
     return _Cut(eeg, picks, electrodes, times, sfreq, repetitions, rows_per_image, images, sessions)
 
 
-def _times(path: Path, stored: object, n_times: int) -> tuple[np.ndarray, float]:
+def _times(path: Path, content: dict, n_times: int) -> tuple[np.ndarray, float]:
     """Seconds of the samples that are there, and their rate, Hz; files may list those before the onset as well."""
-    times = np.asarray(_in_memory(stored), float).ravel()
+    times = field(path, content, "times", numbers, 1e4)
     after = times[times >= -1e-6]
-    if len(times) < 2 or not np.isfinite(times).all() or n_times not in (len(times), len(after)):
+    if len(times) < 2 or not np.diff(times).min() > 1 / MAX_SFREQ or n_times not in (len(times), len(after)):
         listed = f"{len(times)} values ({len(after)} from the onset on)"
-        raise UserError(f"{path}: times has {listed}, the data {n_times} samples; expected as many")
+        raise UserError(
+            f"{path}: times has {listed}, the data {n_times} samples; expected as many, one after the other"
+        )
     return times if n_times == len(times) else after, round(1 / float(np.diff(times).mean()), 3)
 
 
@@ -433,16 +423,11 @@ def _with_first_axes_joined(path: Path, eeg: "StoredArray | np.ndarray") -> "Sto
     return replace(eeg, stored=shape)
 
 
-def _in_memory(value: object) -> object:
-    return value.all() if isinstance(value, StoredArray) else value
-
-
 def _per_row(path: Path, content: dict, key: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     """One text for every row of the flat array: as it is given, or a text an image, repeated; empty where none is."""
     if key not in content:
         return ()
-    stored = np.asarray(_in_memory(content[key])).ravel().tolist()
-    values = [f"{v:g}" if isinstance(v, float) else str(v) for v in stored]  # UBP's sessions are 0.0 to 3.0
+    values = field(path, content, key, texts)  # UBP's sessions are 0.0 to 3.0
     n = shape[0] * (shape[1] if len(shape) == 4 else 1)
     if not values or n % len(values):
         raise UserError(f"{path}: {key} has {len(values)} values for {n} trials")
@@ -479,8 +464,8 @@ def _prepare_raw(piece: Piece, settings: Preprocessing, scale: float | None, opt
             training = piece.beside[0] if piece.beside else path
             x = session_whitener(training, stamp(training), len(images["training"]), microvolts) @ x
         start, stop = (round((second - EPOCH[0]) * SFREQ) for second in (settings.tmin, settings.tmax))
-        for place, samples in zip(good.tolist(), x[..., start:stop].astype(DTYPE), strict=True):
-            trials.append((_trial(subject, session, part, place + 1, images[part][codes[place]], options), samples))
+        for place, of_trial in zip(good.tolist(), x[..., start:stop].astype(DTYPE), strict=True):
+            trials.append((_trial(subject, session, part, place + 1, images[part][codes[place]], options), of_trial))
     return trials, counts, [_facts(subject, session, part, "raw", SFREQ, amplitude)]
 
 
@@ -502,10 +487,10 @@ def _prepare_cut(piece: Piece, settings: Preprocessing, scale: float | None, opt
         where = f"repetition {repetition + 1} of image {piece.start + image + 1}"
         raise UserError(f"{path}: {where} holds NaN or infinity")
     trials = []
-    for row, samples in enumerate(x, start=piece.start * each):
+    for row, of_trial in enumerate(x, start=piece.start * each):
         image = _known(path, cut.images[row], images) if cut.images else images[row // each]
         session = cut.sessions[row] if cut.sessions else "all"
-        trials.append((_trial(subject, session, part, row + 1, image, options), samples))
+        trials.append((_trial(subject, session, part, row + 1, image, options), of_trial))
     facts = _facts(subject, "all", part, path.suffix[1:], cut.sfreq, None)
     return trials, Counter({("kept", subject, part): len(trials)}), [facts]
 

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import nn
 
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
-from models.loading import load_whole
-from utils.checkpoints import check_packed, check_tensors, unwrapped
+from models.loading import load_processor, load_whole
+from utils.archives import check_packed
+from utils.checkpoints import check_tensors, unwrapped
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
 
@@ -73,7 +74,7 @@ def _stages(name: str) -> dict[str, Callable]:
         raise UserError(f"--convnet {name} is a {kind}; expected one of {', '.join(CONVNETS)}")
     model = load_whole(getattr(transformers, CONVNETS[kind]), name, "--convnet", CONV_HINT, **safe, dtype=torch.float32)
     with loading(f"--convnet {name}", CONV_HINT):
-        processor = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **safe)
+        processor = load_processor(transformers.AutoImageProcessor, name, use_fast=False, **safe)
 
     def features(stage: int, pictures: Sequence[Image.Image]) -> torch.Tensor:
         with loading(f"--convnet {name}", CONV_HINT):
@@ -96,7 +97,7 @@ def _network(path: Path, architecture: str, options: dict) -> nn.Module:
     with loading(str(path), "fetch it again"):
         check_packed(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-        check_tensors(weights)
+        check_tensors(weights, path.stat().st_size)
         network = getattr(torchvision.models, architecture)(weights=None, **options)
         weights = unwrapped(weights, network.state_dict().__contains__, str(path))  # SwAV's: saved in parallel
         fit = network.load_state_dict(weights, strict=False)

@@ -18,6 +18,7 @@ from evaluation.image_metrics import read_pictures
 from stages.pictures import Stimuli, marked
 from stages.rows import PICTURE, Row
 from utils.errors import UserError
+from utils.script import CONTROL
 
 THUMB = 192  # pixels, edge of a picture on a card
 MOST_CARDS = 300  # of a run: a page that a phone opens
@@ -85,7 +86,8 @@ def page(
     content = {"sections": sections, "warnings": warnings, "notes": notes, "cards": made, "left_out": left_out}
     content["figures"] = [(path.stem.replace("_", " "), _data("png", path.read_bytes())) for path in figures]
     content["kinds"] = {kind: sorted({card[kind] for card in made}) for kind in ("run", "true", "person")}
-    return environment.get_template("report.html").render(content, wide=WIDE, opened=SECTIONS_OPEN)
+    html = environment.get_template("report.html").render(content, wide=WIDE, opened=SECTIONS_OPEN)
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", html)  # they would turn a line's direction, or hide what it says
 
 
 def _embedded(picture: Image.Image) -> str:

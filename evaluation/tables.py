@@ -307,8 +307,13 @@ def as_csv(columns: Sequence[str], lines: Sequence[dict]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: _no_formula(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    """What a spreadsheet would take for a formula, behind an apostrophe: a run's name may come from a stranger."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 # characters that LaTeX takes for commands, or does not know → how it writes them

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from models.loading import load_whole
+from models.loading import load_processor, load_whole
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
 
@@ -49,9 +49,11 @@ class Captioner:
             raise UserError(f"{self.what} is a {self.kind}; expected one of {', '.join(CAPTIONERS)}")
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         model = load_whole(getattr(transformers, CAPTIONERS[self.kind]), name, flag, HINT, **safe, dtype=dtype)
+        # a folder's own generation_config.json (penalties, lengths) would change captions; config.json's tokens stay
+        model.generation_config = transformers.GenerationConfig.from_model_config(model.config)
         self.model = model.eval().to(device)
         with loading(self.what, HINT):
-            self.images = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **safe)
+            self.images = load_processor(transformers.AutoImageProcessor, name, use_fast=False, **safe)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, **safe)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:

@@ -24,7 +24,7 @@ from models.vision import load_vision
 from utils.checkpoints import keep, read_kept
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing, model_identity
-from utils.paths import image_path
+from utils.paths import image_path, remove_leftovers
 from utils.photos import OddPictures, reads_plainly, whole_picture
 from utils.progress import progress
 
@@ -222,6 +222,7 @@ def in_parts(
     build : callable. Up to 32 items → (n, …) tensor.
     identity : str, optional. In place of the model's files.
     """
+    remove_leftovers(Path(cache_dir))  # of runs that died
     identity, parts, files, built = identity or model_identity(name), [], [], 0
     with progress(total=len(items), desc=f"{what} targets", unit=what, leave=False) as bar:
         for start in range(0, len(items), FILE):

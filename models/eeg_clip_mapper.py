@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from models.hub import OnHub
 from models.image_generator import HINT, load_image_model
-from models.loading import load_whole
+from models.loading import load_processor, load_whole
 from models.poolings import FEATURES
 from models.token_encoders import AfterEncoder
 from models.vision import over_blurs
@@ -203,7 +203,7 @@ class CLIPImageTargetBuilder:
         settings = safe | {"dtype": torch.float32}
         model = load_whole(CLIPVisionModelWithProjection, self.name, "--clip_model", HINT, **settings).eval()
         with loading(f"--clip_model {self.name}", HINT):
-            processor = CLIPImageProcessorPil.from_pretrained(self.name, **safe)
+            processor = load_processor(CLIPImageProcessorPil, self.name, **safe)
 
         @torch.inference_mode()
         def embed(pictures: list[Image.Image]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from models.hub import OnHub
-from models.loading import load_whole, refuse_code
+from models.loading import building, check_config, load_whole, refuse_code
 from models.poolings import FEATURES, EEGTokenReducer
 from models.token_encoders import AfterEncoder
 from utils.checkpoints import as_bytes
@@ -386,7 +386,9 @@ def lora_targets(name: str, asked: Sequence[str] | None) -> list[str]:
     """
     safe = {"local_files_only": fetch_nothing(name, "config.json", "--llm"), "trust_remote_code": False}
     refuse_code()
-    with loading(f"--llm {name}", "give a local folder or a hub address"), torch.device("meta"):
+    what, hint = f"--llm {name}", "give a local folder or a hub address"
+    with loading(what, hint), building(what, Path(name)), torch.device("meta"):
+        check_config(Path(name, "config.json"))
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **safe), trust_remote_code=False)
     layers = [f".{path}" for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
 

@@ -1,14 +1,25 @@
 """Models from folders of strangers: none of their code runs, no weight is missing, and a failure is one line."""
 
+import contextlib
 import importlib
 import inspect
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import torch
+from torch import nn
+
 from utils.errors import loading
+from utils.files import read_json
+from utils.limits import MAX_INPUT, MAX_LAYERS, MAX_SIZE, READING_BYTES, READING_RATE, READING_SECONDS, bounded
 
 LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be; no class of the folder's
+COUNTS = re.compile(
+    r"layers|depth|heads$|blocks$|n_layer$"
+)  # numbers of a config that say how often something is built
 
 
 def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa: ANN201 - whatever `kind` makes
@@ -21,7 +32,9 @@ def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa
     """
     quiet()
     refuse_code()
-    with loading(f"{flag} {name}", hint):
+    folder = Path(name, settings.get("subfolder") or "")
+    with loading(f"{flag} {name}", hint), building(f"{flag} {name}", folder):
+        check_config(folder / "config.json")
         settings |= {"use_safetensors": True, "output_loading_info": True}
         failed = {}
         for variant in _variants(Path(name), settings.get("subfolder"), settings.get("dtype")):
@@ -39,6 +52,56 @@ def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa
     return model
 
 
+def load_processor(kind: type, name: str, **settings):  # noqa: ANN201 - whatever `kind` makes
+    """`kind.from_pretrained(name, …)` of an image processor; ValueError where its pictures would be too large."""
+    check_config(Path(name, "preprocessor_config.json"), MAX_INPUT)
+    return kind.from_pretrained(name, **settings)
+
+
+def check_config(path: Path, most: int = MAX_SIZE) -> None:
+    """Raise ValueError where a JSON file of a model's folder has a number that no model has, before one is built of it.
+
+    most : int. Of numbers that do not count layers.
+    """
+    waiting = list(read_json(path).items()) if path.is_file() else []
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, list):
+            if len(value) > MAX_LAYERS:
+                raise ValueError(f"{path.name} has {len(value)} entries in {name}; at most {MAX_LAYERS} can be right")
+            waiting += [(name, part) for part in value]
+        elif isinstance(value, dict):
+            waiting += [(str(key), part) for key, part in value.items()]
+        elif isinstance(value, int) and abs(value) > (limit := MAX_LAYERS if COUNTS.search(name.lower()) else most):
+            raise ValueError(f"{path.name} has {name} {value}; at most {limit} can be right")
+
+
+@contextlib.contextmanager
+def building(what: str, place: Path) -> Iterator[None]:
+    """`bounded`, for a model of a local file or folder: by the size of its files; what the hub sends may take its time.
+
+    Memory is not bounded where there is a GPU, whose library reserves addresses as it likes.
+    """
+    if not place.exists():
+        yield
+        return
+    size = sum(path.stat().st_size for path in [place, *place.rglob("*")] if path.is_file())
+    more_bytes = None if torch.cuda.is_available() else 4 * size + READING_BYTES
+    with bounded(what, READING_SECONDS + size / READING_RATE, more_bytes):
+        yield
+
+
+def built(kind: type, settings: dict, state: dict) -> nn.Module:
+    """A model with the settings and the weights of a checkpoint; ValueError where they do not fit one another."""
+    with torch.device("meta"):  # takes no memory, whatever sizes the settings say
+        shapes = {name: value.shape for name, value in kind(**settings).state_dict().items()}
+    if shapes != {name: value.shape for name, value in state.items()}:
+        raise ValueError("its weights do not fit its settings")
+    model = kind(**settings)
+    model.load_state_dict(state)
+    return model
+
+
 def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, dtype, **local):  # noqa: ANN201
     """A diffusers pipeline of a known family, part by part; also its class's name.
 
@@ -51,7 +114,7 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
 
     quiet()
     refuse_code()
-    with loading(f"{flag} {name}", hint):
+    with loading(f"{flag} {name}", hint), building(f"{flag} {name}", Path(name)):
         index = diffusers.DiffusionPipeline.load_config(name, **local)
         family = str(index.get("_class_name"))
         if family not in known:
@@ -63,6 +126,9 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
                 raise ValueError(f"{nested}: a part must not be a pipeline of its own")
             if part in left_out or not isinstance(index[part], list) or index[part][0] is None:
                 continue
+            for file in ("config.json", "scheduler_config.json"):
+                check_config(Path(name, part, file))
+            check_config(Path(name, part, "preprocessor_config.json"), MAX_INPUT)
             kind = part_class(part, *map(str, index[part]))
             if issubclass(kind, transformers.PreTrainedModel | diffusers.ModelMixin):
                 parts[part] = load_whole(kind, name, flag, hint, subfolder=part, dtype=dtype, **local)

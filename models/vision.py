@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from models.loading import load_whole
+from models.loading import load_processor, load_whole
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
 
@@ -50,7 +50,7 @@ def load_vision(name: str, layers: Sequence[int] = (), blur: Sequence[float] = (
             f"--clip_layer {lacking[0]}: {name} has layers 1 to {n_layers}, or -1 (the last) to -{n_layers}"
         )
     with loading(f"--clip_model {name}", HINT):
-        processor = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **safe)
+        processor = load_processor(transformers.AutoImageProcessor, name, use_fast=False, **safe)
 
     def features(pixels: torch.Tensor) -> torch.Tensor:
         if not layers and not has_class_token:

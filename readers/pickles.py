@@ -6,9 +6,8 @@ Large arrays stay on the disk until rows are asked for; everything else is plain
 
 import math
 import os
-import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from readers.stored_array import Array, StoredArray, StoredBytes
+from readers.stored_array import Array, InMemory, StoredArray, StoredBytes
 from readers.unpickler import ARRAYS, Refused, Rules, Stretch, Unpickler, checked_shape, scalar
-from utils.errors import UserError, loading
-from utils.limits import bounded
+from utils.errors import UserError
+from utils.limits import check_plain, guarded
 
 HINT = "expected NumPy's or PyTorch's arrays in plain containers; fetch it again"
 LONG = 1 << 20  # bytes from which on an array stays on the disk
@@ -69,13 +68,13 @@ PYTHON_NUMBERS = {name: lambda *given: scalar(*given).item() for name in ARRAYS 
 FUNCTIONS = {("torch._utils", "_rebuild_tensor_v2"): _tensor, ("collections", "OrderedDict"): lambda unpickler: {}}
 RECORDINGS = Rules(
     ARRAYS | PYTHON_NUMBERS | TENSORS | FUNCTIONS,
-    dtypes=r"b1|[iuf]\d+|c\d+|[US]\d+|O8?",
+    dtypes=r"b1|[iu][1248]|f[248]|c8|c16|[US]\d+|O8?",
     keys=(str, int, float, bool, bytes, type(None)),
     long_bytes=LONG,
     long_text=LONG,
     most=1 << 28,
 )
-PLAIN = (str, bytes, bool, int, float, complex, np.generic, StoredArray, type(None))
+PLAIN = (str, bytes, bool, int, float, complex, np.generic, np.ndarray, StoredArray, type(None))
 
 
 def read_pickled(path: Path) -> object:
@@ -87,7 +86,7 @@ def read_pickled(path: Path) -> object:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is not there")
-    with loading(str(path), HINT), bounded(str(path), 600, 4 << 30), open(path, "rb") as file:
+    with guarded(path, HINT), open(path, "rb") as file:
         first = file.read(6)
         file.seek(0)
         if first[:2] == b"PK":
@@ -99,22 +98,64 @@ def read_pickled(path: Path) -> object:
 
 def _content(stretch: Stretch, storage: Callable | None = None) -> object:
     """Read a pickle, and refuse what is no data in it."""
+    n_bytes = stretch.size
     content = Unpickler(stretch, RECORDINGS, storage).content()
-    waiting, seen = [content], set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, list | tuple):
-            waiting.extend(value)
-        elif isinstance(value, np.ndarray):
-            waiting.extend(value.ravel() if value.dtype.hasobject else ())
-        elif not isinstance(value, PLAIN):
-            raise pickle.UnpicklingError(f"a {type(value).__name__} is no data")
+    check_plain(content, PLAIN, n_bytes)
     return content
+
+
+# ---------------------------------------------------------------- what a field of a pickled dict must be
+
+
+def field(path: Path, content: dict, name: str, read: Callable, *limits: object) -> object:
+    """`read(content[name], *limits)`; UserError in words, never the content's own, where that is something else."""
+    try:
+        return read(content[name], *limits)
+    except (ValueError, TypeError, OverflowError) as error:
+        value = content[name]
+        found = f"{value.dtype} {tuple(value.shape)}" if hasattr(value, "shape") else f"a {type(value).__name__}"
+        raise UserError(f"{path}: {name} is {found}; expected {str(error)[:200]}") from None
+
+
+def texts(value: object) -> list[str]:
+    """A list or an array of texts, or of numbers, as texts."""
+    value = value.all() if isinstance(value, StoredArray) else value
+    value = value.ravel().tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str | int | float | np.generic) for one in value):
+        raise ValueError("a list of texts")
+    return [f"{one:g}" if isinstance(one, float) else str(one) for one in value]
+
+
+def numbers(value: object, most: float) -> np.ndarray:
+    """(n,) float64, each from −most to most."""
+    value = value.all() if isinstance(value, StoredArray) else value
+    if (
+        isinstance(value, np.ndarray)
+        and value.dtype.kind not in "fiu"
+        or not isinstance(value, np.ndarray | list | tuple)
+    ):
+        raise ValueError("a list of numbers")
+    value = np.asarray(value, float).ravel()
+    if not (np.abs(value) <= most).all():
+        raise ValueError(f"numbers up to {most:g}")
+    return value
+
+
+def number(value: object, low: float, high: float) -> float:
+    """One number, from `low` to `high`."""
+    if not isinstance(value, int | float | np.integer | np.floating) or not low <= value <= high:
+        raise ValueError(f"a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def samples(value: object, axes: Sequence[int]) -> StoredArray | InMemory:
+    """An array of floating-point numbers with so many axes."""
+    if not isinstance(value, StoredArray | np.ndarray) or value.dtype.kind != "f" or len(value.shape) not in axes:
+        raise ValueError(f"floating-point numbers with {' or '.join(map(str, axes))} axes")
+    return InMemory(value) if isinstance(value, np.ndarray) else value
+
+
+# ---------------------------------------------------------------- the two containers
 
 
 def _read_npy(path: Path, file: BinaryIO) -> object:

@@ -126,6 +126,19 @@ class StoredArray:
         return np.frombuffer(self.where.read(first * size, math.prod(shape) * size), self.dtype).reshape(shape)
 
 
+class InMemory:
+    """An array in memory with the interface of `StoredArray`."""
+
+    def __init__(self, array: np.ndarray):
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self._array[start:stop]
+
+    def lines(self, start: int, stop: int) -> np.ndarray:
+        return self._array[:, start:stop]
+
+
 Array = StoredArray | np.ndarray
 
 

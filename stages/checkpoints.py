@@ -16,6 +16,7 @@ from models import ADAPTERS, FEATURE_ENCODERS, MAPPERS, POOLINGS, choose, is_in
 from models.augmentations import Mirror
 from models.eeg_clip_mapper import EEGMapperModel
 from models.image_generator import image_model_address
+from models.loading import building, built
 from models.prior import CaptionAdapter, DiffusionPrior
 from models.structure import StructuralVAE
 from models.token_encoders import AfterEncoder
@@ -130,9 +131,8 @@ def load_state(module: nn.Module, state: dict, path: Path) -> None:
 
 def _built(kind: type, checkpoint: dict, path: Path) -> nn.Module:
     """A model with the settings and the weights of a checkpoint, finite, in evaluation mode."""
-    with loading(str(path), HINT):
-        model = kind(**checkpoint["settings"])
-        model.load_state_dict(checkpoint["model"])
+    with loading(str(path), HINT), building(str(path), path):
+        model = built(kind, checkpoint["settings"], checkpoint["model"])
         must_be_finite(model)
     return model.eval().requires_grad_(False)
 
@@ -297,17 +297,12 @@ def load_text_model(
 
 def load_mapper_model(checkpoint: dict, path: Path, device: torch.device) -> EEGMapperModel:
     """The mapper; UserError where the checkpoint is damaged."""
-    with loading(f"{path} is damaged: its mapper", HINT):
+    with loading(f"{path} is damaged: its mapper", HINT), building(str(path), path):
         kind, settings = choose(MAPPERS, checkpoint["mapper_name"]), checkpoint["settings"]
-        with torch.device("meta"):  # takes no memory: are these settings of these weights?
-            shapes = {name: value.shape for name, value in kind(**settings).state_dict().items()}
-        if shapes != {name: value.shape for name, value in checkpoint["mapper"].items()}:
-            raise ValueError("its weights do not fit its settings")
         prototypes = checkpoint["prototypes"]
         if (prototypes.shape, prototypes.dtype) != ((settings["n_classes"], settings["clip_width"]), torch.float32):
             raise ValueError(f"its prototypes are {tuple(prototypes.shape)} {prototypes.dtype}")
-        mapper = kind(**settings)
-    load_state(mapper, checkpoint["mapper"], path)
+        mapper = built(kind, settings, checkpoint["mapper"])
     return EEGMapperModel(mapper).to(device).eval()
 
 

@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from models.clip_targets import image_paths, image_targets
-from readers.pickles import read_pickled
+from readers.pickles import field, read_pickled, texts
 from readers.stored_array import StoredArray
-from utils.errors import UserError
+from utils.errors import UserError, loading
 from utils.files import source_record
 from utils.hub import model_identity
 
@@ -79,7 +79,8 @@ def read_clip_features(files: Sequence[str], order: Mapping[str, Sequence[str]])
     found: dict[str, torch.Tensor] = {}
     sentences: dict[str, torch.Tensor] = {}
     for file in map(Path, files):
-        rows, names, text = _content(file)
+        with loading(f"--clip_features {file}", "expected a row an image"):
+            rows, names, text = _content(file)
         images = [image for part in order.values() for image in part]
         if names is None:
             names = _by_number(file, len(rows), order)
@@ -111,7 +112,7 @@ def _content(file: Path) -> tuple[torch.Tensor, list[str] | None, torch.Tensor |
     names, text = None, None
     if isinstance(content, dict):
         key = next((key for key in KEYS if key in content), None)
-        names = next((_texts(content[name]) for name in NAMES if name in content), None)
+        names = next((field(file, content, name, texts) for name in NAMES if name in content), None)
         text = _rows(file, content["text_features"]) if _is_array(content.get("text_features")) else None
         content = content if key is None else content[key]
     if isinstance(content, dict):
@@ -131,10 +132,6 @@ def _is_array(value: object) -> bool:
 
 def _whole(value: object) -> object:
     return value.all() if isinstance(value, StoredArray) else value
-
-
-def _texts(value: object) -> list[str]:
-    return [str(v) for v in np.asarray(_whole(value)).ravel().tolist()]
 
 
 def _rows(file: Path, value: object) -> torch.Tensor:

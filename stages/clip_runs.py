@@ -12,6 +12,7 @@ from datasets.splits import check_protocol, protocol_named
 from datasets.store import description_of_store
 from datasets.trials import TrialDataset, part_as_trained
 from models.eeg_embedding import EEGEmbedding
+from models.loading import building, built
 from models.published import PUBLISHED, from_published, own_names
 from stages import TARGETS
 from stages.checkpoints import HINT, read_run_checkpoint
@@ -82,9 +83,8 @@ def open_clip_run(
     trained_on = {trial.image for trial in dataset.trials} & set(checkpoint["seen"])
     if trained_on and split == "test" and not protocol_named(protocol)[0].repeats_images:
         raise UserError(f"{path} was trained or validated on {sorted(trained_on)[0]}, which would be a test image now")
-    with loading(str(path), HINT):
-        model = EEGEmbedding(**checkpoint["settings"])
-        model.load_state_dict(checkpoint["model"])
+    with loading(str(path), HINT), building(str(path), path):
+        model = built(EEGEmbedding, checkpoint["settings"], checkpoint["model"])
     if model.reads == "tokens":
         encoder = encoder_for(dataset, checkpoint["settings"]["name"], foundation, seed=checkpoint["seed"])
         if fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
@@ -136,7 +136,10 @@ def open_published(
         keys = unwrapped(read_checkpoint(path), is_own, str(path))
         part = next((ours for theirs, ours in NICE_FILES.items() if any(key.startswith(theirs) for key in keys)), "")
         state |= {part + key: value for key, value in keys.items()}
-    model = from_published(name, state, kind).eval().to(device)
+    try:
+        model = from_published(name, state, kind).eval().to(device)
+    except UserError as error:
+        raise UserError(f"{' and '.join(map(str, paths))}: {error}") from None
     # models are called with people; one that takes no people gets none
     model.register_forward_pre_hook(lambda net, inputs: inputs if net.takes_people else inputs[:1])
     dataset = dataset.prepared(EEGEmbedding.preparing(name, dataset.units))

@@ -16,9 +16,8 @@ from datasets.description import DatasetDescription
 from datasets.recording import origin
 from utils.errors import UserError
 from utils.files import write_jsonl
-from utils.limits import MAX_RATIO, MAX_ROWS, SMALL
+from utils.limits import MAX_RATIO, MAX_ROWS, MAX_WORDS, SMALL, check_text
 
-LONGEST_TEXT = 4000  # characters
 SIGNATURE = {"of", "checksum"}  # what a line has besides its row: how many lines there are, and the CRC-32 of the rest
 
 # ---------------------------------------------------------------- read-outs
@@ -135,7 +134,7 @@ def new_row(dataset, index: int, readouts: dict[str, Readout], text: str, uses: 
     """The row of trial `index` of a `TrialDataset`. `uses`: of the test person, beyond what reading the trial has."""
     trial, label, description = dataset.trials[index], dataset.labels[index], dataset.description
     where = trial.subject, trial.session, trial.run, trial.trial
-    row = Row(index, *where, label, description.class_name(label), readouts, text[:LONGEST_TEXT], trial.image)
+    row = Row(index, *where, label, description.class_name(label), readouts, text[:MAX_WORDS], trial.image)
     row.tasks, row.simulated = list(description.tasks), dataset.simulated
     row.uses = used_together(*dataset.uses.split("; "), uses)
     return row
@@ -282,7 +281,7 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
     wrong |= set(content) - {f.name for f in fields(Row)}
     if wrong:
         raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
-    readouts = {_text(name, "a read-out's name"): _readout(value) for name, value in content["readouts"].items()}
+    readouts = {check_text(name, "a read-out's name"): _readout(value) for name, value in content["readouts"].items()}
     if not readouts:
         raise ValueError("no read-out")
     row = Row(**{"session": "", "run": 0, "trial": 0} | content | {"readouts": readouts})
@@ -300,8 +299,8 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
         raise ValueError(f"tasks is {row.tasks!r}; expected one name a class, or none")
     texts = "subject session true_name text image prompt embedding embedding_of nearest picture_fault".split()
     for name, value in (*((name, getattr(row, name)) for name in texts), *(("tasks", task) for task in row.tasks)):
-        _text(value, name)
-    names = [None if row.predicted_name is None else _text(row.predicted_name, "predicted_name"), row.true_name]
+        check_text(value, name)
+    names = [None if row.predicted_name is None else check_text(row.predicted_name, "predicted_name"), row.true_name]
     labels = [row.predicted_label, row.true_label]
     if classes is not None and names != [classes[label] if 0 <= label < len(classes) else None for label in labels]:
         expected = ", ".join(classes)
@@ -329,12 +328,3 @@ def _readout(value: dict) -> Readout:
 def _whole(value: int, name: str, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name} is {str(value)[:80]!r}; expected a whole number from {least} to {most}")
-
-
-def _text(value: str, name: str) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
-        raise ValueError(f"{name} is {str(value)[:80]!r}; expected text of at most {LONGEST_TEXT} characters")
-    value.encode("utf-8")  # a lone surrogate is no text
-    if "\0" in value:
-        raise ValueError(f"{name} holds a zero character")
-    return value

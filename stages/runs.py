@@ -129,6 +129,10 @@ class Run:
         state : mapping. Weights and optimiser, for last.pth.
         more : what the epoch's line in metrics.jsonl says besides.
         """
+        if self.writes and not (self.folder / "run.json").is_file():
+            raise UserError(
+                f"{self.folder} was moved or removed while the run wrote into it; move it back, and --resume"
+            )
         number, val = len(self.history) + 1, {name: score.as_dict() for name, score in scores.items()}
         self.history.append({"epoch": number, "phase": phase, "train_loss": loss, **more, "val": val})
         if self.writes:

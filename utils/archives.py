@@ -103,3 +103,18 @@ def copy_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) 
     """Unpack one member piece by piece; zipfile stops at the size that it declares and checks its CRC."""
     with opened.open(member) as source, open(target, "wb") as out:
         shutil.copyfileobj(source, out, 1 << 20)
+
+
+def check_packed(path: Path) -> None:
+    """Compare the parts of a checkpoint with their CRC-32, which torch.load does not, and refuse packed bombs.
+
+    A file in the format of before PyTorch 1.6 is no zip file and has no checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as parts:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+            raise ValueError("its parts are compressed, which torch.save never does")
+        damaged = parts.testzip()
+    if damaged:
+        raise ValueError(f"the checksum of its part {damaged} is wrong")

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from utils.archives import check_packed
 from utils.errors import UserError, loading
 from utils.files import read_json, write_json
 from utils.hub import local_folder
+from utils.limits import check_plain
 from utils.paths import written_whole
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # a checkpoint's second form: its tensors, and all else
@@ -55,7 +56,7 @@ def read_checkpoint(path: str | Path) -> dict:
     with loading(str(path), "expected a checkpoint of weights only, whole; copy or make it anew"):
         check_packed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        check_tensors(content)
+        check_tensors(content, path.stat().st_size)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; expected a dict of tensors")
     return content
@@ -121,34 +122,28 @@ def _joined(content, tensors: dict[str, torch.Tensor]):  # noqa: ANN202 - as it 
     return {key.removeprefix(name): tensors.pop(key) for key in names}
 
 
-def check_tensors(content) -> None:
-    """Raise ValueError for a tensor that is not a plain one with its numbers in the file: sparse, without data, a huge
-    view.
+# what a checkpoint of weights only may hold beside containers
+PLAIN = (torch.Tensor, str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
+
+
+def check_tensors(content: object, n_bytes: int) -> None:
+    """Raise ValueError for more than plain values and plain tensors whose numbers are in the file.
+
+    A tensor of another kind is sparse, without data, a huge view. n_bytes : int. Of the file; see `check_plain`.
     """
-    if isinstance(content, torch.Tensor):
-        plain = content.layout == torch.strided and content.device.type == "cpu" and not content.is_quantized
-        if not plain or content.numel() * content.element_size() > content.untyped_storage().nbytes():
-            raise ValueError(
-                f"it holds a tensor of another kind ({content.layout}, {content.device}, {tuple(content.shape)})"
-            )
-    elif isinstance(content, (Mapping, list, tuple)):
-        for value in content.values() if isinstance(content, Mapping) else content:
-            check_tensors(value)
-
-
-def check_packed(path: Path) -> None:
-    """Compare the parts of a checkpoint with their CRC-32, which torch.load does not, and refuse packed bombs.
-
-    A file in the format of before PyTorch 1.6 is no zip file and has no checksums.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as parts:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-            raise ValueError("its parts are compressed, which torch.save never does")
-        damaged = parts.testzip()
-    if damaged:
-        raise ValueError(f"the checksum of its part {damaged} is wrong")
+    check_plain(content, PLAIN, n_bytes)
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+            if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                kind = f"{value.layout}, {value.device}, {tuple(value.shape)}"
+                raise ValueError(f"it holds a tensor of another kind ({kind})")
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set):
+            waiting += value
 
 
 def must_be_finite(module: nn.Module) -> None:

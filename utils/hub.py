@@ -162,7 +162,8 @@ def _of_files(name: str) -> str:
     if Path(name).is_file():
         _feed(digest, Path(name))
         return digest.hexdigest()
-    for path in sorted(p for p in Path(name).rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model")):
+    files = (p for p in Path(name).rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model"))
+    for path in sorted(p for p in files if p.is_file()):  # to read a pipe or a device would never end
         digest.update(f"{path.relative_to(name)} {path.stat().st_size} ".encode())
         _feed(digest, path)
     return digest.hexdigest()

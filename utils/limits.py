@@ -1,14 +1,15 @@
 """What a file from a stranger may cost, in one place. Each limit is checked before the memory is taken."""
 
+import re
 import resource
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, loading
 
 MAX_RATIO = 50  # unpacked size over packed size of a zip or a compressed MATLAB file; EEG shrinks to a third at best
 SMALL = 100 << 20  # bytes that any of them may unpack to
@@ -16,6 +17,7 @@ MAX_DEPTH = 2  # zips inside a zip
 MAX_MEMBERS = 25_000  # files in a zip with all that is nested in it; THINGS has 16,740 images
 MAX_DIRECTORY = 400 * MAX_MEMBERS  # bytes of a zip's own list of its files
 MAX_PIXELS = 50_000_000  # of a photo: a camera's 48 megapixels; in RGB 150 MB
+MAX_SIDE = 20_000  # pixels; resizing the short side of a strip to a model's 224 makes the long one as much longer
 # the readers of Pillow that are used; the one for EPS, which it would choose by a file's content, starts a program
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_JSON, MAX_ROWS = 64 << 20, 1 << 30  # bytes of a JSON file; of decoded trials, some 2,000 each
@@ -23,9 +25,15 @@ MAX_TEMPLATE = 100_000  # characters of a chat template; published ones have up 
 TEMPLATE_SECONDS, TEMPLATE_BYTES = 5.0, 512 << 20  # to fill in a chat template
 READING_SECONDS, READING_RATE = 40.0, 2 << 20  # to read a recording: this, and a second for so many bytes
 READING_BYTES = 2 << 30  # address space for that, besides what the content needs
+MAX_WORDS, MAX_NAME = 4_000, 400  # characters of a generated text, a prompt; of a person, a class, an image (in a key)
 MAX_TEXT = 10 << 20  # bytes of a table of events or a header in text; Visual Imagery's tables have 20 kB
 LOADED_RATIO, LOADED_SMALL = 16, 1 << 30  # bytes in memory for a byte of a MATLAB file (16-bit samples, packed to a
 # third, become doubles: 12), and what a file of any size may take
+
+
+MAX_VALUES, MAX_LEVELS = 1 << 20, 64  # values that a file of any size may stand for; containers inside containers
+MAX_LAYERS, MAX_SIZE, MAX_INPUT = 1_000, 1 << 24, 4_096  # of a model's config: layers and entries of a list; any other
+# number (vocabularies have up to 262,144 words); pixels of a picture that a preprocessor makes
 
 
 class _TooLong(BaseException):
@@ -34,8 +42,58 @@ class _TooLong(BaseException):
 
 def check_pixels(path: Path, size: tuple[int, int]) -> None:
     """Raise UserError for a picture that is too large to open; `size` is what its header says."""
-    if size[0] * size[1] > MAX_PIXELS:
-        raise UserError(f"{path} has {size[0]} × {size[1]} pixels; at most {MAX_PIXELS // 10**6} million are read")
+    if size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE:
+        most = f"at most {MAX_PIXELS // 10**6} million are read, and {MAX_SIDE} a side"
+        raise UserError(f"{path} has {size[0]} × {size[1]} pixels; {most}")
+
+
+def check_plain(content: object, plain: tuple[type, ...], n_bytes: int) -> None:
+    """Raise ValueError where what a file holds is more than plain values in lists, tuples, dicts and object arrays.
+
+    A pickle may name one list many times, and who writes it out, or makes an array of it, takes each time anew.
+    So values count as often as they stand there: at most MAX_VALUES, or as many as the file has bytes.
+    """
+    n_values, waiting, level = {}, [content], 0  # id of a container → values that it stands for; 0 while it is open
+    while waiting:
+        parts = _parts(value := waiting[-1])
+        if parts is None:
+            if not isinstance(value, plain):
+                raise ValueError(f"a {type(value).__name__} is no data")
+            waiting.pop()
+            continue
+        if id(value) not in n_values:
+            n_values[id(value)], level = 0, level + 1
+            inside = [part for part in parts if id(part) not in n_values or not n_values[id(part)]]
+            if level > MAX_LEVELS or any(n_values.get(id(part)) == 0 and _parts(part) is not None for part in inside):
+                raise ValueError("its lists are nested too deep, or hold themselves")
+            waiting += inside
+            continue
+        waiting.pop()
+        if not n_values[id(value)]:
+            level -= 1
+            n_values[id(value)] = 1 + sum(n_values.get(id(part), 1) for part in parts)
+            if n_values[id(value)] > max(MAX_VALUES, n_bytes):
+                raise ValueError("its lists name one another over and over; it is made to last")
+
+
+def _parts(value: object) -> Sequence | None:
+    """What a container holds; None for a value."""
+    if isinstance(value, Mapping):
+        return [*value, *value.values()]
+    if isinstance(value, list | tuple | set):
+        return list(value)
+    if getattr(getattr(value, "dtype", None), "hasobject", False) and hasattr(value, "tolist"):
+        return value.ravel().tolist()
+    return None
+
+
+def check_text(value: object, name: str, most: int = MAX_WORDS) -> str:
+    """A text that rows, keys and tables can hold; ValueError for what is none: too long, a lone surrogate, a zero."""
+    if not isinstance(value, str) or len(value) > most:
+        raise ValueError(f"{name} is {str(value)[:80]!r}; expected text of at most {most} characters")
+    if "\0" in value or re.search("[\ud800-\udfff]", value):
+        raise ValueError(f"{name} {value[:80]!r} holds a zero character, or half of one")
+    return value
 
 
 @contextmanager
@@ -66,6 +124,21 @@ def reading(path: Path, size: int, content: int) -> Iterator[None]:
     content : int. Bytes that the content takes, which decide on the address space.
     """
     with bounded(str(path), READING_SECONDS + size / READING_RATE, 4 * content + READING_BYTES):
+        yield
+
+
+@contextmanager
+def guarded(path: Path, hint: str = "it is damaged, or none of its kind; export or fetch it again") -> Iterator[None]:
+    """The guard of all that is done with a stranger's recording: read, checked, made into arrays, refused.
+
+    It may take READING_SECONDS and a second for READING_RATE bytes, and LOADED_RATIO times its size and READING_BYTES.
+    Raises UserError, one line with the file's name, in place of whatever is raised, limits included.
+    """
+    size = path.stat().st_size if path.is_file() else LOADED_SMALL
+    with (
+        loading(str(path), hint),
+        bounded(str(path), READING_SECONDS + size / READING_RATE, LOADED_RATIO * size + READING_BYTES),
+    ):
         yield
 
 

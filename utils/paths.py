@@ -83,15 +83,17 @@ def workplace(parent: Path, name: str) -> Iterator[Path]:
             os.close(alive)
 
 
-def remove_leftovers(parent: Path, name: str = "*", new: float = NEW) -> None:
+def remove_leftovers(parent: Path, name: str = "*", new: float = NEW, deep: bool = False) -> None:
     """Remove the workplaces of processes that are dead, and no others.
 
+    deep : bool. Those in the folders below as well.
     new : float. Seconds for which a workplace that says nothing of its process is left alone: it may be in the making.
 
     A process that was killed between the two renames of `written_whole` leaves its place empty; what it had written is
     whole, and is put there.
     """
-    for folder in parent.glob(f".{name if name == '*' else glob.escape(name)}.part-*"):
+    pattern = f".{name if name == '*' else glob.escape(name)}.part-*"
+    for folder in list(parent.rglob(pattern) if deep else parent.glob(pattern)):
         if not WORKPLACE.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
             continue  # somebody else's
         try:
@@ -103,9 +105,10 @@ def remove_leftovers(parent: Path, name: str = "*", new: float = NEW) -> None:
             elif time.time() - folder.stat().st_mtime < new and lives(folder.name):
                 continue
             place = folder.name[1:].rpartition(".part-")[0]
-            if (folder / "old").exists() and (folder / place).exists() and not (parent / place).exists():
-                os.replace(folder / place, parent / place)
-                sync_folder(parent)
+            target = folder.with_name(place)
+            if (folder / "old").exists() and (folder / place).exists() and not target.exists():
+                os.replace(folder / place, target)
+                sync_folder(target.parent)
             shutil.rmtree(folder)
         except OSError:
             continue  # not ours to remove, or removed by another run just now

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from utils.errors import FULL_DISK, PLACE, UserError
+from utils.errors import FULL_DISK, PLACE, UserError, reason
 from utils.locks import all_of
 from utils.paths import remove_leftovers
 
 # control characters, but for those of a line and of a progress bar (its cursor goes up, and clears to the line's end)
 CONTROL = re.compile(r"(?!\x1b\[[AK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+# what libraries say in errors of their own: NumPy's and PyTorch's, of the GPU as well
+NO_MEMORY = re.compile(r"[Cc]an't allocate memory|[Cc]annot allocate memory|out of memory|bad_alloc|Unable to allocate")
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 3.0  # seconds in which a second interruption is taken for the first one
 _interrupted = -PATIENCE  # when `main` was, of a clock that begins at 0
@@ -52,7 +54,8 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
     try:
         with all_of(locks) as held:
             for lock in held:  # nobody else writes there now
-                remove_leftovers(lock.parent, "*" if lock.name == ".lock" else lock.stem[1:], new=0)
+                whole_folder = lock.name == ".lock"
+                remove_leftovers(lock.parent, "*" if whole_folder else lock.stem[1:], new=0, deep=whole_folder)
             main()
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
@@ -62,6 +65,10 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
     except UserError as error:
         sys.exit(_fail(" ".join(str(error).split())))
     except Exception as error:
+        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+            sys.exit(
+                _fail(f"not enough memory ({reason(error)}); smaller batches, fewer --workers or a larger machine")
+            )
         # libraries wrap the system's word for a full disk in errors of their own
         if any(os.strerror(code) in str(error) for code in FULL_DISK):
             sys.exit(_fail(f"cannot write the output ({error}); free some disk space and run again"))

@@ -105,6 +105,13 @@ def test_classes_get_names_and_a_second_day_its_person(two_files, script, tmp_pa
     assert {t.session for t in split_trials(store, load_description("EEGImageNet"), "within:S03")["test"]} == {"1"}
 
 
+def nested():
+    lists = ["x"]
+    for _ in range(28):
+        lists = [lists, lists]
+    return lists
+
+
 def nan(items):
     items[3]["eeg_data"] = items[3]["eeg_data"].clone()
     items[3]["eeg_data"][5, 7] = float("nan")
@@ -117,9 +124,17 @@ def nan(items):
     {}, "item 2 has"),
     (lambda items: items[2].update(image="../x.JPEG"), {}, "image '../x.JPEG'"), (lambda items: items[2].pop("subject"),
     {}, "item 2 has"),
+    (lambda items: items[3].update(eeg_data=items[3]["eeg_data"].to_sparse()), {}, "a tensor of another kind"),
+    (lambda items: items[3].update(eeg_data=items[3]["eeg_data"].to("meta")), {}, "a tensor of another kind"),
+    (lambda items: items.clear(), {}, "lists of trials"),
+    (lambda items: None, {"labels": ["/etc"]}, "'/etc' is no name"),
+    (lambda items: None, {"labels": 3}, "lists of trials"), (lambda items: items[2].update(subject=10**600), {},
+    "item 2 has the label"),
+    (lambda items: items[2].update(label=nested()), {}, "over and over"),
     (lambda items: None, {"other": 1}, "expected dataset, labels and images"),
     (lambda items: [item.update(eeg_data=1e6 * item["eeg_data"]) for item in items], {}, "does not say its unit"),
-], ids=["channels", "nan", "label", "key", "path", "subject", "keys", "unit"])  # fmt: skip
+], ids=["channels", "nan", "label", "key", "path", "subject", "sparse", "meta", "none", "absolute", "labels", "digits",
+    "nested", "keys", "unit"])  # fmt: skip
 def test_a_wrong_file_is_one_line(script, tmp_path, change, more, said):
     items = items_of([0], per_class=1)
     change(items)
@@ -128,6 +143,19 @@ def test_a_wrong_file_is_one_line(script, tmp_path, change, more, said):
     assert done.code == 2 and said in done.error_line and not (tmp_path / "store").exists()
     if said == "does not say its unit":
         assert prepare(script, [path], tmp_path / "store", "--scale", "1e-6").code == 0
+
+
+def test_a_tensor_that_wants_a_gradient_is_a_tensor_and_a_damaged_byte_is_found(script, tmp_path):
+    items = items_of([0], per_class=1)
+    for item in items:
+        item["eeg_data"].requires_grad_()
+    path = save(tmp_path / "x.pth", items)
+    assert prepare(script, [path], tmp_path / "store").code == 0
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    done = prepare(script, [path], tmp_path / "other")
+    assert done.code == 2 and "checksum" in done.error_line and not (tmp_path / "other").exists()
 
 
 def test_a_file_runs_no_code_and_other_label_orders_are_refused(two_files, script, tmp_path):

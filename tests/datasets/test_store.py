@@ -118,6 +118,17 @@ def test_a_key_that_comes_twice_and_samples_of_another_shape_are_refused(tmp_pat
 # ---------------------------------------------------------------- what is no store, or no whole one
 
 
+@pytest.mark.parametrize("name", ["A\0", "A\ud800", "A" * 5000])
+def test_names_that_decoded_rows_could_not_hold_are_refused_before_anybody_trains(tmp_path, name):
+    x = np.zeros((2, 3), np.float32)
+    for trial in (Trial("k", 0, name, "T", 0, 1), Trial(name, 0, "A", "T", 0, 1), Trial("k", 0, "A", "T", 0, 1, name)):
+        with pytest.raises(UserError, match="name it otherwise"):
+            write_store(tmp_path / "store", {"sfreq": 250}, [[(trial, x)]])
+    with pytest.raises(UserError, match="a class"):
+        write_store(tmp_path / "store", {"sfreq": 250, "classes": ["a", name]}, [[(Trial("k", 0, "A", "T", 0, 1), x)]])
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_folders_and_other_versions_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not an LMDB"):
         open_store(tmp_path)

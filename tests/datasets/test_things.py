@@ -274,6 +274,13 @@ def _nan(content):
     content["raw_eeg_data"][7, 1000] = np.nan
 
 
+def _nested():
+    lists = ["Fp1"]
+    for _ in range(28):
+        lists = [lists, lists]
+    return lists
+
+
 def _code(content):
     stim = content["raw_eeg_data"][-1]
     stim[np.flatnonzero(stim)[9]] = 9999  # what a comment in the published code says instead of 99999
@@ -291,11 +298,21 @@ def test_an_electrode_that_never_changes_is_named(raw, script, tmp_path):
     (_code, "event code 9999"), (_nan, "F7 holds NaN"),
     (lambda c: c["ch_names"].__setitem__(3, "X"), "AF3 is not among its ch_names"),
     (lambda c: c["ch_names"].__setitem__(3, "Fp1"), "Fp1 is there twice"),
-    (lambda c: c.pop("ch_types"), "no raw recording"), (lambda c: _set(c, "sfreq", 333), "333 Hz"),
+    (lambda c: c.pop("ch_types"), "no raw recording"), (lambda c: _set(c, "sfreq", 333), "at 333.0 Hz"),
+    (lambda c: _set(c, "raw_eeg_data", [1, [2]]), "raw_eeg_data is a list"),
+    (lambda c: _set(c, "raw_eeg_data", "text"), "raw_eeg_data is a str"),
+    (lambda c: _set(c, "raw_eeg_data", c["raw_eeg_data"].astype(np.longdouble)), "the data type 'f16'"),
+    (lambda c: _set(c, "raw_eeg_data", np.array([[1.0], [1.0, 2.0]], object)), "raw_eeg_data is object (2,)"),
+    (lambda c: _set(c, "ch_types", 5), "ch_types is a int"),
+    (lambda c: _set(c, "ch_names", None), "ch_names is a None"),
+    (lambda c: _set(c, "sfreq", int("9" * 600)), "a number from 250"), (lambda c: _set(c, "sfreq", "500"), "is a str"),
+    (lambda c: _set(c, "ch_names", _nested()), "over and over"),
+    (lambda c: _set(c, "more", _nested()), "over and over"),
     (lambda c: _set(c, "ch_types", ["eeg"] * 64), "one channel of type stim"),
     (lambda c: _set(c, "raw_eeg_data", c["raw_eeg_data"] * 1e6 * np.r_[np.ones(63), 1e-6][:, None]),
     "is the unit wrong"),
-], ids=["code", "nan", "unknown", "twice", "keys", "rate", "stim", "unit"])  # fmt: skip
+], ids=["code", "nan", "unknown", "twice", "keys", "rate", "list", "text", "longdouble", "ragged", "types", "names",
+    "digits", "rate as text", "nested names", "nested more", "stim", "unit"])  # fmt: skip
 def test_a_wrong_recording_is_one_line(raw, script, tmp_path, change, said):
     done = prepare(script, raw, tmp_path / "store", raw_dir=changed(raw, tmp_path, change))
     assert done.code == 2 and said in done.error_line and not (tmp_path / "store").exists()
@@ -358,6 +375,37 @@ def test_times_of_another_length_than_the_data_are_one_line(raw, script, tmp_pat
     cut_files(tmp_path / "x", "npy", times=np.arange(-50, n - 50) / 250)
     done = prepare(script, tmp_path / "x", tmp_path / "store", raw_dir=tmp_path / "x/npy")
     assert done.code == 2 and f"times has {n} values" in done.error_line
+
+
+@pytest.mark.parametrize("times", [np.zeros(300), np.r_[np.arange(299.0), 1e308], np.arange(300.0)[::-1], "x", None])
+def test_times_that_cannot_be_are_one_line(raw, script, tmp_path, times):
+    shutil.copytree(raw, tmp_path / "x")
+    cut_files(tmp_path / "x", "npy")
+    path = tmp_path / "x/npy/sub-01/preprocessed_eeg_training.npy"
+    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | {"times": times}, protocol=4))
+    done = prepare(script, tmp_path / "x", tmp_path / "store", raw_dir=tmp_path / "x/npy")
+    assert done.code == 2 and "times" in done.error_line
+
+
+@pytest.mark.parametrize("value", [5, [["x"]], None, {"a": 1}, [_nested()]])
+def test_lists_of_images_that_are_none_are_one_line(raw, script, tmp_path, value):
+    shutil.copytree(raw / "raw", tmp_path / "raw")
+    path = tmp_path / "raw/image_metadata.npy"
+    names = {f"{short}_img_{what}": ["x"] for short in ("train", "test") for what in ("concepts", "files")}
+    np.save(path, np.array(names | {"test_img_files": value}, object))
+    done = prepare(script, raw, tmp_path / "store", raw_dir=tmp_path / "raw")
+    assert done.code == 2 and ("test_img_files" in done.error_line or "over and over" in done.error_line)
+
+
+def test_a_damaged_byte_of_ubps_file_is_found_by_its_checksum(raw, script, tmp_path):
+    shutil.copytree(raw, tmp_path / "x")
+    cut_files(tmp_path / "x", "pt")
+    path = tmp_path / "x/pt/sub-01/train.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # a sample's bit: the store would be another one, and nobody would know
+    path.write_bytes(content)
+    done = prepare(script, tmp_path / "x", tmp_path / "store", raw_dir=tmp_path / "x/pt")
+    assert done.code == 2 and "checksum" in done.error_line and "train.pt" in done.error_line
 
 
 def test_preparing_goes_on_behind_what_a_run_that_died_had_done(raw, whitened, script, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from datasets.description import load_description
 from evaluation.report import HIGH, POINTS, WIDE, _embedded, page, thumbnail
+from evaluation.tables import as_csv
 
 EVIL = "<script>alert('x')</script> \"onload=alert(1) {{ 7 * 7 }}"
 
@@ -48,6 +49,13 @@ def test_the_page_holds_tables_figures_and_cards(tmp_path):
     assert "wrong: dog decoded as cup" in text and "right: dog" in text and "75.0 %</span>" in text
     options = [value for tag, name, value in tags.attributes if (tag, name) == ("option", "value")]
     assert options == ["*", "right", "wrong", "*", "r", "*", "dog", "*", "S1", "S2"]
+
+
+def test_what_would_turn_a_line_or_a_spreadsheet_is_shown_and_does_nothing(tmp_path):
+    text = made(tmp_path, [card(text="left \u202e thgir \u2066 \x07")])
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x07]", text) and "thgir" in text
+    lines = [{"run": "=cmd|' /C calc'!A0", "accuracy": -0.5}, {"run": "@x", "accuracy": 0.5}]
+    assert as_csv(["run", "accuracy"], lines).splitlines()[1:] == ["'=cmd|' /C calc'!A0,-0.5", "'@x,0.5"]
 
 
 def test_whatever_is_shown_is_text_and_runs_nothing(tmp_path):

@@ -14,13 +14,15 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
-from models.eeg_llm import load_language_model
+from models.eeg_llm import load_language_model, lora_targets
 from models.image_generator import EEGImageGenerator, load_image_model
-from models.loading import part_class, refuse_code
+from models.loading import built, part_class, refuse_code
 from stages.pictures import cue_arrow
 from utils.errors import UserError
+from utils.paths import ROOT
 
 CPU = torch.device("cpu")
 MALICE = "import pathlib\npathlib.Path({!r}).write_text('ran')\nclass Evil: pass\n"
@@ -368,3 +370,43 @@ def test_parts_of_an_image_model_that_do_not_fit_are_one_line(vi_pth, tmp_path):
     with pytest.raises(UserError, match="--image_model") as error:
         EEGImageGenerator(str(tmp_path / "sd"), CPU, 2, None, 64).generate("a dog", 0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file, changes, words", [
+    ("config.json", {"num_hidden_layers": 10**7}, "num_hidden_layers 10000000"),
+    ("config.json", {"max_position_embeddings": 10**10}, "max_position_embeddings"),
+    ("config.json", {"layer_types": ["full_attention"] * 2000}, "2000 entries in layer_types"),
+])  # fmt: skip
+def test_a_language_model_of_any_size_is_refused_before_it_is_built(demo, tmp_path, file, changes, words):
+    shutil.copytree(demo.llm, tmp_path / "llm")
+    edited(tmp_path / "llm" / file, **changes)
+    with pytest.raises(UserError, match=words):
+        language_model(tmp_path / "llm")
+    with pytest.raises(UserError, match=words):
+        lora_targets(str(tmp_path / "llm"), None)
+
+
+@pytest.mark.parametrize("file, changes, words", [
+    ("unet/config.json", {"layers_per_block": 10**6}, "layers_per_block"),
+    ("vae/config.json", {"block_out_channels": [32] * 5000}, "5000 entries"),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**10}, "num_train_timesteps"),
+])  # fmt: skip
+def test_an_image_model_of_any_size_is_refused_before_it_is_built(demo, tmp_path, file, changes, words):
+    shutil.copytree(demo.pth / "stable-diffusion", tmp_path / "sd")
+    edited(tmp_path / "sd" / file, **changes)
+    with pytest.raises(UserError, match=words):
+        load_image_model(str(tmp_path / "sd"), torch.float32)
+
+
+def test_a_processor_makes_no_pictures_of_any_size(tmp_path):
+    shutil.copytree(ROOT / "demo/assets/clip", tmp_path / "clip")
+    edited(tmp_path / "clip/preprocessor_config.json", size={"shortest_edge": 40_000})
+    with pytest.raises(UserError, match="shortest_edge 40000"):
+        CLIPImageTargetBuilder(str(tmp_path / "clip"), tmp_path).load()
+
+
+def test_a_checkpoints_sizes_are_compared_with_its_weights_before_they_take_memory():
+    state = nn.Linear(3, 2).state_dict()
+    assert torch.equal(built(nn.Linear, {"in_features": 3, "out_features": 2}, state).weight, state["weight"])
+    with pytest.raises(ValueError, match="do not fit"):
+        built(nn.Linear, {"in_features": 10**6, "out_features": 10**6}, state)

@@ -155,3 +155,12 @@ def test_a_control_that_ends_puts_its_scores_into_its_runs_card_unless_somebody_
     (whole_run(tmp_path / "damaged") / "run.json").write_text("{")
     assert (whole_run(tmp_path / "damaged_shuffled", shuffled=True) / "results.json").is_file()
     assert "was not renewed" in capsys.readouterr().out
+
+
+def test_a_run_whose_folder_is_moved_meanwhile_ends_and_makes_no_second_half(tmp_path):
+    run = opened(tmp_path / "run")
+    run.begin()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="was moved or removed"):
+        run.save_epoch(0.1, {}, [{}], {})
+    assert not (tmp_path / "run").exists()

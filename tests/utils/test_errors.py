@@ -46,6 +46,17 @@ def test_what_a_place_is_to_blame_for_is_one_line(code, capsys):
     assert stop.value.code == 2 and said == f"error: /mnt/share/run: {os.strerror(code)}; choose another place\n"
 
 
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+])  # fmt: skip
+def test_too_little_memory_is_one_line(error, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_script(fails_with(error))
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: not enough memory (") and said.count("\n") == 1
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_script(lambda: 1 / 0)

@@ -1,5 +1,6 @@
 """What tells a model from another: the same before and after its weights are fetched."""
 
+import os
 from pathlib import Path
 
 import huggingface_hub
@@ -48,6 +49,11 @@ def test_a_folder_is_its_files(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     hub._of_files.cache_clear()
     assert hub.model_identity(str(tmp_path)) != before != hub.model_identity(str(tmp_path / "config.json"))
+    now = hub.model_identity(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe.json")  # to read either would never end
+    (tmp_path / "device.txt").symlink_to("/dev/zero")
+    hub._of_files.cache_clear()
+    assert hub.model_identity(str(tmp_path)) == now
 
 
 # ---------------------------------------------------------------- a run's address where a path is asked for

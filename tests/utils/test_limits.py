@@ -4,11 +4,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from utils import limits
 from utils.errors import UserError, loading
-from utils.limits import bounded, check_pixels, reading
+from utils.limits import bounded, check_pixels, check_plain, guarded, reading
 
 
 def loop():
@@ -121,7 +122,14 @@ def test_the_time_for_a_recording_grows_with_its_files_and_the_memory_with_its_c
 
 
 @pytest.mark.parametrize(
-    "size, fine", [((8000, 6000), True), ((50_000, 1000), True), ((50_001, 1000), False), ((17_000, 10_000), False)]
+    "size, fine",
+    [
+        ((8000, 6000), True),
+        ((20_000, 2500), True),
+        ((20_001, 1), False),
+        ((1, 150_000), False),
+        ((17_000, 10_000), False),
+    ],
 )
 def test_pictures_are_limited_by_their_pixels(size, fine):
     if fine:
@@ -129,3 +137,49 @@ def test_pictures_are_limited_by_their_pixels(size, fine):
     else:
         with pytest.raises(UserError, match=f"a.png has {size[0]} × {size[1]} pixels; at most 50 million are read"):
             check_pixels(Path("a.png"), size)
+
+
+def nested(levels, inside=()):
+    content = list(inside)
+    for _ in range(levels):
+        content = [content, content]
+    return content
+
+
+def itself():
+    content = {"a": []}
+    content["a"].append(content)
+    return content
+
+
+def deep(levels):
+    content = []
+    for _ in range(levels):
+        content = [content]
+    return content
+
+
+@pytest.mark.parametrize("content, words", [
+    (nested(28), "over and over"), (np.array([nested(28), 1], object), "over and over"), (itself(), "hold themselves"),
+    (deep(5000), "nested too deep"), ({"x": [object()]}, "a object is no data"), ({(1, object()): 1}, "no data"),
+])  # fmt: skip
+def test_what_is_made_to_last_is_refused_before_anybody_writes_it_out(content, words):
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=words):
+        check_plain(content, (str, int), 1000)
+    assert time.monotonic() - begun < 5
+
+
+def test_plain_content_passes_with_lists_that_stand_there_twice():
+    names = ["Fp1", "Fp2"] * 30
+    check_plain({"ch_names": names, "again": (names, names), "x": np.zeros((3, 2)), "n": 1}, (str, int, np.ndarray), 10)
+    check_plain([[k] for k in range(400_000)], (int,), 10)
+    with pytest.raises(ValueError, match="over and over"):
+        check_plain([[k] for k in range(600_000)], (int,), 10)
+    check_plain([[k] for k in range(600_000)], (int,), 1 << 21)  # a file of as many bytes may hold them
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), MemoryError(), RecursionError(), OverflowError("int too large")])
+def test_the_guard_names_the_file_whatever_goes_wrong_inside(tmp_path, error):
+    with pytest.raises(UserError, match="a.npy: .*again|a.npy: asks for more memory"), guarded(tmp_path / "a.npy"):
+        raise error

@@ -107,6 +107,19 @@ def test_the_next_writer_of_the_same_name_removes_what_was_left(tmp_path):
         assert [path for path in tmp_path.iterdir()] == [folder]
 
 
+def test_what_was_left_in_the_folders_of_a_run_goes_where_that_is_asked_for(tmp_path):
+    (tmp_path / "low_level").mkdir()
+    dying(tmp_path / "low_level/store", "while writing").wait()
+    remove_leftovers(tmp_path)
+    assert list((tmp_path / "low_level").iterdir())
+    remove_leftovers(tmp_path, deep=True)
+    assert not list((tmp_path / "low_level").iterdir())
+    (tmp_path / "low_level/store").mkdir()
+    dying(tmp_path / "low_level/store", "between the renames").wait()
+    remove_leftovers(tmp_path, deep=True)
+    assert (tmp_path / "low_level/store/new").read_text() == "new"
+
+
 def test_a_name_with_the_characters_of_a_pattern_is_a_name(tmp_path):
     dying(tmp_path / "run[1]*", "while writing").wait()
     remove_leftovers(tmp_path, "run[1]*")
