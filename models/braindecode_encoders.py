@@ -28,12 +28,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.loading import check_config
 from utils.checkpoints import CONFIG, weights_file
 from utils.errors import UserError, loading
 from utils.signals import resample
 
 LIBRARY = "braindecode.models"
 OUTPUTS = 7  # of the last layer, which is taken away
+MAX_WIDTH = 10_000  # of a number in a config.json beside weights
 USUAL_RATE, USUAL_UNIT = 250.0, 10.0  # Hz and microvolts, of a model of which nothing else is known
 
 
@@ -241,6 +243,7 @@ def numbers_of(weights: Path) -> dict:
     if not config.is_file():
         return {}
     with loading(str(config), "name other weights"):
+        check_config(config, MAX_WIDTH)
         content = json.loads(config.read_text(encoding="utf-8"))
         of_trials = ("n_outputs", "n_chans", "n_times", "sfreq", "input_window_seconds")
         return {k: v for k, v in content.items() if isinstance(v, int | float) and k not in of_trials}

@@ -17,7 +17,8 @@ MAX_DEPTH = 2  # zips inside a zip
 MAX_MEMBERS = 25_000  # files in a zip with all that is nested in it; THINGS has 16,740 images
 MAX_DIRECTORY = 400 * MAX_MEMBERS  # bytes of a zip's own list of its files
 MAX_PIXELS = 50_000_000  # of a photo: a camera's 48 megapixels; in RGB 150 MB
-MAX_SIDE = 20_000  # pixels; resizing the short side of a strip to a model's 224 makes the long one as much longer
+MAX_SIDE, MAX_ASPECT = 20_000, 100  # pixels, of a panorama; a model resizes the short side of a strip to 224 pixels,
+# and the long one as much
 # the readers of Pillow that are used; the one for EPS, which it would choose by a file's content, starts a program
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_JSON, MAX_ROWS = 64 << 20, 1 << 30  # bytes of a JSON file; of decoded trials, some 2,000 each
@@ -42,8 +43,8 @@ class _TooLong(BaseException):
 
 def check_pixels(path: Path, size: tuple[int, int]) -> None:
     """Raise UserError for a picture that is too large to open; `size` is what its header says."""
-    if size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE:
-        most = f"at most {MAX_PIXELS // 10**6} million are read, and {MAX_SIDE} a side"
+    if size[0] * size[1] > MAX_PIXELS or max(size) > min(MAX_SIDE, MAX_ASPECT * min(size)):
+        most = f"at most {MAX_PIXELS // 10**6} million are read, {MAX_SIDE} a side, {MAX_ASPECT} to 1"
         raise UserError(f"{path} has {size[0]} × {size[1]} pixels; {most}")
 
 
