@@ -17,9 +17,8 @@ from utils.files import read_json
 from utils.limits import MAX_INPUT, MAX_LAYERS, MAX_SIZE, READING_BYTES, READING_RATE, READING_SECONDS, bounded
 
 LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be; no class of the folder's
-COUNTS = re.compile(
-    r"layers|depth|heads$|blocks$|n_layer$"
-)  # numbers of a config that say how often something is built
+# numbers of a config that say how often something is built
+COUNTS = re.compile(r"layers|depth|heads$|blocks$|n_layer$")
 
 
 def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa: ANN201 - whatever `kind` makes
@@ -126,8 +125,7 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
                 raise ValueError(f"{nested}: a part must not be a pipeline of its own")
             if part in left_out or not isinstance(index[part], list) or index[part][0] is None:
                 continue
-            for file in ("config.json", "scheduler_config.json"):
-                check_config(Path(name, part, file))
+            check_config(Path(name, part, "scheduler_config.json"))
             check_config(Path(name, part, "preprocessor_config.json"), MAX_INPUT)
             kind = part_class(part, *map(str, index[part]))
             if issubclass(kind, transformers.PreTrainedModel | diffusers.ModelMixin):

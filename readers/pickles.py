@@ -98,9 +98,8 @@ def read_pickled(path: Path) -> object:
 
 def _content(stretch: Stretch, storage: Callable | None = None) -> object:
     """Read a pickle, and refuse what is no data in it."""
-    n_bytes = stretch.size
     content = Unpickler(stretch, RECORDINGS, storage).content()
-    check_plain(content, PLAIN, n_bytes)
+    check_plain(content, PLAIN, stretch.size)
     return content
 
 
@@ -129,11 +128,7 @@ def texts(value: object) -> list[str]:
 def numbers(value: object, most: float) -> np.ndarray:
     """(n,) float64, each from −most to most."""
     value = value.all() if isinstance(value, StoredArray) else value
-    if (
-        isinstance(value, np.ndarray)
-        and value.dtype.kind not in "fiu"
-        or not isinstance(value, np.ndarray | list | tuple)
-    ):
+    if not isinstance(value, np.ndarray | list | tuple) or np.asarray(value).dtype.kind not in "fiu":
         raise ValueError("a list of numbers")
     value = np.asarray(value, float).ravel()
     if not (np.abs(value) <= most).all():

@@ -30,8 +30,6 @@ MAX_WORDS, MAX_NAME = 4_000, 400  # characters of a generated text, a prompt; of
 MAX_TEXT = 10 << 20  # bytes of a table of events or a header in text; Visual Imagery's tables have 20 kB
 LOADED_RATIO, LOADED_SMALL = 16, 1 << 30  # bytes in memory for a byte of a MATLAB file (16-bit samples, packed to a
 # third, become doubles: 12), and what a file of any size may take
-
-
 MAX_VALUES, MAX_LEVELS = 1 << 20, 64  # values that a file of any size may stand for; containers inside containers
 MAX_LAYERS, MAX_SIZE, MAX_INPUT = 1_000, 1 << 24, 4_096  # of a model's config: layers and entries of a list; any other
 # number (vocabularies have up to 262,144 words); pixels of a picture that a preprocessor makes

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 from utils.errors import UserError
 from utils.progress import progress
@@ -50,9 +51,10 @@ def in_order(function: Callable, jobs: Sequence[tuple], workers: int, desc: str)
                         try:
                             done[which] = ours.recv()
                         except (EOFError, OSError):
-                            message = "a worker was ended by the system, most likely for want of memory; "
-                            message += "go on with --workers 1"
-                            raise WorkerLost(message) from None
+                            at = (getattr(part, "path", part) for part in jobs[which])
+                            file = next((f"{path}: " for path in at if isinstance(path, Path)), "")
+                            cause = "a worker was ended by the system, most likely for want of memory"
+                            raise WorkerLost(f"{file}{cause}; go on with --workers 1") from None
                         running.pop(ours)
                         ours.close()
                         worker.join()

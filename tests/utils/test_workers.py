@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -26,9 +27,15 @@ def test_results_come_in_order_whichever_worker_is_done_first():
     assert list(in_order(late, [(k,) for k in range(7)], 2, "x")) == list(range(7))
 
 
-def test_a_worker_that_the_system_ends_is_one_line():
+def dies_at(path, number):
+    return dies(number)
+
+
+def test_a_worker_that_the_system_ends_is_one_line_with_its_file():
     with pytest.raises(WorkerLost, match="--workers 1"):
         list(in_order(dies, [(k,) for k in range(4)], 2, "x"))
+    with pytest.raises(WorkerLost, match="^raw/S2.edf: a worker was ended"):
+        list(in_order(dies_at, [(Path(f"raw/S{k}.edf"), k) for k in range(4)], 2, "x"))
 
 
 PARENT = """
