@@ -6,6 +6,7 @@ arXiv 2506.23075. Parameter names are the published checkpoint's.
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 MAX_WINDOW = 5  # patches; the published window length
 
@@ -43,7 +44,9 @@ class CSBrain_TransformerEncoderLayer(nn.Module):
         self.activation = nn.GELU()
 
         self.region_slices = [area["slice"] for area in area_config.values()]
-        # Facts of the montage and not weights: the published state dict has neither.
+        # Facts of the montage and not weights: the published state dict has none of them.
+        sizes = torch.tensor([s.stop - s.start for s in self.region_slices])
+        self.register_buffer("region_of", torch.arange(len(sizes)).repeat_interleave(sizes), persistent=False)
         self.register_buffer("forbidden_pairs", region_attention_mask(area_config), persistent=False)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
@@ -56,7 +59,10 @@ class CSBrain_TransformerEncoderLayer(nn.Module):
         b, c, p, d = h.shape
         w = min(p, MAX_WINDOW)
         n = -(-p // w)  # windows, the last one padded with zeros that take part like any patch
-        h = nn.functional.pad(h, (0, 0, 0, n * w - p))  # (B, C, n·w, D)
+        if n == 1 and not self.training:  # one window: its weight is 1, so queries and keys change nothing
+            attention = self.inter_window_attn
+            return attention.out_proj(F.linear(h, attention.in_proj_weight[-d:], attention.in_proj_bias[-d:]))
+        h = F.pad(h, (0, 0, 0, n * w - p))  # (B, C, n·w, D)
         h = h.view(b, c, n, w, d).transpose(2, 3).reshape(b * c * w, n, d)  # same slot of every window
         h = self.inter_window_attn(h, h, h, need_weights=False)[0]
         h = h.view(b, c, w, n, d).transpose(2, 3).reshape(b, c, n * w, d)
@@ -64,8 +70,8 @@ class CSBrain_TransformerEncoderLayer(nn.Module):
 
     def _region_attention(self, h: torch.Tensor) -> torch.Tensor:
         b, c, p, d = h.shape
-        means = [h[:, s].mean(dim=1, keepdim=True).expand(-1, s.stop - s.start, -1, -1) for s in self.region_slices]
-        h = h + self.global_fc(torch.cat(means, dim=1))  # (B, C, P, D)
+        means = torch.stack([h[:, s].mean(dim=1) for s in self.region_slices], dim=1)  # (B, regions, P, D)
+        h = h + self.global_fc(means)[:, self.region_of]  # (B, C, P, D)
         h = h.transpose(1, 2).reshape(b * p, c, d)
         h = self.inter_region_attn(h, h, h, attn_mask=self.forbidden_pairs, need_weights=False)[0]
         return h.view(b, p, c, d).transpose(1, 2)
