@@ -5,11 +5,14 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +67,17 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> str:
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
-def train_seconds(command: Sequence[object], folder: Path) -> list[float]:
-    """Run a training script; what the training of each epoch took, as timing.jsonl says. The first warms up."""
+def around(command: Sequence[object], folder: Path, sides: Mapping[str, Callable], rounds: int) -> tuple[list, list]:
+    """Seconds of a training script's epochs, and of other sides, half of them before the script and half behind it.
+
+    command : which trains `rounds` + 1 epochs into `folder`; the first warms up. What the training of each took, its
+        timing.jsonl says.
+    """
+    before = in_turns(sides, -(-rounds // 2))
     run(command)
     lines = (folder / "timing.jsonl").read_text().splitlines()
-    return [json.loads(line)["train_seconds"] for line in lines][1:]
+    after = in_turns(sides, rounds // 2)  # a machine's pace drifts
+    return [json.loads(line)["train_seconds"] for line in lines][1:], [before[name] + after[name] for name in sides]
 
 
 # ---------------------------------------------------------------- memory
@@ -81,16 +90,14 @@ def run(command: Sequence[object]) -> dict[str, float]:
     """
     command = [sys.executable, *map(str, command)]
     started, most = time.perf_counter(), dict.fromkeys(MEMORY.values(), 0.0)
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        os.set_blocking(process.stderr.fileno(), False)
-        said = ""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said)
         while process.poll() is None:
-            said += process.stderr.read() or ""
             most = {name: max(most[name], value) for name, value in memory(process.pid).items()}
             time.sleep(0.05)
-        said += process.stderr.read() or ""
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command[1:3])} … ended with {process.returncode}:\n{said[-2000:]}")
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"{Path(command[1]).name} ended with {process.returncode}:\n{said.read()[-2000:]}")
     return most | {"seconds": time.perf_counter() - started}
 
 
@@ -108,44 +115,44 @@ def memory(pid: int | str = "self") -> dict[str, float]:
 
 
 def apart(function: Callable, *arguments) -> tuple[object, float]:
-    """What a function gives in a process of its own, and that process's peak memory in GB."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_with_peak, (function, arguments))
+    """What a function gives in a process of its own, and the peak memory, GB, of that process or its largest child."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_with_peak, function, arguments).result()
 
 
 def _with_peak(function: Callable, arguments: tuple) -> tuple[object, float]:
-    return function(*arguments), memory()["peak"]
+    given = function(*arguments)
+    return given, max(memory()["peak"], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9)
 
 
 # ---------------------------------------------------------------- data
 
 
-def things_store(folder: Path, n: int, n_times: int = 250, repetitions: int = 4, width: int = 1024) -> Path:
-    """A THINGS-like store of noise, its CLIP embeddings beside it as clip.npz: 10 images a concept, all by one person.
+def things_store(folder: Path, n: int, n_times: int = 250, width: int = 1024) -> tuple[Path, Path]:
+    """A THINGS-like store of `n` training trials of noise, 4 an image, 10 images a concept; and CLIP-like embeddings.
 
-    n : int. Trials. Of 20 concepts one validates, and some test trials are there.
+    Of the concepts a sixth, 100 at most, validates; there are 20 test trials.
     """
-    rng, per_concept = np.random.default_rng(0), 10 * repetitions
-    n_concepts = max(4, -(-n // per_concept))
-    training = [f"training_images/{k:05d}_c{k}/c{k}_{j}.jpg" for k in range(n_concepts) for j in range(10)]
-    test = [f"test_images/{k:05d}_u{k}/u{k}.jpg" for k in range(20)]
-    shown = [(image, 1) for image in training for _ in range(repetitions)][:n] + [(image, 2) for image in test]
-    classes = [f"c{k}" for k in range(n_concepts)] + [f"u{k}" for k in range(20)]
+    rng, n_images = np.random.default_rng(0), -(-n // 4)
+    images = [f"training_images/{k // 10:05d}_c{k // 10}/c{k // 10}_{k % 10}.jpg" for k in range(n_images)]
+    tested = [f"test_images/{k:05d}_u{k}/u{k}.jpg" for k in range(20)]
+    shown = [(k // 40, 1, images[k // 4]) for k in range(n)] + [(-1 - k, 2, tested[k]) for k in range(20)]
+    classes = [f"c{k}" for k in range(-(-n_images // 10))] + [f"u{k}" for k in range(19, -1, -1)]  # u0 is the last
 
     def parts() -> Iterator[list]:
         for start in range(0, len(shown), 1000):
             block = shown[start : start + 1000]
             x = rng.standard_normal((len(block), len(ELECTRODES), n_times), dtype=np.float32)
-            yield [
-                (Trial(f"sub-01-1-r{run}-t{start + k:06d}", classes.index(image.split("_")[-2].split("/")[0])
-                       if run == 1 else n_concepts + int(image.split("/")[1][:5]), "sub-01", "1", run, start + k + 1,
-                       image), x[k])
-                for k, (image, run) in enumerate(block)
-            ]  # fmt: skip
+            part = []
+            for k, (label, run, image) in enumerate(block):
+                key = f"sub-01-1-r{run}-t{start + k:06d}"
+                part.append((Trial(key, label % len(classes), "sub-01", "1", run, start + k + 1, image), x[k]))
+            yield part
 
     meta = {"sfreq": 250.0, "dataset": "THINGS", "electrodes": list(ELECTRODES), "classes": classes, "units": "no unit"}
-    meta |= {"preprocessing": {"tmin": 0.0, "tmax": n_times / 250}, "options": {"images": {}}, "simulated": True}
-    write_store(folder / "store", meta, parts())
-    rows = rng.standard_normal((len(training) + len(test), width), dtype=np.float32)
-    np.save(folder / "clip.npy", {"img_features": rows, "img": np.array(training + test)})
-    return folder / "store"
+    write_store(folder / "store", meta | {"preprocessing": {"tmin": 0.0, "tmax": n_times / 250}}, parts())
+    vectors = {
+        f"{kind}_features": rng.standard_normal((n_images + 20, width), dtype=np.float32) for kind in ("img", "text")
+    }
+    np.save(folder / "clip.npy", vectors | {"img": np.array(images + tested)})
+    return folder / "store", folder / "clip.npy"

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import in_turns, machine, new_parser, ratio, spread
+from benchmarks import common
 from datasets.description import load_description
 from models.CSBrain import CSBrain
 
@@ -120,7 +120,7 @@ def matrix_rate(seconds: float = 0.5) -> float:
 
 @torch.no_grad()
 def main() -> None:
-    parser = new_parser(__doc__, rounds=9)
+    parser = common.new_parser(__doc__, rounds=9)
     parser.add_argument("--dataset", default="BCICIV2a", help="whose electrodes")
     parser.add_argument("--patches", type=int, default=4, help="seconds of a trial")
     parser.add_argument("--batches", type=int, nargs="+", default=list(CLAIMS), help="batch sizes")
@@ -130,7 +130,7 @@ def main() -> None:
     montage = load_description(args.dataset).montage
     torch.manual_seed(0)
     model = CSBrain(brain_regions=montage.brain_regions, sorted_indices=montage.sorted_indices).eval()
-    print(machine())
+    print(common.machine())
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # else attention is one operation, not counted
         transcribed(model, torch.randn(1, len(montage.electrodes), args.patches, 200))
     gflop = counter.get_total_flops() / 1e9
@@ -145,15 +145,17 @@ def main() -> None:
         if args.bf16:
             sides["bf16"] = lambda x=x: _bf16(model, x)
         rates = [matrix_rate()]
-        seconds = in_turns(sides, args.rounds)
+        seconds = common.in_turns(sides, args.rounds)
         rates.append(matrix_rate())
         claim = f" (claim: ≥ {CLAIMS[batch]})" if batch in CLAIMS else ""
-        print(f"batch {batch:2}: transcribed / ours {ratio(seconds['transcribed'], seconds['ours'])}{claim}")
+        print(f"batch {batch:2}: transcribed / ours {common.ratio(seconds['transcribed'], seconds['ours'])}{claim}")
         trial = [1000 * s / batch for s in seconds["ours"]]
         share = [100 * gflop / (s / batch) / max(rates) for s in seconds["ours"]]
-        print(f"          ours {spread(trial)} ms a trial: {spread(share, 0)} % of {max(rates):.0f} GFLOP/s")
+        print(
+            f"          ours {common.spread(trial)} ms a trial: {common.spread(share, 0)} % of {max(rates):.0f} GFLOP/s"
+        )
         for name in list(sides)[2:]:
-            print(f"          ours / {name} {ratio(seconds['ours'], seconds[name])}")
+            print(f"          ours / {name} {common.ratio(seconds['ours'], seconds[name])}")
     print(f"a trial as transcribed: {gflop:.2f} GFLOP in matrix products and convolutions")
 
 

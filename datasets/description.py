@@ -78,6 +78,8 @@ class DatasetDescription:
     # (`Piece`, settings, scale, options) → trials, counts, facts; in place of `recordings`, where raw files are too
     # large to be prepared at once or hold trials that are cut already
     prepare_piece: Callable | None = None
+    # (`Piece`, scale, options, workers): makes what many pieces need, before workers are given them
+    ahead: Callable | None = None
     table: Callable[..., list[str]] | None = None  # (metadata, counts) → lines in place of the closing table by class
     parts: Callable | None = None  # (trials, the store's trials) → "train", "val" or "test" for each, by what was seen
     apart: str = "image"  # what `parts` keeps apart: "concept" (nothing that is tested was trained on) or "image"

@@ -3,8 +3,9 @@
 Recordings → filter → window → trials → store → closing table.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ def prepare(
         go_on(writer, files)
     try:
         jobs = [(description, file, settings, scale, options) for file in files[len(writer.notes) :]]
-        for trials, counts, source in in_order(prepare_file, jobs, workers, "preparing"):
+        for trials, counts, source in _prepared(description, jobs, workers):
             check_rate(source, writer.notes)
             writer.add(trials, {"counts": list(counts.items()), "source": source})
         counts = Counter()
@@ -115,6 +116,27 @@ def check_rate(source: dict, notes: Sequence[dict]) -> None:
     sfreqs = rates([source, *(note["source"] for note in notes)])
     if len(sfreqs) > 1:
         raise UserError(f"{source['name']} has another sampling rate ({sfreqs} Hz) than the files before it")
+
+
+def _prepared(description: DatasetDescription, jobs: Sequence[tuple], workers: int) -> Iterator[tuple]:
+    """What `prepare_file` makes of each job, in order.
+
+    A worker lives for one job. What all pieces of a session or file need, a whitener or a checksum of gigabytes, is
+    made before them and in this process, from which they inherit it.
+    """
+    for _, group in itertools.groupby(jobs, key=lambda job: _whole(job[1]) if description.ahead else ""):
+        together = list(group)
+        for _, file, _, scale, options in together:
+            if isinstance(file, Piece):
+                source_of(file)
+                if description.ahead:
+                    description.ahead(file, scale, options, workers)
+        yield from in_order(prepare_file, together, workers, "preparing")
+
+
+def _whole(file: Path | Piece) -> Path:
+    """What a piece depends on as a whole: the recording that it is whitened by, or is cut from."""
+    return file if isinstance(file, Path) else (*file.beside, file.path)[0]
 
 
 def prepare_file(

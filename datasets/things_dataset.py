@@ -27,6 +27,7 @@ from readers.stored_array import InMemory, StoredArray
 from utils.archives import check_packed
 from utils.errors import UserError, loading
 from utils.paths import image_path
+from utils.workers import in_order
 
 ELECTRODES = tuple(
     "Fp1 Fp2 AF7 AF3 AFz AF4 AF8 F7 F5 F3 F1 F2 F4 F6 F8 FT9 FT7 FC5 FC3 FC1 FCz FC2 FC4 FC6 FT8 "
@@ -328,20 +329,45 @@ def shrunk_covariance(x: np.ndarray) -> np.ndarray:
     return ledoit_wolf(standard)[0] * sd[:, None] * sd[None]
 
 
-@lru_cache(maxsize=2)
-def session_whitener(path: Path, version: tuple[int, int], n_images: int, scale: float) -> np.ndarray:
+_whiteners: dict[tuple, np.ndarray] = {}  # of a session; workers inherit what the process that starts them has made
+
+
+def session_whitener(path: Path, version: tuple[int, int], n_images: int, scale: float, workers: int = 1) -> np.ndarray:
     """Σ^(−1/2) of a session: mean over repetitions, then over images, of its training part's covariances."""
-    onsets, images, fates = _kept_events(path, version, n_images, "training")
-    good = np.flatnonzero((fates == "kept") & _inside(path, onsets))
-    if not len(good):
-        raise UserError(f"{path} has no training images to whiten by; --whiten none goes on without")
-    repetitions = Counter(images[good].tolist())
-    total = np.zeros((len(ELECTRODES), len(ELECTRODES)))
-    for start in range(0, len(good), EVENTS):
-        block = good[start : start + EVENTS]
-        for x, image in zip(_epochs(path, onsets[block], scale), images[block].tolist(), strict=True):
-            total += shrunk_covariance(x) / repetitions[image]
-    return whitener(total / len(repetitions), path)
+    if (key := (path, version, n_images, scale)) not in _whiteners:
+        onsets, images, fates = _kept_events(path, version, n_images, "training")
+        good = np.flatnonzero((fates == "kept") & _inside(path, onsets))
+        if not len(good):
+            raise UserError(f"{path} has no training images to whiten by; --whiten none goes on without")
+        repetitions = Counter(images[good].tolist())
+        shares = np.array([1 / repetitions[image] for image in images[good].tolist()])
+        blocks = [slice(start, start + EVENTS) for start in range(0, len(good), EVENTS)]
+        jobs = [(path, onsets[good[block]], shares[block], scale) for block in blocks]
+        total = sum(in_order(_sum_of_covariances, jobs, workers, "whitening"))
+        _whiteners.clear()  # sessions come one after the other
+        _whiteners[key] = whitener(total / len(repetitions), path)
+    return _whiteners[key]
+
+
+def _sum_of_covariances(path: Path, onsets: np.ndarray, shares: np.ndarray, scale: float) -> np.ndarray:
+    """(C, C) of the epochs around some onsets, each times its share."""
+    return sum(share * shrunk_covariance(x) for share, x in zip(shares, _epochs(path, onsets, scale), strict=True))
+
+
+def whiten_ahead(piece: Piece, scale: float | None, options: dict, workers: int) -> None:
+    """Make the whitener of a piece's session with all workers: each of them lives for one piece, and would repeat it."""
+    if "raw_eeg" in piece.path.name and options["whiten"] == "epochs":
+        _whitener_of(piece, scale, options, workers)
+
+
+def _whitener_of(piece: Piece, scale: float | None, options: dict, workers: int = 1) -> np.ndarray:
+    training = piece.beside[0] if piece.beside else piece.path
+    return session_whitener(training, stamp(training), len(options["images"]["training"]), _microvolts(scale), workers)
+
+
+def _microvolts(scale: float | None) -> float:
+    """What volts are multiplied by."""
+    return 1e6 * (1.0 if scale is None else scale)
 
 
 def _inside(path: Path, onsets: np.ndarray) -> np.ndarray:
@@ -453,16 +479,14 @@ def _prepare_raw(piece: Piece, settings: Preprocessing, scale: float | None, opt
     counts = Counter((fate, subject, part) for fate in fates[events].tolist())
     good, trials, amplitude = events[fates[events] == "kept"], [], None
     if len(good):
-        microvolts = 1e6 * (1.0 if scale is None else scale)
-        x = _epochs(path, onsets[good], microvolts)  # (n, 63, 300)
+        x = _epochs(path, onsets[good], _microvolts(scale))  # (n, 63, 300)
         amplitude = float(np.median(x.std(axis=-1)))
         check_amplitude(f"{path}: the median standard deviation of an epoch", amplitude, scale)
         flat = [name for name, sd in zip(ELECTRODES, x.std(axis=(0, 2)), strict=True) if sd == 0]
         if flat and not piece.start:
             print(f"notice: {path}: {', '.join(flat)} never changes; kept as it is")
         if options["whiten"] == "epochs":
-            training = piece.beside[0] if piece.beside else path
-            x = session_whitener(training, stamp(training), len(images["training"]), microvolts) @ x
+            x = _whitener_of(piece, scale, options) @ x
         start, stop = (round((second - EPOCH[0]) * SFREQ) for second in (settings.tmin, settings.tmax))
         for place, of_trial in zip(good.tolist(), x[..., start:stop].astype(DTYPE), strict=True):
             trials.append((_trial(subject, session, part, place + 1, images[part][codes[place]], options), of_trial))
@@ -565,6 +589,7 @@ DESCRIPTION = DatasetDescription(
     window_starts="the image's onset",
     reference="none",  # recorded against Fz, which is absent
     prepare_piece=prepare_piece,
+    ahead=whiten_ahead,
     table=table,
     parts=parts,
     apart="concept",

@@ -128,6 +128,27 @@ def test_whitened_trials_of_both_parts_use_the_training_parts_covariance(raw, wh
         assert np.allclose(sigma @ plain.read(a), white.read(b), atol=1e-3) and a.image == b.image
 
 
+def test_two_workers_write_the_same_and_whiten_by_each_epoch_once(raw, whitened, script, tmp_path, monkeypatch):
+    """A worker lives for one piece: what it made for itself, the next one would make again."""
+    real, calls = things.shrunk_covariance, tmp_path / "calls"
+
+    def counted(x):
+        with open(calls, "a") as file:
+            file.write("x")
+        return real(x)
+
+    monkeypatch.setattr(things, "EVENTS", 16)  # pieces of a session
+    monkeypatch.setattr(things, "shrunk_covariance", counted)
+    things._whiteners.clear()
+    done = prepare(script, raw, tmp_path / "store", "--workers", 2)
+    assert done.code == 0, done.err
+    a, b = open_store(raw / "white"), open_store(tmp_path / "store")
+    assert a.trials and [t.key for t in a.trials] == [t.key for t in b.trials]
+    for one, other in zip(a.trials[::7], b.trials[::7], strict=True):
+        assert np.allclose(a.read(one), b.read(other), atol=1e-5)
+    assert len(calls.read_text()) == sum(t.run == 1 for t in a.trials)
+
+
 def test_the_closing_table_counts_what_is_expected(raw, whitened):
     lines = [line.split() for line in whitened.out.splitlines() if line.startswith("sub-01")]
     assert [line[:4] for line in lines] == [["sub-01", "training", "40", "40"], ["sub-01", "test", "120", "2400"]]

@@ -31,29 +31,10 @@ from models.clip_targets import load_vae
 from models.guided_generator import Guidance, GuidedGenerator, guidance_pairs, load_controlnet, read_ip_adapter
 from models.image_generator import STRIDE, UNSAFE, load_image_model, read_prompts
 from tests.conftest import ROOT
+from tests.gpu.check import write_adapter
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
-
-
-def write_adapter(unet, path, width=768, seed=0):
-    """An IP-Adapter of random weights, strong enough to see, under the published names."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(*shape, scale):
-        return scale * torch.randn(*shape, generator=generator)
-
-    cross = unet.config.cross_attention_dim
-    state = {"image_proj.proj.weight": noise(4 * cross, width, scale=width**-0.5),
-        "image_proj.proj.bias": torch.zeros(4 * cross),
-             "image_proj.norm.weight": torch.ones(cross), "image_proj.norm.bias": torch.zeros(cross)}  # fmt: skip
-    names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
-    for k, name in enumerate(names):
-        size = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
-        for side in "kv":
-            state[f"ip_adapter.{2 * k + 1}.to_{side}_ip.weight"] = noise(size, cross, scale=cross**-0.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,51 @@
+"""The GPU check: it runs, in its small form, where there is no GPU; where there is one, all lines are under their limits."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.gpu import check
+
+
+def run(folder, *flags):
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OUT": str(folder), "OMP_NUM_THREADS": "1"}
+    command = ["bash", ROOT / "tests/gpu/run.sh", *flags]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder.parent, env=environment)
+    return done, json.loads((folder / "check.json").read_text())
+
+
+def test_the_small_form_measures_every_line_on_the_cpu(tmp_path):
+    done, lines = run(tmp_path / "gpu", "--small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line["name"] for line in lines] == list(check.LINES)
+    assert all(line["rate"] > 0 and not line["wrong"] for line in lines), lines
+    text = (tmp_path / "gpu/check.md").read_text()
+    assert "says nothing of a GPU" in text and all(line["what"] in text for line in lines)
+
+
+def test_a_line_that_fails_is_named_and_the_others_go_on(monkeypatch, tmp_path):
+    def breaks(sizes):
+        raise RuntimeError("out of memory")
+
+    def lacks(sizes):
+        raise ImportError("no bitsandbytes")
+
+    monkeypatch.setitem(check.LINES, "nf4", ("first", breaks, 8, "trials"))
+    monkeypatch.setitem(check.LINES, "bf16", ("second", lacks, 8, "trials"))
+    sizes = check.Sizes(tmp_path, torch.device("cpu"), True)
+    failed, lacking = (check.measure(name, sizes) for name in ("nf4", "bf16"))
+    assert failed["wrong"].startswith("FAILED: RuntimeError: out of memory") and failed["rate"] is None
+    assert lacking["wrong"] == "not run: no bitsandbytes"
+    text = check.table([failed, lacking], "a GPU")
+    assert "| first |" in text and "out of memory" in text and "not run" in text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_every_line_of_the_hardware_table_is_under_its_limit(tmp_path):
+    done, lines = run(tmp_path / "gpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(line["peak"] for line in lines if line["limit"])
