@@ -26,10 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MEMORY = {"VmHWM": "peak", "RssAnon": "private"}  # of /proc/PID/status: with pages of mapped files, and without
 
 
-def new_parser(doc: str, rounds: int = 5) -> argparse.ArgumentParser:
-    """A parser that shows the script's docstring, with --rounds."""
+def new_parser(doc: str, rounds: int | None = 5) -> argparse.ArgumentParser:
+    """A parser that shows the script's docstring, with --rounds where there are any."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"repetitions of each side (default: {rounds})")
+    if rounds:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"repetitions of each side (default: {rounds})")
     return parser
 
 

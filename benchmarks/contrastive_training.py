@@ -135,7 +135,7 @@ def command(store: Path, features: Path, encoder: str, folder: Path, epochs: int
 def main() -> None:
     parser = common.new_parser(__doc__)
     parser.add_argument("--encoders", nargs="+", default=["atm", "nice"])
-    parser.add_argument("--trials", type=int, default=3 * BATCH, help="training trials of the store for the ratio")
+    parser.add_argument("--trials", type=int, default=2 * BATCH, help="training trials of the store for the ratio")
     parser.add_argument("--memory_trials", type=int, nargs="*", default=[5_000, 50_000], help="sizes for the memory")
     parser.add_argument("--memory_encoder", default="nice", help="which one trains for the memory")
     args = parser.parse_args()

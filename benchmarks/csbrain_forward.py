@@ -37,11 +37,11 @@ def transcribed(model: CSBrain, x: torch.Tensor) -> torch.Tensor:
     h = embedding.proj_in(x.reshape(b, 1, c * p, t)).permute(0, 2, 1, 3).reshape(b, c, p, t)
     h = h + embedding.spectral_proj(torch.abs(torch.fft.rfft(x, dim=-1, norm="forward")))
     h = h + embedding.positional_encoding(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    regions = [list(range(area["slice"].start, area["slice"].stop)) for area in model.area_config.values()]
-    blocks = [model.BrainEmbedEEGLayer.region_blocks[name] for name in model.area_config]
+    areas = {name: list(range(area["slice"].start, area["slice"].stop)) for name, area in model.area_config.items()}
+    regions, blocks = list(areas.values()), model.BrainEmbedEEGLayer.region_blocks
     for layer in model.encoder.layers:
         h = h + along_patches(model.TemEmbedEEGLayer.convs, h)
-        h = h + along_regions(blocks, regions, h)
+        h = h + along_regions([(blocks[name], areas[name]) for name in areas if name in blocks], h)
         h = h + across_windows(layer.inter_window_attn, layer.norm1(h))
         h = h + across_regions(layer, regions, layer.norm2(h))
         h = h + layer.linear2(F.gelu(layer.linear1(layer.norm3(h))))
@@ -58,11 +58,11 @@ def along_patches(convs: nn.ModuleList, h: torch.Tensor) -> torch.Tensor:
     return torch.stack(out, dim=1)
 
 
-def along_regions(blocks: list, regions: list[list[int]], h: torch.Tensor) -> torch.Tensor:
-    """Region by region, circular; zeros around a region of one electrode."""
+def along_regions(blocks: list[tuple], h: torch.Tensor) -> torch.Tensor:
+    """Region by region, circular; zeros around a region of one electrode; nothing for codes without weights."""
     b, _, p, d = h.shape
     out = torch.zeros_like(h)
-    for convs, electrodes in zip(blocks, regions, strict=True):
+    for convs, electrodes in blocks:
         x = h[:, electrodes].permute(0, 2, 3, 1).reshape(b * p, d, len(electrodes))
         scales = []
         for conv in convs:

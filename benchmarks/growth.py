@@ -1,4 +1,4 @@
-"""Claim: nothing grows faster than linearly with the trials, and a training's own memory does not grow with the store.
+"""Claim: nothing grows faster than linearly with the trials, and a training's own memory has a bound.
 
     python benchmarks/growth.py                                     # 1,000 to 100,000 trials
     python benchmarks/growth.py --sizes 200 400 800 --rounds 1      # a look
@@ -11,8 +11,9 @@ opening                      of the store and its training split, checksums of t
 shuffled reads               of all trials once, and their samples' checksums
 token cache, from the cache  tokens of all trials by a CSBrain of one layer; then read again
 epoch, tokens                loader, collation, and a step of the class head
-epoch, contrastive           NICE in finetune_eeg_to_clip.py, as its timing.jsonl says; private memory of the process
-evaluate.py, audit           of as many decoded rows; of the store and these rows
+epoch, contrastive           NICE in finetune_eeg_to_clip.py, as its timing.jsonl says; private memory of the process:
+                             prepared trials are kept up to 2 GiB (KEPT_BYTES in datasets/trials.py), beyond that none
+evaluate.py, audit           of the decoded test trials, two of nine people; of the store and these rows
 page                         of report.html with a picture for every tenth trial
 
 Prints a table with the exponent b of cost = a · trials^b, fitted to the three largest sizes, and what the lines say of
@@ -76,8 +77,8 @@ def written(path: Path, n: int) -> TrialDataset:
     return opened(path)
 
 
-def opened(path: Path) -> TrialDataset:
-    return TrialDataset(path, "train", "published", DESCRIPTION)
+def opened(path: Path, mode: str = "train") -> TrialDataset:
+    return TrialDataset(path, mode, "published", DESCRIPTION)
 
 
 def everything(dataset: TrialDataset) -> TrialDataset:
@@ -103,7 +104,7 @@ def epoch_of_tokens(dataset: TrialDataset) -> None:
 
 
 def decoded(dataset: TrialDataset, folder: Path) -> Path:
-    """A run's folder: every trial decoded by chance."""
+    """A run's folder: trials decoded by chance."""
     rng, sentences = np.random.default_rng(0), DESCRIPTION.canonical
     rows = []
     for k, p in enumerate(rng.dirichlet([1, 1], len(dataset)).tolist()):
@@ -138,7 +139,7 @@ def contrastive(folder: Path, n: int, rounds: int) -> tuple[list[float], float]:
     return [json.loads(line)["train_seconds"] for line in lines][1:], most["private"]
 
 
-def measure(n: int, rounds: int, contrast: bool) -> dict[str, float]:
+def measure(n: int, rounds: int, slow: bool) -> dict[str, float]:
     """Costs at one size: medians over the rounds of what repeats."""
     costs, seconds = {}, defaultdict(list)
 
@@ -162,12 +163,13 @@ def measure(n: int, rounds: int, contrast: bool) -> dict[str, float]:
                 tokens = timed(name, cache.tokens, dataset, torch.device("cpu"))
             timed("epoch, tokens, s", epoch_of_tokens, dataset.with_tokens(tokens))
             timed("page, s", page_of, n // 10)
-        run = decoded(dataset, Path(folder) / "run")
+        run = decoded(opened(path, "test"), Path(folder) / "run")
         for _ in range(rounds):
             asked = [common.ROOT / "evaluate.py", run, "--output_dir", Path(folder) / "tables"]
             timed("evaluate.py, s", common.run, asked)
-            timed("audit, s", common.run, [common.ROOT / "evaluate.py", "--audit", path, run])
-    if contrast:
+            if slow:
+                timed("audit, s", common.run, [common.ROOT / "evaluate.py", "--audit", path, run])
+    if slow:
         with tempfile.TemporaryDirectory() as folder:
             seconds["epoch, contrastive, s"], costs["its private memory, GB"] = contrastive(Path(folder), n, rounds)
     return costs | {name: median(of) for name, of in seconds.items()}
@@ -182,11 +184,11 @@ def fitted(sizes: list[int], costs: list[float]) -> tuple[float, float]:
 def main() -> None:
     parser = common.new_parser(__doc__, rounds=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 3_000, 10_000, 30_000, 100_000])
-    parser.add_argument("--contrastive", type=int, default=100_000, help="the largest size that the script trains on")
+    parser.add_argument("--slow", type=int, default=30_000, help="largest size of the contrastive epoch and the audit")
     parser.add_argument("--output_dir", type=Path, default=common.ROOT / "outputs/benchmarks", help="for growth.png")
     args = parser.parse_args()
     print(common.machine())
-    of_size = {n: measure(n, args.rounds, n <= args.contrastive) for n in sorted(args.sizes)}
+    of_size = {n: measure(n, args.rounds, n <= args.slow) for n in sorted(args.sizes)}
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis, lines = figure.subplots(), {}
     print("| cost | " + " | ".join(f"{n:,}" for n in of_size) + " | exponent |\n" + "| --- " * (len(of_size) + 2) + "|")

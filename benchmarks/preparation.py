@@ -116,7 +116,7 @@ def ours(name: str, raw: Path, store: Path, workers: int) -> float:
         facts = eeg_imagenet_dataset.facts([raw / "data.pth"])
         settings = Preprocessing(*description.window, **UNFILTERED)
     else:
-        files = description.files(raw)
+        files, options = description.files(raw), {option: of[0][0] for option, of in description.options.items()}
     with contextlib.redirect_stdout(io.StringIO()):  # the closing table
         prepare(description, files, store, settings, workers, None, options, facts)
     return time.perf_counter() - started

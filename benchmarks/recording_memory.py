@@ -6,9 +6,6 @@ Writes such a recording (noise and 120 events, 240 MB) in BDF and in FIF, prepar
 prints that process's peak memory beside the size of the signal in double precision.
 """
 
-import argparse
-import multiprocessing
-import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -17,20 +14,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 
+from benchmarks import common
 from datasets.prepare import prepare_file  # noqa: E402
 from datasets.preprocessing import Preprocessing  # noqa: E402
 from datasets.visual_imagery_llm_dataset import DESCRIPTION  # noqa: E402
 from demo.vi_like import write_bdf, write_fif  # noqa: E402
 
 
-def peak_of_preparing(path: Path) -> tuple[int, float]:
-    """Trials, and this process's peak memory in GB (Linux counts kilobytes)."""
-    kept, _, _ = prepare_file(DESCRIPTION, path, Preprocessing(*DESCRIPTION.window), None, {})
-    return len(kept), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+def prepared(path: Path) -> int:
+    """Trials."""
+    return len(prepare_file(DESCRIPTION, path, Preprocessing(*DESCRIPTION.window), None, {})[0])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.new_parser(__doc__, None)
     parser.add_argument("--minutes", type=int, default=40, help="length of the recording")
     args = parser.parse_args()
     n_times = args.minutes * 60_000
@@ -41,11 +38,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for suffix, write in ((".bdf", write_bdf), (".fif", write_fif)):
             path = Path(folder) / f"sub-01_ses-01_task-AVI_eeg{suffix}"
-            writer = multiprocessing.get_context("fork").Process(target=write, args=(path, signal, events))
-            writer.start()
-            writer.join()
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                n, peak = pool.apply(peak_of_preparing, (path,))
+            common.apart(write, path, signal, events)
+            n, peak = common.apart(prepared, path)
             print(
                 f"{suffix}: {path.stat().st_size / 1e6:.0f} MB, {n} trials, peak {peak:.2f} GB: {peak / 2.5:.2f} of "
                 "the limit"

@@ -67,6 +67,8 @@ class DatasetDescription:
     options: Mapping[str, tuple[tuple[str, ...], str]] = field(default_factory=dict)
     files: Callable[[Path], list] | None = None  # folder → its files, in the store's order; None: CBraMod's layout
     recordings: Callable[..., Iterator] | None = None  # (file, options) → `Recording`s, one an uninterrupted run
+    # (file or `Piece`, scale, options, workers): makes what many of them need, before workers are given them
+    ahead: Callable | None = None
     moabb: str = ""  # its name in MOABB
     addresses: tuple[str, ...] = ()  # of the raw files, tried in this order; empty: a script of its own fetches them
     all_files: tuple[str, ...] = ()  # names of the raw files of the complete dataset
@@ -78,8 +80,6 @@ class DatasetDescription:
     # (`Piece`, settings, scale, options) → trials, counts, facts; in place of `recordings`, where raw files are too
     # large to be prepared at once or hold trials that are cut already
     prepare_piece: Callable | None = None
-    # (`Piece`, scale, options, workers): makes what many pieces need, before workers are given them
-    ahead: Callable | None = None
     table: Callable[..., list[str]] | None = None  # (metadata, counts) → lines in place of the closing table by class
     parts: Callable | None = None  # (trials, the store's trials) → "train", "val" or "test" for each, by what was seen
     apart: str = "image"  # what `parts` keeps apart: "concept" (nothing that is tested was trained on) or "image"

@@ -121,22 +121,22 @@ def check_rate(source: dict, notes: Sequence[dict]) -> None:
 def _prepared(description: DatasetDescription, jobs: Sequence[tuple], workers: int) -> Iterator[tuple]:
     """What `prepare_file` makes of each job, in order.
 
-    A worker lives for one job. What all pieces of a session or file need, a whitener or a checksum of gigabytes, is
-    made before them and in this process, from which they inherit it.
+    A worker lives for one job. What many jobs need, a whitener, a checksum of gigabytes, a slow import, is made before
+    them and in this process, from which they inherit it: of pieces, session by session.
     """
-    for _, group in itertools.groupby(jobs, key=lambda job: _whole(job[1]) if description.ahead else ""):
+    for _, group in itertools.groupby(jobs, key=lambda job: _whole(job[1]) if description.ahead else None):
         together = list(group)
         for _, file, _, scale, options in together:
             if isinstance(file, Piece):
                 source_of(file)
-                if description.ahead:
-                    description.ahead(file, scale, options, workers)
+            if description.ahead:
+                description.ahead(file, scale, options, workers)
         yield from in_order(prepare_file, together, workers, "preparing")
 
 
-def _whole(file: Path | Piece) -> Path:
-    """What a piece depends on as a whole: the recording that it is whitened by, or is cut from."""
-    return file if isinstance(file, Path) else (*file.beside, file.path)[0]
+def _whole(file: Path | Piece) -> Path | None:
+    """The recording that a piece is whitened by, or is cut from; None of a file that is prepared at once."""
+    return (*file.beside, file.path)[0] if isinstance(file, Piece) else None
 
 
 def prepare_file(

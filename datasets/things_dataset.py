@@ -355,7 +355,13 @@ def _sum_of_covariances(path: Path, onsets: np.ndarray, shares: np.ndarray, scal
 
 
 def whiten_ahead(piece: Piece, scale: float | None, options: dict, workers: int) -> None:
-    """Make the whitener of a piece's session with all workers: each of them lives for one piece, and would repeat it."""
+    """Make the whitener of a piece's session with all workers: each of them lives for one piece and would repeat it.
+
+    So it would import what is slow to import.
+    """
+    import mne.filter  # noqa: F401
+    import sklearn.covariance  # noqa: F401
+
     if "raw_eeg" in piece.path.name and options["whiten"] == "epochs":
         _whitener_of(piece, scale, options, workers)
 

@@ -92,6 +92,11 @@ def recordings(
     yield recording
 
 
+def import_reader(*_) -> None:
+    """Import MNE once, before workers are started: each lives for one file."""
+    import readers.recordings  # noqa: F401
+
+
 def closing(options: dict, sources: list[dict], counts: Counter) -> tuple[dict, list[str]]:
     """Expected trials; units put right, amplitudes, what is missing, what was left out."""
     recorded = [recording | {"name": source["name"]} for source in sources for recording in source["recordings"]]
@@ -210,6 +215,7 @@ DESCRIPTION = DatasetDescription(
     window_starts="the start of imagery",
     files=files,
     recordings=recordings,
+    ahead=import_reader,
     closing=closing,
 )
 
