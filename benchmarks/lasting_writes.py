@@ -6,7 +6,6 @@ Writes what one epoch of text training writes (a projection of 18 MB, an adapter
 70 MB, two small files) and one drawn picture, with and without waiting for the disk. Prints seconds and ratios.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import common
 from utils import paths
 
 EPOCH = {
@@ -29,8 +29,7 @@ PICTURE = {"generated.png": 400_000}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="pairs")
+    parser = common.new_parser(__doc__, 9)
     parser.add_argument("--folder", help="where to write (default: the system's folder for temporary files)")
     args = parser.parse_args()
     sync = paths.sync, paths.sync_folder
@@ -42,8 +41,9 @@ def main() -> None:
             lasting = write(contents, args.folder)
             paths.sync = paths.sync_folder = lambda path: None
             pairs.append((lasting, write(contents, args.folder)))
-        a, b = np.median(pairs, axis=0)
-        print(f"{name}: {a:.3f} s on the disk, {b:.3f} s without waiting: {a - b:.3f} s more, × {a / b:.1f}")
+        lasting, plain = zip(*pairs, strict=True)
+        print(f"{name}: {common.spread(lasting, 3)} s on the disk, {common.spread(plain, 3)} s without waiting")
+        print(f"  with / without {common.ratio(lasting, plain)}")
 
 
 def write(contents: dict[str, bytes], folder: str | None) -> float:

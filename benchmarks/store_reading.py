@@ -13,9 +13,7 @@ items     private float32 tensors in microvolts, one by one: here copying 70 kB 
 batches   64 float32 tensors at a time through PyTorch's DataLoader
 """
 
-import argparse
 import pickle
-import statistics
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import common
 from datasets.bciciv2a_llm_dataset import BCICIV2aLLMDataset  # noqa: E402
 from datasets.recording import Trial
 from datasets.store import write_store  # noqa: E402
@@ -58,9 +57,8 @@ class PickledLoader:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.new_parser(__doc__, 5)
     parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=5, help="times that each loader reads all of them")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -110,12 +108,9 @@ def main():
                         pass
                     if round_:  # the first round warms the page cache
                         of.append(1e6 * (time.perf_counter() - started) / args.trials)
-            ratios = [p / s for s, p in zip(*times, strict=True)]
             print(
-                f"{way:8} store {statistics.median(times[0]):.1f}, "
-                f"pickled {statistics.median(times[1]):.1f} µs a trial; "
-                f"pickled / store: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}"
-                + (" (claim: ≥ 5)" if way == "reader" else "")
+                f"{way:8} store {common.spread(times[0], 1)}, pickled {common.spread(times[1], 1)} µs a trial; "
+                f"pickled / store {common.ratio(times[1], times[0])}" + (" (claim: ≥ 5)" if way == "reader" else "")
             )
 
 
