@@ -151,10 +151,13 @@ def main(args: argparse.Namespace) -> None:
     free = {"output_dir", "datasets_dir", "foundation_dir", "cache_dir", "cuda"}
     fixed = {k: v for k, v in arguments.items() if k not in free}
     record = {"arguments": arguments, "fixed": fixed, "depends_on": depends_on} | description.own_record()
-    if (output_dir / "run.json").exists():
+    made = ("results.json", "last.pth", "decoded.jsonl")  # what a folder holds besides where something came of its run
+    if (output_dir / "run.json").exists() and any((output_dir / name).exists() for name in made):
         before = read_json(output_dir / "run.json")
         if any(before.get(k) != record[k] for k in ("fixed", "depends_on")):
             raise UserError(f"{output_dir} holds another run; choose another folder")
+    # before the training: who finds it knows that the tokens are cached
+    write_json(record | facts | {"environment": environment()}, output_dir / "run.json")
 
     # ------------------------------------------------------------ training, validation, one look at the test
     train, val, test = (read(splits[mode], baseline.reads, args.de) for mode in ("train", "val", "test"))
@@ -169,7 +172,6 @@ def main(args: argparse.Namespace) -> None:
         row.text = description.canonical[row.readouts[READOUT].label]
     history = getattr(baseline, "history", [])
     scores = {readout: score.as_dict() for readout, score in score_rows(rows).items()}
-    write_json(record | facts | {"environment": environment()}, output_dir / "run.json")
     if history:  # in the form of all training runs, which the audit reads
         lines = [{"epoch": e["epoch"], "phase": "joint", "train_loss": e["train_loss"], "val": {}} for e in history]
         for line, epoch in zip(lines, history, strict=True):

@@ -6,8 +6,7 @@
 #                                      EEG2IMAGE_2B_RAW=FOLDER: where the .mat files are
 #   bash sh/reproduce_tables.sh full   the published commands: BCIC-IV-2a and Visual Imagery, published weights, a GPU
 # Says first what is to do and about how long it takes on 2 cores (full: on one GPU). What is there is not made again;
-# after
-# an interruption the same command goes on.
+# after an interruption the same command goes on.
 set -euo pipefail
 case "${1:-}" in demo | 2b | full) ;; *) echo "error: say demo, 2b or full" >&2; exit 2 ;; esac
 raw_2b=${EEG2IMAGE_2B_RAW:+$(cd "$EEG2IMAGE_2B_RAW" && pwd)} # before setup.sh changes the folder
@@ -78,23 +77,20 @@ epochs_of() { case $1 in eegnet | shallow) echo 20 ;; *) echo 60 ;; esac; } # ne
 # ------------------------------------------------------------ BCIC-IV-2b: real people
 # Each person is left out once. METHOD_CONDITION/PERSON_seedN under $runs_2b: evaluate.py puts them together.
 store_2b=data/BCICIV2b/processed_lmdb runs_2b=pth_downtasks/2b
-left_out() { # folder, end of the runs' names, command … in which {} is the person: all people, two at once
-  printf '%s\n' $people_2b | xargs -P 2 -I{} bash -c '[ -e "$0/results.json" ] || exec "$@" > "$0.log" 2>&1' "$1/{}$2" \
-    "${@:3}" || { echo "error: the last lines of $1/*$2.log say what is wrong" >&2; exit 1; }
-  echo "$people_2b" > "$1/all$2.txt"
+left_out() { # folder, the file that says it is done, seed, flags of sweep.py …: all people, two at once
+  mkdir -p "$1"
+  python sweep.py --protocol loso:all --seeds "$3" --at_once 2 --no-table --output_dir "$1" "${@:4}" && touch "$2"
 }
 method() { # name, minutes, condition, seed, command …: one step for all people
-  local folder=$runs_2b/$1_$3 end=_seed$4 flags=($(condition $3) --datasets_dir $store_2b --seed $4)
-  [ "$mode" = plan ] || mkdir -p $folder
-  step "$1, used of the test person: $3, seed $4" $2 $folder/all$end.txt left_out $folder $end "${@:5}" "${flags[@]}" \
-    --protocol loso:{} --output_dir $folder/{}$end
+  local folder=$runs_2b/$1_$3 done=$runs_2b/$1_$3/all_seed$4.txt
+  step "$1, used of the test person: $3, seed $4" $2 $done left_out $folder $done $4 -- "${@:5}" $(condition $3) \
+    --datasets_dir $store_2b
 }
-text_2b() { # condition, seed, end of the name, further flags
-  local folder=$runs_2b/text_$1 end=_seed$2$3
-  [ "$mode" = plan ] || mkdir -p $folder
-  step "EEG → text, used of the test person: $1, seed $2 ${*:4}" 5 $folder/all$end.txt left_out $folder $end \
+text_2b() { # condition, seed, end of the name, flags of sweep.py
+  local folder=$runs_2b/text_$1 done=$runs_2b/text_$1/all_seed$2$3.txt
+  step "EEG → text, used of the test person: $1, seed $2 ${*:4}" 5 $done left_out $folder $done $2 "${@:4}" -- \
     python finetune_eeg_llm.py --datasets_dir $store_2b --llm $pth/TinyLlama-1.1B-Chat-v1.0 "${text_recipe[@]}" \
-    $(condition $1) --seed $2 --resume "${@:4}" --protocol loso:{} --model_dir $folder/{}$end
+    $(condition $1)
 }
 steps_2b() {
   local given=() used seed name all=()
@@ -113,7 +109,7 @@ steps_2b() {
       method eegnet 2 $used $seed python baseline.py --model eegnet --epochs 20 "${network_recipe[@]}"
     done
   done
-  for used in causal session; do text_2b $used 0 _shuffled --shuffle_labels; done # the control
+  for used in causal session; do text_2b $used 0 _shuffled --controls; done
   for used in $conditions; do
     method shallow 3 $used 0 python baseline.py --model shallow --epochs 8 "${network_recipe[@]}"
   done
@@ -169,8 +165,6 @@ case "${1:-}" in
   2b)
     export HF_HUB_OFFLINE=1
     export OMP_NUM_THREADS=1 # two people at once
-    people_2b="B01 B02 B03 B04 B05 B06 B07 B08 B09"
-    if [ -n "$raw_2b" ]; then people_2b=$(ls "$raw_2b" | sed -n 's/^\(B0[1-9]\)T\.mat$/\1/p' | tr '\n' ' '); fi
     steps() { steps_2b; } ;;
   full) steps() { steps_full; } ;;
 esac
