@@ -17,8 +17,6 @@ same command does what is missing, and goes on with --resume where the script ha
 """
 
 import argparse
-import re
-import shutil
 import subprocess
 import sys
 from contextlib import closing
@@ -81,18 +79,7 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 from datasets.store import open_store
-from stages.sweeps import check_commands, list_runs, minutes_of, run_all
-
-
-def flags_of(command: list[str]) -> set[str]:
-    """The flags that a command's script has, as its -h says. UserError where there is no script that says it."""
-    script = next((word for word in command if word.endswith(".py")), None)
-    if script is None or not Path(script).is_file() or (command[0] != "python" and not shutil.which(command[0])):
-        raise UserError(f"{' '.join(command)[:80]}: expected -- python SCRIPT FLAGS …, with a script that is there")
-    said = subprocess.run([sys.executable, script, "-h"], capture_output=True, text=True)
-    if said.returncode:
-        raise UserError(f"{script} -h fails; it must say its flags: {' '.join(said.stderr.split())[-200:]}")
-    return set(re.findall(r"(?<![\w-])--\w[\w-]*", said.stdout))
+from stages.sweeps import check_commands, flags_of, list_runs, minutes_of, run_all
 
 
 def with_people(protocols: list[str], command: list[str]) -> list[str]:
@@ -113,7 +100,9 @@ def with_people(protocols: list[str], command: list[str]) -> list[str]:
 
 
 def as_time(minutes: float) -> str:
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1 else "less than a minute"
+    return (
+        f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{60 * minutes:.0f} s"
+    )
 
 
 def main(args: argparse.Namespace) -> None:

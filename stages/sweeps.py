@@ -2,19 +2,21 @@
 
 import re
 import shlex
+import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from utils.engines import HEAD, TOOK
+from utils.engines import HEAD, PAUSE, TOOK
 from utils.errors import UserError, reason
 
 RUN = "{run}"  # in a command: the run's own name, as for the run of another sweep that it goes on from
 CONTROL = "_shuffled"  # behind a run's name: evaluate.py looks for its control there
-PAUSE = 0.2  # seconds from one look at what runs to the next
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,17 @@ class SweptRun:
         """How long its last attempt took; None where that is not known."""
         took = re.fullmatch(rf"{TOOK}(\d+) s", self.last_line)
         return float(took[1]) if took else None
+
+
+def flags_of(command: Sequence[str]) -> set[str]:
+    """The flags that a command's script has, as its -h says. UserError where there is no script that says it."""
+    script = next((word for word in command if word.endswith(".py")), None)
+    if script is None or not Path(script).is_file() or (command[0] != "python" and not shutil.which(command[0])):
+        raise UserError(f"{' '.join(command)[:80]}: expected -- python SCRIPT FLAGS …, with a script that is there")
+    said = subprocess.run([sys.executable, script, "-h"], capture_output=True, text=True)
+    if said.returncode:
+        raise UserError(f"{script} -h fails; it must say its flags: {' '.join(said.stderr.split())[-200:]}")
+    return set(re.findall(r"(?<![\w-])--\w[\w-]*", said.stdout))
 
 
 def list_runs(

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -12,11 +13,13 @@ from pathlib import Path
 
 from utils.errors import UserError, reason
 from utils.paths import ROOT
+from utils.script import INTERRUPTIONS
 
 HEAD, TOOK = "$ ", "took "  # how a log's first line begins (the command), and its last one (the seconds of a success)
 INSTALL = "pip install -r requirements-sweep.txt"
 # SLURM says a time limit to all processes of a job; what is run under submitit must not die of it
 UNSIGNALLED = ("sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh")
+PAUSE = 0.2  # seconds from one look at what runs to the next
 REQUEUES = 1000  # how often a job may reach its time limit
 Job = tuple[list[str], str, str]  # command, log, folder in which it runs
 
@@ -58,14 +61,15 @@ class Attempt:
     def result(self) -> int:
         """Wait for the exit code; below 0: the signal that ended it."""
         try:
-            code = self.process.wait()
+            while not self.done():
+                time.sleep(PAUSE)  # Ray's interruptions reach Python code alone
         except BaseException:  # this process is to end
             self.cancel()
             raise
-        if code == 0:
+        if self.process.returncode == 0:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(f"{TOOK}{time.monotonic() - self.started:.0f} s\n")
-        return code
+        return self.process.returncode
 
     def cancel(self) -> None:
         self.process.terminate()
@@ -104,7 +108,10 @@ class OnRay:
         self.ray, self.slots = ray, resources.at_once or sys.maxsize
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         try:
+            ours = {number: signal.getsignal(number) for number in INTERRUPTIONS}
             ray.init(logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+            for number, handler in ours.items():  # Ray's own would end this process with a dump
+                signal.signal(number, handler)
         except Exception as error:
             hint = "look at RAY_ADDRESS, or say --engine here"
             raise UserError(f"--engine ray: no cluster answers ({reason(error)}); {hint}") from error
