@@ -121,13 +121,11 @@ def list_runs(
         place = folder / name
         words = [word.replace(RUN, name) for word in command] + more + [output, str(place)]
         runs.append(SweptRun(name, place, tuple(words), setting))
-    names = [run.name for run in runs]
-    if twice := sorted(
-        {name or "(no name)" for name in names if names.count(name) > 1 or not name.removesuffix(CONTROL)}
-    ):
-        raise UserError(
-            f"{', '.join(twice[:5])}: each run needs a name; say --protocol, --seeds or --vary, nothing twice"
-        )
+    names = [run.name.removesuffix(CONTROL) and run.name for run in runs]
+    if twice := [name for name in dict.fromkeys(names) if not name or names.count(name) > 1]:
+        more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
+        hint = "say --protocol, --seeds or --vary, and nothing twice"
+        raise UserError(f"{twice[0] or folder}{more}: each run needs a name of its own; {hint}")
     return runs
 
 
