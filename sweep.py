@@ -100,9 +100,9 @@ def with_people(protocols: list[str], command: list[str]) -> list[str]:
 
 
 def as_time(minutes: float) -> str:
-    return (
-        f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{60 * minutes:.0f} s"
-    )
+    if minutes < 2:
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def main(args: argparse.Namespace) -> None:

@@ -17,8 +17,8 @@ from tests.conftest import ROOT, read_jsonl, small_store
 from tests.test_command_lines import parsed
 from utils.engines import ENGINES, Attempt, Resources
 
-# A training script in small: it fails where a file of this name says so. With --meet N the first run of a folder goes on
-# when N have begun, and the others fail where they begin before it has written run.json.
+# A training script in small: it fails where a file of this name says so. With --meet N the first run of a folder goes
+# on when N have begun, and the others fail where they begin before it has written run.json.
 TRAIN = """
 import argparse, os, signal, sys, time
 from pathlib import Path

@@ -48,7 +48,8 @@ pids=()
 trap 'kill "${pids[@]}" 2> /dev/null || true; wait' EXIT
 head -c 1024 /dev/urandom > "$work/munge.key" && chmod 400 "$work/munge.key"
 munged --foreground --force --key-file "$work/munge.key" --socket "$work/munge.socket" --num-threads 2 \
-  --pid-file "$work/munged.pid" --log-file "$work/munged.log" --seed-file "$work/munged.seed" > "$work/munged.out" 2>&1 &
+  --pid-file "$work/munged.pid" --log-file "$work/munged.log" --seed-file "$work/munged.seed" \
+  > "$work/munged.out" 2>&1 &
 pids+=($!)
 wait_for 20 "munge" munge -n -S "$work/munge.socket"
 slurmctld -D > "$work/slurmctld.out" 2>&1 & pids+=($!)
