@@ -117,7 +117,8 @@ def main(args: argparse.Namespace) -> None:
         each, n, slots = minutes_of(runs), sum(not run.finished for run in runs), args.at_once or 1
         if not n or each is None:
             return "; how long they take is known when the first one is finished" if n else ""
-        return f"; about {as_time(each)} each, {as_time(each * -(-n // slots))} in all with {slots} at once"
+        how = f"with {slots} at once" if slots > 1 else "one after another"
+        return f"; about {as_time(each)} each, {as_time(each * -(-n // slots))} in all {how}"
 
     # ------------------------------------------------------------ what is to do
     missing = [run for run in runs if not run.finished]

@@ -81,12 +81,15 @@ def test_the_plan_names_all_runs_and_makes_nothing(here, script):
     (here / "runs/pooling-a/P1_seed0/results.json").write_text("{}")
     (here / "runs/pooling-a/P1_seed0.log").write_text("$ python train.py --pooling a --protocol loso:P1 --seed 0 "
         "--output_dir runs/pooling-a/P1_seed0\nbegins\ntook 240 s\n")  # fmt: skip
+    (here / "runs/pooling-a/P2_seed0").mkdir()
+    (here / "runs/pooling-a/P2_seed0/results.json").write_text("{}")
+    (here / "runs/pooling-a/P2_seed0.log").write_text("as before there was sweep.py\n")  # it does not say its command
     plan = script(
         *sweep("--seeds", 0, 1, "--vary", "--pooling", "a", "b", "--at_once", 2, "--plan", people=["P1", "P2"])
     )
     states = dict(re.findall(r"(finished|to do) +(?=\S+P1_seed0)(\S+)", plan.out))
     assert plan.code == 0 and states == {"finished": "runs/pooling-a/P1_seed0", "to do": "runs/pooling-b/P1_seed0"}
-    assert "runs: 8, finished: 1, to do: 7; about 4 min each, 16 min in all with 2 at once" in plan.out
+    assert "runs: 8, finished: 2, to do: 6; about 4 min each, 12 min in all with 2 at once" in plan.out
     assert sorted(os.listdir("runs")) == ["pooling-a"] and not done(here)
 
 
@@ -255,7 +258,14 @@ def test_slurm_gets_an_array_and_puts_a_job_back_as_it_was(here, monkeypatch):
     assert [job.result() for job in engine.start(jobs)] == [0, 0]  # the signal of the time limit does not end a run
     assert [(here / f"{k}.log").read_text().splitlines()[1] for k in range(2)] == ["0", "1"]
     (function, given), settings = said.arrays[0], said.settings
-    assert given == jobs and function.checkpoint(*jobs[0]) == (function, *jobs[0]) and said.timeouts > 100
+    assert given == jobs and said.timeouts > 100
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCONT)}
+    try:
+        assert function.checkpoint(*jobs[0]) == (function, *jobs[0])
+        assert {signal.getsignal(number) for number in before} == {signal.SIG_IGN}  # what puts it back is not ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert (settings["time"], settings["cpus_per_task"], settings["gpus_per_node"]) == (7, 3, 1)
     assert settings["array_parallelism"] == 2 and settings["additional_parameters"] == {"partition": "gpu"}
 

@@ -148,6 +148,9 @@ class Requeued:
     def checkpoint(self, *job):  # noqa: ANN201 - submitit's, which is optional
         from submitit.helpers import DelayedSubmission
 
+        # SLURM sends them to all of a job as soon as it is asked to put it back: also to scontrol, which still asks
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            signal.signal(number, signal.SIG_IGN)
         return DelayedSubmission(self, *job)
 
 
