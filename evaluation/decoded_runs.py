@@ -338,8 +338,10 @@ def group_name(group: Sequence[Run]) -> str:
     if len(group) == 1:
         return group[0].name
     names = [run.name for run in group]
+    people = [run.protocol.partition(":")[2] for run in group]
+    if is_fold(group[0]) and all(map(str.startswith, names, people)):  # they all lie in the method's folder
+        names = [f"{run.place.parent.name}/{run.name}" for run in group]
     if is_fold(group[0]) and all("/" in name for name in names):  # METHOD/PERSON: the folder's name is the method
-        people = [run.protocol.partition(":")[2] for run in group]
         names = [name.replace(person, "") for name, person in zip(names, people, strict=True)]
     before = os.path.commonprefix(names)
     after = os.path.commonprefix([name[len(before) :][::-1] for name in names])[::-1]

@@ -204,7 +204,7 @@ def test_real_folds_share_one_token_cache_and_become_one_table(demo, few, here, 
     assert swept.code == 0, swept.err
     first, second = ((here / f"runs/{person}.log").read_text() for person in ("A01", "A02"))
     assert "people encoded" in first and "people encoded" not in second and second.count("from the cache") == 3
-    assert "(2 folds)" in (here / "runs/tables/results.md").read_text()
+    assert "| runs (2 folds) |" in (here / "runs/tables/results.md").read_text()
     for person in ("A01", "A02"):
         assert {row["subject"] for row in read_jsonl(here / f"runs/{person}/decoded_test.jsonl")} == {person}
         record = json.loads((here / f"runs/{person}/run.json").read_text())
