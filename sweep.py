@@ -125,7 +125,7 @@ def main(args: argparse.Namespace) -> None:
     for run in runs:
         state = "finished" if run.finished else "begun" if run.has_begun else "to do"
         print(f"  {state:9} {run.folder}")
-    print(f"runs: {len(runs)}, finished: {len(runs) - len(missing)}, to do: {len(missing)}{time_left()}")
+    print(f"runs: {len(runs)}, finished: {len(runs) - len(missing)}, to do: {len(missing)}{time_left()}", flush=True)
     if args.plan:
         return
 
@@ -136,8 +136,8 @@ def main(args: argparse.Namespace) -> None:
         engine = ENGINES[args.engine](Resources(*asked, folder / "slurm"))
         with closing(run_all(runs, engine, Path.cwd())) as ended:
             for number, (run, failure) in enumerate(ended, 1):
-                print(f"{number} of {len(missing)}: {run.name} {'failed' if failure else 'finished'}{time_left()}")
-                sys.stdout.flush()
+                state = "failed" if failure else "finished"
+                print(f"{number} of {len(missing)}: {run.name} {state}{time_left()}", flush=True)
                 if failure:
                     failed[run] = failure
 

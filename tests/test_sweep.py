@@ -258,7 +258,7 @@ def test_slurm_gets_an_array_and_puts_a_job_back_as_it_was(here, monkeypatch):
     assert [job.result() for job in engine.start(jobs)] == [0, 0]  # the signal of the time limit does not end a run
     assert [(here / f"{k}.log").read_text().splitlines()[1] for k in range(2)] == ["0", "1"]
     (function, given), settings = said.arrays[0], said.settings
-    assert given == jobs and said.timeouts > 100
+    assert given == jobs and said.timeouts >= 100
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCONT)}
     try:
         assert function.checkpoint(*jobs[0]) == (function, *jobs[0])

@@ -20,7 +20,7 @@ INSTALL = "pip install -r requirements-sweep.txt"
 # SLURM says a time limit to all processes of a job; what is run under submitit must not die of it
 UNSIGNALLED = ("sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh")
 PAUSE = 0.2  # seconds from one look at what runs to the next
-REQUEUES = 1000  # how often a job may reach its time limit
+REQUEUES = 100  # how often a job may reach its time limit
 Job = tuple[list[str], str, str]  # command, log, folder in which it runs
 
 

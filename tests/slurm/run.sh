@@ -45,7 +45,13 @@ PartitionName=all Nodes=$host Default=YES MaxTime=60 State=UP
 END
 mkdir -p "$work"/{state,spool}
 pids=()
-trap 'kill "${pids[@]}" 2> /dev/null || true; wait' EXIT
+end() { # jobs first: without slurmctld they would wait for it
+  if [ ${#pids[@]} = 3 ]; then scancel --me; fi
+  for _ in $(seq 30); do [ -n "$(squeue -h 2> /dev/null)" ] || break; sleep 1; done
+  kill "${pids[@]}" 2> /dev/null || true
+  wait
+}
+trap end EXIT
 head -c 1024 /dev/urandom > "$work/munge.key" && chmod 400 "$work/munge.key"
 munged --foreground --force --key-file "$work/munge.key" --socket "$work/munge.socket" --num-threads 2 \
   --pid-file "$work/munged.pid" --log-file "$work/munged.log" --seed-file "$work/munged.seed" \
