@@ -26,7 +26,7 @@ from datasets.splits import check_protocol
 from utils import flags
 from utils.engines import ENGINES, Resources
 from utils.errors import UserError
-from utils.paths import ROOT
+from utils.paths import ROOT, default
 from utils.script import run_script, start_script
 
 ALL = "all"  # in the place of a person: every person of the store
@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument
     add("command", nargs="+", help="behind --: python SCRIPT FLAGS …; {run} in it becomes the run's name")
-    add("--output_dir", required=True, help="folder of all runs")
+    add("--output_dir", default=default("pth_downtasks/sweep"), help="folder of all runs")
     add("--protocol", nargs="+", type=flags.checked(check_protocol), default=[],
         help="who trains and tests, one or several; loso:all: every person of the command's --datasets_dir")
     add("--seeds", nargs="+", type=flags.at_least(0), default=[], help="a run for each (default: the script's own)")
