@@ -2,30 +2,40 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from readers.any_recording import FORMATS
+from stages.checkpoints import KINDS as CHECKPOINTS
 from tests.conftest import ROOT
-from tests.faults.mutations import OTHER, REFUSED, SAME, Places, digest, read_apart
+from tests.faults.damage import RAN, unpickled, with_code
+from tests.faults.kinds import digest
+from tests.faults.mutations import OTHER, REFUSED, SAME, read_apart
+from tests.faults.reading import not_reached, reached_by, that_open_files
+from tests.faults.seen_kinds import NOT_REACHED, NOT_WRITTEN
 from utils.errors import UserError
+from utils.files import read_json
 
-NUMBER = os.environ.get("EEG2IMAGE_MUTATIONS", "300")
+NUMBER = os.environ.get("EEG2IMAGE_MUTATIONS")  # asked for: of all kinds, else fewer of those that are quick and mended
 SEED = os.environ.get("EEG2IMAGE_MUTATION_SEED", "1")
 ONLY = os.environ.get("EEG2IMAGE_MUTATION_ONLY")  # KIND or KIND:NUMBER, as a failure names it
 
 
-def test_damaged_files_of_every_kind_do_no_harm(demo, vi_demo, trained, mapped, tmp_path):
-    """In a process of its own, with one thread: forking is safe there whatever ran before."""
-    found = {"store": demo.store, "stimuli": vi_demo.stimuli, "pth": demo.pth, "trained": trained,
-             "vi_store": vi_demo.store, "mapped": mapped}  # fmt: skip
-    assert set(found) == set(Places.NAMES)
-    (tmp_path / "places.json").write_text(json.dumps(found, default=str))
-    command = [sys.executable, "-m", "tests.faults.mutations", tmp_path / "places.json", tmp_path / "bench",
-               "--number", NUMBER, "--seed", SEED, *(["--only", ONLY] if ONLY else [])]  # fmt: skip
+@pytest.fixture(scope="module")
+def bench(places, tmp_path_factory):
+    """All that the harness said and found, in a process of its own, with one thread: forking is safe there."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, "-m", "tests.faults.mutations", places, folder, "--seed", SEED,
+               *(["--number", NUMBER] if NUMBER else ["--quick"]), *(["--only", ONLY] if ONLY else [])]  # fmt: skip
     alone = {
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -34,8 +44,45 @@ def test_damaged_files_of_every_kind_do_no_harm(demo, vi_demo, trained, mapped, 
     }
     done = subprocess.run(command, cwd=ROOT, env=os.environ | alone, capture_output=True, text=True)
     print(done.stdout)
+    return done, json.loads((folder / "found.json").read_text()) if (folder / "found.json").exists() else None
+
+
+def test_damaged_files_of_every_kind_do_no_harm(bench):
+    done, _ = bench
     again = "EEG2IMAGE_MUTATION_SEED=… EEG2IMAGE_MUTATION_ONLY=KIND:NUMBER repeats one of these"
     assert done.returncode == 0, f"{again}\n{done.stdout[-20_000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.skipif(bool(ONLY), reason="one kind alone")
+def test_every_function_that_opens_a_file_is_reached_by_a_kind_or_says_why_not(bench):
+    """Whoever adds one adds a kind to `kinds.py` or `seen_kinds.py`, or a line to `NOT_REACHED`."""
+    lacking = [name for name in bench[1]["not_reached"] if not any(fnmatch(name, known) for known in NOT_REACHED)]
+    assert not lacking
+    gone = [known for known in NOT_REACHED if not any(fnmatch(name, known) for name in that_open_files())]
+    assert not gone  # a line without a function
+
+
+@pytest.mark.skipif(bool(ONLY), reason="one kind alone")
+def test_every_format_and_checkpoint_that_is_read_is_damaged(bench):
+    names = {Path(file).name for files in bench[1]["files"].values() for file in files}
+    endings = [end for end in FORMATS if end not in NOT_WRITTEN and not any(name.endswith(end) for name in names)]
+    assert not endings
+    lacking = [kind.name for kind in CHECKPOINTS.values() if not any(fnmatch(n, kind.name.format("*")) for n in names)]
+    assert not lacking
+
+
+def test_a_function_that_opens_a_file_is_found_however_it_does(tmp_path):
+    (tmp_path / "readers").mkdir()
+    lines = ["import json", "def a(path): return json.loads(path.read_text())", "class B:",
+             "    def c(self, path):", "        with open(path, 'rb') as file: return file.read()",
+             "def d(path): open(path, 'w').write('x')", "def e(path): return by(path, scipy.io.loadmat)",
+             "def f(path): return g(path)"]  # fmt: skip
+    (tmp_path / "readers/new.py").write_text("\n".join(lines))
+    assert set(that_open_files(tmp_path)) == {"readers.new.a", "readers.new.B.c", "readers.new.e"}
+    assert not_reached(reached := set()) and reached_by(
+        lambda: read_json(ROOT / "demo/assets/clip/config.json"), reached
+    )
+    assert "utils.files.read_json" not in not_reached(reached) and "utils.files.read_csv" in not_reached(reached)
 
 
 # ---------------------------------------------------------------- the harness itself
@@ -118,3 +165,25 @@ def test_writing_elsewhere_is_noticed_and_writing_inside_is_fine(tmp_path, way):
     (own / "there").write_text("x")
     assert read_apart(lambda: way(own / "new"), own, None).kind in (OTHER, SAME)
     assert read_apart(lambda: way(tmp_path / "new"), own, None).kind == "wrote elsewhere"
+
+
+@pytest.mark.parametrize("name", ["x.pkl", "x.npy", "x.pt"])
+def test_what_calls_a_function_when_it_is_unpickled_does_so_and_is_noticed(tmp_path, name):
+    path, content = tmp_path / name, {"a": [1, "b"]}
+    if name == "x.npy":
+        np.save(path, content)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=4)) if name == "x.pkl" else torch.save(content, path)
+    own = tmp_path / "own"
+    own.mkdir()
+    evil = with_code(path.read_bytes())
+    outcome = read_apart(lambda: str(unpickled(evil)[0]), own, digest(str(content)))
+    assert outcome.kind == "ran code" and (own / "home" / RAN).is_dir()
+
+
+def test_memory_beyond_the_healthy_files_is_noticed(tmp_path):
+    def read():
+        return len(np.ones(1 << 26))  # 0.5 GB
+
+    assert read_apart(read, tmp_path, digest(1 << 26), most=1 << 28).kind == "memory"
+    assert read_apart(read, tmp_path, digest(1 << 26), most=1 << 30).kind == SAME
