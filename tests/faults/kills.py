@@ -90,9 +90,10 @@ def run(stage: Stage, work: Path, on: bool, log: Path, after: float | None = Non
             time.sleep(0.005)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    _, status, usage = os.wait4(child, 0)
     return {"killed": os.WIFSIGNALED(status), "code": os.waitstatus_to_exitcode(status),
             "seconds": time.monotonic() - started, "processes": left_of(child),
+            "cpu": usage.ru_utime + usage.ru_stime,
             "calls": (calls.read_text().count("\n") if calls.exists() else 0) - before,
             "renames": lines(log / "renames.txt")}  # fmt: skip
 
@@ -212,7 +213,7 @@ class Study:
         stage, (work, log, _) = self.stages[name], self.places(name)
         whole, expected = self.undisturbed(name)
         rng, faults = random.Random(f"{seed} {name}"), []
-        report = Counter(kills=0, runs=0, at_renames=0, processes_left=0)
+        report = Counter(kills=0, runs=0, at_renames=0, processes_left=0, cpu=whole["cpu"])
         first = rng.randint(0, 1)  # at a rename, or at any moment
         seconds, n_calls, n_done = whole["seconds"], whole["calls"], stage.done(self.result(name))
         while report["kills"] < kills:
@@ -227,6 +228,7 @@ class Study:
                 done = run(stage, work, on, log, **({} if last else when))
                 calls, on = calls + done["calls"], True
                 report["processes_left"] += done["processes"]
+                report["cpu"] += done["cpu"]
                 if not done["killed"]:
                     break
                 here += 1
@@ -253,7 +255,8 @@ class Study:
                 faults.append(f"the same command twice, without a kill: {apart}")
         if report["processes_left"]:
             faults.append(f"{report['processes_left']} processes left")
-        return {"faults": faults, "calls_undisturbed": n_calls, "seconds_undisturbed": round(seconds, 2), **report}
+        return {"faults": faults, "calls_undisturbed": n_calls, "seconds_undisturbed": round(seconds, 2), **report,
+                "cpu": round(report["cpu"], 2)}  # fmt: skip
 
 
 def differences(expected: dict, found: dict) -> list[str]:
