@@ -294,7 +294,8 @@ def odd_array(rng, value):
                 lambda x: np.datetime64("2020") + x.astype(int))  # fmt: skip
         return ways[rng.integers(len(ways))](value)
     more = (doubled(28), int("9" * 5000), np.zeros((0, 3)), np.float32(1), b"x", (1, "a"), {1, 2}, [[1], [1, 2]], 10**7)
-    return [*ODD, *more][rng.integers(len(ODD) + len(more))]
+    chosen = more if rng.random() < 0.4 else ODD
+    return chosen[rng.integers(len(chosen))]
 
 
 def doubled(times: int) -> list:
@@ -339,6 +340,43 @@ def with_code(data):
     start = 10 + struct.unpack_from("<H", data, 8)[0] if data[:6] == b"\x93NUMPY" else 0
     start += 2 if data[start : start + 1] == b"\x80" else 0  # the protocol stands first
     return data[:start] + CODE + data[start:]
+
+
+HUGE = (40_000, 10**6, 10**7, 2**31 - 1)  # layers, widths, edges of pictures: what no machine here can make
+
+
+def enlarge(rng, data):
+    """A JSON file or a checkpoint, one of whose whole numbers is huge."""
+    import torch
+
+    is_checkpoint = data[:2] == b"PK"
+    content = torch.load(io.BytesIO(data), weights_only=True) if is_checkpoint else json.loads(data)
+    found, waiting = [], [content]
+    while waiting:
+        of = waiting.pop()
+        for key in list(of) if isinstance(of, dict) else range(len(of)):
+            if isinstance(of[key], dict | list):
+                waiting.append(of[key])
+            elif isinstance(of[key], int) and not isinstance(of[key], bool):
+                found.append((of, key))
+    if not found:
+        raise ValueError("it has no whole number")
+    of, key = found[rng.integers(len(found))]
+    of[key] = HUGE[rng.integers(len(HUGE))]
+    if not is_checkpoint:
+        return json.dumps(content).encode()
+    torch.save(content, out := io.BytesIO())
+    return out.getvalue()
+
+
+def long_picture(rng, data):
+    """A picture of few bytes and of more pixels, or of a longer side, than anybody has seen."""
+    from PIL import Image
+
+    sizes = ((1, 150_000), (150_000, 1), (16_000, 16_000), (3, 60_000), (9000, 9000))
+    mode = ("1", "L", "RGB")[rng.integers(3)]
+    Image.new(mode, sizes[rng.integers(len(sizes))]).save(out := io.BytesIO(), format="PNG")
+    return out.getvalue()
 
 
 def repack(rng, data):

@@ -387,8 +387,9 @@ def main() -> None:
     bench = Bench(folder, Places(**json.loads(Path(args.places).read_text())), names)
     os.dup2(out, 1)
     sys.stdout.reconfigure(errors="backslashreplace")  # a message may hold half a character
-    print(f"{len(names)} kinds, {sum(len(of.files) for of in bench.healthy.values())} files, made and read in "
-          f"{time.monotonic() - started:.0f} s ({time.process_time():.0f} s of one core); seed {args.seed}", flush=True)  # fmt: skip
+    took = f"{time.monotonic() - started:.0f} s, {time.process_time():.0f} s of a core"
+    n_files = sum(len(of.files) for of in bench.healthy.values())
+    print(f"{len(names)} kinds, {n_files} files, made and read in {took}; seed {args.seed}", flush=True)
     for name in known.keys() - set(names) if args.quick else ():
         print(f"left out, see {Path(seen_kinds.__file__).name}: {name}: {known[name]}")
     jobs = [(names[k % len(names)], k // len(names)) for k in range(args.number)]

@@ -8,12 +8,14 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from tests.conftest import flat
-from tests.faults.damage import repack, repickle
+from tests.faults import kinds
+from tests.faults.damage import enlarge, long_picture, repack, repickle
 from tests.faults.kinds import EVENTS, LLM, STEM, Kind, as_fresh, make_bdf, make_edf, make_set, make_vhdr, vi_signal
 from tests.faults.places import Places
 from utils.errors import UserError
@@ -561,7 +563,7 @@ KINDS = {
     "convolutional classifier": Kind(copied_asset("classifier"), read_convnet),
     "CLIP, for sentences": Kind(copied_asset("clip"), read_sentences, files="*.json"),
     "VAE of an image model": Kind(make_vae, read_vae_of_images, files="*.json"),
-    "language model's layers": Kind(make_llm_config, read_llm_layers),
+    "language model's layers": Kind(make_llm_config, read_llm_layers, files="config.json"),
     "what draws seen images": Kind(make_drawing, read_drawing, files="model_index.json *config.json ip-adapter*"),
     "decoded seen images": Kind(make_drawing, read_drawing, files="drawn/*"),
     "targets of seen images": Kind(make_seen_targets, read_seen_targets, True, "*.safetensors"),
@@ -585,3 +587,17 @@ KINDS = {
        for run, both in RUNS.items()},
     "published checkpoint, repacked": Kind(make_published, read_published, damage=repack),
 }  # fmt: skip
+BOUNDS = "what it asks for has no bounds yet"
+LARGE = ("language model", "stable-diffusion", "amused", "CLIP", "captioner", "vision model",
+         "convolutional classifier", "CLIP, for sentences", "VAE of an image model", "language model's layers",
+         "what draws seen images")  # fmt: skip
+KNOWN = kinds.KINDS | KINDS
+KINDS |= {f"{name}, huge numbers": replace(KNOWN[name], files="*.json", damage=enlarge, aside=BOUNDS) for name in LARGE}
+KINDS |= {
+    f"checkpoint: {run}, huge numbers": replace(
+        KNOWN[f"checkpoint: {run}"], checksum=False, damage=enlarge, aside=BOUNDS
+    )
+    for run in RUNS
+}
+KINDS |= {f"{name}, endless": replace(KNOWN[name], files="*.png", damage=long_picture, aside=BOUNDS)
+          for name in ("photos", "seen images")}  # fmt: skip
