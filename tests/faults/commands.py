@@ -28,6 +28,9 @@ NOT_KILLED = {
     "prepare_demo.py": "it makes what all tests start from; tests/test_prepare_demo.py runs it twice",
     "train_demo_images.py": "it makes the models that the project ships; a user who trains one begins again",
 }
+# killed on demand only: other commands of the same scripts are killed with every change
+SLOW = ("text and encoder training", "towards text", "towards vision", "towards vae_latent", "towards structure",
+        "towards text_states", "caption adapter", "ControlNet")  # fmt: skip
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Stage:
     at_once : int. How many of them one kill may cost.
     done : callable. Work folder → epochs that were trained.
     warms : bool. Whether its first run fills caches elsewhere, so that its second one says what it does.
-    slow : bool. Left out of what every change must pass; another command there does what it does.
+    slow : bool. Whether it is killed on demand only.
     inside : callable. What the process of the script begins with.
     kept : callable. What else its result is, such as what a hub has: {name: bytes}.
     """
@@ -80,7 +83,10 @@ def once_beside(make: Callable[[Path, Places], None], at: Places) -> Callable[[P
 
 def stages(at: Places, result: Callable[[str], Path]) -> dict[str, Stage]:
     """All of them. result : callable. Name → the work folder of a command that ran undisturbed."""
-    return pipelines_1_to_3(at, result) | pipelines_4_to_6(at, result) | beside_them(at, result)
+    every = pipelines_1_to_3(at, result) | pipelines_4_to_6(at, result) | beside_them(at, result)
+    for name in SLOW:
+        every[name].slow = True
+    return every
 
 
 def pipelines_1_to_3(at: Places, result: Callable[[str], Path]) -> dict[str, Stage]:
@@ -105,10 +111,11 @@ def pipelines_1_to_3(at: Places, result: Callable[[str], Path]) -> dict[str, Sta
         def command(work: Path, on: bool) -> list:
             return [script, *flat({
                 "datasets_dir": at.vi_few, "stimuli_dir": at.stimuli, "foundation_dir": csbrain, "num_samples": 3,
-                "num_inference_steps": 2, "image_size": 64, "cuda": -1, "output_dir": work / "out",
+                "num_inference_steps": 1, "image_size": 64, "cuda": -1, "output_dir": work / "out",
+                "cache_dir": work / "cache",
             } | flags)]  # fmt: skip
 
-        return Stage(command, counted=(EEGImageGenerator, "generate"), warms=True)
+        return Stage(command, counted=(EEGImageGenerator, "generate"))
 
     return {
         "preparation": Stage(
