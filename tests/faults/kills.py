@@ -39,7 +39,7 @@ NOT_COMPARED = {"timing.jsonl"}  # says how long it took
 LEFT_BY_A_KILL = {"left over: .lock", "left over: out/.lock", "left over: run/.lock", "left over: tables/.lock"}
 # Not cleaned yet: unfinished work in folders other than the lock's. With --quick it is no fault; delete this when
 # it is mended.
-UNMENDED = re.compile(r"left over: ((cache|out/low_level|out/true_class)/)?\.\S*\.part-\S*")
+UNMENDED = re.compile(r"left over: (cache|out/low_level|out/true_class)/\.\S*\.part-\S*")
 RENAMES = ("replace", "rename", "fsync", "unlink")  # of module os: the moments at which files appear, last and go
 
 
@@ -230,6 +230,7 @@ class Study:
                 report["processes_left"] += done["processes"]
                 report["cpu"] += done["cpu"]
                 if not done["killed"]:
+                    seconds = seconds if here else min(seconds, done["seconds"])  # the first run read its files anew
                     break
                 here += 1
                 report["kills"] += 1
