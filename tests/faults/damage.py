@@ -359,9 +359,7 @@ def enlarge(rng, data):
                 waiting.append(of[key])
             elif isinstance(of[key], int) and not isinstance(of[key], bool):
                 found.append((of, key))
-    if not found:
-        raise ValueError("it has no whole number")
-    of, key = found[rng.integers(len(found))]
+    of, key = found[rng.integers(len(found))] if found else (content, "model_max_length")
     of[key] = HUGE[rng.integers(len(HUGE))]
     if not is_checkpoint:
         return json.dumps(content).encode()
