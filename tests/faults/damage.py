@@ -403,7 +403,7 @@ def repack(rng, data):
 def damage(rng: np.random.Generator, data: bytes, name: str, of_format: Callable | None = None) -> tuple[str, bytes]:
     """The name of what was done, and other bytes than `data`."""
     suffix = Path(name).suffix
-    while True:
+    for _ in range(1000):
         if of_format:
             way = of_format
         elif suffix in TEXTS and rng.random() < 0.75:
@@ -421,3 +421,4 @@ def damage(rng: np.random.Generator, data: bytes, name: str, of_format: Callable
                 continue  # this way cannot be gone with this value
         if other != data:
             return way.__name__, other
+    raise RuntimeError(f"nothing damages {name}")
