@@ -294,6 +294,21 @@ def read_published(folder: Path, at: Places) -> list:
         return [model(torch.as_tensor(dataset[0]["x"])[None])]
 
 
+def make_facts(folder: Path, at: Places) -> None:
+    """What a trained ControlNet says of itself."""
+    from utils.hub import model_identity
+
+    facts = {"seen": ["training_images/a.png"], "image_model": model_identity(str(at.models / "sd"))}
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def read_facts(folder: Path, at: Places) -> str:
+    from stages.checkpoints import check_controlnet
+
+    check_controlnet(str(folder), str(at.models / "sd"), ["test_images/b.png"])
+    return "fits"
+
+
 # -------- models of others
 
 
@@ -558,6 +573,7 @@ KINDS = {
     **{f"checkpoint: {run}": Kind(*both, True, "*.pth") for run, both in RUNS.items()},
     "published checkpoint": Kind(make_published, read_published, True),
     "run in its second form": Kind(make_second_form, lambda folder, at: embedded(folder, at), files="[mc]*"),
+    "facts.json of a ControlNet": Kind(make_facts, read_facts),
     "captioner": Kind(copied_asset("captioner"), read_captioner),
     "vision model": Kind(make_vision, read_vision),
     "convolutional classifier": Kind(copied_asset("classifier"), read_convnet),

@@ -92,6 +92,35 @@ def test_a_second_run_in_the_same_folder_is_refused(demo, vi_demo, trained, scri
         "map": (["finetune_eeg_to_image.py", *vi_demo.mapping(folder)], folder / ".lock"),
         "generate": (["generate.py", *demo.generation(trained, folder)], folder / ".lock"),
     }[name]  # fmt: skip
+    check_refused(script, command, lock)
+
+
+LOCKED = {  # script → what it must be given beside the folder that it writes
+    "prepare_data_things.py": ["--skip_download", "--lmdb_dir"],
+    "prepare_data_imagenet.py": ["--pth_path", "x.pth", "--lmdb_dir"],
+    "prepare_data_own.py": ["files:x/{subject}.edf", "--lmdb_dir"],
+    "finetune_eeg_to_clip.py": ["--protocol", "joint", "--output_dir"],
+    "train_prior.py": ["--model_dir", "x", "--output_dir"],
+    "train_structure.py": ["--output_dir"],
+    "pretrain_csbrain.py": ["--datasets_dir", "x", "--output_dir"],
+    "generate_eeg2img.py": ["--output_dir"],
+    "generate_text_states.py": ["--output_dir"],
+    "retrieve.py": ["x", "--output_dir"],
+    "attribute.py": ["x", "--datasets_dir", "x", "--output_dir"],
+    "baseline.py": ["--model", "csp_lda", "--output_dir"],
+    "draw_true_class.py": [],
+}
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_a_second_run_of_a_script_of_any_pipeline_is_refused(script, tmp_path, name):
+    prepares = "--lmdb_dir" in LOCKED[name]
+    lock = tmp_path / ".out.lock" if prepares else tmp_path / "out/.lock"
+    check_refused(script, [name, *LOCKED[name], tmp_path / "out"], lock)
+
+
+def check_refused(script, command, lock):
+    """A run whose folder another process holds ends in one line and writes nothing."""
     lock.parent.mkdir(exist_ok=True)
     first = holder(lock)
     try:

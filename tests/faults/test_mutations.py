@@ -17,7 +17,7 @@ import torch
 from readers.any_recording import FORMATS
 from stages.checkpoints import KINDS as CHECKPOINTS
 from tests.conftest import ROOT
-from tests.faults.damage import RAN, unpickled, with_code
+from tests.faults.damage import HUGE, RAN, damage, enlarge, unpickled, with_code
 from tests.faults.kinds import digest
 from tests.faults.mutations import OTHER, REFUSED, SAME, read_apart
 from tests.faults.reading import not_reached, reached_by, that_open_files
@@ -188,3 +188,10 @@ def test_memory_beyond_the_healthy_files_is_noticed(tmp_path):
 
     assert read_apart(read, tmp_path, digest(1 << 26), most=1 << 28).kind == "memory"
     assert read_apart(read, tmp_path, digest(1 << 26), most=1 << 30).kind == SAME
+
+
+def test_a_huge_number_is_found_however_deep_and_made_where_there_is_none():
+    rng = np.random.default_rng(0)
+    for content in ({"a": [{"b": 3, "c": True}]}, {"a": "x"}):
+        way, made = damage(rng, json.dumps(content).encode(), "config.json", enlarge)
+        assert way == "enlarge" and any(str(number) in made.decode() for number in HUGE)
