@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.conftest import flat
 from tests.faults import kinds
-from tests.faults.damage import enlarge, long_picture, repack, repickle
+from tests.faults.damage import enlarge, long_picture, repack, repickle, smuggle
 from tests.faults.kinds import EVENTS, LLM, STEM, Kind, as_fresh, make_bdf, make_edf, make_set, make_vhdr, vi_signal
 from tests.faults.places import Places
 from utils.errors import UserError
@@ -590,19 +590,16 @@ KINDS = {
     "run, evaluated": Kind(copy_run, read_evaluated, files="r*.json"),
     "pictures, evaluated": Kind(make_drawn_page, read_page, files="*.[pj]*"),
     "weights, for doctor.py": Kind(make_weights, read_weights, files="*.safetensors"),
-    # right files of wrong content, as a stranger may hand them over
-    "THINGS raw .npy, wrong types": Kind(make_things_raw, read_raw, False, "raw_eeg_*.npy",
-                                         repickle),
-    "THINGS image_metadata.npy, wrong types": Kind(cut_npy, read_cut, False,
-                                                   "image_metadata.npy", repickle),
-    "THINGS cut .npy, wrong types": Kind(cut_npy, read_cut, False, "preprocessed_*",
-                                         repickle),
-    "THINGS cut .pt, wrong types": Kind(cut_pt, read_cut, False, "*.pt", repickle),
-    "EEG-ImageNet .pth, wrong types": Kind(make_imagenet, read_imagenet, False, "*.pth", repickle),
+    # right files of other content, as a stranger may hand them over
     **{f"checkpoint: {run}, repacked": Kind(*both, False, "*.pth", repack)
        for run, both in RUNS.items()},
     "published checkpoint, repacked": Kind(make_published, read_published, damage=repack),
 }  # fmt: skip
+PICKLED = ("THINGS raw .npy", "THINGS image_metadata.npy", "THINGS cut .npy", "THINGS cut .pt", "EEG-ImageNet .pth")
+TYPES = "not every wrong type inside a right file is refused yet"
+for name in PICKLED:
+    KINDS[f"{name}, wrong types"] = replace(KINDS[name], checksum=False, damage=repickle, aside=TYPES)
+    KINDS[f"{name}, with code"] = replace(KINDS[name], checksum=False, damage=smuggle, aside="")
 BOUNDS = "what it asks for has no bounds yet"
 LARGE = ("language model", "stable-diffusion", "amused", "CLIP", "captioner", "vision model",
          "convolutional classifier", "CLIP, for sentences", "VAE of an image model", "language model's layers",
