@@ -21,11 +21,11 @@ breach ends with exit code 2.
 
 import argparse
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.description import DATASETS, SPLITS, described
-from datasets.splits import caution, check_protocol, promises
+from datasets.description import DATASETS, described
+from datasets.splits import caution, check_protocol
 from utils import flags
 from utils.errors import UserError
 from utils.paths import default
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     add("--ensemble", metavar="FOLDER",
         help="write the rows of the runs' mean probabilities there, as a run of its own")
     add("--keep_rows", metavar="FOLDER", help="copy each run's rows, packed, and its run.json there")
-    add("--stimuli_dir", help="folder of the stimulus photos (default: as the generating script had it)")
+    add("--stimuli_dir", help="folder of the stimulus photos (default: as the run had it; --audit: or beside the store)")
     add("--metric_weights", default=default("pth/metrics"),
         help="for --images: folder of torchvision's and SwAV's weights")
     add("--clip_model", default="openai/clip-vit-large-patch14",
@@ -77,7 +77,6 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 from datasets.store import open_store
-from datasets.trials import TrialDataset, part_of
 from evaluation import decoded_runs, figures, tables
 from evaluation.decoded_runs import Run
 from stages.scores import percent
@@ -114,43 +113,24 @@ def look_for_leaks(args: argparse.Namespace) -> None:
     asked = args.downstream_dataset or store.meta.get("dataset")
     name = asked or next((r.argument.get("downstream_dataset") for r in runs), None)
     description = described(name, store.meta.get("description"), str(args.audit))
-    protocols = dict.fromkeys(check_protocol(str(run.argument.get("protocol", "published"))) for run in runs)
-    protocols = [args.protocol] if args.protocol else list(protocols) or ["published"]
-    splits = {protocol: audit.splits_of(store, description, protocol) for protocol in protocols}
+    protocol_of = {
+        run.name: args.protocol or check_protocol(str(run.argument.get("protocol", "published"))) for run in runs
+    }
+    protocols = list(dict.fromkeys(protocol_of.values())) or [args.protocol or "published"]
 
-    # ------------------------------------------------------------ what each check says
+    # what the people saw, and what captioners say of it: as a run or the store says, else beside the store
+    beside = store.path.resolve().parent
+    folders = [args.stimuli_dir, *(run.recorded_place("images_dir") for run in runs), description.images_dir or None]
+    images_dir = next(filter(Path.is_dir, map(Path, filter(None, [*folders, beside / "images"]))), None)
+    files = [*(run.recorded_place("captions") for run in runs), beside / "captions.jsonl"]
+    captions = next(filter(Path.is_file, filter(None, files)), None)
+
     print(f"audit of {args.audit} ({name}, {', '.join(protocols)})")
-    breaches = 0
-
-    def say(findings: Iterable) -> None:
-        nonlocal breaches
-        for finding in findings:
-            print(finding)
-            breaches += finding.kind == "BREACH"
-
-    for protocol in protocols:
-        for promise in promises(description, protocol):
-            check = audit.seen_findings if promise in ("concept", "image") else audit.people_findings
-            say(check(splits[protocol], promise))
-    say(audit.store_findings(store, splits[protocols[0]]))
-    for run in runs:
-        protocol = args.protocol or str(run.argument.get("protocol", "published"))
-        say(audit.run_findings(run, store, splits[protocol]))
-        try:
-            datasets = [
-                TrialDataset(args.audit, mode, protocol, description, store)
-                for mode in SPLITS
-                if splits[protocol][mode]
-            ]
-            datasets = [dataset.part(**part_of(run.argument)) for dataset in datasets]
-        except UserError as error:  # trials that are not kept apart cannot be opened
-            say([audit.Finding("cannot", run.name, f"its cached tokens were not looked at: {error}")])
-            continue
-        say(audit.token_findings(run, datasets, args.cache_dir, pick_device(args.cuda)))
-        say(audit.used_findings(run, datasets))
-    say(audit.decoding_findings(runs))
-    for words in audit.CANNOT:
-        print(audit.Finding("cannot", "by design", words))
+    breaches, device = 0, pick_device(args.cuda)
+    places = images_dir, captions, args.cache_dir
+    for finding in audit.findings(store, description, protocols, runs, protocol_of, *places, device):
+        print(finding)
+        breaches += finding.kind == "BREACH"
     if breaches:
         raise UserError(f"{breaches} breaches in {args.audit} or the runs on it; scores made with them say nothing")
     print("no breach found")

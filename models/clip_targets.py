@@ -7,7 +7,8 @@ names: 16,740 images of CLIP ViT-H take 34 MB, and a run that dies loses one fil
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from utils.progress import progress
 
 FILE = 256  # images, sentences or captions a file of the cache
 BATCH = 32  # embedded at once
+SAME_TARGETS = 2e-2  # of their RMS: half precision and other devices differ by less
 FETCH = "--images_dir names the folder of the images that were seen"
 
 # ---------------------------------------------------------------- targets
@@ -230,6 +232,10 @@ def in_parts(
             key = hashlib.sha256(json.dumps([what, identity, own]).encode()).hexdigest()[:24]
             path = Path(cache_dir) / f"{what.replace(' ', '_')}_targets-{key}.safetensors"
             kept = read_kept(path)
+            if _COMPARED is not None:
+                _COMPARED.append((path, kept is not None and _agrees(kept, part, build)))
+                if kept is None:
+                    raise UserError(f"{path.name} is not in the cache")
             if kept is None or set(kept) != {"targets"} or len(kept["targets"]) != len(own):
                 made = torch.cat([build(part[k : k + BATCH]).half() for k in range(0, len(part), BATCH)])
                 if not torch.isfinite(made).all():
@@ -243,5 +249,33 @@ def in_parts(
                 raise UserError(f"{unwritten}; --cache_dir names another folder")
             files.append(path) if on_disk else parts.append(kept["targets"])
             bar.update(len(own))
-    print(f"{what} targets: {len(items)}, {f'{built} embedded now' if built else 'from the cache'}")
+    if _COMPARED is None:
+        print(f"{what} targets: {len(items)}, {f'{built} embedded now' if built else 'from the cache'}")
     return files if on_disk else torch.cat(parts)
+
+
+# ---------------------------------------------------------------- whether kept targets are right
+
+_COMPARED: list[tuple[Path, bool]] | None = None  # inside `compared`: files, and whether they agree
+
+
+@contextmanager
+def compared() -> Iterator[list[tuple[Path, bool]]]:
+    """Inside, targets come from the cache alone (UserError where one is not there), and some of each file are made anew.
+
+    Yields list of (Path, bool): the files, and whether what the model makes now agrees with them.
+    """
+    global _COMPARED
+    _COMPARED = files = []
+    try:
+        yield files
+    finally:
+        _COMPARED = None
+
+
+def _agrees(kept: dict, items: Sequence, build: Callable) -> bool:
+    """Whether some of a file's targets are those that the model gives, but for another device's rounding."""
+    targets, chosen = kept.get("targets"), sorted({0, len(items) // 2, len(items) - 1})
+    made = build([items[k] for k in chosen]).float()
+    same = targets is not None and targets.shape == (len(items), *made.shape[1:])
+    return same and bool((targets[chosen].float() - made).abs().max() <= SAME_TARGETS * made.square().mean().sqrt())

@@ -11,7 +11,11 @@ import torch
 from datasets import alignment
 from datasets.recording import Trial
 from datasets.store import open_store, write_store
-from evaluation.audit import amplitude_findings, copy_findings, people_findings, store_findings, summarise
+from evaluation.audit import store_findings
+from evaluation.audit_amplitudes import amplitude_findings
+from evaluation.audit_copies import copy_findings
+from evaluation.audit_people import people_findings
+from evaluation.summaries import summarise
 from tests.conftest import read_jsonl
 from utils.checkpoints import keep, read_kept
 

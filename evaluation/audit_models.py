@@ -1,0 +1,214 @@
+"""What models make anew of a run's trials: cached tokens and targets, decoded answers, what alignment has used."""
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from datasets.alignment import ADAPTATIONS, ALIGNMENTS, used_together
+from datasets.recording import origin
+from datasets.repetitions import averages, repetitions, some_repetitions, with_shuffled_images
+from datasets.trials import TrialDataset
+from evaluation.decoded_runs import Run
+from evaluation.findings import Finding
+from models import choose
+from models.clip_targets import compared
+from stages import TARGETS, checkpoints
+from stages.clip_runs import open_clip_run
+from stages.decoding import DecodingSettings, decode_embeddings, decode_text, read_mapper_runs, read_text_runs
+from stages.retrieval import embed
+from stages.rows import Row
+from stages.targets import TargetSettings, images_of, without_lacking
+from stages.tokens import TokenCache, encoder_for
+from utils.checkpoints import fingerprint, read_kept
+from utils.errors import UserError
+from utils.paths import cache_folder
+
+SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
+DECODED_ANEW = 16  # trials of a text or mapper run
+ROUNDING = 0.1  # share of answers that another device's or library's rounding may turn
+Checked = Iterator[tuple[str, str]]  # a finding's kind and words, of the run that is checked
+
+
+def token_findings(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | None, device) -> Iterator[Finding]:
+    """Whether the cache's tokens are what the encoder makes of these splits: a few of each file are encoded anew."""
+    for kind, words in _cached_tokens(run, datasets, cache_dir, device):
+        yield Finding(kind, run.name, words)
+
+
+def _cached_tokens(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | None, device) -> Checked:
+    asked, expected = run.argument, run.depends_on.get("encoder")
+    if not isinstance(expected, str) or any(map(asked.get, ("no_cache_features", "train_encoder", "encoder_lora"))):
+        return
+    foundation = asked.get("foundation_dir") if asked.get("use_pretrained_weights", True) else None
+    unknown = "whether the cached tokens are of this store"
+    try:
+        settings = str(asked.get("encoder")), foundation, bool(asked.get("allow_partial")), int(asked.get("seed", 0))
+        encoder = encoder_for(datasets[0], *settings)
+    except (UserError, KeyError, ValueError, TypeError) as error:
+        yield "cannot", f"{unknown}: the encoder cannot be loaded ({error})"
+        return
+    if not encoder.pretrained:
+        return
+    if fingerprint(encoder) != expected:
+        yield "cannot", f"{unknown}: {foundation} is another encoder than the run's"
+        return
+    pooling = str(asked.get("token_pooling") or "region")
+    cache = TokenCache(cache_dir or asked.get("cache_dir"), encoder, datasets[0].montage, pooling)
+    files = {path: (dataset, trials) for dataset in datasets for path, trials in cache.files(dataset).items()}
+    files = {path: part for path, part in files.items() if path.is_file()}
+    wrong = compared = 0
+    for path, (dataset, trials) in files.items():
+        kept, chosen = read_kept(path), sorted({0, len(trials) // 2, len(trials) - 1})
+        fresh = cache.encode(dataset, [trials[k] for k in chosen], device)
+        compared += len(chosen)
+        same = kept is not None and kept["tokens"].shape == (len(trials), *fresh.shape[1:])
+        if not same or (kept["tokens"][chosen] - fresh).abs().max() > SAME_TOKENS * fresh.square().mean().sqrt():
+            yield "BREACH", f"{path.name} in the token cache is not what the encoder makes of this store"
+            wrong += 1
+    if not files:
+        yield "cannot", "no tokens of this store and encoder are in the cache"
+    elif not wrong:
+        yield "ok", f"{compared} trials of {len(files)} files of the token cache were encoded anew and agree"
+
+
+def used_findings(run: Run, datasets: Sequence[TrialDataset]) -> Iterator[Finding]:
+    """Whether a run has used of the test person what its rows say, and causal alignment nothing of later trials."""
+    test = next((dataset for dataset in datasets if dataset.mode == "test"), None)
+    if test is None or not run.rows[0].uses:
+        yield Finding("cannot", run.name, "what was used of the test person: its rows do not say it")
+        return
+    adapt = ADAPTATIONS.get(str(run.argument.get("adapt", "none")), ADAPTATIONS["none"])
+    settings, said = used_together(*test.uses.split("; "), adapt.uses), run.uses
+    if "ensemble" not in run.record and settings != said:
+        yield Finding(
+            "BREACH", run.name, f"its rows say {said!r} was used of the test person, its settings {settings!r}"
+        )
+        return
+    yield Finding("ok", run.name, f"used of the test person: {said}, as its settings say")
+    if ALIGNMENTS[test.align].causal:
+        person = [trial for trial in test.store.trials if trial.subject == test.trials[0].subject]
+        order = sorted(person, key=origin)
+        aligned = test.aligning(order)
+        for place in sorted({1, len(order) // 2, len(order) - 1}):  # with nothing behind it, each is aligned alike
+            until = test.aligning(order[:place])
+            if any(not np.array_equal(until[trial.key], aligned[trial.key]) for trial in order[:place]):
+                yield Finding("BREACH", run.name, f"trials before {order[place].key} are aligned by what comes after")
+                return
+        yield Finding("ok", run.name, "no trial is aligned by a later one: bit-equal without them")
+
+
+# ---------------------------------------------------------------- targets of seen images
+
+
+def target_findings(
+    run: Run, splits: Mapping[str, TrialDataset], images_dir: Path | None, cache_dir: str | None, device
+) -> Iterator[Finding]:
+    """Whether a run of seen images was trained towards what its model makes of their pictures, sentences or captions.
+
+    Some targets of each file of the cache are made anew, and all of the cache must be what the run's record says. Then
+    its best checkpoint answers the test trials anew.
+    """
+    if run.argument.get("target") in list(TARGETS):
+        for kind, words in _targets(run, splits, images_dir, cache_dir, device):
+            yield Finding(kind, run.name, words)
+
+
+def _targets(
+    run: Run, splits: Mapping[str, TrialDataset], images_dir: Path | None, cache_dir: str | None, device
+) -> Checked:
+    asked, store = dict(run.argument), splits["test"].store
+    asked["images_dir"] = images_dir or Path()
+    asked["cache_dir"] = cache_folder(cache_dir or asked.get("cache_dir"), store.path)
+    for name in ("captions", "structure_vae", "clip_model", "image_model"):
+        place = run.recorded_place(name)
+        asked[name] = str(place) if place and place.exists() else asked.get(name)
+    try:
+        target = choose(TARGETS, asked["target"])(
+            TargetSettings(**{f.name: asked[f.name] for f in fields(TargetSettings) if f.name in asked})
+        )
+        lacking = target.lacking(images_of(splits))
+        splits, _, _ = without_lacking(splits, lacking)
+        if run.is_control:
+            splits = {mode: with_shuffled_images(dataset, int(asked["seed"])) for mode, dataset in splits.items()}
+        with compared() as files:
+            target.build(splits, averages(splits["train"], int(asked["average_train"])))
+    except (UserError, KeyError, ValueError, TypeError) as error:
+        yield "cannot", f"whether it was trained towards what its model makes of the pictures: {error}"
+        return
+    expected = [value for name, value in run.depends_on.items() if name.startswith("set of targets")]
+    if wrong := [path.name for path, agrees in files if not agrees]:
+        yield "BREACH", f"{wrong[0]} in the target cache is not what its model makes of these pictures"
+        return
+    if files and expected and expected != [target.digest]:
+        yield "BREACH", "it was trained towards other targets than its model makes of these pictures"
+        return
+    if files:
+        yield "ok", f"some targets of {len(files)} files of the cache were made anew and agree; all are the run's"
+    folder = run.place if run.place.is_dir() else run.place.parent
+    if not (folder / "results.json").is_file():
+        return
+    try:
+        foundation = str(asked.get("foundation_dir"))
+        opened = open_clip_run(folder, str(store.path), "test", foundation, cache_dir, device)
+        groups = some_repetitions(repetitions(opened.dataset), asked.get("test_repetitions"), int(asked["seed"]))
+        outputs = embed(opened.model, opened.dataset, groups, opened.people, device)
+        rows, _ = target.rows(outputs, opened.dataset, groups)
+    except (UserError, KeyError, ValueError, TypeError) as error:
+        yield "cannot", f"whether its checkpoint gives these answers: {error}"
+        return
+    yield from _agree(run, rows)
+
+
+# ---------------------------------------------------------------- answers
+
+
+def decoded_findings(run: Run, description, store, cache_dir: str | None, device) -> Iterator[Finding]:
+    """Whether a text or mapper run's best checkpoint gives the answers of its rows: some are decoded anew."""
+    folder = run.place if run.place.is_dir() else run.place.parent
+    if not (folder / "results.json").is_file() or run.argument.get("adapt", "none") != "none":
+        return
+    kinds = {"text": (read_text_runs, decode_text), "mapper": (read_mapper_runs, decode_embeddings)}
+    for kind, (read, decode) in kinds.items():
+        if not any(folder.glob(checkpoints.KINDS[kind].name.format("*"))):
+            continue
+        try:
+            with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):
+                found = read([str(folder)], None) if kind == "text" else read([str(folder)])
+                asked = DecodingSettings(
+                    datasets_dir=str(store.path), split="test", protocol=found[0].content["protocol"],
+                    num_samples=DECODED_ANEW, output_dir=place, foundation_dir=run.argument.get("foundation_dir"),
+                    use_pretrained_weights=bool(run.argument.get("use_pretrained_weights", True)),
+                    allow_partial=bool(run.argument.get("allow_partial")), encoder_seed=int(run.argument.get("seed", 0)),
+                    cache_dir=cache_dir, no_cache_features=bool(run.argument.get("no_cache_features")), batch_size=8,
+                    readout="head" if kind == "mapper" else None, no_quantize=bool(run.argument.get("no_quantize")),
+                )  # fmt: skip
+                of_run = checkpoints.as_trained(description, found[0].path, found[0].content)
+                rows = decode(found, of_run, asked, device)[0]
+        except (UserError, KeyError, ValueError, TypeError) as error:
+            yield Finding("cannot", run.name, f"whether its checkpoint gives these answers: {error}")
+            continue
+        for of, words in _agree(run, rows):
+            yield Finding(of, run.name, words)
+
+
+def _agree(run: Run, rows: Sequence[Row]) -> Checked:
+    """Whether rows that were decoded anew have the answers of the run's, but for a few that rounding may turn."""
+    ours, wrong, compared_with = {row.index: row for row in rows}, 0, 0
+    for row in run.rows:
+        if (other := ours.get(row.index)) is not None:
+            compared_with += 1
+            wrong += any(
+                other.readouts[name].label != r.label for name, r in row.readouts.items() if name in other.readouts
+            )
+    if wrong > max(1, ROUNDING * compared_with):
+        yield (
+            "BREACH",
+            f"{wrong} of {compared_with} trials that its checkpoint decoded anew have other answers than its rows",
+        )
+    elif compared_with:
+        yield "ok", f"its checkpoint decoded {compared_with} trials anew, and {compared_with - wrong} answers agree"

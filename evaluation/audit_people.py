@@ -1,0 +1,147 @@
+"""Who is in which split: people by their names and by their signals, trials by their keys, images and concepts."""
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
+
+import numpy as np
+
+from datasets.recording import Trial, origin
+from datasets.splits import Split
+from evaluation.findings import Finding
+from evaluation.summaries import Summaries
+
+FEW_PEOPLE = 4  # from so many on, a pair can stand out
+ALIKE, RATHER_ALIKE = 0.25, 0.5  # times as far apart as from anybody else: one person under two names, or in doubt
+
+
+def people_findings(splits: Split, promise: str) -> Iterator[Finding]:
+    """No person in two splits, whatever the spelling, and none without a name."""
+    trials = [trial for of_split in splits.values() for trial in of_split]
+    names = {trial.subject for trial in trials}
+    if names == {""}:
+        yield Finding("cannot", "people", "the store does not say whose the trials are")
+        return
+    nameless = sum(not _same_name(trial.subject) for trial in trials)
+    if nameless:
+        yield Finding("BREACH", "people", f"{nameless} trials say not whose they are; nobody can keep them apart")
+    spellings = defaultdict(set)
+    for name in names:
+        spellings[_same_name(name)].add(name)
+    spelled = {name: " and ".join(map(repr, sorted(variants))) for name, variants in spellings.items()}
+    where = {mode: {_same_name(t.subject) for t in of_split} - {""} for mode, of_split in splits.items()}
+    apart = {"person": combinations(where, 2), "tested person": [("train", "test"), ("val", "test")]}.get(promise, ())
+    twice = [(name, a, b) for a, b in apart for name in sorted(where[a] & where[b])]
+    for name, a, b in twice:
+        yield Finding("BREACH", "people", f"{spelled[name]} in {a} and in {b}")
+    for name, variants in sorted(spellings.items()):
+        if len(variants) > 1 and sum(name in people for people in where.values()) < 2:
+            yield Finding("notice", "people", f"{spelled[name]} look like one person")
+    if not twice and not nameless:
+        promised = {"person": "no person in two splits", "tested person": "nobody who tests trains or validates"}
+        apart = (
+            f"{promised[promise]}, in any spelling" if promise in promised else "one person's sessions, as asked for"
+        )
+        yield Finding("ok", "people", f"{len(names)} people; {apart}")
+
+
+def seen_findings(splits: Split, promise: str) -> Iterator[Finding]:
+    """No concept (label), or no image, in two splits, of datasets of seen images."""
+    seen = {mode: {t.label if promise == "concept" else t.image for t in trials} for mode, trials in splits.items()}
+    shared = [(a, b) for a, b in combinations(seen, 2) if seen[a] & seen[b]]
+    for a, b in shared:
+        yield Finding("BREACH", "seen", f"the {promise} {min(seen[a] & seen[b])} is in {a} and in {b}")
+    if not shared:
+        counts = ", ".join(f"{len(kinds)} {mode}" for mode, kinds in seen.items())
+        yield Finding("ok", "seen", f"no {promise} in two splits: {counts}")
+
+
+def _same_name(name: str) -> str:
+    """A name without what people spell differently: case, blanks, dashes, leading zeros."""
+    return re.sub(r"0*(\d+)", r"\1", re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name)).casefold())
+
+
+def key_findings(trials: Sequence[Trial]) -> Iterator[Finding]:
+    """No key twice, and no trial of a recording twice."""
+    keys = [key for key, n in Counter(trial.key for trial in trials).items() if n > 1]
+    origins = [place for place, n in Counter(map(origin, trials)).items() if n > 1]
+    for key in keys[:5]:
+        yield Finding("BREACH", "keys", f"{key!r} is there twice")
+    for subject, session, run, trial in origins[:5]:
+        yield Finding("BREACH", "keys", f"trial {trial} of run {run} of {subject} {session} is there twice")
+    if not keys and not origins:
+        yield Finding("ok", "keys", f"{len(trials)} trials, each there once")
+
+
+# ---------------------------------------------------------------- people by their signals
+
+
+def likeness_findings(splits: Split, promise: str, trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
+    """No person under two names: by the energies of their electrodes' bands, and their mean spectrum.
+
+    Two names are one person where each is the other's likest and far nearer to it than to the next likest. People who
+    are all alike, as simulated ones may be, have no such pair, and are not told apart.
+    """
+    if promise not in ("person", "tested person"):
+        return
+    where = {mode: {trial.subject for trial in of_split} for mode, of_split in splits.items()}
+    tested, others = where.get("test", set()), where.get("train", set()) | where.get("val", set())
+    names = sorted({trial.subject for trial in trials})
+    if len(names) < FEW_PEOPLE or not tested or not others:
+        yield Finding("cannot", "likeness", f"whether two names are one person: {len(names)} people are too few")
+        return
+    nearness = _nearness(names, trials, s)
+    apart = {(a, b): near for (a, b), near in nearness.items() if _apart(names[a], names[b], tested, others)}
+    found = sorted((ratio, *pair) for pair, (ratio, may_be) in apart.items() if may_be and ratio < RATHER_ALIKE)
+    for ratio, a, b in found:
+        words = f"{names[a]} and {names[b]} look like one person: {ratio:.2f} times as far apart as from anybody else"
+        yield Finding("BREACH" if ratio < ALIKE else "notice", "likeness", words)
+    if not apart:
+        yield Finding("cannot", "likeness", "whether two names are one person: their signals are too much alike")
+    elif not found:
+        nearest = f"nearest pair {min(apart.values())[0]:.2f} times as far apart as from anybody else"
+        yield Finding("ok", "likeness", f"no two of {len(names)} people look like one ({nearest})")
+
+
+def _apart(a: str, b: str, tested: set[str], others: set[str]) -> bool:
+    return (a in tested and b in others) or (b in tested and a in others)
+
+
+def _nearness(names: Sequence[str], trials: Sequence[Trial], s: Summaries) -> dict[tuple[int, int], tuple[float, bool]]:
+    """Pair of people to their distance over the lesser one of either's to anybody else; and whether it is no larger
+    than chance, or than one person's from session to session.
+
+    A distance is the least one of their sessions', in deviations of a trial, less what so few trials give by chance.
+    Pairs whose distance to others is not beyond that chance are left out.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    x = np.concatenate([s.energies.reshape(len(trials), -1), s.profile], axis=1)  # (N, D)
+    sessions = sorted({(trial.subject, trial.session) for trial in trials})
+    which = np.array([sessions.index((trial.subject, trial.session)) for trial in trials])
+    mean = np.stack([x[which == k].mean(axis=0) for k in range(len(sessions))])  # (S, D)
+    deviation = (x - mean[which]).std(axis=0) + 1e-6
+    x, mean = x / deviation, mean / deviation
+    values, vectors = np.linalg.eigh(ledoit_wolf(x - mean[which], assume_centered=True)[0])
+    axes = vectors / np.sqrt(np.maximum(values, 1e-6))  # along which trials of a session differ alike
+    x, mean, counts = x @ axes, mean @ axes, np.bincount(which)
+    chance = np.square(x - mean[which]).sum(axis=1).mean() * (1 / counts[:, None] + 1 / counts[None])
+    squares = np.square(mean[:, None] - mean[None]).sum(axis=2)  # (S, S)
+    whose = np.array([names.index(person) for person, _ in sessions])
+    n, nearness = len(names), {}
+    signal, noise = np.zeros((n, n)), np.zeros((n, n))
+    for a, b in product(range(n), repeat=2):
+        of_both = np.ix_(whose == a, whose == b)
+        least = np.argmin((squares - chance)[of_both])
+        signal[a, b], noise[a, b] = (squares - chance)[of_both].flat[least], chance[of_both].flat[least]
+    own = [(squares - chance)[a, b] for a, b in combinations(range(len(sessions)), 2) if whose[a] == whose[b]]
+    usual = float(np.median(own)) if own else 0.0  # of one person, from session to session
+    for a, b in combinations(range(n), 2):
+        rest = np.delete(np.arange(n), [a, b])
+        next_one = min(signal[a, rest].min(), signal[b, rest].min())
+        if next_one > noise[[a, b]][:, rest].max():
+            ratio = float(np.sqrt(max(signal[a, b], 0) / next_one))
+            nearness[a, b] = ratio, bool(signal[a, b] <= max(noise[a, b], usual))
+    return nearness

@@ -1,0 +1,276 @@
+"""A run's files against the store and against each other: rows, results, epochs, checkpoints."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
+from math import isclose
+from pathlib import Path
+
+import torch
+
+from datasets.recording import Trial, origin
+from datasets.splits import Split, protocol_named
+from evaluation.decoded_runs import Run, description_of
+from evaluation.findings import Finding
+from stages.runs import best_epoch, is_history
+from stages.scores import percent, score_rows
+from utils.checkpoints import CONFIG, WEIGHTS, read_checkpoint
+from utils.errors import UserError
+from utils.files import read_csv, read_json
+
+# baselines
+WITHOUT_EPOCHS = "best_constant recording_only bandpower_lda csp_lda tangent_space ridge knn forest svm".split()
+WITHOUT_EPOCHS += ["samples_lda", "xdawn_tangent", "filterbank_tangent"]
+Checked = Iterator[tuple[str, str]]  # a finding's kind and words, of the run that is checked
+KINDS = ("projection", "mapper", "encoder")  # what checkpoints are called after
+
+
+def run_findings(run: Run, store, splits: Split) -> Iterator[Finding]:
+    """All checks of a run's folder, against the store that it says it was made from."""
+    folder = run.place if run.place.is_dir() else run.place.parent
+    checks = [_made_from(run, store), _test_trials(run, splits), _answers(run)]
+    if "projection" in run.record or "mapper" in run.record:
+        checks.append([("ok", f"decoded with {run.record.get('projection') or run.record.get('mapper')}")])
+    else:
+        checks += [_scores(run, folder), _tables(run, folder), _epoch(run, folder, store, splits)]
+    for kind, words in chain(*checks):
+        yield Finding(kind, run.name, words)
+
+
+def _made_from(run: Run, store) -> Checked:
+    """Whether the run was made from this store and this list of its trials."""
+    if run.encoder_note:
+        yield "notice", f"its encoder's checkpoint: {run.encoder_note}; the rest of the encoder is random"
+    depends = run.record.get("depends_on", {"store": run.record["store"]} if "store" in run.record else None)
+    if not isinstance(depends, dict):
+        yield "cannot", "without its run.json nobody knows what it was made from"
+        depends = {}
+    for name, now in (("store", store.fingerprint), ("list of trials", store.listed)):
+        if name not in depends:
+            if name == "store" or "store" not in run.record:
+                yield "cannot", f"its run.json does not say from which {name} it was made"
+        elif depends[name] == now:
+            yield "ok", f"made from this {name}"
+        else:
+            yield "BREACH", f"it was made from another {name}: {str(depends[name])[:16]} and not {str(now)[:16]}"
+
+
+def _test_trials(run: Run, splits: Split) -> Checked:
+    """Whether all test trials are decoded and no others, with the store's labels; of seen images, with its images."""
+    by_image = any(row.image for row in run.rows)  # candidates are counted anew there, and repetitions averaged
+    labels = {origin(trial): trial.image if by_image else trial.label for trial in splits["test"]}
+    others = {origin(trial) for name in ("train", "val") for trial in splits[name]}
+    decoded = {origin(row): row.image if by_image else row.true_label for row in run.rows}
+    foreign, unknown = set(decoded) & others - set(labels), set(decoded) - set(labels) - others
+    if foreign:
+        yield "BREACH", f"{len(foreign)} of its decoded trials are training or validation trials"
+    if unknown:
+        yield "BREACH", f"{len(unknown)} of its decoded trials are not in this store"
+    changed = sum(labels[trial] != label for trial, label in decoded.items() if trial in labels)
+    if changed and not run.is_control:
+        what = "image" if by_image else "label"
+        yield "BREACH", f"{changed} of its decoded trials have another {what} than in the store"
+    wanted, there = set(labels), set(decoded)
+    if by_image:  # a row stands for all repetitions of an image
+        wanted, there = ({(trial[0], image) for trial, image in images.items()} for images in (labels, decoded))
+    if not foreign and not unknown:
+        what = "images" if by_image else "trials"
+        yield "notice" if wanted - there else "ok", f"{len(there)} of {len(wanted)} test {what} are decoded"
+
+
+def _scores(run: Run, folder: Path) -> Checked:
+    """Whether the test was decoded once, and results.json has the scores of the decoded trials."""
+    files = sorted(path.name for path in folder.glob("*.jsonl*") if "test" in path.name)
+    if len(files) > 1:
+        yield "BREACH", f"the test was decoded more than once: {', '.join(files)}"
+    try:
+        tested = read_json(folder / "results.json")["test"].items()
+    except (UserError, KeyError, TypeError, AttributeError):
+        yield "cannot", "results.json is missing or damaged: nobody can tell what it said its scores were"
+        return
+    own = {name: score.as_dict() for name, score in score_rows(run.rows).items()}
+    for name, scored in tested:
+        if not isinstance(scored, dict) or "measure" not in scored and name not in own:
+            yield "BREACH", f"results.json says other scores of {name} than its decoded trials: they have none"
+        elif other := [
+            field for field, value in own.get(name, {}).items() if _differs(scored.get(field, value), value)
+        ]:
+            yield "BREACH", f"results.json says other scores of {name} than its decoded trials: {', '.join(other)}"
+
+
+def _differs(a: object, b: object) -> bool:
+    """Whether two values of JSON are others, but for rounding."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return set(a) != set(b) or any(_differs(a[key], b[key]) for key in a)
+    numbers = all(type(value) in (int, float) for value in (a, b))
+    return not isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) if numbers else a != b
+
+
+def _tables(run: Run, folder: Path) -> Checked:
+    """Whether the model card, and a results.csv in the run's folder or beside it, have the scores of the rows."""
+    own = {name: score for name, score in score_rows(run.rows).items()}
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    for name, score in own.items():
+        head = f"| test | {name} | "
+        if head in text and f"{head}{percent(score.accuracy)} | {score.n} |" not in text:
+            yield "BREACH", f"README.md, its model card, says another score of {name} than its decoded trials"
+    for path in (folder / "results.csv", folder.parent / "results.csv"):
+        for line in read_csv(path):
+            score = own.get(line.get("readout")) if line.get("run") in (run.name, folder.name) else None
+            if score and _differs(_number(line.get("accuracy")), score.accuracy):
+                yield "BREACH", f"{path.name} says another accuracy of {line['readout']} than its decoded trials"
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _answers(run: Run) -> Checked:
+    """Whether each row's answers are those that its own probabilities, ranks and text give."""
+    wrong = 0
+    for row in run.rows:
+        for readout in row.readouts.values():
+            p = readout.probabilities
+            wrong += p is not None and readout.label >= 0 and p[readout.label] < max(p) - 1e-5
+            wrong += readout.rank is not None and (readout.rank == 1) != (readout.label == row.true_label)
+    keyword, description = "keyword", None
+    if all(keyword in row.readouts for row in run.rows) and not run.argument.get("words"):
+        with suppress(UserError):
+            description = description_of(run)
+    if description is not None:
+        wrong += sum(description.keyword_label(row.text) != row.readouts[keyword].label for row in run.rows)
+    if wrong:
+        yield (
+            "BREACH",
+            f"{wrong} answers of its decoded trials are not what their own probabilities, ranks or texts say",
+        )
+
+
+def _epoch(run: Run, folder: Path, store, splits: Split) -> Checked:
+    """Whether the epoch was chosen on validation, the test decoded once, and the checkpoint belongs to the run."""
+    model = run.argument.get("model")
+    if not (folder / "metrics.jsonl").is_file():
+        if model in WITHOUT_EPOCHS:
+            yield "ok", f"{model} has no epochs to choose from"
+        else:
+            yield "cannot", "without its metrics.jsonl nobody can tell how its epoch was chosen"
+        return
+    try:
+        history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        results = read_json(folder / "results.json")
+        readout, tested = results["selected_by"], results["best_epoch"]
+        if not is_history(history) or type(tested) is not int or not isinstance(results.get("test"), dict):
+            raise ValueError
+        best = best_epoch(history, readout)["epoch"]
+    except (UserError, ValueError, KeyError, TypeError, OSError):
+        yield "cannot", "metrics.jsonl or results.json is missing or damaged: nobody can tell how its epoch was chosen"
+        return
+    with_test = [epoch["epoch"] for epoch in history if any("test" in str(name) for name in epoch)]
+    if with_test:
+        yield "BREACH", f"test scores stand beside epoch {with_test[0]}: the test was decoded more than once"
+    if tested != best:
+        yield "BREACH", f"epoch {tested} was tested; by validation ({readout}) it is epoch {best}"
+    elif not with_test:
+        yield "ok", f"epoch {tested} of {len(history)} was chosen by validation ({readout})"
+    yield from _history(history, results, best)
+    if model is not None:  # a baseline keeps no checkpoints
+        return
+    last = folder / "last.pth"
+    state = read_checkpoint(last) if last.is_file() else {}
+    if not state:
+        yield "cannot", "without its last.pth nobody can tell whether metrics.jsonl is as it was written"
+    elif _differs_as_json(state.get("history"), history):
+        yield "BREACH", "metrics.jsonl has other epochs or scores than last.pth remembers"
+    path = next(filter(Path.is_file, (folder / f"{kind}_epoch{tested}.pth" for kind in KINDS)), None)
+    if path:
+        checkpoint = read_checkpoint(path)
+        yield from _checkpoint(run, path, checkpoint, store, splits)
+        if checkpoint.get("epoch", tested) != tested:
+            yield "BREACH", f"{path.name} is of epoch {checkpoint['epoch']}"
+        if tested == len(history) and state and not _same_weights(checkpoint, state):
+            yield "BREACH", f"{path.name} has other weights than last.pth, of the same epoch"
+        second = folder / WEIGHTS
+        if second.is_file() and (folder / CONFIG).is_file() and not _same_weights(checkpoint, read_checkpoint(second)):
+            yield "BREACH", f"{second.name} has other weights than {path.name}"
+    else:
+        yield "cannot", f"the checkpoint of epoch {tested} is not there"
+
+
+def _history(history: Sequence[dict], results: Mapping, best: int) -> Checked:
+    """Whether epochs' scores agree with their own counts, and results.json has the validation of the best one."""
+    for epoch in history:
+        for name, score in epoch["val"].items():
+            if score.get("n") and "correct" in score and _differs(score["correct"] / score["n"], score["accuracy"]):
+                yield (
+                    "BREACH",
+                    f"metrics.jsonl: epoch {epoch['epoch']}: {name} is not its {score['correct']} right trials",
+                )
+    tested = history[results["best_epoch"] - 1] if 0 < results["best_epoch"] <= len(history) else history[best - 1]
+    if "val" in results and _differs_as_json(results["val"], tested["val"]):
+        yield "BREACH", f"results.json has another validation of epoch {tested['epoch']} than metrics.jsonl"
+
+
+def _differs_as_json(a: object, b: object) -> bool:
+    return json.loads(json.dumps(a)) != json.loads(json.dumps(b))
+
+
+def _same_weights(checkpoint: Mapping, other: Mapping) -> bool:
+    """Whether what two files have in common of a trained model is the same; an encoder may be merged in one of them."""
+    for part in ("model", "projection", "mapper", "head", "adapter"):
+        a, b = checkpoint.get(part), other.get(part)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            tensors = {name: value for name, value in a.items() if isinstance(value, torch.Tensor)}
+            if not all(
+                isinstance(b.get(name), torch.Tensor) and torch.equal(value, b[name].cpu())
+                for name, value in tensors.items()
+            ):
+                return False
+    return True
+
+
+def _checkpoint(run: Run, path: Path, checkpoint: Mapping, store, splits: Split) -> Checked:
+    """Whether a checkpoint has seen nothing that tests, says what it has seen, and is of the run's encoder."""
+    of_images = path.name.startswith("encoder")
+    kind = "image" if of_images else "session"
+
+    def marks(trial: Trial) -> set[str]:
+        return {trial.image} if of_images else set(trial.marks.values())
+
+    classes, absent = checkpoint.get("classes"), set(checkpoint.get("absent") or ())
+    names = store.meta.get("classes") or []
+    learnt = [t for mode in ("train", "val") for t in splits[mode] if not absent & {t.image}]
+    if of_images and names and set(classes or ()) <= set(names):  # --granularity: some of the classes
+        learnt = [trial for trial in learnt if names[trial.label] in classes]
+    noted = set(map(str, checkpoint.get("seen") or ()))
+    seen = noted & {mark for trial in splits["test"] for mark in marks(trial)}
+    unsaid = sum(not marks(trial) & noted for trial in learnt)
+    if seen and not (of_images and protocol_named(str(checkpoint.get("protocol")))[0].repeats_images):
+        yield "BREACH", f"its checkpoint was trained on test {kind}s: {', '.join(sorted(seen)[:5])}"
+    if unsaid:
+        yield "BREACH", f"{path.name} does not list {unsaid} of {len(learnt)} trials that it was trained on as seen"
+    if (checkpoint.get("encoder_fingerprint") or None) != run.depends_on.get("encoder"):
+        yield "BREACH", "its checkpoint is of another encoder than the run"
+    elif not seen and not unsaid:
+        yield "ok", f"{path.name} is of this run's encoder, and has seen no test {kind}"
+    said, protocol = str(checkpoint.get("protocol")), str(run.argument.get("protocol"))
+    if "protocol" in checkpoint and "protocol" in run.argument and said != protocol:
+        yield "BREACH", f"{path.name} was trained under --protocol {said}, and the run's record says {protocol}"
+
+
+def decoding_findings(runs: Sequence[Run]) -> Iterator[Finding]:
+    """Whether the test was decoded with several epochs of one run: then somebody may have taken the best."""
+    used = defaultdict(set)
+    for run in runs:
+        checkpoints = run.record.get("projection") or run.record.get("mapper") or []
+        for checkpoint in checkpoints if isinstance(checkpoints, list) else [checkpoints]:  # several: of an ensemble
+            if isinstance(checkpoint, str) and run.argument.get("split", "test") == "test":
+                used[str(Path(checkpoint).absolute().parent)].add(Path(checkpoint).name)
+    for folder, names in used.items():
+        if len(names) > 1:
+            yield Finding("BREACH", folder, f"the test was decoded with several epochs: {', '.join(sorted(names))}")

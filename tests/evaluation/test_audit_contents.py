@@ -1,0 +1,423 @@
+"""Leaks that keep names and counts as they were: copies that were changed, pictures, targets, files of a run."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.description import load_description
+from datasets.recording import Trial
+from datasets.store import open_store, write_store
+from datasets.trials import load_splits
+from evaluation.audit import splits_of, store_findings
+from evaluation.audit_images import caption_findings, image_findings
+from evaluation.audit_models import decoded_findings, target_findings
+from evaluation.audit_probes import probe_findings
+from evaluation.audit_run import run_findings
+from evaluation.decoded_runs import read_run
+from evaluation.summaries import summarise
+from stages.rows import read_rows, write_rows
+from stages.scores import score_rows
+from tests.seen_images import SCRIPT, things_store, training
+from utils.checkpoints import keep, read_kept
+
+BCIC = load_description("BCICIV2a")
+PEOPLE = [f"A0{k}" for k in range(1, 10)]
+
+
+def breaches(findings):
+    return {finding.check: finding.words for finding in findings if finding.kind == "BREACH"}
+
+
+# ---------------------------------------------------------------- signals
+
+
+def people_trials(seed=0, people=PEOPLE):
+    """Noise in which a person's electrodes have amplitudes of their own, and a class changes some of them."""
+    rng, trials = np.random.default_rng(seed), []
+    for person in people:
+        own = 10 * np.exp(0.3 * rng.standard_normal((22, 1)))
+        for session in "TE":
+            for k, label in enumerate(rng.permutation(np.repeat(range(4), 6))):
+                x = rng.standard_normal((22, 200)) * own
+                x[5 * label : 5 * label + 5] *= 0.8
+                trial = Trial(f"{person}-{session}-{k:02d}", int(label), person, session, 1, k + 1)
+                trials.append((trial, x.astype(np.float32)))
+    return trials
+
+
+def copied(change):
+    """Five training trials, made of test trials."""
+
+    def leak(trials):
+        rng, test = np.random.default_rng(1), [x for trial, x in trials if trial.subject == "A09"]
+        places = [k for k, (trial, _) in enumerate(trials) if trial.subject == "A02"][3:8]
+        for k, x in zip(places, test[7:], strict=False):
+            trials[k] = trials[k][0], np.asarray(change(x.copy(), trials[k][1], rng), np.float32)
+        return trials
+
+    return leak
+
+
+def half(x, other, rng):
+    kept = rng.permutation(22)[:11]
+    other = other.copy()
+    other[kept] = x[kept]
+    return other
+
+
+def smoothed(x, other, rng):
+    return np.apply_along_axis(np.convolve, 1, x, np.ones(4) / 4, mode="same")
+
+
+def whitened(by):
+    """Covariances made the identity, of all trials that `by` puts together."""
+
+    def leak(trials):
+        made, groups = [], {by(trial) for trial, _ in trials}
+        for group in sorted(groups):
+            own = [(trial, x) for trial, x in trials if by(trial) == group]
+            x = np.stack([x - x.mean(axis=1, keepdims=True) for _, x in own]).astype(float)
+            values, vectors = np.linalg.eigh(np.einsum("nct,ndt->cd", x, x) / (len(x) * x.shape[2]))
+            w = (vectors / np.sqrt(values)) @ vectors.T
+            made += [(trial, (w @ y).astype(np.float32)) for (trial, _), y in zip(own, x, strict=True)]
+        return made
+
+    return leak
+
+
+def renamed(trials):
+    """The second session of a test person is a training person's of another name."""
+    names = {("A09", "E"): "A04", ("A04", "E"): "A04", ("A04", "T"): "A04"}
+    kept = [(trial, x) for trial, x in trials if trial.subject != "A04"]
+    return [(replace(t, subject=names.get((t.subject, t.session), t.subject)), x) for t, x in kept]
+
+
+SIGNALS = {
+    "shifted by some samples": (
+        copied(lambda x, y, rng: np.concatenate([x[:, 9:], y[:, :9]], axis=1)),
+        "changed copies",
+    ),
+    "smoothed": (copied(smoothed), "changed copies"),
+    "half of the electrodes": (copied(half), "changed copies"),
+    "electrodes in another order": (copied(lambda x, y, rng: x[rng.permutation(22)]), "changed copies"),
+    "turned round in time": (copied(lambda x, y, rng: x[:, ::-1]), "changed copies"),
+    "another reference": (copied(lambda x, y, rng: x - x.mean(axis=0)), "changed copies"),
+    "mixed with the trial that was there": (copied(lambda x, y, rng: 0.7 * x + 0.3 * y), "changed copies"),
+    "trials in another order": (copied(lambda x, y, rng: x), "copies"),
+    "whitened by all people": (whitened(lambda trial: ""), "whitening"),
+    "the same person under two names": (renamed, "likeness"),
+}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_that_is_in_training_and_test_is_named(tmp_path, name):
+    leak, check = SIGNALS[name]
+    write_store(tmp_path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [leak(people_trials())])
+    store = open_store(tmp_path)
+    found = breaches(_without_probes(store))
+    assert set(found) <= {check, "normalisation", "changed copies"} and check in found, found
+
+
+def _without_probes(store, protocol="published"):
+    from evaluation import audit
+
+    with pytest.MonkeyPatch.context() as patch:  # they take the most time, and have tests of their own
+        patch.setattr(audit, "probe_findings", lambda *_: ())
+        return list(store_findings(store, splits_of(store, BCIC, protocol), ("person",)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clean_signals_are_left_alone(tmp_path, seed):
+    write_store(tmp_path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [people_trials(seed)])
+    found = _without_probes(open_store(tmp_path))
+    assert not [str(f) for f in found if f.kind in ("BREACH", "notice")]
+    assert {f.check for f in found} >= {"changed copies", "likeness", "whitening"}
+
+
+def test_whitening_by_people_is_a_breach_where_a_person_trains_and_tests(tmp_path):
+    write_store(tmp_path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [whitened(lambda t: t.subject)(people_trials())])
+    store = open_store(tmp_path)
+    kinds = {
+        protocol: {f.check: f.kind for f in _without_probes(store, protocol)}
+        for protocol in ("published", "within:A03")
+    }
+    assert kinds["published"]["whitening"] == "notice" and kinds["within:A03"]["whitening"] == "BREACH"
+
+
+# ---------------------------------------------------------------- classes in blocks
+
+
+def block_trials(order, drift=0.0, seed=0):
+    """Two people or more, who see 6 trials of each class in a row; each block has loudnesses of its own."""
+    rng, trials = np.random.default_rng(seed), []
+    for person, classes in zip(PEOPLE, order, strict=False):
+        for number, label in enumerate(np.repeat(classes, 6).tolist()):
+            own = np.exp(drift * np.random.default_rng((seed, int(person[1:]), label)).standard_normal((22, 1)))
+            x = (10 * own * rng.standard_normal((22, 200))).astype(np.float32)
+            trials.append((Trial(f"{person}-{number:03d}", label, person, "T", 1, number + 1), x))
+    return trials
+
+
+def probed(path, trials):
+    write_store(path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [trials])
+    store = open_store(path)
+    return {f.check: f for f in probe_findings(store.trials, summarise(store, store.trials))}
+
+
+def test_blocks_of_two_people_that_fall_together_are_no_leak_and_an_order_that_all_share_is_one(tmp_path):
+    some = [list(range(8)), [0, 1, 2, 3, 4, 6, 7, 5]]  # five of eight blocks at the same place
+    found = probed(tmp_path / "two", block_trials(some))
+    assert {f.kind for f in found.values()} == {"ok"}, [str(f) for f in found.values()]
+    found = probed(tmp_path / "all", block_trials([list(range(8))] * 4))
+    assert found["order"].kind == "BREACH" and "in blocks" in found["order"].words
+
+
+def test_blocks_that_drift_within_a_person_are_noticed(tmp_path):
+    rng = np.random.default_rng(0)
+    found = probed(tmp_path, block_trials([rng.permutation(8).tolist() for _ in range(3)], drift=0.3))
+    assert found["blocks"].kind == "notice" and "time tells the class as well" in found["blocks"].words
+    assert not breaches(found.values())
+
+
+# ---------------------------------------------------------------- pictures and captions
+
+
+def photo(seed):
+    """Colours that change smoothly, as photos' do."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((120, 90), Image.Resampling.BICUBIC)
+
+
+def pictures(folder):
+    """Twelve pictures that train and four that test, under the names of their concepts."""
+    images = {"train": [f"training_images/{k:05d}_t/t{k}.png" for k in range(12)]}
+    images["test"] = [f"test_images/{k:05d}_u/u{k}.png" for k in range(4)]
+    for number, image in enumerate(sum(images.values(), [])):
+        (folder / image).parent.mkdir(parents=True, exist_ok=True)
+        photo(number).save(folder / image)
+    return {mode: [Trial(image, 0, "sub-01", "1", 1, 1, image) for image in of] for mode, of in images.items()}
+
+
+PICTURES = {
+    "the same bytes": lambda path, picture: picture.save(path),
+    "resized": lambda path, picture: picture.resize((200, 150)).save(path),
+    "encoded anew": lambda path, picture: picture.save(path, format="JPEG", quality=60),
+    "mirrored": lambda path, picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path),
+    "turned": lambda path, picture: picture.rotate(90, expand=True).save(path),
+    "cut to its middle": lambda path, picture: picture.crop((6, 5, 114, 85)).save(path),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_test_picture_under_a_training_pictures_name_is_named(tmp_path, name):
+    splits = pictures(tmp_path)
+    assert not breaches(image_findings(splits, tmp_path, False))
+    PICTURES[name](tmp_path / splits["train"][5].image, photo(13))
+    found = breaches(image_findings(splits, tmp_path, False))
+    assert "u1.png" in found["images"] and "t5.png" in found["images"]
+    assert not breaches(image_findings(splits, tmp_path, True))  # a protocol that shows them again
+    (missing,) = image_findings(splits, None, False)
+    assert missing.kind == "cannot"
+
+
+@pytest.mark.parametrize(("caption", "kind"), [("a photo of a {}", "notice"), ("{id}", "BREACH"), ("it is red", "ok")])
+def test_captions_that_say_the_class_are_named(tmp_path, caption, kind):
+    classes = ("dog", "cup", "chair")
+    images = {f"n0000000{label}/{k}.JPEG": label for label in range(3) for k in range(4)}
+    lines = [{"image": i, "caption": caption.format(classes[k], id=i.split("/")[0])} for i, k in images.items()]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    splits = {"train": [Trial(image, label, "S00", "1", 1, 1, image) for image, label in images.items()]}
+    description = replace(load_description("EEGImageNet"), classes=classes)
+    assert [f.kind for f in caption_findings(tmp_path / "captions.jsonl", description, splits)] == [kind]
+
+
+# ---------------------------------------------------------------- a text run's files
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def edited(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def accuracy(run):
+    edited(run / "results.json", lambda r: r["test"]["keyword"].update(accuracy=0.9))
+
+
+def interval(run):
+    edited(run / "results.json", lambda r: r["test"]["likelihood"].update(p=1e-9))
+
+
+def validation(run):
+    edited(run / "results.json", lambda r: r["val"]["keyword"].update(correct=99))
+
+
+def another_epoch(run):
+    """Another epoch wins, in metrics.jsonl and in results.json."""
+    best = json.loads((run / "results.json").read_text())["best_epoch"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        score, wins = line["val"]["keyword"], line["epoch"] == best % 3 + 1
+        score |= {"correct": score["n"] if wins else 0, "accuracy": float(wins)}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    edited(run / "results.json", lambda r: r.update(best_epoch=best % 3 + 1, val=lines[best % 3]["val"]))
+
+
+def accuracy_of_an_epoch(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["val"]["likelihood"]["accuracy"] = 0.99
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def best_checkpoint(run):
+    best = json.loads((run / "results.json").read_text())["best_epoch"]
+    return run / f"projection_epoch{best}.pth"
+
+
+def nothing_seen(run):
+    path = best_checkpoint(run)
+    torch.save(torch.load(path, weights_only=True) | {"seen": []}, path)
+
+
+def other_weights(run):
+    path = best_checkpoint(run)
+    content = torch.load(path, weights_only=True)
+    content["projection"] = {name: 1.01 * value for name, value in content["projection"].items()}
+    torch.save(content, path)
+
+
+def an_answer(run):
+    """An answer that its own probabilities do not give."""
+    rows = read_rows(run / "decoded_test.jsonl")
+    for row in rows[:5]:
+        row.readouts["likelihood"].label = int(np.argmin(row.readouts["likelihood"].probabilities))
+    _write_alike(run, rows)
+
+
+def _write_alike(run, rows):
+    """Rows, and results.json and the model card with their scores."""
+    write_rows(rows, run / "decoded_test.jsonl")
+    scores = {name: score.as_dict() for name, score in score_rows(rows).items()}
+    edited(run / "results.json", lambda r: r["test"].update(scores))
+    (run / "README.md").unlink()
+
+
+def rows_alone(run):
+    """All answers right; results.json as it was."""
+    rows = read_rows(run / "decoded_test.jsonl")
+    for row in rows:
+        of = row.readouts["likelihood"]
+        of.label, of.probabilities = row.true_label, [float(k == row.true_label) for k in range(4)]
+    write_rows(rows, run / "decoded_test.jsonl")
+
+
+def table(run):
+    results = json.loads((run / "results.json").read_text())["test"]["keyword"]
+    (run.parent / "results.csv").write_text(f"run,readout,accuracy,n\nrun,keyword,0.99,{results['n']}\n")
+
+
+RUNS = {
+    "an accuracy, and not its count": (accuracy, "other scores of keyword"),
+    "a p-value": (interval, "other scores of likelihood"),
+    "the validation in results.json": (validation, "another validation"),
+    "another epoch wins": (another_epoch, "than last.pth remembers"),
+    "an accuracy of an epoch": (accuracy_of_an_epoch, "is not its"),
+    "the list of what it has seen": (nothing_seen, "does not list"),
+    "the weights": (other_weights, "model.safetensors has other weights"),
+    "answers and results, and not probabilities": (an_answer, "own probabilities, ranks or texts"),
+    "all answers, and not results": (rows_alone, "other scores of likelihood"),
+    "a line of results.csv": (table, "results.csv says another accuracy"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_file_of_a_run_that_was_edited_is_named(demo, run, name):
+    change, words = RUNS[name]
+    change(run)
+    store = open_store(demo.store)
+    found = [f for f in run_findings(read_run(run), store, splits_of(store, BCIC, "published")) if f.kind == "BREACH"]
+    assert any(words in finding.words for finding in found), found
+    assert not any("has seen no test" in finding.words for finding in found)
+
+
+def test_a_run_as_it_was_written_has_no_breach_in_its_files(demo, trained):
+    store = open_store(demo.store)
+    found = list(run_findings(read_run(trained), store, splits_of(store, BCIC, "published")))
+    assert not breaches(found) and not [f for f in found if f.kind == "cannot"], found
+
+
+def test_rows_and_results_that_were_edited_alike_are_not_what_the_checkpoint_decodes(demo, run):
+    store = open_store(demo.store)
+    said = list(decoded_findings(read_run(run), BCIC, store, None, torch.device("cpu")))
+    assert [f.kind for f in said] == ["ok"] and "16 answers agree" in said[0].words, said
+    rows = read_rows(run / "decoded_test.jsonl")
+    for row in rows:
+        of = row.readouts["likelihood"]
+        of.label, of.probabilities = (row.true_label + 1) % 4, [float(k == (row.true_label + 1) % 4) for k in range(4)]
+    _write_alike(run, rows)
+    found = breaches(decoded_findings(read_run(run), BCIC, store, None, torch.device("cpu")))
+    assert "its checkpoint decoded anew have other answers" in found["run"]
+
+
+# ---------------------------------------------------------------- seen images: targets, answers
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    from tests.conftest import run_inside
+
+    folder = tmp_path_factory.mktemp("seen")
+    things_store(folder, people=("sub-01",))
+    run_inside(SCRIPT, *training(folder, folder / "ubp", epochs=2))
+    return folder
+
+
+def looked_at(folder, run):
+    splits = load_splits(folder / "processed_lmdb", load_description("THINGS"), "joint")
+    run = read_run(run)
+    return list(target_findings(run, splits, folder / "images", None, torch.device("cpu")))
+
+
+def test_targets_and_answers_of_seen_images_are_made_anew(seen, tmp_path):
+    found = looked_at(seen, seen / "ubp")
+    assert [f.kind for f in found] == ["ok", "ok"] and "answers agree" in found[1].words, found
+
+    # rows and results that were edited alike
+    shutil.copytree(seen / "ubp", tmp_path / "ubp")
+    rows = read_rows(tmp_path / "ubp/decoded_test.jsonl")
+    for row in rows:
+        row.readouts["retrieval"].label, row.readouts["retrieval"].rank = (row.true_label + 1) % 6, 2
+    _write_alike(tmp_path / "ubp", rows)
+    assert "other answers than its rows" in breaches(looked_at(seen, tmp_path / "ubp"))["ubp"]
+
+    # a run that says that it was trained towards other targets
+    edited(
+        tmp_path / "ubp/run.json",
+        lambda r: r["depends_on"].update({name: "0" * 64 for name in r["depends_on"] if name.startswith("set of")}),
+    )
+    assert "trained towards other targets" in breaches(looked_at(seen, tmp_path / "ubp"))["ubp"]
+
+
+def test_a_target_cache_that_was_exchanged_for_another_is_named(seen, tmp_path):
+    (file,) = (seen / "token_cache").glob("image_targets-*")
+    kept = read_kept(file)
+    try:
+        keep({"targets": kept["targets"].roll(1, dims=0)}, file)  # with a checksum that is right
+        assert "in the target cache is not what its model makes" in breaches(looked_at(seen, seen / "ubp"))["ubp"]
+        file.unlink()
+        assert [f.kind for f in looked_at(seen, seen / "ubp")] == ["cannot"]
+        assert not list(Path(seen / "token_cache").glob("image_targets-*"))  # nothing was made in its place
+    finally:
+        keep(kept, file)
