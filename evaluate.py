@@ -46,7 +46,8 @@ def parse_args() -> argparse.Namespace:
     add("--ensemble", metavar="FOLDER",
         help="write the rows of the runs' mean probabilities there, as a run of its own")
     add("--keep_rows", metavar="FOLDER", help="copy each run's rows, packed, and its run.json there")
-    add("--stimuli_dir", help="folder of the stimulus photos (default: as the run had it; --audit: or beside the store)")
+    add("--stimuli_dir",
+        help="folder of the stimulus photos (default: as the run had it; --audit: or images beside the store)")
     add("--metric_weights", default=default("pth/metrics"),
         help="for --images: folder of torchvision's and SwAV's weights")
     add("--clip_model", default="openai/clip-vit-large-patch14",

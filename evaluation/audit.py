@@ -29,8 +29,8 @@ CANNOT = [
     "it looks like the band power that decoders live on",
     "amplitudes that were made equal by medians or quantiles of all trials, or made equal and then clipped",
     "a label in the fifth and higher bits of single samples",
-    "copies with more other noise than signal, of less than a quarter of the electrodes, or shifted by a quarter of the "
-    "trial and more; a filter that reaches from one trial into the next",
+    "copies with more other noise than signal, of less than a quarter of the electrodes, or shifted by a quarter of "
+    "the trial and more; a filter that reaches from one trial into the next",
     "pictures of one thing that differ by more than size, format, turning or a fifth of their edges",
     "rows, results and checkpoints that were all changed alike",
     "whether the test people were looked at before this store was made, "
@@ -81,7 +81,7 @@ def findings(
     cache_dir : str, optional. Where tokens and targets are kept. device : torch.device. Where some are made anew.
     """
     splits = {protocol: splits_of(store, description, protocol) for protocol in protocols}
-    description_here = description.of_store(store.meta)
+    classes = description.classes or store.meta.get("classes") or ()  # of some datasets the store says them
     for protocol, of_split in splits.items():
         kept_apart = promises(description, protocol)
         for promise in kept_apart:
@@ -89,7 +89,7 @@ def findings(
             yield from check(of_split, promise)
         yield from image_findings(of_split, images_dir, protocol_named(protocol)[0].repeats_images)
         if captions is not None:
-            yield from caption_findings(captions, description_here, of_split)
+            yield from caption_findings(captions, classes, of_split)
     first = next(iter(splits))
     yield from store_findings(store, splits[first], promises(description, first))
     for run in runs:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.description import DatasetDescription
 from datasets.splits import Split
 from evaluation.findings import Finding
 from models.clip_targets import image_paths
@@ -128,13 +127,15 @@ def _alike(tested: Sequence[str], others: Sequence[str], looks: Mapping) -> Iter
 # ---------------------------------------------------------------- captions
 
 
-def caption_findings(path: Path, description: DatasetDescription, splits: Split) -> Iterator[Finding]:
+def caption_findings(path: Path, classes: Sequence[str], splits: Split) -> Iterator[Finding]:
     """Whether captions say the class of their image in so many words: then text states are the label.
 
     A captioner that saw the picture names what is on it, so a name is a notice. It does not know an identifier such as
     n02106662, nor a file's name: one in a caption was written there.
     """
     label_of = {trial.image: trial.label for of_split in splits.values() for trial in of_split if trial.image}
+    if not label_of or max(label_of.values()) >= len(classes):
+        return
     try:
         caption_of = {image: text for image, text in captions_of(path).items() if image in label_of}
     except UserError as error:
@@ -145,11 +146,11 @@ def caption_findings(path: Path, description: DatasetDescription, splits: Split)
         return
     written, naming, others = [], 0, 0
     for image, text in caption_of.items():
-        words, name = _words(text), description.classes[label_of[image]]
+        words, name = _words(text), classes[label_of[image]]
         marks = {part for part in (image.split("/")[0], Path(image).stem, name) if any(c.isdigit() for c in part)}
         written += [image] if any(_words(mark) in words for mark in marks) else []
         naming += _words(name) in words
-        others += _words(description.classes[(label_of[image] + 1) % len(description.classes)]) in words
+        others += _words(classes[(label_of[image] + 1) % len(classes)]) in words
     n = len(caption_of)
     words = f"{percent(naming / n)} of {n} captions name the class of their image, {percent(others / n)} another one"
     if written:

@@ -16,6 +16,7 @@ from utils.progress import progress
 BANDS = (1.0, 4.0, 8.0, 13.0, 30.0, 45.0)  # Hz; δ, θ, α, β and low γ lie between them
 SPECTRUM = (2.0, 45.0)  # Hz, of the spectra that copies are looked for by
 LEAST_BINS = 60  # frequencies that tell a trial from others; shorter trials read up to 0.45 of the sampling rate
+SOME = 512  # trials that are transformed at once
 SKETCH = 512  # directions from which a trial's spectra are seen
 
 
@@ -143,7 +144,9 @@ def _spectra_of_trials(x: np.ndarray, sfreq: float, bins: np.ndarray, directions
     """
     n_times, hz = x.shape[2], np.fft.rfftfreq(x.shape[2], 1 / sfreq)
     window = np.hanning(n_times + 2)[1:-1].astype(np.float32)
-    log = np.log(np.abs(np.fft.rfft(standardised(x) * window)).astype(np.float32) + 1e-6)  # (n, C, F)
+    parts = np.array_split(x, max(1, len(x) // SOME))
+    spectra = (np.abs(np.fft.rfft(standardised(part) * window)).astype(np.float32) for part in parts)
+    log = np.concatenate([np.log(spectrum + 1e-6) for spectrum in spectra])  # (n, C, F)
     loud = np.log(x.var(axis=2) + 1e-12)
     inside = [(hz >= low) & (hz < high) for low, high in pairwise(BANDS)]
     energies = [np.log(np.exp(2 * log[..., b]).mean(axis=2) + 1e-12) + loud for b in inside if b.any()]
@@ -171,8 +174,10 @@ def _by_split(x: np.ndarray, modes: Sequence[str]) -> list[tuple[str, np.ndarray
 
 def _moments(x: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """Number, sums over trials (n, C, T) of means, of covariances within trials, and of raw products, over time."""
-    mean = x.mean(axis=2, dtype=float)
-    raw = np.einsum("nct,ndt->cd", x, x, dtype=float, optimize=True) / x.shape[2]
+    mean, raw = x.mean(axis=2, dtype=float), 0.0
+    for part in np.array_split(x, max(1, len(x) // SOME)):
+        electrodes = part.transpose(1, 0, 2).reshape(x.shape[1], -1).astype(float)  # (C, n T)
+        raw = raw + electrodes @ electrodes.T / x.shape[2]
     return len(x), mean.sum(axis=0), raw - mean.T @ mean, raw
 
 

@@ -233,9 +233,9 @@ def in_parts(
             path = Path(cache_dir) / f"{what.replace(' ', '_')}_targets-{key}.safetensors"
             kept = read_kept(path)
             if _COMPARED is not None:
-                _COMPARED.append((path, kept is not None and _agrees(kept, part, build)))
                 if kept is None:
-                    raise UserError(f"{path.name} is not in the cache")
+                    raise UserError(f"{path.name} is not in the cache of targets")
+                _COMPARED.append((path, _agrees(kept, part, build)))
             if kept is None or set(kept) != {"targets"} or len(kept["targets"]) != len(own):
                 made = torch.cat([build(part[k : k + BATCH]).half() for k in range(0, len(part), BATCH)])
                 if not torch.isfinite(made).all():
@@ -260,15 +260,15 @@ _COMPARED: list[tuple[Path, bool]] | None = None  # inside `compared`: files, an
 
 
 @contextmanager
-def compared() -> Iterator[list[tuple[Path, bool]]]:
-    """Inside, targets come from the cache alone (UserError where one is not there), and some of each file are made anew.
+def compared(files: list[tuple[Path, bool]]) -> Iterator[None]:
+    """Inside, targets come from the cache alone, and some of each file are made anew; UserError where one is missing.
 
-    Yields list of (Path, bool): the files, and whether what the model makes now agrees with them.
+    files : list. Gets each file that is there, and whether what the model makes now agrees with it.
     """
     global _COMPARED
-    _COMPARED = files = []
+    _COMPARED = files
     try:
-        yield files
+        yield
     finally:
         _COMPARED = None
 

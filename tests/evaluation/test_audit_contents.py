@@ -233,8 +233,7 @@ def test_captions_that_say_the_class_are_named(tmp_path, caption, kind):
     lines = [{"image": i, "caption": caption.format(classes[k], id=i.split("/")[0])} for i, k in images.items()]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     splits = {"train": [Trial(image, label, "S00", "1", 1, 1, image) for image, label in images.items()]}
-    description = replace(load_description("EEGImageNet"), classes=classes)
-    assert [f.kind for f in caption_findings(tmp_path / "captions.jsonl", description, splits)] == [kind]
+    assert [f.kind for f in caption_findings(tmp_path / "captions.jsonl", classes, splits)] == [kind]
 
 
 # ---------------------------------------------------------------- a text run's files
@@ -402,7 +401,7 @@ def test_targets_and_answers_of_seen_images_are_made_anew(seen, tmp_path):
     _write_alike(tmp_path / "ubp", rows)
     assert "other answers than its rows" in breaches(looked_at(seen, tmp_path / "ubp"))["ubp"]
 
-    # a run that says that it was trained towards other targets
+    # and one that says that it was trained towards other targets
     edited(
         tmp_path / "ubp/run.json",
         lambda r: r["depends_on"].update({name: "0" * 64 for name in r["depends_on"] if name.startswith("set of")}),
