@@ -206,18 +206,16 @@ def _history(history: Sequence[dict], results: Mapping, best: int) -> Checked:
     """Whether epochs' scores agree with their own counts, and results.json has the validation of the best one."""
     for epoch in history:
         for name, score in epoch["val"].items():
-            if score.get("n") and "correct" in score and _differs(score["correct"] / score["n"], score["accuracy"]):
-                yield (
-                    "BREACH",
-                    f"metrics.jsonl: epoch {epoch['epoch']}: {name} is not its {score['correct']} right trials",
-                )
+            right, n = score.get("correct"), score.get("n")
+            if type(right) is type(n) is int and n > 0 and _differs(right / n, score.get("accuracy")):
+                yield ("BREACH", f"metrics.jsonl: epoch {epoch['epoch']}: {name} is not its {right} right trials")
     tested = history[results["best_epoch"] - 1] if 0 < results["best_epoch"] <= len(history) else history[best - 1]
     if "val" in results and _differs_as_json(results["val"], tested["val"]):
         yield "BREACH", f"results.json has another validation of epoch {tested['epoch']} than metrics.jsonl"
 
 
 def _differs_as_json(a: object, b: object) -> bool:
-    return json.loads(json.dumps(a)) != json.loads(json.dumps(b))
+    return json.loads(json.dumps(a, default=str)) != json.loads(json.dumps(b))
 
 
 def _same_weights(checkpoint: Mapping, other: Mapping) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,12 @@ PEOPLE = [f"A0{k}" for k in range(1, 10)]
 
 
 def breaches(findings):
-    return {finding.check: finding.words for finding in findings if finding.kind == "BREACH"}
+    """Check → the words of its breaches."""
+    found = defaultdict(str)
+    for finding in findings:
+        if finding.kind == "BREACH":
+            found[finding.check] += f"{finding.words}\n"
+    return found
 
 
 # ---------------------------------------------------------------- signals
