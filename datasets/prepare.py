@@ -130,7 +130,8 @@ def _prepared(description: DatasetDescription, jobs: Sequence[tuple], workers: i
             if isinstance(file, Piece):
                 source_of(file)
             if description.ahead:
-                description.ahead(file, scale, options, workers)
+                with guarded(_path_of(file)):
+                    description.ahead(file, scale, options, workers)
         yield from in_order(prepare_file, together, workers, "preparing")
 
 
@@ -139,12 +140,16 @@ def _whole(file: Path | Piece) -> Path | None:
     return (*file.beside, file.path)[0] if isinstance(file, Piece) else None
 
 
+def _path_of(file: Path | Piece) -> Path:
+    return file if isinstance(file, Path) else file.path
+
+
 def prepare_file(
     description: DatasetDescription, path: Path | Piece, settings: Preprocessing, scale: float | None, options: dict
 ) -> tuple[list[tuple[Trial, np.ndarray]], Counter, dict]:
     """All trials of one file; counts by (fate, subject, label) and of recordings by kind; the file's facts."""
     prepared = description.prepare_piece or partial(_prepare_recordings, description)
-    with guarded(path if isinstance(path, Path) else path.path):
+    with guarded(_path_of(path)):
         trials, counts, facts = prepared(path, settings, scale, options)
     return trials, counts, source_of(path) | {"recordings": facts}
 
