@@ -5,8 +5,10 @@ and returns how many trials or pictures it did in how many seconds, warmed up be
 """
 
 import argparse
+import contextlib
+import io
 import json
-import subprocess
+import runpy
 import sys
 import tempfile
 import time
@@ -322,25 +324,33 @@ def draw_guided(sizes: Sizes, xl: bool) -> tuple[int, float]:
     return sizes.timed(lambda: generator.draw([Guidance(told[""], torch.randn(1024), **kinds)], [0]), 1)
 
 
+def run_script(name: str, *flags) -> None:
+    """A script's command line inside this process, where its libraries are loaded."""
+    before, said = sys.argv, io.StringIO()
+    sys.argv = [name, *map(str, flags)]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+    except SystemExit as stop:
+        assert not stop.code, said.getvalue()[-300:].strip().replace("\n", " ")
+    finally:
+        sys.argv = before
+
+
 def twice(sizes: Sizes) -> tuple[int, float]:
     """The same training command twice: whether weights and rows are the same bytes."""
     from benchmarks.common import things_store
 
     store, features = things_store(sizes.folder / "things", 200 if sizes.tiny else 2000, 100, 64)
-    epochs, cuda, started = (1, -1, time.perf_counter()) if sizes.tiny else (3, 0, time.perf_counter())
-    runs, running = [sizes.folder / name for name in ("once", "again")], []
-    for run in runs:  # both at the same time
-        command = [
-            sys.executable, ROOT / "finetune_eeg_to_clip.py", "--datasets_dir", store, "--protocol", "within:sub-01",
-            "--encoder", "nice", "--clip_features", features, "--images_dir", store, "--epochs", epochs,
-            "--output_dir", run, "--cache_dir", sizes.folder, "--cuda", cuda,
-        ]  # fmt: skip
-        words = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        running.append(subprocess.Popen([str(part) for part in command], **words))
-    for process in running:
-        said = process.communicate()[1]
-        assert process.returncode == 0, said[-500:]
-    left = [[(run / file).read_bytes() for file in ("model.safetensors", "decoded_test.jsonl")] for run in runs]
+    started, left = time.perf_counter(), []
+    for name in ("once", "again"):
+        run = sizes.folder / name
+        run_script(
+            "finetune_eeg_to_clip.py", "--datasets_dir", store, "--protocol", "within:sub-01", "--encoder", "nice",
+            "--clip_features", features, "--images_dir", store, "--epochs", 1 if sizes.tiny else 3, "--output_dir", run,
+            "--cache_dir", sizes.folder, "--cuda", 0 if sizes.device.type == "cuda" else -1,
+        )  # fmt: skip
+        left.append([(run / file).read_bytes() for file in ("model.safetensors", "decoded_test.jsonl")])
     same = [a == b for a, b in zip(*left, strict=True)]
     assert same[1], "the decoded rows differ"
     assert same[0], "the rows are the same bytes, the weights are not"
@@ -379,7 +389,7 @@ def measure(name: str, sizes: Sizes) -> dict:
     except ImportError as error:
         wrong = f"not run: {error}"
     except Exception as error:  # one line must not end the others
-        wrong = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        wrong = f"FAILED: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     if cuda:
         line["peak"] = torch.cuda.max_memory_allocated() / GIB
     left = free_gpu_memory(sizes.device)
