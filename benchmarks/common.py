@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that take turns, ratios with their spread, memory of other processes, the machine."""
+"""What the benchmarks share: sides that take turns, ratios and their spread, memory of processes, the machine."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The GPU check: it runs, in its small form, where there is no GPU; where there is one, all lines are under their limits."""
+"""The GPU check runs in its small form where there is no GPU; where there is one, all lines are under their limits."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Pictures of seen images on a GPU: the same numbers as on the CPU; skips without one. Memory: `check.py` beside this."""
+"""Pictures of seen images on a GPU: the same numbers as on the CPU; skips without one. Memory: `check.py`."""
 
 import numpy as np
 import pytest
