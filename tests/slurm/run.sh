@@ -83,9 +83,9 @@ task() { # place in the array → its job, as 7_2
   squeue -h -r -t R -o %i | grep "_$1\$"
 }
 sweep > "$work/first.out" 2>&1 & sweeping=$!
-wait_for 400 "epoch of P3" test -s "$runs/P3/metrics.jsonl" # P2, P3, … are 0, 1, … in the array
+wait_for 400 "epoch of P3" grep "^epoch 1 " "$runs/P3.log" # P2, P3, … are 0, 1, … in the array
 killed=$(task 1) && scancel "$killed" && echo "killed P3, job $killed"
-wait_for 400 "epoch of P4" test -s "$runs/P4/metrics.jsonl"
+wait_for 400 "epoch of P4" grep "^epoch 1 " "$runs/P4.log"
 put_back=$(task 2) && scancel --signal=USR2 "$put_back" && echo "time limit of P4, job $put_back"
 if wait $sweeping; then fail "a sweep with a killed run ends with 0"; fi
 tail -5 "$work/first.out"
