@@ -330,7 +330,17 @@ def repickle(rng, data):
     if rng.random() < 0.15:
         return with_code(data)
     content, write = unpickled(data)
-    return write(with_one_changed(rng, content, odd_array))
+    return write(wrong_inside(rng, content))
+
+
+def wrong_inside(rng, value, depth=0):
+    """A tree of dicts and lists with the names that are expected, of which one holds something odd."""
+    if isinstance(value, dict | list) and value and (depth == 0 or rng.random() < 0.5):
+        keys, made = list(value) if isinstance(value, dict) else list(range(len(value))), value.copy()
+        key = keys[rng.integers(len(keys))]
+        made[key] = wrong_inside(rng, value[key], depth + 1)
+        return made
+    return odd_array(rng, value)
 
 
 def with_code(data):
