@@ -61,16 +61,15 @@ def reached_by(call: Callable[[], object], reached: set[tuple[str, int]]) -> obj
     """What a call gives; file and first line of all code that it runs are added to `reached`."""
     seen = set()
 
-    def note(frame, event: str, _) -> None:
-        if event == "call":
-            seen.add(frame.f_code)
+    def note(frame, event: str, _) -> None:  # of calls alone: nothing is traced inside them, which would take long
+        seen.add(frame.f_code)
 
-    before = sys.getprofile()
-    sys.setprofile(note)
+    before = sys.gettrace()
+    sys.settrace(note)
     try:
         return call()
     finally:
-        sys.setprofile(before)
+        sys.settrace(before)
         reached |= {(code.co_filename, code.co_firstlineno) for code in seen}
 
 
