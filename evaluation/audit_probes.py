@@ -78,7 +78,7 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
     kind = "BREACH" if s.written >= max(WRITTEN, s.chance) and alone else "ok"
     most = f"{percent(s.written)} of the variance of {s.where} lies between classes"
     yield Finding(kind, "single samples", f"{most}; no other sample has more (by chance up to {percent(s.chance)})")
-    if blocks is not None:
+    if blocks is not None and s.energies.size:
         yield _drift(s, labels, recordings, blocks)
 
 
