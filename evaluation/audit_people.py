@@ -84,7 +84,7 @@ def likeness_findings(splits: Split, promise: str, trials: Sequence[Trial], s: S
     Two names are one person where each is the other's likest and far nearer to it than to the next likest. People who
     are all alike, as simulated ones may be, have no such pair, and are not told apart.
 
-    Measured: the least ratio of two people is 1.18 in the real BCIC-IV-2b (7 people) and 0.42 in the demo of motor
+    Measured: the least ratio of two people is 0.74 in the real BCIC-IV-2b (7 people) and 0.42 in the demo of motor
     imagery. Of one person under two names it is 0.27 to 1.1 across days with the three electrodes of BCIC-IV-2b (none
     of 7 is a breach, 3 are notices), and 0.12 to 0.45 in the demo (6 of 9 are breaches, 3 notices).
     """

@@ -40,7 +40,7 @@ def _text(value: object) -> bool:
 ARGUMENTS = {"window": ("two numbers", _numbers), "regions": ("names", _texts), "band": ("two numbers", _numbers)}
 ARGUMENTS |= {"align": (f"one of {', '.join(ALIGNMENTS)}", lambda value: value in list(ALIGNMENTS))}
 ARGUMENTS |= {"align_method": (f"one of {', '.join(METHODS)}", lambda value: value in list(METHODS))}
-TEXTS = ("downstream_dataset", "datasets_dir", "images_dir", "stimuli_dir", "protocol")
+TEXTS = ("downstream_dataset", "datasets_dir", "images_dir", "stimuli_dir", "captions", "protocol")
 ARGUMENTS |= dict.fromkeys(TEXTS, ("text", _text))
 LEAST_TRIALS = 10  # shuffled labels of fewer may be the same by chance
 
