@@ -4,17 +4,27 @@ import contextlib
 import importlib
 import inspect
 import re
+import reprlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import nn
 
-from utils.errors import loading
+from utils.errors import UserError, loading
 from utils.files import read_json
-from utils.limits import MAX_INPUT, MAX_LAYERS, MAX_SIZE, READING_BYTES, READING_RATE, READING_SECONDS, bounded
+from utils.limits import (
+    MAX_INPUT,
+    MAX_LAYERS,
+    MAX_SETTING,
+    MAX_SIZE,
+    READING_BYTES,
+    READING_RATE,
+    READING_SECONDS,
+    bounded,
+)
 
 LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be; no class of the folder's
 # numbers of a config that say how often something is built
@@ -58,21 +68,24 @@ def load_processor(kind: type, name: str, **settings):  # noqa: ANN201 - whateve
 
 
 def check_config(path: Path, most: int = MAX_SIZE) -> None:
-    """Raise ValueError where a JSON file of a model's folder has a number that no model has, before one is built of it.
+    """`check_numbers` of a JSON file of a model's folder, before a model is built of it."""
+    if path.is_file():
+        check_numbers(read_json(path), path.name, most)
 
-    most : int. Of numbers that do not count layers.
-    """
-    waiting = list(read_json(path).items()) if path.is_file() else []
+
+def check_numbers(content: Mapping, what: str, most: int) -> None:
+    """Raise ValueError where settings have a number that no model has. most : int. Of those that count no layers."""
+    waiting = list(content.items())
     while waiting:
         name, value = waiting.pop()
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             if len(value) > MAX_LAYERS:
-                raise ValueError(f"{path.name} has {len(value)} entries in {name}; at most {MAX_LAYERS} can be right")
+                raise ValueError(f"{what} has {len(value)} entries in {name}; at most {MAX_LAYERS} can be right")
             waiting += [(name, part) for part in value]
-        elif isinstance(value, dict):
+        elif isinstance(value, Mapping):
             waiting += [(str(key), part) for key, part in value.items()]
         elif isinstance(value, int) and abs(value) > (limit := MAX_LAYERS if COUNTS.search(name.lower()) else most):
-            raise ValueError(f"{path.name} has {name} {value}; at most {limit} can be right")
+            raise ValueError(f"{what} has {name} {reprlib.repr(value)}; at most {limit} can be right")
 
 
 @contextlib.contextmanager
@@ -92,9 +105,15 @@ def building(what: str, place: Path) -> Iterator[None]:
 
 def built(kind: type, settings: dict, state: dict) -> nn.Module:
     """A model with the settings and the weights of a checkpoint; ValueError where they do not fit one another."""
-    with torch.device("meta"):  # takes no memory, whatever sizes the settings say
-        shapes = {name: value.shape for name, value in kind(**settings).state_dict().items()}
-    if shapes != {name: value.shape for name, value in state.items()}:
+    check_numbers(settings, "its settings", MAX_SETTING)
+    try:
+        with torch.device("meta"):  # takes no memory, whatever sizes the settings say
+            shapes = {name: value.shape for name, value in kind(**settings).state_dict().items()}
+    except (RuntimeError, NotImplementedError):  # an encoder that tries a trial while it is made
+        shapes = None
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    if shapes is not None and shapes != {name: value.shape for name, value in state.items()}:
         raise ValueError("its weights do not fit its settings")
     model = kind(**settings)
     model.load_state_dict(state)

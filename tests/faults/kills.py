@@ -15,7 +15,6 @@ import importlib
 import json
 import os
 import random
-import re
 import runpy
 import shutil
 import signal
@@ -37,9 +36,6 @@ from utils.paths import ROOT
 NOT_COMPARED = {"timing.jsonl"}  # says how long it took
 # Of a run that was killed behind its last act. Its work is whole, and the same command may do it a second time.
 LEFT_BY_A_KILL = {"left over: .lock", "left over: out/.lock", "left over: run/.lock", "left over: tables/.lock"}
-# Not cleaned yet: unfinished work in folders other than the lock's. With --quick it is no fault; delete this when
-# it is mended.
-UNMENDED = re.compile(r"left over: (cache|out/low_level|out/true_class)/\.\S*\.part-\S*")
 UNASKED = "missing: cache/"
 RENAMES = ("replace", "rename", "fsync", "unlink")  # of module os: the moments at which files appear, last and go
 
@@ -243,7 +239,7 @@ class Study:
                 faults.append(f"a run that went on ended with {done['code']}: {said[-2000:]}")
             apart = differences(expected, result_of(stage, work))
             # what a cache lacks nobody has asked for again; whatever is there is compared
-            if [one for one in apart if not (one.startswith(UNASKED) or (quick and UNMENDED.fullmatch(one)))]:
+            if [one for one in apart if not one.startswith(UNASKED)]:
                 faults.append(f"after {here} kills: {apart}")
             if stage.counted and calls > (1 + whole_again) * n_calls + here * stage.at_once:
                 faults.append(f"{calls} calls after {here} kills, {n_calls} in an undisturbed run")

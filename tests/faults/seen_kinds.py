@@ -553,7 +553,6 @@ cut_npy, cut_pt, cut_rows = make_things_cut("npy"), make_things_cut("pt"), make_
 read_raw, read_cut = read_things("raw", sessions=[1]), read_things("files")
 OWN = {"bdf": make_bdf, "edf": make_edf, "gdf": make_gdf_of_own, "vhdr": make_vhdr, "set": make_set,
        "fif.gz": make_fif_packed, "csv": make_table(False), "csv.gz": make_table(True)}  # fmt: skip
-NO_CRC = "the CRC-32 inside is not compared yet"
 AS_VI, LIKE_VI = ("bdf", "edf", "vhdr", "set"), "slow, and read by MNE as the recordings of Visual Imagery are"
 # one checkpoint of each kind of pipelines 4 to 6
 RUNS = {run: (copy_checkpoint_of(run), read_checkpoint_of(run)) for run in
@@ -562,9 +561,9 @@ KINDS = {
     "THINGS raw .npy": Kind(make_things_raw, read_raw, files="raw_eeg_*.npy"),
     "THINGS image_metadata.npy": Kind(cut_npy, read_cut, files="image_metadata.npy"),
     "THINGS cut .npy": Kind(cut_npy, read_cut, files="preprocessed_*"),
-    "THINGS cut .pt": Kind(cut_pt, read_cut, True, "*.pt", aside=NO_CRC),
-    "THINGS cut .pt, a row a trial": Kind(cut_rows, read_cut, True, "*.pt", aside=NO_CRC),
-    "EEG-ImageNet .pth": Kind(make_imagenet, read_imagenet, True, "*.pth", aside=NO_CRC),
+    "THINGS cut .pt": Kind(cut_pt, read_cut, True, "*.pt"),
+    "THINGS cut .pt, a row a trial": Kind(cut_rows, read_cut, True, "*.pt"),
+    "EEG-ImageNet .pth": Kind(make_imagenet, read_imagenet, True, "*.pth"),
     "EEG-ImageNet names": Kind(make_imagenet, read_imagenet, files="names.txt"),
     **{f"own .{ending}": Kind(make, read_own, files=f"{STEM}*", aside=LIKE_VI if ending in AS_VI else "")
        for ending, make in OWN.items()},
@@ -596,21 +595,17 @@ KINDS = {
     "published checkpoint, repacked": Kind(make_published, read_published, damage=repack),
 }  # fmt: skip
 PICKLED = ("THINGS raw .npy", "THINGS image_metadata.npy", "THINGS cut .npy", "THINGS cut .pt", "EEG-ImageNet .pth")
-TYPES = "not every wrong type inside a right file is refused yet"
 for name in PICKLED:
-    KINDS[f"{name}, wrong types"] = replace(KINDS[name], checksum=False, damage=repickle, aside=TYPES)
+    KINDS[f"{name}, wrong types"] = replace(KINDS[name], checksum=False, damage=repickle)
     KINDS[f"{name}, with code"] = replace(KINDS[name], checksum=False, damage=smuggle, aside="")
-BOUNDS = "what it asks for has no bounds yet"
 LARGE = ("language model", "stable-diffusion", "amused", "CLIP", "captioner", "vision model",
          "convolutional classifier", "CLIP, for sentences", "VAE of an image model", "language model's layers",
          "what draws seen images")  # fmt: skip
 KNOWN = kinds.KINDS | KINDS
-KINDS |= {f"{name}, huge numbers": replace(KNOWN[name], files="*.json", damage=enlarge, aside=BOUNDS) for name in LARGE}
+KINDS |= {f"{name}, huge numbers": replace(KNOWN[name], files="*.json", damage=enlarge) for name in LARGE}
 KINDS |= {
-    f"checkpoint: {run}, huge numbers": replace(
-        KNOWN[f"checkpoint: {run}"], checksum=False, damage=enlarge, aside=BOUNDS
-    )
+    f"checkpoint: {run}, huge numbers": replace(KNOWN[f"checkpoint: {run}"], checksum=False, damage=enlarge)
     for run in RUNS
 }
-KINDS |= {f"{name}, endless": replace(KNOWN[name], files="*.png", damage=long_picture, aside=BOUNDS)
+KINDS |= {f"{name}, endless": replace(KNOWN[name], files="*.png", damage=long_picture)
           for name in ("photos", "seen images")}  # fmt: skip
