@@ -205,7 +205,7 @@ class Study:
         shutil.copytree(work, whole, symlinks=True)
         return done, result_of(stage, work)
 
-    def killed(self, name: str, kills: int, seed: int, quick: bool) -> dict:
+    def killed(self, name: str, kills: int, seed: int) -> dict:
         """Kill, go on, compare."""
         stage, (work, log, _) = self.stages[name], self.places(name)
         whole, expected = self.undisturbed(name)
@@ -270,13 +270,13 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="an empty folder to work in")
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs a command")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--quick", action="store_true", help="leave out what is slow; what is not mended is no fault")
+    parser.add_argument("--quick", action="store_true", help="leave out what is slow")
     parser.add_argument("--only", nargs="+", help="which commands (default: all)")
     args = parser.parse_args()
     study, reports = Study(args.work.resolve(), Places(**json.loads(args.places.read_text()))), {}
     for name in args.only or [name for name, stage in study.stages.items() if not (args.quick and stage.slow)]:
         started = time.monotonic()
-        reports[name] = study.killed(name, args.kills, args.seed, args.quick)
+        reports[name] = study.killed(name, args.kills, args.seed)
         reports[name]["seconds"] = round(time.monotonic() - started, 1)
         print(json.dumps({name: reports[name]}), file=sys.stderr, flush=True)
     print(json.dumps(reports))
