@@ -299,10 +299,10 @@ def load_mapper_model(checkpoint: dict, path: Path, device: torch.device) -> EEG
     """The mapper; UserError where the checkpoint is damaged."""
     with loading(f"{path} is damaged: its mapper", HINT), building(str(path), path):
         kind, settings = choose(MAPPERS, checkpoint["mapper_name"]), checkpoint["settings"]
+        mapper = built(kind, settings, checkpoint["mapper"])
         prototypes = checkpoint["prototypes"]
         if (prototypes.shape, prototypes.dtype) != ((settings["n_classes"], settings["clip_width"]), torch.float32):
             raise ValueError(f"its prototypes are {tuple(prototypes.shape)} {prototypes.dtype}")
-        mapper = built(kind, settings, checkpoint["mapper"])
     return EEGMapperModel(mapper).to(device).eval()
 
 

@@ -1,5 +1,6 @@
 """The commands of all pipelines, small: what each starts from, what it writes, what it must not do twice."""
 
+import atexit
 import os
 import shutil
 from collections.abc import Callable
@@ -278,6 +279,7 @@ def sharing(at: Places) -> Stage:
     from tests.hub_server import LocalHub, serving
 
     hub, open_to_the_end = LocalHub(), ExitStack()
+    atexit.register(open_to_the_end.close)  # later the thread that serves does not run any more
 
     @cache
     def address() -> str:

@@ -375,7 +375,7 @@ def test_parts_of_an_image_model_that_do_not_fit_are_one_line(vi_pth, tmp_path):
 @pytest.mark.parametrize("file, changes, words", [
     ("config.json", {"num_hidden_layers": 10**7}, "num_hidden_layers 10000000"),
     ("config.json", {"max_position_embeddings": 10**10}, "max_position_embeddings"),
-    ("config.json", {"layer_types": ["full_attention"] * 2000}, "2000 entries in layer_types"),
+    ("config.json", {"eos_token_id": [1] * 2000}, "2000 entries in eos_token_id"),
 ])  # fmt: skip
 def test_a_language_model_of_any_size_is_refused_before_it_is_built(demo, tmp_path, file, changes, words):
     shutil.copytree(demo.llm, tmp_path / "llm")
