@@ -282,8 +282,10 @@ def belong_together(runs: Sequence[Run]) -> list[list[Run]]:
     for number, run in enumerate(runs):
         key = number
         if isinstance(run.record.get("fixed"), dict):
-            n_trials = None if is_fold(run) else len(run.rows)
-            key = settings_but_for(run), repr(run.record.get("depends_on")), tuple(run.rows[0].readouts), n_trials
+            n_trials, depends = None if is_fold(run) else len(run.rows), dict(run.depends_on)
+            if run.record.get("encoder_loaded", "") is None:  # random at first: each seed has its own
+                depends.pop("encoder", None)
+            key = settings_but_for(run), repr(depends), tuple(run.rows[0].readouts), n_trials
         groups[key].append(run)
     return [part for group in groups.values() for part in _parts(group)]
 

@@ -177,6 +177,17 @@ def test_seeds_of_one_command_are_one_line(script, tmp_path):
     assert line["95 % interval"] == "2 people" and "(3 × 100)" in line["shuffled-label control (n): its level"]
 
 
+@pytest.mark.parametrize("loaded, name", [(None, "run (3 seeds)"), ("295/295 loaded", "run_seed0")])
+def test_encoders_that_begin_at_random_are_of_their_seed_and_loaded_ones_are_other_runs(script, tmp_path, loaded, name):
+    for seed in range(3):
+        run_of(tmp_path / f"run_seed{seed}", 70 + seed, seed)
+        path = tmp_path / f"run_seed{seed}/run.json"
+        record = json.loads(path.read_text())
+        record |= {"encoder_loaded": loaded, "depends_on": {"store": "x", "encoder": f"fingerprint {seed}"}}
+        path.write_text(json.dumps(record))
+    assert line_of(script("evaluate.py", *sorted(tmp_path.iterdir())).out, name)["people"] == "2"
+
+
 def test_folds_are_one_line_with_an_interval_over_people(script, tmp_path):
     hits = (50, 60, 70, 80, 65)
     for k, correct in enumerate(hits):
