@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from readers.stored_array import Array, InMemory, StoredArray, StoredBytes
+from readers.stored_array import Array, InMemory, StoredArray, StoredBytes, whole
 from readers.unpickler import ARRAYS, Refused, Rules, Stretch, Unpickler, checked_shape, scalar
 from utils.errors import UserError
 from utils.limits import check_plain, guarded
@@ -118,7 +118,7 @@ def field(path: Path, content: dict, name: str, read: Callable, *limits: object)
 
 def texts(value: object) -> list[str]:
     """A list or an array of texts, or of numbers, as texts."""
-    value = value.all() if isinstance(value, StoredArray) else value
+    value = whole(value)
     value = value.ravel().tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(value, list | tuple) or not all(isinstance(one, str | int | float | np.generic) for one in value):
         raise ValueError("a list of texts")
@@ -127,7 +127,7 @@ def texts(value: object) -> list[str]:
 
 def numbers(value: object, most: float) -> np.ndarray:
     """(n,) float64, each from −most to most."""
-    value = value.all() if isinstance(value, StoredArray) else value
+    value = whole(value)
     if not isinstance(value, np.ndarray | list | tuple) or np.asarray(value).dtype.kind not in "fiu":
         raise ValueError("a list of numbers")
     value = np.asarray(value, float).ravel()

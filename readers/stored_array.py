@@ -142,6 +142,11 @@ class InMemory:
 Array = StoredArray | np.ndarray
 
 
+def whole(value: object) -> object:
+    """A value as it is; an array that was left in its file, read now."""
+    return value.all() if isinstance(value, StoredArray) else value
+
+
 def in_order(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     """Put the axes in order; None: they are."""
     return array if axes is None else array.transpose(axes)

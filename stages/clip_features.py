@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.clip_targets import image_paths, image_targets
 from readers.pickles import field, read_pickled, texts
-from readers.stored_array import StoredArray
+from readers.stored_array import StoredArray, whole
 from utils.errors import UserError, loading
 from utils.files import source_record
 from utils.hub import model_identity
@@ -119,7 +119,7 @@ def _content(file: Path) -> tuple[torch.Tensor, list[str] | None, torch.Tensor |
         if not content or not all(isinstance(k, str) and _is_array(v) for k, v in content.items()):
             some = ", ".join(map(str, list(content)[:5]))
             raise UserError(f"--clip_features {file} has {some or 'nothing'}; expected {KEYS[0]}, or a row an image")
-        names, content = list(content), np.stack([np.asarray(_whole(v), np.float32).ravel() for v in content.values()])
+        names, content = list(content), np.stack([np.asarray(whole(v), np.float32).ravel() for v in content.values()])
     rows = _rows(file, content)
     if names is not None and len(names) != len(rows):
         raise UserError(f"--clip_features {file} has {len(rows)} rows and {len(names)} names of images")
@@ -130,13 +130,9 @@ def _is_array(value: object) -> bool:
     return isinstance(value, (np.ndarray, StoredArray))
 
 
-def _whole(value: object) -> object:
-    return value.all() if isinstance(value, StoredArray) else value
-
-
 def _rows(file: Path, value: object) -> torch.Tensor:
     """(N, D) float16; axes of ones, and those of concepts and their images, become one."""
-    array = np.asarray(_whole(value))
+    array = np.asarray(whole(value))
     if array.dtype.kind != "f" or array.ndim < 2 or not array.size:
         what = f"{array.dtype} {array.shape}" if _is_array(value) else type(value).__name__
         raise UserError(f"--clip_features {file} holds {what}; expected an array of a row an image")

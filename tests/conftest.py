@@ -330,3 +330,10 @@ def local_hub(monkeypatch, tmp_path):
         answers.cache_clear()
         yield hub
     answers.cache_clear()
+
+
+def edited(file, change):
+    """Change the content of a JSON file."""
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))

@@ -54,8 +54,9 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
     try:
         with all_of(locks) as held:
             for lock in held:  # nobody else writes there now
-                whole_folder = lock.name == ".lock"
-                remove_leftovers(lock.parent, "*" if whole_folder else lock.stem[1:], new=0, deep=whole_folder)
+                remove_leftovers(lock.parent, "*" if lock.name == ".lock" else lock.stem[1:], new=0)
+                if lock.name == ".lock":  # below there may be other runs, with locks of their own
+                    remove_leftovers(lock.parent, deep=True)
             main()
         sys.stdout.flush()
     except KeyboardInterrupt as stop:

@@ -16,7 +16,7 @@ from evaluation.audit_amplitudes import amplitude_findings
 from evaluation.audit_copies import copy_findings
 from evaluation.audit_people import people_findings
 from evaluation.summaries import summarise
-from tests.conftest import read_jsonl
+from tests.conftest import edited, read_jsonl
 from utils.checkpoints import keep, read_kept
 
 PEOPLE = [f"A0{k}" for k in range(1, 10)]
@@ -210,18 +210,6 @@ def test_one_pass_gives_what_all_samples_at_once_give(tmp_path):
 
 
 # ---------------------------------------------------------------- runs
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "run")
-    return tmp_path / "run"
-
-
-def edited(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
 
 
 def audited(script, demo, run, *flags):

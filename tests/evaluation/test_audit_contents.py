@@ -24,6 +24,7 @@ from evaluation.decoded_runs import read_run
 from evaluation.summaries import summarise
 from stages.rows import read_rows, write_rows
 from stages.scores import score_rows
+from tests.conftest import edited
 from tests.seen_images import SCRIPT, things_store, training
 from utils.checkpoints import keep, read_kept
 
@@ -243,18 +244,6 @@ def test_captions_that_say_the_class_are_named(tmp_path, caption, kind):
 
 
 # ---------------------------------------------------------------- a text run's files
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "run")
-    return tmp_path / "run"
-
-
-def edited(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
 
 
 def accuracy(run):

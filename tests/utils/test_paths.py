@@ -6,6 +6,7 @@ import time
 import pytest
 
 from utils.paths import ROOT, append, remove_leftovers, workplace, written_whole
+from utils.script import run_script
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path):
@@ -118,6 +119,13 @@ def test_what_was_left_in_the_folders_of_a_run_goes_where_that_is_asked_for(tmp_
     dying(tmp_path / "low_level/store", "between the renames").wait()
     remove_leftovers(tmp_path, deep=True)
     assert (tmp_path / "low_level/store/new").read_text() == "new"
+
+
+def test_a_script_leaves_what_another_run_begins_in_a_folder_below_its_own(tmp_path):
+    making = tmp_path / f"A01/.last.pth.part-{os.getpid()}-abcdefgh"  # as evaluate.py --output_dir RUNS may meet it
+    making.mkdir(parents=True)
+    run_script(lambda: None, [tmp_path / ".lock"])
+    assert making.is_dir()
 
 
 def test_a_name_with_the_characters_of_a_pattern_is_a_name(tmp_path):
