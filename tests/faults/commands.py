@@ -26,6 +26,7 @@ FEW = [f"A0{k}{session}.mat" for k in range(1, 5) for session in "TE"]  # record
 # scripts that no command here runs, and why
 NOT_KILLED = {
     "doctor.py": "it writes nothing",
+    "sweep.py": "it writes logs; the runs that it starts are killed here, and tests/test_sweep.py kills one of its own",
     "prepare_demo.py": "it makes what all tests start from; tests/test_prepare_demo.py runs it twice",
     "train_demo_images.py": "it makes the models that the project ships; a user who trains one begins again",
 }
