@@ -332,6 +332,23 @@ def local_hub(monkeypatch, tmp_path):
     answers.cache_clear()
 
 
+@contextlib.contextmanager
+def interrupted_before(epoch: int, monkeypatch):
+    """A training that is interrupted as its `epoch`-th epoch begins."""
+    import utils.seeds
+
+    plain = utils.seeds.seed_everything
+
+    def seed_everything(*parts):
+        if parts[1:2] == (epoch,):
+            raise KeyboardInterrupt
+        plain(*parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.seeds, "seed_everything", seed_everything)
+        yield
+
+
 def edited(file, change):
     """Change the content of a JSON file."""
     content = json.loads(file.read_text())

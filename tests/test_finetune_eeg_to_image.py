@@ -15,7 +15,7 @@ from PIL import Image
 from datasets.recording import Trial
 from datasets.store import open_store, write_store
 from stages.pictures import cue_arrow
-from tests.conftest import ROOT, read_jsonl, small_store
+from tests.conftest import ROOT, interrupted_before, read_jsonl, small_store
 from utils.files import read_json
 
 SCRIPT = "finetune_eeg_to_image.py"
@@ -87,17 +87,17 @@ def test_encoder_and_targets_are_frozen(vi_demo, script, tmp_path, monkeypatch):
     assert seen["targets"] and all(not target.requires_grad and target.grad is None for target in seen["targets"])
 
 
-@pytest.mark.parametrize("finished", [1, 2], ids=["between phases", "within a phase"])
-def test_an_interrupted_run_resumes_to_the_same_weights(mapped, vi_demo, script, tmp_path, finished):
+def test_an_interrupted_run_resumes_to_the_same_weights(mapped, vi_demo, script, tmp_path, monkeypatch):
+    """Killed between its phases, and, when it goes on, interrupted within one."""
     command = [sys.executable, str(ROOT / SCRIPT), *vi_demo.mapping(tmp_path / "run")]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "run/last.pth"
-    while running.poll() is None and not (
-        last.exists() and len(torch.load(last, weights_only=True)["history"]) == finished
-    ):
+    while running.poll() is None and not (last.exists() and len(torch.load(last, weights_only=True)["history"]) == 1):
         time.sleep(0.01)
     os.kill(running.pid, signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
+    with interrupted_before(3, monkeypatch):
+        assert script(*command[1:], "--resume").code == 130
     done = script(*command[1:], "--resume")
     assert done.code == 0, done.err
     whole, resumed = (
@@ -299,20 +299,11 @@ def test_an_encoder_from_scratch_trains_and_its_checkpoint_maps_alike(vi_demo, v
 
 @pytest.mark.parametrize("flags", [{"encoder": "eegnet"}, {"encoder_lora": 2, "layer_decay": 0.75}])
 def test_a_trained_encoder_resumes_to_the_same_weights_and_maps_alike(vi_demo, script, tmp_path, monkeypatch, flags):
-    import utils.seeds
     from datasets.visual_imagery_llm_dataset import DESCRIPTION
 
     flags |= {"datasets_dir": small_store(tmp_path / "store", DESCRIPTION, ["S01", "S02", "S17", "S20"])}
     assert script(SCRIPT, *vi_demo.mapping(tmp_path / "whole", **flags)).code == 0
-    seed_everything = utils.seeds.seed_everything
-
-    def interrupted(*parts):
-        if parts[1:2] == (3,):
-            raise KeyboardInterrupt
-        seed_everything(*parts)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(utils.seeds, "seed_everything", interrupted)
+    with interrupted_before(3, monkeypatch):
         assert script(SCRIPT, *vi_demo.mapping(tmp_path / "run", **flags)).code == 130
     assert script(SCRIPT, *vi_demo.mapping(tmp_path / "run", **flags), "--resume").code == 0
     whole, resumed = (torch.load(tmp_path / d / "mapper_epoch3.pth", weights_only=True) for d in ("whole", "run"))

@@ -7,7 +7,7 @@ import torch
 
 from datasets.description import load_description
 from models.CSBrain import CSBrain
-from tests.conftest import ROOT, flat, read_jsonl, small_store
+from tests.conftest import ROOT, flat, interrupted_before, read_jsonl, run_inside, small_store
 from utils.files import read_json
 
 SCRIPT = "pretrain_csbrain.py"
@@ -34,18 +34,24 @@ def flags(stores, folder, **more):
     return flat({"datasets_dir": list(map(str, stores)), "output_dir": folder} | known | more)
 
 
-def test_two_montages_train_one_set_of_weights_that_the_other_scripts_read(stores, demo, few, script, tmp_path):
-    done = script(SCRIPT, *flags(stores, tmp_path / "run"))
-    assert done.code == 0, done.err
+@pytest.fixture(scope="module")
+def whole(stores, tmp_path_factory):
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    done = run_inside(SCRIPT, *flags(stores, folder))
     assert "2 stores, 16 / 8 train / val trials of 6 people; 8,902,000 parameters" in done.out
-    history = read_jsonl(tmp_path / "run/metrics.jsonl")
+    return folder
+
+
+def test_two_montages_train_one_set_of_weights_that_the_other_scripts_read(whole, few, script, tmp_path):
+    history = read_jsonl(whole / "metrics.jsonl")
     assert [epoch["val"]["share explained"]["n"] for epoch in history] == [8, 8]
-    checkpoint = torch.load(tmp_path / "run/csbrain_epoch2.pth", weights_only=True)
+    checkpoint = torch.load(whole / "csbrain_epoch2.pth", weights_only=True)
     expected = "BCICIV2a/A01 BCICIV2a/A02 BCICIV2a/A06 BCICIV2b/B01 BCICIV2b/B02 BCICIV2b/B06"
     assert checkpoint["pretrained_on"] == expected.split()
     flags_of = ["--model", "linear_probe", "--datasets_dir", few, "--downstream_dataset", "BCICIV2a", "--epochs", 1,
                 "--output_dir", tmp_path / "probe",
-                "--foundation_dir", tmp_path / "run/csbrain_epoch2.pth"]  # fmt: skip
+                "--foundation_dir", whole / "csbrain_epoch2.pth"]  # fmt: skip
     probe = script("baseline.py", *flags_of, "--cuda", -1, "--cache_dir", tmp_path / "cache")
     assert probe.code == 0, probe.err
     assert read_json(tmp_path / "probe/run.json")["encoder_loaded"] == {"loaded": 295, "of": 295}
@@ -54,22 +60,11 @@ def test_two_montages_train_one_set_of_weights_that_the_other_scripts_read(store
     assert again.code == 2 and "was pretrained on trials of BCICIV2a/A02, who is tested" in again.error_line
 
 
-def test_an_interrupted_pretraining_goes_on_to_the_same_weights(stores, script, tmp_path, monkeypatch):
-    import utils.seeds
-
-    assert script(SCRIPT, *flags(stores, tmp_path / "whole")).code == 0
-    plain = utils.seeds.seed_everything
-
-    def interrupted(*parts):
-        if parts[1:2] == (2,):
-            raise KeyboardInterrupt
-        plain(*parts)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(utils.seeds, "seed_everything", interrupted)
+def test_an_interrupted_pretraining_goes_on_to_the_same_weights(stores, whole, script, tmp_path, monkeypatch):
+    with interrupted_before(2, monkeypatch):
         assert script(SCRIPT, *flags(stores, tmp_path / "cut")).code == 130
     assert script(SCRIPT, *flags(stores, tmp_path / "cut"), "--resume").code == 0
-    a, b = (torch.load(tmp_path / name / "csbrain_epoch2.pth", weights_only=True) for name in ("whole", "cut"))
+    a, b = (torch.load(run / "csbrain_epoch2.pth", weights_only=True) for run in (whole, tmp_path / "cut"))
     assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
 
 
