@@ -227,8 +227,8 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     cached = train_encoder == "never" and not args.no_cache_features
     augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
-    with accelerator.main_process_first():
-        splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, accelerator.device)
+    turn, how = (accelerator.process_index, accelerator.num_processes), (args.token_pooling, args.cache_dir)
+    splits, reducer = with_features(splits, encoder, cached, *how, accelerator.device, turn)
     model = EEGLanguageModel(
         language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
         None if cached else encoder, None if cached else reducer, train_encoder,

@@ -243,8 +243,8 @@ def main(args: argparse.Namespace) -> None:
     train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.seed)
     cached = train_encoder == "never" and not args.no_cache_features
     augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
-    with accelerator.main_process_first():
-        splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, device)
+    turn = accelerator.process_index, accelerator.num_processes
+    splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, device, turn)
     with torch.no_grad():
         x = splits["train"][0]["x"][None]
         n_tokens = (x if cached else reducer(encoder(x.to(next(encoder.parameters()).device)))).shape[1]

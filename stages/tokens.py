@@ -65,14 +65,23 @@ def reducer_for(encoder: nn.Module, montage: Montage, pooling: str) -> EEGTokenR
 
 
 def with_features(
-    splits: Splits, encoder: nn.Module, cached: bool, pooling: str, cache_dir: str | None, device: torch.device
+    splits: Splits,
+    encoder: nn.Module,
+    cached: bool,
+    pooling: str,
+    cache_dir: str | None,
+    device: torch.device,
+    turn: tuple[int, int] = (0, 1),
 ) -> tuple[dict[str, TrialDataset], EEGTokenReducer]:
-    """The splits with their tokens, from the cache or encoded now, or else with prepared signals; and the pooling."""
+    """The splits with their tokens, from the cache or encoded now, or else with prepared signals; and the pooling.
+
+    turn : tuple of int. Which process of how many this one is: each begins to encode at another place.
+    """
     montage = next(iter(splits.values())).montage
     reducer = reducer_for(encoder, montage, pooling)
     if not cached:
         return {mode: dataset.prepared(encoder.prepare) for mode, dataset in splits.items()}, reducer
-    cache = TokenCache(cache_dir, encoder, montage, pooling)
+    cache = TokenCache(cache_dir, encoder, montage, pooling, turn)
     return {mode: dataset.with_tokens(cache.tokens(dataset, device)) for mode, dataset in splits.items()}, reducer
 
 
@@ -110,10 +119,20 @@ class TokenCache:
 
     folder : str, Path or None. None: `token_cache` beside the store.
     pooling : str. What is asked for. Small poolings are always kept: comparing them costs one pass of the encoder.
+    turn : tuple of int. Which process of how many this one is. Each goes through the files from another place on, so
+        each encodes its share, and finds the others' when it comes to them.
     """
 
-    def __init__(self, folder: str | Path | None, encoder: nn.Module, montage: Montage, pooling: str):
+    def __init__(
+        self,
+        folder: str | Path | None,
+        encoder: nn.Module,
+        montage: Montage,
+        pooling: str,
+        turn: tuple[int, int] = (0, 1),
+    ):
         self.folder, self.encoder, self.montage, self.pooling = folder, encoder.eval(), montage, pooling
+        self.turn = turn
         self.weights = fingerprint(encoder)
         names = [name for name in POOLINGS if name not in LARGE] if encoder.electrode_order is not None else []
         self.reducers = {name: reducer_for(encoder, montage, name) for name in dict.fromkeys((*names, pooling))}
@@ -129,12 +148,14 @@ class TokenCache:
             return torch.empty(0, 0, self.encoder.width)
         files = self.files(dataset)
         folder = next(iter(files)).parent
-        files = {path: trials for path, trials in files.items() if trials[0].key not in self._tokens}
+        files = [(path, trials) for path, trials in files.items() if trials[0].key not in self._tokens]
+        first = len(files) * self.turn[0] // self.turn[1]
         remove_leftovers(folder)  # of runs that died
         remove_stale(folder, ".tokens-*.lock")
         encoded = []
-        with progress(total=sum(map(len, files.values())), desc="encoding", unit="trial", leave=False) as bar:
-            for path, trials in files.items():
+        n = sum(len(trials) for _, trials in files)
+        with progress(total=n, desc="encoding", unit="trial", leave=False, disable=self.turn[0] > 0) as bar:
+            for path, trials in files[first:] + files[:first]:
                 if self._load(path, trials, dataset, device):
                     encoded += trials
                 bar.update(len(trials))

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -36,12 +37,13 @@ def pick_precision(precision: str, device: torch.device) -> str:
 
 
 def start_accelerator(
-    cuda: int, precision: str, accumulation: int, seed: int, idle_parameters: bool = False
+    cuda: int, precision: str, accumulation: int, seed: int, idle_parameters: bool = False, static_graph: bool = False
 ) -> tuple[Accelerator, str]:
     """Accelerate on the device that `--cuda` names, in the precision that `--precision` names; also that precision.
 
-    Under `accelerate launch` each process takes its own device. Batches are drawn in an order that `seed` and the epoch
-    decide. `idle_parameters`: some parameters have no part in the loss at times.
+    Under `accelerate launch` each process takes its own device, and the first one alone prints. Batches are drawn in an
+    order that `seed` and the epoch decide. `idle_parameters`: some parameters have no part in the loss at times.
+    `static_graph`: each step has the same parameters in the loss; they may stand outside `forward`, or never be used.
     """
     device = pick_device(cuda)
     if device.type == "cuda" and "LOCAL_RANK" not in os.environ:
@@ -53,8 +55,12 @@ def start_accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=accumulation,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle_parameters)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=idle_parameters, static_graph=static_graph)
+        ],
     )
+    if not accelerator.is_main_process:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
     if accelerator.num_processes == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
         print("notice: accelerate started one process where several were asked for; --multi_gpu makes it start them")
     return accelerator, precision
@@ -88,6 +94,8 @@ def end_processes(accelerator) -> None:
     The wrapper of a model holds their group. Were it the last to hold it, its end would wait for gloo's thread while it
     keeps Python's lock, which that thread waits for: one run in some hung when all was done. So the wrapper goes first.
     """
+    if accelerator.num_processes == 1:
+        return
     accelerator.free_memory()
     gc.collect()
     accelerator.end_training()

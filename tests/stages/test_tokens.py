@@ -323,6 +323,29 @@ def test_a_run_that_dies_loses_one_files_work(encoder, store, encoded, monkeypat
     assert not [path for path in store.parent.glob("token_cache/.*")]
 
 
+def test_of_two_processes_each_begins_with_its_own_half_and_finds_the_others(encoder, store, encoded, monkeypatch):
+    monkeypatch.setattr(tokens, "FILE", 2)
+    dataset = TrialDataset(store, "train", "published", BCIC)  # ten files
+    plain, kept = tokens.keep, []
+
+    def half(tensors, path):
+        plain(tensors, path)
+        kept.append(path)
+        if len(kept) % 10 == 0:  # region and hemisphere of five files
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokens, "keep", half)
+    for rank in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            TokenCache(None, encoder, BCIC.montage, "region", (rank, 2)).tokens(dataset, CPU)
+    assert len(set(kept)) == 20
+    encoded.clear()
+    for rank in range(2):
+        found = TokenCache(None, encoder, BCIC.montage, "region", (rank, 2)).tokens(dataset, CPU)
+        assert same(found, direct(encoder, dataset))
+    assert sum(encoded) == 2 * len(tokens.PROBES)
+
+
 def test_a_cache_file_under_another_files_name_is_not_believed(encoder, store, encoded):
     dataset = TrialDataset(store, "val", "published", BCIC)
     right = served(encoder, dataset)

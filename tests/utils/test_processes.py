@@ -1,0 +1,79 @@
+"""What several processes share: rows, gradients through the gather, weights of uneven shares."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from models.contrastive import LogitScale, info_nce
+from tests.processes import ended, started
+from utils.device import end_processes, start_accelerator
+from utils.processes import gathered, mean_over, part, share
+
+
+def process(rank: int, n: int) -> SimpleNamespace:
+    return SimpleNamespace(process_index=rank, num_processes=n)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_every_row_is_had_once_at_any_count(processes):
+    for n in range(1, 14):
+        rows = list(range(n))
+        shares = [share(process(rank, processes), rows, 2 if n > 1 else 1) for rank in range(processes)]
+        assert len(set(map(len, shares))) == 1 and min(map(len, shares)) >= min(n, 2)
+        in_order = [own[k] for k in range(len(shares[0])) for own in shares]  # as `gathered` puts them
+        assert in_order[:n] == rows
+        parts = [part(process(rank, processes), torch.tensor(rows)) for rank in range(processes)]
+        assert sorted(k for own, weight in parts if weight for k in own.tolist()) == rows
+        means = [weight * own.double().mean() for own, weight in parts]  # of a loss that is the row's number
+        assert float(sum(means)) / processes == pytest.approx(sum(rows) / n)
+    assert share(process(0, processes), []) == []
+
+
+class Encoder(torch.nn.Module):
+    """What an encoder of seen images is to DDP: a scale that stands beside `forward`, and a weight that nothing reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale, self.idle = torch.nn.Linear(6, 4), LogitScale(), torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def steps(accelerator) -> dict:
+    """Two steps of gradient descent on whole batches of 7, of the rows that this process has."""
+    torch.manual_seed(0)
+    x, targets, images = torch.randn(2, 7, 6), torch.randn(2, 7, 4), torch.tensor([0, 1, 2, 0, 3, 4, 1])
+    plain = Encoder()
+    model, optimizer, losses = accelerator.prepare(plain), torch.optim.SGD(plain.parameters(), 0.1), []
+    for k in range(2):
+        own = share(accelerator, range(7))
+        output, target, image = (
+            gathered(accelerator, rows)[:7] for rows in (model(x[k][own]), targets[k][own], images[own])
+        )
+        assert torch.equal(target, targets[k]) and torch.equal(image, images)
+        loss = info_nce(output, target, plain.scale(), image)
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(mean_over(accelerator, float(loss.detach())))
+        gradients = {name: p.grad.clone() for name, p in plain.named_parameters() if "idle" not in name}
+        optimizer.step()
+    return {"losses": losses} | gradients
+
+
+def test_the_gradient_of_a_contrastive_loss_through_the_gather_is_that_of_one_process(tmp_path):
+    def work(rank: int) -> None:
+        accelerator, _ = start_accelerator(-1, "fp32", 1, 0, static_graph=True)
+        found = steps(accelerator)
+        torch.save(found, tmp_path / f"{rank}.pt")
+        end_processes(accelerator)
+
+    assert ended(started(2, work, tmp_path / "log")) == [0, 0], (tmp_path / "log").read_text()
+    alone = steps(SimpleNamespace(num_processes=1, process_index=0, prepare=lambda model: model, device="cpu",
+                                  reduce=lambda value, how: value))  # fmt: skip
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found["losses"] == pytest.approx(alone["losses"], rel=1e-6)
+        for name in ("linear.weight", "linear.bias", "scale.logarithm"):  # of the second step: the first one was right
+            assert torch.allclose(found[name], alone[name], rtol=1e-5, atol=1e-7), name
