@@ -10,6 +10,7 @@ encoder.
     python finetune_eeg_to_clip.py … --target vae_latent --encoder low_level --image_model stabilityai/sdxl-turbo
     python finetune_eeg_to_clip.py … --target structure --encoder sgdm --structure_vae pth_downtasks/things/vae
     python finetune_eeg_to_clip.py … --shuffle_labels                       # the control: images change places
+    accelerate launch --multi_gpu --num_processes 2 finetune_eeg_to_clip.py …    # --cuda -1 behind it: CPU processes
 
 --epochs, --batch_size, --lr, --optimizer, --average_train default to what the encoder was published with
 (models/recipes.py). The epoch is chosen on held-out training concepts (THINGS) or positions in the block
@@ -101,7 +102,7 @@ def parse_args() -> argparse.Namespace:
     train("--epochs", type=flags.at_least(1), help="epochs (default: as published)")
     train("--passes", type=flags.at_least(1), default=1,
         help="passes over the training trials an epoch, which ends with validation and a checkpoint")
-    train("--batch_size", type=flags.at_least(2), help="trials an optimiser step (default: as published)")
+    train("--batch_size", type=flags.at_least(2), help="trials an optimiser step, of each process (default: as published)")
     train("--average_train", type=flags.at_least(1),
         help="repetitions of an image that are averaged for a training trial (default: as published)")
     train("--augment", nargs="+", choices=list(AUGMENTATIONS), default=[],
@@ -138,7 +139,7 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from datasets.repetitions import Averages, averages, repetitions, some_repetitions, with_shuffled_images
 from datasets.store import description_of_store
@@ -150,7 +151,8 @@ from stages.scores import score_rows
 from stages.targets import TargetSettings, check_fits, images_of, without_lacking
 from stages.tokens import augmentations, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
-from utils.device import pick_device
+from utils.device import end_processes, start_accelerator
+from utils.processes import gathered, share
 from utils.progress import progress
 from utils.seeds import seed_everything
 
@@ -161,34 +163,40 @@ OPTIMIZERS = {
 }
 
 
-def train_epoch(model, loader, target, optimizer, augment, passes: int, clip: float, device, bar) -> float:
+def train_epoch(accelerator, model, loader, target, optimizer, augment, passes: int, clip: float, bar) -> float:
     """Passes over the training trials. Returns the mean loss."""
     model.train()
-    losses = []
-    for batch in (batch for _ in range(passes) for batch in loader):
-        batch = {name: value.to(device) for name, value in batch.items()}
+    losses, scale = [], accelerator.unwrap_model(model).scale
+    for n, batch in (batch for _ in range(passes) for batch in loader):
+        batch = {name: value.to(accelerator.device) for name, value in batch.items()}
         for change in augment:
             batch["x"], batch["label"] = change(batch["x"], batch["label"])
-        loss = target.loss(model(batch["x"], batch["subject"]), batch, model.scale())
+        output = model(batch.pop("x"), batch["subject"])
+        # the n rows of all processes, in each of them: a row's negatives are those of the whole batch
+        output, *others = (gathered(accelerator, rows)[:n] for rows in (output, *batch.values()))
+        loss = target.loss(output, dict(zip(batch, others, strict=True)), scale())
         optimizer.zero_grad()
         loss.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         losses.append(float(loss.detach()))
-        bar.update(len(batch["x"]))
+        bar.update(n)
     return sum(losses) / max(len(losses), 1)
 
 
-def evaluate(model, dataset, groups, target, people, device) -> tuple[list, dict]:
-    """Rows of a split, and measures of what is no answer."""
+def evaluate(accelerator, model, dataset, groups, target, people) -> tuple[list, dict]:
+    """Rows of a split, and measures of what is no answer, in every process."""
     if not groups:
         return [], {}
-    return target.rows(retrieval.embed(model, dataset, groups, people, device), dataset, groups)
+    outputs = retrieval.embed(model, dataset, share(accelerator, groups), people, accelerator.device)
+    return target.rows(gathered(accelerator, outputs)[: len(groups)], dataset, groups)
 
 
 def main(args: argparse.Namespace) -> None:
-    output_dir, device = Path(args.output_dir), pick_device(args.cuda)
+    # the scale of similarities stands beside `forward`, and has no part in some losses
+    accelerator, _ = start_accelerator(args.cuda, "fp32", 1, args.seed, static_graph=True)
+    device = accelerator.device
     kind, net = choose(TARGETS, args.target), embedder_named(args.encoder)
     settle(args, kind, net)
 
@@ -201,8 +209,8 @@ def main(args: argparse.Namespace) -> None:
     splits = load_splits(args.datasets_dir, description, args.protocol, granularity=args.granularity)
     args.window, args.regions, splits = part_asked(splits, args)
     given = {f.name: getattr(args, f.name) for f in fields(TargetSettings) if hasattr(args, f.name)}
-    given |= {"images_dir": Path(args.images_dir)}
-    given |= {"cache_dir": cache_folder(args.cache_dir, splits["train"].store.path)}
+    cache_dir = cache_folder(args.cache_dir, splits["train"].store.path)
+    given |= {"images_dir": Path(args.images_dir), "cache_dir": cache_dir}
     target = kind(TargetSettings(**given, train_scale=recipe_of(args.encoder).train_scale, device=device))
     splits, absent, left_out = without_lacking(splits, target.lacking(images_of(splits)))
     if args.shuffle_labels:
@@ -214,28 +222,19 @@ def main(args: argparse.Namespace) -> None:
     people = sorted({trial.subject for trial in train.trials}) if args.subject_embedding == "known" else []
 
     # ------------------------------------------------------------ targets, image by image
-    target.build(splits, groups["train"])
+    with accelerator.main_process_first():  # the others read what it keeps
+        target.build(splits, groups["train"])
 
     # ------------------------------------------------------------ encoder
     seed_everything(args.seed)
-    settings = {
-        "name": args.encoder,
-        "out": target.out,
-        "electrodes": list(train.montage.electrodes),
-        "n_times": train.n_times,
-        "sfreq": train.sfreq,
-        "units": train.units,
-        "de": args.de,
-        **({"n_subjects": max(len(people), 1)} if net.takes_people else {}),
-        **{parameter: getattr(args, flag) for flag, parameter in getattr(net, "options", {}).items()},
-        **({"latents": list(target.shape)} if kind.wants == "latents" else {}),
-    }
+    settings = settings_of(args, kind, net, target, train, people)
     depends_on = {"store": train.store.fingerprint, "list of trials": train.store.listed}
     depends_on["set of targets: other images, CLIP, captions, image model or VAE"] = target.digest
     if "tokens" in net.gives and net.pretrained:
         encoder = encoder_for(train, args.encoder, args.foundation_dir, seed=args.seed)
         depends_on["encoder"] = fingerprint(encoder)
-        splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device)
+        turn = accelerator.process_index, accelerator.num_processes
+        splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device, turn)
         n_tokens, token_width = splits["train"].tokens.shape[1:]
         settings |= {"n_tokens": n_tokens, "token_width": token_width}
     model = EEGEmbedding(**settings)
@@ -243,17 +242,19 @@ def main(args: argparse.Namespace) -> None:
     if model.reads != "tokens":
         splits = {mode: dataset.prepared(model.prepare) for mode, dataset in splits.items()}
     items = Averages(splits["train"], groups["train"], people, target.tables)
-    run = Run(output_dir, ["encoder_epoch{}.pth"], target.readout, args.keep)
+    run = Run(Path(args.output_dir), ["encoder_epoch{}.pth"], target.readout, args.keep, accelerator.is_main_process)
     asked = {k: v for k, v in vars(args).items() if k not in ("tmin", "tmax", "channels")}  # window and regions say it
     run.open(asked, {"images_dir", "output_dir"}, depends_on)
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
+    n = len(items)
     if not run.state and model.reads != "signal":
-        features = (items[k]["x"] for k in progress(range(len(items)), desc="features", unit="trial", leave=False))
-        model.standardise_by(torch.stack(list(features)))
+        own = progress(share(accelerator, range(n)), desc="features", unit="trial", leave=False)
+        model.standardise_by(gathered(accelerator, torch.stack([items[k]["x"] for k in own]))[:n])
     n_parameters = sum(p.numel() for p in model.parameters())
     print(
         f"{description.name}, {args.protocol}: {' / '.join(str(len(of)) for of in groups.values())} train / val / test "
         f"items of {' / '.join(str(len(d)) for d in splits.values())} trials; {args.encoder} {n_parameters - 1:,} "
-        f"parameters and a scale; {device}"
+        f"parameters and a scale; {accelerator.num_processes} process(es) on {device}"
     )
     model.to(device)
     how = {"lr": args.lr, "weight_decay": args.weight_decay, "betas": recipe_of(args.encoder).betas}
@@ -262,6 +263,7 @@ def main(args: argparse.Namespace) -> None:
         with loading(*LAST):
             model.load_state_dict(run.state["model"])
             optimizer.load_state_dict(run.state["optimizer"])
+    plain, model = model, accelerator.prepare(model)
 
     # ------------------------------------------------------------ training
     facts = {
@@ -270,29 +272,37 @@ def main(args: argparse.Namespace) -> None:
         "shuffled": args.shuffle_labels, "encoder_fingerprint": depends_on.get("encoder", ""),
         "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}), "absent": absent,
     }  # fmt: skip
-    run.begin(splits, args.protocol, left_out=left_out, **description.own_record())
-    n = len(items)
+    run.begin(splits, args.protocol, accelerator.num_processes, left_out=left_out, **description.own_record())
+    whole = args.batch_size * accelerator.num_processes  # a batch of all processes
+    lonely = n % whole == 1 and n > 1  # batch normalisation and contrast need two
     for epoch in run.epochs(args.epochs):
         # anew each epoch, so a resumed run repeats what the interrupted one would have done
-        seed_everything(args.seed, epoch)
+        seed_everything(args.seed, epoch, accelerator.process_index)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args.lr, args.lr_schedule, epoch, args.epochs)
-        order = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
-        lonely = n % args.batch_size == 1 and n > 1  # batch normalisation and contrast need two
-        loader = DataLoader(items, args.batch_size, shuffle=True, generator=order, drop_last=lonely)
-        with progress(total=n * args.passes, desc=f"epoch {epoch}/{args.epochs}", unit="trial") as bar:
-            loss = train_epoch(model, loader, target, optimizer, augment, args.passes, args.clip, device, bar)
+        order = torch.Generator().manual_seed(args.seed * 100_003 + epoch)  # the same in all processes
+        loader = DataLoader(
+            range(n), whole, shuffle=True, generator=order, drop_last=lonely,
+            collate_fn=lambda batch: (len(batch), default_collate([items[k] for k in share(accelerator, batch, 2)])),
+        )  # fmt: skip
+        name = f"epoch {epoch}/{args.epochs}"
+        with progress(total=n * args.passes, desc=name, unit="trial", disable=not run.writes) as bar:
+            loss = train_epoch(accelerator, model, loader, target, optimizer, augment, args.passes, args.clip, bar)
         run.trained(loss)
-        rows, measures = evaluate(model, splits["val"], groups["val"], target, people, device)
-        weights = {"model": model.state_dict()}
+        # through what DDP made of the model: it hands on the first process's running means of batch normalisation
+        rows, measures = evaluate(accelerator, model, splits["val"], groups["val"], target, people)
+        weights = {"model": plain.state_dict()}
         state = {"optimizer": optimizer.state_dict()} | weights
         print(run.save_epoch(loss, score_rows(rows) | measures, [facts | weights], state, lr=args.lr))
+        accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------ test: the best epoch, reloaded from disk
+    model = plain
     model.load_state_dict(read_checkpoint(run.best_file())["model"])
-    rows, measures = evaluate(model, splits["test"], groups["test"], target, people, device)
+    rows, measures = evaluate(accelerator, model, splits["test"], groups["test"], target, people)
     run.finish(rows, args.shuffle_labels, measures or None)
     print_caution(description, args.protocol)
+    end_processes(accelerator)
 
 
 # ---------------------------------------------------------------- what main asks for
@@ -302,13 +312,23 @@ def settle(args: argparse.Namespace, kind: type, net: type) -> None:
     """Fill in what depends on target and encoder. Raises UserError where flags do not go together."""
     args.objective = args.objective or kind.objectives[0]
     if args.lambda_text is None:
-        args.lambda_text = (
-            recipe_of(args.encoder).lambda_text if kind.of_sentences and args.objective in CONTRASTIVE else 0.0
-        )
+        sentences = kind.of_sentences and args.objective in CONTRASTIVE
+        args.lambda_text = recipe_of(args.encoder).lambda_text if sentences else 0.0
     check_fits(args.target, kind, args.encoder, net, vars(args))
     for flag in ("positions", "atm_parts"):
         if getattr(args, flag) != args.defaults[flag] and flag not in getattr(net, "options", {}):
             raise UserError(f"--{flag}: --encoder {args.encoder} has none; --positions and --atm_parts are atm's")
+
+
+def settings_of(args: argparse.Namespace, kind: type, net: type, target, train, people: list[str]) -> dict:
+    """What an `EEGEmbedding` of signals is made with."""
+    return {
+        "name": args.encoder, "out": target.out, "electrodes": list(train.montage.electrodes), "de": args.de,
+        "n_times": train.n_times, "sfreq": train.sfreq, "units": train.units,
+        **({"n_subjects": max(len(people), 1)} if net.takes_people else {}),
+        **{parameter: getattr(args, flag) for flag, parameter in getattr(net, "options", {}).items()},
+        **({"latents": list(target.shape)} if kind.wants == "latents" else {}),
+    }  # fmt: skip
 
 
 def part_asked(splits: dict, args: argparse.Namespace) -> tuple:
@@ -320,10 +340,8 @@ def part_asked(splits: dict, args: argparse.Namespace) -> tuple:
     first, last = description.looks_at or stored
     tmin, tmax = (first if tmin is None else tmin), (last if tmax is None else tmax)
     if not (stored[0] - 1e-6 <= tmin and tmin + 0.1 - 1e-6 <= tmax <= stored[1] + 1e-6):
-        raise UserError(
-            f"--tmin {tmin:g} --tmax {tmax:g}: trials go from {stored[0]:g} to {stored[1]:g} s, and a window lasts 0.1 "
-            "s or more"
-        )
+        there = f"trials go from {stored[0]:g} to {stored[1]:g} s, and a window lasts 0.1 s or more"
+        raise UserError(f"--tmin {tmin:g} --tmax {tmax:g}: {there}")
     regions = description.named_channels(channels)
     part = part_of(vars(args)) | {"window": (tmin - start, tmax - start), "regions": regions}
     splits = {mode: dataset.part(**part) for mode, dataset in splits.items()}
