@@ -4,6 +4,7 @@
         --images_dir data/THINGS/images --output_dir pth_downtasks/things/prior_sub-08
     python train_prior.py --what caption --captioner microsoft/git-large-coco --model_dir … --output_dir …
     python train_prior.py … --shuffle_labels                        # the control: images change places; --resume: go on
+    accelerate launch --multi_gpu --num_processes 2 train_prior.py …                  # --cuda -1 behind it: CPU processes
 
 --model_dir is a run of finetune_eeg_to_clip.py with --target image (or structure); a prior of a control is a control
 itself. Both are trained on the run's training trials and chosen by the cosine on its validation trials; the test is
@@ -58,7 +59,8 @@ def parse_args() -> argparse.Namespace:
         help="caption: GIT, local folder or hub address; its tokens of 16,740 images take 8.8 GB in --cache_dir")
     train = parser.add_argument_group("training").add_argument
     train("--epochs", type=flags.at_least(1), help="epochs (default: as published, 150 and 30)")
-    train("--batch_size", type=flags.at_least(1), help="trials an optimiser step (default: as published, 1024 and 32)")
+    train("--batch_size", type=flags.at_least(1), 
+        help="trials an optimiser step, of each process (default: as published, 1024 and 32)")
     train("--lr", type=flags.number, help="learning rate, cosine to 0 (default: as published, 1e-3)")
     train("--warmup", type=flags.at_least(0),
         help="steps before the full learning rate (default: as published, 500 and 0)")
@@ -103,9 +105,10 @@ from stages.clip_runs import clip_part, open_clip_run
 from stages.runs import LAST, Run
 from stages.scores import measured
 from utils.checkpoints import as_bytes, fingerprint, read_checkpoint
-from utils.device import pick_device
+from utils.device import end_processes, start_accelerator
 from utils.files import write_jsonl
 from utils.hub import model_identity
+from utils.processes import gathered, mean_over, part, share
 from utils.progress import progress
 from utils.seeds import sample_seed, seed_everything
 
@@ -141,8 +144,9 @@ class Prior:
         self.model.standardise_by(of_training)
         self.model.to(self.device)
 
-    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.model.loss(y, x, self.args.drop)
+    def loss(self, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """model : what is trained, or what DDP made of it."""
+        return model(y, x, self.args.drop)
 
     def sampled(self, embeddings: torch.Tensor, groups, sample: int = 0) -> torch.Tensor:
         """(N, D) of the prior, trial by trial from seeds of its own."""
@@ -197,8 +201,8 @@ class Caption(Prior):
         seed_everything(self.args.seed)
         self.model = CaptionAdapter(**self.settings).to(self.device)
 
-    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.mse_loss(self.model(x), y)
+    def loss(self, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(model(x), y)
 
     @torch.no_grad()
     def cosines(self, embeddings: torch.Tensor, groups) -> list[float]:
@@ -225,7 +229,8 @@ class Caption(Prior):
 
 
 def main(args: argparse.Namespace) -> None:
-    output_dir, device = Path(args.output_dir), pick_device(args.cuda)
+    accelerator, _ = start_accelerator(args.cuda, "fp32", 1, args.seed)
+    device, writes = accelerator.device, accelerator.is_main_process
 
     # ------------------------------------------------------------ embeddings of all splits, by the trained encoder
     embeddings, groups, datasets = {}, {}, {}
@@ -240,7 +245,8 @@ def main(args: argparse.Namespace) -> None:
             clip.dataset = with_shuffled_images(clip.dataset, args.seed)
         datasets[split] = clip.dataset
         groups[split] = averages(clip.dataset, args.average_train) if split == "train" else repetitions(clip.dataset)
-        embeddings[split] = clip_part(clip, groups[split], device)
+        own = clip_part(clip, share(accelerator, groups[split]), device)
+        embeddings[split] = gathered(accelerator, own)[: len(groups[split])]  # (N, D)
     checkpoint, description, encoder = clip.checkpoint, clip.description, fingerprint(clip.model)
     protocol, clip_model, features = (checkpoint.get(name) for name in ("protocol", "clip_model", "clip_features"))
     control = checkpoint["shuffled"] or args.shuffle_labels
@@ -254,25 +260,23 @@ def main(args: argparse.Namespace) -> None:
     args.images_dir = args.images_dir or datasets["train"].description.images_dir or default("data/THINGS/images")
     paths = image_paths(images, Path(args.images_dir))
     how = datasets["train"].store, Path(args.images_dir), clip_model, cache_dir, features
-    vectors = dict(zip(images, image_vectors(images, *how), strict=True))  # sharp, as IP-Adapter reads them
     blur = checkpoint.get("blur")
     trained = {"prior": Prior, "caption": Caption}[args.what](args, device)
     trained_on = sorted({group.image for group in groups["train"]})
-    trained.build(images, paths, vectors, cache_dir, trained_on, embeddings["train"].shape[1])
-    trained.ranked_by = dict(zip(images, image_vectors(images, *how, blur), strict=True)) if blur else vectors
+    with accelerator.main_process_first():  # the others read what it keeps
+        vectors = dict(zip(images, image_vectors(images, *how), strict=True))  # sharp, as IP-Adapter reads them
+        trained.build(images, paths, vectors, cache_dir, trained_on, embeddings["train"].shape[1])
+        trained.ranked_by = dict(zip(images, image_vectors(images, *how, blur), strict=True)) if blur else vectors
     digest = hashlib.sha256(b"".join(as_bytes(vectors[image]) for image in images)).hexdigest()
-    depends_on = {
-        "set of images": digest,
-        "encoder": encoder,
-        "store": datasets["train"].store.fingerprint,
-        "CLIP": identity(clip_model, features),
-    } | trained.depends_on
-    run = Run(output_dir, [f"{args.what}_epoch{{}}.pth"], "cosine", args.keep)
+    depends_on = {"set of images": digest, "encoder": encoder, "store": datasets["train"].store.fingerprint}
+    depends_on |= {"CLIP": identity(clip_model, features)} | trained.depends_on
+    run = Run(Path(args.output_dir), [f"{args.what}_epoch{{}}.pth"], "cosine", args.keep, writes)
     run.open(vars(args), {"images_dir", "output_dir", "model_dir"}, depends_on)
     run.record["arguments"]["shuffle_labels"] = control  # so that evaluate.py knows what stands beside a run
     print(
         f"{description.name}, {args.what}: {' / '.join(str(len(of)) for of in groups.values())} train / val / test "
-        f"items, {sum(p.numel() for p in trained.model.parameters()):,} parameters; {device}"
+        f"items, {sum(p.numel() for p in trained.model.parameters()):,} parameters; "
+        f"{accelerator.num_processes} process(es) on {device}"
     )
     recipe, model = RECIPES[args.what], trained.model
     optimizer = getattr(torch.optim, recipe.optimizer)(model.parameters(), lr=args.lr)
@@ -280,54 +284,60 @@ def main(args: argparse.Namespace) -> None:
         with loading(*LAST):
             model.load_state_dict(run.state["model"])
             optimizer.load_state_dict(run.state["optimizer"])
-    run.begin(datasets, protocol)
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
+    run.begin(datasets, protocol, accelerator.num_processes)
+    model = accelerator.prepare(model)
 
     # ------------------------------------------------------------ training
     facts = {
         "what": args.what, "settings": trained.settings, "dataset": description.name, "encoder": encoder,
-        "clip": depends_on["CLIP"],
-        "captioner": depends_on.get("captioner", ""), "shuffled": control, "seed": args.seed,
+        "clip": depends_on["CLIP"], "captioner": depends_on.get("captioner", ""), "shuffled": control,
+        "seed": args.seed,
     }  # fmt: skip
-    n, of_epoch = len(groups["train"]), -(-len(groups["train"]) // args.batch_size)
+    n, whole = len(groups["train"]), args.batch_size * accelerator.num_processes  # a batch of all processes
+    of_epoch, own = -(-n // whole), share(accelerator, range(len(groups["val"])))
     for number in run.epochs(-(-args.epochs // args.validate_every)):
         losses, first = [], (number - 1) * args.validate_every
         last = min(args.epochs, number * args.validate_every)
         model.train()
-        for epoch in progress(range(first, last), desc=f"epochs {first + 1} to {last} of {args.epochs}", leave=False):
-            seed_everything(args.seed, epoch + 1)  # a resumed run repeats what the interrupted one would have done
+        name = f"epochs {first + 1} to {last} of {args.epochs}"
+        for epoch in progress(range(first, last), desc=name, leave=False, disable=not writes):
+            # a resumed run repeats what the interrupted one would have done
+            seed_everything(args.seed, epoch + 1, accelerator.process_index)
             order = torch.randperm(n, generator=torch.Generator().manual_seed(args.seed * 100_003 + epoch))
-            for step, chosen in enumerate(order.split(args.batch_size)):
+            for step, batch in enumerate(order.split(whole)):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(args, epoch * of_epoch + step, args.epochs * of_epoch)
-                x = embeddings["train"][chosen].to(device)
-                y = (
-                    torch.stack([trained.target_of[groups["train"][k].image] for k in chosen.tolist()])
-                    .float()
-                    .to(device)
-                )
-                loss = trained.loss(x, y)
+                chosen, weight = part(accelerator, batch)
+                y = torch.stack([trained.target_of[groups["train"][k].image] for k in chosen.tolist()]).float()
+                loss = weight * trained.loss(model, embeddings["train"][chosen].to(device), y.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 if recipe.clip:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
                 optimizer.step()
                 losses.append(float(loss.detach()))
-        run.trained(sum(losses) / len(losses))
-        scores = (
-            {"cosine": measured("cosine", trained.cosines(embeddings["val"], groups["val"]))} if groups["val"] else {}
-        )
-        weights = {"model": model.state_dict()}
+        loss = mean_over(accelerator, sum(losses) / len(losses))
+        run.trained(loss)
+        cosines = torch.tensor(trained.cosines(embeddings["val"][own], [groups["val"][k] for k in own]) if own else [])
+        cosines = gathered(accelerator, cosines)[: len(groups["val"])].tolist()
+        scores = {"cosine": measured("cosine", cosines)} if cosines else {}
+        weights = {"model": trained.model.state_dict()}
         state = {"optimizer": optimizer.state_dict()} | weights
-        print(run.save_epoch(sum(losses) / len(losses), scores, [facts | weights], state, passes=last))
+        print(run.save_epoch(loss, scores, [facts | weights], state, passes=last))
+        accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------ test: the best epoch, reloaded from disk
+    model, rows, measures = trained.model, [], {}
     model.load_state_dict(read_checkpoint(run.best_file())["model"])
-    rows, measures = trained.test(embeddings["test"], groups["test"], datasets["test"]) if groups["test"] else ([], {})
+    if groups["test"] and writes:
+        rows, measures = trained.test(embeddings["test"], groups["test"], datasets["test"])
     run.finish(rows, control, measures)
     for row in rows and retrieval.score_lines(args.what, rows):
         top = f"top-1 {100 * row['top-1']:.1f} %, top-5 {100 * row['top-5']:.1f} % of {row['candidates']}"
         print(f"  {row['read-out']:10} {row['person']:10} {top}, n = {row['n']}")
     print_caution(description, protocol)
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,8 @@ class DiffusionPrior(nn.Module):
         noisy = self.schedule().add_noise(x, noise, t)
         return F.mse_loss(self.net(noisy, t, condition, kept), noise)
 
+    forward = loss  # what several processes train together is a call of the module
+
     @torch.no_grad()
     def sample(self, condition: Tensor, seeds: Sequence[int], steps: int = STEPS, guidance: float = GUIDANCE) -> Tensor:
         """(B, D') embeddings of EEG → (B, D) embeddings of images, one for each row's seed.
