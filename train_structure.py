@@ -4,6 +4,7 @@
         --setting within --subject sub-08 --output_dir pth_downtasks/things/vae
     python train_structure.py --what controlnet --image_model stable-diffusion-v1-5/stable-diffusion-v1-5 …
     python train_structure.py … --resume                            # go on
+    accelerate launch --multi_gpu --num_processes 2 train_structure.py …         # --cuda -1 behind it: CPU processes
 
 Both are trained on the images of the training trials alone, and chosen on those of the validation trials: the VAE by
 the correlation of its maps with the maps of edges, the ControlNet by the share of the noise that it explains. The EEG
@@ -54,7 +55,8 @@ def parse_args() -> argparse.Namespace:
         help="adamw8bit: bitsandbytes', a GPU; a quarter of the memory")
     train = parser.add_argument_group("training").add_argument
     train("--epochs", type=flags.at_least(1), help="passes over the training images (default: 100, of controlnet 10)")
-    train("--batch_size", type=flags.at_least(1), help="images an optimiser step (default: 32, of controlnet 4)")
+    train("--batch_size", type=flags.at_least(1), 
+        help="images an optimiser step, of each process (default: 32, of controlnet 4)")
     train("--lr", type=flags.number, help="learning rate of AdamW (default: 1e-4, of controlnet 1e-5)")
     flags.add_resume_flags(parser)
     # fmt: on
@@ -71,6 +73,7 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
+from accelerate import Accelerator
 from diffusers import ControlNetModel, DDPMScheduler
 from torch.nn import functional as F
 
@@ -85,9 +88,10 @@ from stages.checkpoints import read_vae
 from stages.runs import LAST, Run
 from stages.scores import measured
 from stages.targets import decoded_maps, images_of, map_measures, missing_photos, without_lacking
-from utils.device import pick_device
+from utils.device import end_processes, start_accelerator
 from utils.files import write_json
 from utils.hub import model_identity
+from utils.processes import gathered, mean_over, part, share
 from utils.progress import progress
 from utils.seeds import seed_everything
 
@@ -97,10 +101,10 @@ class VAE:
 
     choose_by = "map"
 
-    def __init__(self, args: argparse.Namespace, device: torch.device, paths: list[Path], cache_dir: Path):
-        self.args, self.device, self.depends_on = args, device, {}
+    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, paths: list[Path], cache_dir: Path):
+        self.args, self.accelerator, self.device, self.depends_on = args, accelerator, accelerator.device, {}
         self.settings = {"widths": args.widths, "hidden": args.hidden}
-        self.model = StructuralVAE(**self.settings).to(device)
+        self.model = StructuralVAE(**self.settings).to(self.device)
         self.pictures: dict[Path, tuple[torch.Tensor, torch.Tensor]] = {}  # as bytes: 64 kB an image
 
     def read(self, paths: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,22 +116,24 @@ class VAE:
                 self.pictures[path] = tuple((x * 255).round().byte() for x in made)
         return tuple(torch.stack([self.pictures[p][k] for p in paths]).float().to(self.device) / 255 for k in (0, 1))
 
-    def loss(self, paths: list[Path]) -> torch.Tensor:
+    def loss(self, model: torch.nn.Module, paths: list[Path]) -> torch.Tensor:
+        """model : what is trained, or what DDP made of it."""
         x, maps = self.read(paths)
-        return vae_loss(x, maps, self.model(x), self.args.map_share)[0]
+        return vae_loss(x, maps, model(x), self.args.map_share)[0]
 
     @torch.no_grad()
     def validate(self, paths: list[Path]) -> dict:
         """Correlation of the maps that the latents' means give with the maps of edges; of restored pictures with the
         pictures.
         """
-        maps, pictures = [], []
-        for start in range(0, len(paths), 64):
-            x, _ = self.read(paths[start : start + 64])
+        maps, pictures, own = [], [], share(self.accelerator, paths)
+        for start in range(0, len(own), 64):
+            x, _ = self.read(own[start : start + 64])
             mean = self.model.encode(x)[0]
             maps.append(decoded_maps(self.model, mean))
-            pictures += retrieval.correlation(self.model.decoder(mean).flatten(1), x.flatten(1)).tolist()
-        return map_measures(torch.cat(maps), paths) | {"picture": measured("correlation", pictures)}
+            pictures.append(retrieval.correlation(self.model.decoder(mean).flatten(1), x.flatten(1)).cpu())
+        maps, pictures = (gathered(self.accelerator, torch.cat(of))[: len(paths)] for of in (maps, pictures))
+        return map_measures(maps, paths) | {"picture": measured("correlation", pictures.tolist())}
 
     def file(self, facts: dict) -> dict:
         """What an epoch's checkpoint holds."""
@@ -144,8 +150,9 @@ class Control:
 
     choose_by = "noise"
 
-    def __init__(self, args: argparse.Namespace, device: torch.device, paths: list[Path], cache_dir: Path):
-        self.device, family = device, load_image_model(args.image_model)
+    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, paths: list[Path], cache_dir: Path):
+        self.accelerator, self.device, device = accelerator, accelerator.device, accelerator.device
+        family = load_image_model(args.image_model)
         self.depends_on = {"image model": model_identity(args.image_model)}
         pipeline = family.pipeline
         with loading(f"--image_model {args.image_model}", "a ControlNet is trained for Stable Diffusion 1.x or 2.x"):
@@ -175,30 +182,32 @@ class Control:
         maps = torch.stack([self.map_of[path] for path in paths]).to(self.device)
         return F.interpolate(maps, (self.edge, self.edge), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
 
-    def errors(self, paths: list[Path], noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def errors(self, model: torch.nn.Module, paths: list[Path], noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """(B,) mean squared error of the noise; of the velocity, where the image model predicts that."""
         latents = torch.stack([self.latent_of[path] for path in paths]).float().to(self.device)
         noisy, states = self.schedule.add_noise(latents, noise, t), self.states.expand(len(paths), -1, -1)
-        down, middle = self.model(noisy, t, states, self.maps(paths), return_dict=False)
+        down, middle = model(noisy, t, states, self.maps(paths), return_dict=False)
         predicted = self.unet(
             noisy, t, states, down_block_additional_residuals=down, mid_block_additional_residual=middle
         ).sample
         target = self.schedule.get_velocity(latents, noise, t) if self.predicts == "v_prediction" else noise
         return (predicted - target).square().mean(dim=(1, 2, 3))
 
-    def loss(self, paths: list[Path]) -> torch.Tensor:
+    def loss(self, model: torch.nn.Module, paths: list[Path]) -> torch.Tensor:
         noise = torch.randn(len(paths), *self.latent_of[paths[0]].shape, device=self.device)
-        return self.errors(paths, noise, torch.randint(0, 1000, (len(paths),), device=self.device)).mean()
+        return self.errors(model, paths, noise, torch.randint(0, 1000, (len(paths),), device=self.device)).mean()
 
     @torch.no_grad()
     def validate(self, paths: list[Path]) -> dict:
         """Share of the noise that is explained, at noise and times that are the same in each epoch."""
-        generator, found = torch.Generator("cpu").manual_seed(0), []
-        for path in paths:
+        found = []
+        for number in share(self.accelerator, range(len(paths))):
+            generator, path = torch.Generator("cpu").manual_seed(number), paths[number]
             noise = torch.randn(1, *self.latent_of[path].shape, generator=generator).to(self.device)
             t = torch.randint(0, 1000, (1,), generator=generator).to(self.device)
-            found.append(1 - float(self.errors([path], noise, t)))
-        return {"noise": measured("share explained", found)}
+            found.append(1 - self.errors(self.model, [path], noise, t).cpu())
+        found = gathered(self.accelerator, torch.cat(found))[: len(paths)]
+        return {"noise": measured("share explained", found.tolist())}
 
     def file(self, facts: dict) -> Callable[[Path], None]:
         """What writes an epoch's folder, in the hub's layout."""
@@ -214,7 +223,7 @@ class Control:
 
 
 def main(args: argparse.Namespace) -> None:
-    output_dir, device = Path(args.output_dir), pick_device(args.cuda)
+    accelerator, _ = start_accelerator(args.cuda, "fp32", 1, args.seed)
 
     # ------------------------------------------------------------ images: which are trained on, validate, are tested on
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "THINGS")
@@ -230,10 +239,12 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ model
     seed_everything(args.seed)
     every = [path for of in paths.values() for path in of]
-    trained = {"vae": VAE, "controlnet": Control}[args.what](args, device, every, cache_dir)
+    with accelerator.main_process_first():  # the others read what it keeps
+        trained = {"vae": VAE, "controlnet": Control}[args.what](args, accelerator, every, cache_dir)
     of_images = hashlib.sha256("".join(digests_of(every)).encode()).hexdigest()
     depends_on = {"store": splits["train"].store.fingerprint, "set of images": of_images} | trained.depends_on
-    run = Run(output_dir, [FILES[args.what]], trained.choose_by, args.keep)
+    writes = accelerator.is_main_process
+    run = Run(Path(args.output_dir), [FILES[args.what]], trained.choose_by, args.keep, writes)
     run.open(vars(args), {"images_dir", "output_dir"}, depends_on)
     if args.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit as kind  # noqa: N813
@@ -244,11 +255,14 @@ def main(args: argparse.Namespace) -> None:
         with loading(*LAST):
             trained.model.load_state_dict(run.state["model"])
             optimizer.load_state_dict(run.state["optimizer"])
-    run.begin(splits, args.protocol)
-    n = len(paths["train"])
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
+    run.begin(splits, args.protocol, accelerator.num_processes)
+    model = accelerator.prepare(trained.model)
+    n, whole = len(paths["train"]), args.batch_size * accelerator.num_processes  # a batch of all processes
     print(
         f"{args.what}: {' / '.join(str(len(of)) for of in images.values())} train / val / test images, "
-        f"{sum(p.numel() for p in trained.model.parameters()):,} parameters; {device}"
+        f"{sum(p.numel() for p in trained.model.parameters()):,} parameters; "
+        f"{accelerator.num_processes} process(es) on {accelerator.device}"
     )
 
     # ------------------------------------------------------------ training
@@ -260,27 +274,33 @@ def main(args: argparse.Namespace) -> None:
         "image_model": depends_on.get("image model", ""),
     }
     for epoch in run.epochs(args.epochs):
-        seed_everything(args.seed, epoch)  # a resumed run repeats what the interrupted one would have done
+        # a resumed run repeats what the interrupted one would have done
+        seed_everything(args.seed, epoch, accelerator.process_index)
         losses, order = [], torch.randperm(n, generator=torch.Generator().manual_seed(args.seed * 100_003 + epoch))
-        trained.model.train()
-        with progress(total=n, desc=f"epoch {epoch}/{args.epochs}", unit="image", leave=False) as bar:
-            for chosen in order.split(args.batch_size):
-                loss = trained.loss([paths["train"][k] for k in chosen.tolist()])
+        model.train()
+        name = f"epoch {epoch}/{args.epochs}"
+        with progress(total=n, desc=name, unit="image", leave=False, disable=not writes) as bar:
+            for batch in order.split(whole):
+                chosen, weight = part(accelerator, batch)
+                loss = weight * trained.loss(model, [paths["train"][k] for k in chosen.tolist()])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 losses.append(float(loss.detach()))
-                bar.update(len(chosen))
-        loss = sum(losses) / len(losses)
+                bar.update(len(batch))
+        loss = mean_over(accelerator, sum(losses) / len(losses))
         run.trained(loss)
         trained.model.eval()
         scores = trained.validate(paths["val"]) if paths["val"] else {}
         state = {"optimizer": optimizer.state_dict(), "model": trained.model.state_dict()}
         print(run.save_epoch(loss, scores, [trained.file(facts | {"epoch": epoch})], state, lr=args.lr))
+        accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------ the best epoch
+    del model
     trained.load(run.best_file())
     run.finish([], False, trained.validate(paths["test"]) if paths["test"] else {})
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":
