@@ -2,6 +2,7 @@
 
     python pretrain_csbrain.py --datasets_dir data/BCICIV2b/processed_lmdb --output_dir pth/pretrained
     python pretrain_csbrain.py --datasets_dir STORE OTHER_STORE --output_dir pth/pretrained --epochs 30
+    accelerate launch --multi_gpu --num_processes 2 pretrain_csbrain.py …        # --cuda -1 behind it: CPU processes
     python finetune_eeg_llm.py … --foundation_dir pth/pretrained/csbrain_epoch30.pth
 
 The published weights have no licence; these are your own. One set of weights reads all montages: CSBrain's regions have
@@ -12,6 +13,7 @@ squared error of the hidden patches. Leaves in --output_dir: csbrain_epochN.pth,
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 from datasets.splits import check_protocol
@@ -31,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     add("--foundation_dir", help="weights to go on from: a file, a folder, or OWNER/NAME (default: random ones)")
     add("--mask", type=flags.share, default=0.5, help="share of the patches that are hidden")
     add("--epochs", type=flags.at_least(1), default=20, help="passes over all training trials")
-    add("--batch_size", type=flags.at_least(1), default=32, help="trials an optimiser step, of one store")
+    add("--batch_size", type=flags.at_least(1), default=32, help="trials an optimiser step, of each process, of one store")
     add("--lr", type=flags.number, default=5e-4, help="highest learning rate, cosine to 0")
     add("--warmup", type=flags.at_least(0), default=100, help="steps before the full learning rate")
     add("--weight_decay", type=flags.number, default=0.05, help="AdamW's")
@@ -46,10 +48,9 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
-import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from datasets.store import description_of_store
 from datasets.trials import load_splits
@@ -57,7 +58,8 @@ from models.CSBrain import CSBrain
 from stages.runs import LAST, Run
 from stages.scores import measured
 from utils.checkpoints import load_weights, weights_file
-from utils.device import pick_device
+from utils.device import end_processes, start_accelerator
+from utils.processes import gathered, mean_over, part, share
 from utils.progress import progress
 from utils.seeds import seed_everything
 
@@ -74,6 +76,13 @@ def with_weights_of(model: CSBrain, montage) -> CSBrain:
     return other
 
 
+class OneOf(nn.ModuleList):
+    """Models that share their weights, as one module: a call names which one is asked."""
+
+    def forward(self, which: int, *inputs: torch.Tensor) -> torch.Tensor:
+        return self[which](*inputs)
+
+
 def hidden_patches(x: torch.Tensor, share: float, generator: torch.Generator | None = None) -> torch.Tensor:
     """(B, C, P) bool for (B, C, P, 200): as many patches of each trial, at least one."""
     n = x.shape[1] * x.shape[2]
@@ -81,53 +90,64 @@ def hidden_patches(x: torch.Tensor, share: float, generator: torch.Generator | N
     return (order < max(1, round(share * n))).view(x.shape[:3]).to(x.device)
 
 
-def reconstruct(model: CSBrain, x: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the model makes of the hidden patches (n, 200), and what they were, in units of 100 µV."""
-    made = model(x, hidden.float())  # (B, C, P, 200), electrodes region by region, as `hidden` counts them
+def reconstruct(model: CSBrain, x: torch.Tensor, hidden: torch.Tensor, call=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model makes of the hidden patches (n, 200), and what they were, in units of 100 µV.
+
+    call : callable, optional. In place of the model's own: what DDP made of it.
+    """
+    made = (call or model)(x, hidden.float())  # (B, C, P, 200), electrodes region by region, as `hidden` counts them
     return made[hidden], x[:, model.sorted_indices][hidden]
 
 
 @torch.no_grad()
-def explained(models, splits, share: float, batch_size: int, device) -> dict:
+def explained(accelerator, models, splits, hide: float) -> dict:
     """A measure over validation trials: 1 − squared error / power of the hidden patches; the same patches each time."""
-    generator, values = torch.Generator().manual_seed(0), []
-    for model, of_store in zip(models, splits, strict=True):
-        model.eval()
-        for batch in DataLoader(of_store["val"], batch_size):
-            hidden = hidden_patches(batch["x"], share, generator)
-            for k in range(len(hidden)):
-                made, was = reconstruct(model, batch["x"][k : k + 1].to(device), hidden[k : k + 1].to(device))
-                values.append(float(1 - (made - was).square().sum() / was.square().sum().clamp(min=1e-12)))
+    models.eval()
+    trials, values = [(store, k) for store, of in enumerate(splits) for k in range(len(of["val"]))], []
+    for number in share(accelerator, range(len(trials))):
+        store, k = trials[number]
+        x = splits[store]["val"][k]["x"][None]
+        hidden = hidden_patches(x, hide, torch.Generator().manual_seed(number)).to(accelerator.device)
+        made, was = reconstruct(models[store], x.to(accelerator.device), hidden)
+        values.append(1 - (made - was).square().sum() / was.square().sum().clamp(min=1e-12))
+    values = gathered(accelerator, torch.stack(values))[: len(trials)].tolist() if trials else []
     return {READOUT: measured(READOUT, values)} if values else {}
 
 
-def train_epoch(models, splits, optimizer, lr_of, epoch: int, args, device, bar) -> float:
-    """One pass over the training trials of all stores, batches of one store each, in a random order. Mean loss."""
-    loaders = [DataLoader(of["train"], args.batch_size, shuffle=True) for of in splits]
-    turns = torch.randperm(sum(map(len, loaders))).tolist()
-    which = np.repeat(range(len(loaders)), [len(loader) for loader in loaders])[turns]  # whose batch comes when
-    batches, losses = [iter(loader) for loader in loaders], []
-    for model in models:
-        model.train()
-    for number, store in enumerate(which.tolist()):
-        batch = next(batches[store])
+def batches_of(splits, size: int, seed: int) -> list[tuple[int, torch.Tensor]]:
+    """Which store, and which of its training trials: all of them once, batches of one store each, in a random order."""
+    order = torch.Generator().manual_seed(seed)
+    rows = [torch.randperm(len(of["train"]), generator=order).split(size) for of in splits]
+    batches = [(store, batch) for store, of_store in enumerate(rows) for batch in of_store]
+    return [batches[k] for k in torch.randperm(len(batches), generator=order)]
+
+
+def train_epoch(accelerator, model, splits, optimizer, lr_of, epoch: int, args, bar) -> float:
+    """One pass over the training trials of all stores. Mean loss."""
+    device, models, losses = accelerator.device, accelerator.unwrap_model(model), []
+    batches = batches_of(splits, args.batch_size * accelerator.num_processes, args.seed * 100_003 + epoch)
+    model.train()
+    for number, (store, batch) in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = lr_of((epoch - 1) * len(which) + number, args.epochs * len(which))
-        x = batch["x"].to(device)
+            group["lr"] = lr_of((epoch - 1) * len(batches) + number, args.epochs * len(batches))
+        chosen, weight = part(accelerator, batch)
+        x = torch.stack([splits[store]["train"][k]["x"] for k in chosen.tolist()])  # (B, C, P, 200)
+        hidden = hidden_patches(x, args.mask).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            made, was = reconstruct(models[store], x, hidden_patches(x, args.mask))
-        loss = F.mse_loss(made.float(), was)
+            made, was = reconstruct(models[store], x.to(device), hidden, partial(model, store))
+        loss = weight * F.mse_loss(made.float(), was)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(models[0].parameters(), args.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
         losses.append(loss.item())
-        bar.update(len(x))
-    return float(np.mean(losses))
+        bar.update(len(batch))
+    return mean_over(accelerator, sum(losses) / len(losses))
 
 
 def main(args: argparse.Namespace) -> None:
-    device = pick_device(args.cuda)
+    # a region without electrodes in a montage has no part in its batches
+    accelerator, _ = start_accelerator(args.cuda, "fp32", 1, args.seed, idle_parameters=True)
 
     # ------------------------------------------------------------ trials of all stores
     splits = []
@@ -144,13 +164,15 @@ def main(args: argparse.Namespace) -> None:
     model = CSBrain.build(montages[0].brain_regions, montages[0].sorted_indices)
     if args.foundation_dir:
         print(f"going on from {args.foundation_dir}: {load_weights(model, weights_file(args.foundation_dir))}")
-    model.to(device)
-    models = [model, *(with_weights_of(model, montage).to(device) for montage in montages[1:])]
+    model.to(accelerator.device)
+    others = (with_weights_of(model, montage).to(accelerator.device) for montage in montages[1:])
+    models = OneOf([model, *others])
     all_splits = splits
     splits = [{mode: d.prepared(model.prepare) for mode, d in of.items() if mode != "test"} for of in splits]
     depends_on = {"stores": [of["train"].store.fingerprint for of in splits]}
-    run = Run(Path(args.output_dir), ["csbrain_epoch{}.pth"], READOUT, args.keep)
+    run = Run(Path(args.output_dir), ["csbrain_epoch{}.pth"], READOUT, args.keep, accelerator.is_main_process)
     run.open(vars(args), {"output_dir"}, depends_on)
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
     parameters = [p for name, p in model.named_parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, args.lr, weight_decay=args.weight_decay)
     if run.state:
@@ -162,7 +184,8 @@ def main(args: argparse.Namespace) -> None:
         {f"{of['train'].description.name}/{t.subject}" for of in splits for d in of.values() for t in d.trials}
     )
     print(f"{len(splits)} stores, {sum(of['train'] for of in n)} / {sum(of['val'] for of in n)} train / val trials of "
-          f"{len(people)} people; {sum(p.numel() for p in model.parameters()):,} parameters; {device}")  # fmt: skip
+          f"{len(people)} people; {sum(p.numel() for p in model.parameters()):,} parameters; "
+          f"{accelerator.num_processes} process(es) on {accelerator.device}")  # fmt: skip
 
     # ------------------------------------------------------------ training
     def lr_of(step: int, steps: int) -> float:
@@ -170,17 +193,23 @@ def main(args: argparse.Namespace) -> None:
             return args.lr * (step + 1) / args.warmup
         return args.lr * (1 + math.cos(math.pi * min(1.0, (step - args.warmup) / max(1, steps - args.warmup)))) / 2
 
-    run.begin(all_splits[0], args.protocol or description.protocol, pretrained_on=people)
+    protocol = args.protocol or description.protocol
+    run.begin(all_splits[0], protocol, accelerator.num_processes, pretrained_on=people)
+    together = accelerator.prepare(models)
     for epoch in run.epochs(args.epochs):
-        seed_everything(args.seed, epoch)
-        with progress(total=sum(of["train"] for of in n), desc=f"epoch {epoch}/{args.epochs}", unit="trial") as bar:
-            loss = train_epoch(models, splits, optimizer, lr_of, epoch, args, device, bar)
+        seed_everything(args.seed, epoch, accelerator.process_index)
+        name, silent = f"epoch {epoch}/{args.epochs}", not accelerator.is_main_process
+        with progress(total=sum(of["train"] for of in n), desc=name, unit="trial", disable=silent) as bar:
+            loss = train_epoch(accelerator, together, splits, optimizer, lr_of, epoch, args, bar)
         run.trained(loss)
-        val = explained(models, splits, args.mask, args.batch_size, device)
+        val = explained(accelerator, models, splits, args.mask)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         facts = {"model": model.state_dict(), "what": "csbrain", "pretrained_on": people}
         print(run.save_epoch(loss, val, [facts], state))
+        accelerator.wait_for_everyone()
     run.finish([], False, {})  # nothing is tested: what the features are worth, baseline.py --model linear_probe says
+    del together
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":
