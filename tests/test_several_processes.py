@@ -1,0 +1,126 @@
+"""Training by several processes: what one process makes of the same batches, and what is left when one is killed."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from datasets.description import load_description
+from stages import runs
+from tests.conftest import flat, once, read_jsonl, small_store
+from tests.processes import ended, run_script, started
+from tests.seen_images import SCRIPT, things_store, train_with_control, training
+from utils.files import read_json
+
+
+@pytest.fixture(scope="session")
+def things(tmp_path_factory):
+    return once(tmp_path_factory, "seen_things", lambda folder: (folder.mkdir(), things_store(folder)))
+
+
+@pytest.fixture(scope="session")
+def trained(things, tmp_path_factory):
+    return once(tmp_path_factory, "seen_trained", lambda folder: train_with_control(things, folder))
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory):
+    """Two montages, of which the second one has electrodes in one region only."""
+
+    def make(folder):
+        two_a, two_b = load_description("BCICIV2a"), load_description("BCICIV2b")
+        small_store(folder / "2a", two_a, ["A01", "A06", "A08"], trials=5)
+        small_store(folder / "2b", two_b, ["B01", "B06", "B08"])
+
+    return once(tmp_path_factory, "two_montages", make)
+
+
+def leave_nothing_to_chance():
+    """Dropout, noise, times and masks differ from process to process: to compare with one process they go."""
+    torch.nn.Dropout.forward, attention = lambda self, x: x, torch.nn.MultiheadAttention.forward
+
+    def without_dropout(self, *args, **more):
+        self.dropout = 0.0
+        return attention(self, *args, **more)
+
+    torch.nn.MultiheadAttention.forward = without_dropout
+    torch.randn_like = torch.zeros_like
+    torch.rand = lambda *shape, **_: torch.linspace(0.5, 1, shape[-1]).expand(shape)
+    torch.randint = lambda low, high, shape, **_: torch.full(shape, (low + high) // 2)
+
+
+def made_by(n: int, folder, script: str, *args) -> None:
+    def work(rank: int) -> None:
+        leave_nothing_to_chance()
+        run_script(script, *args)(rank)
+
+    codes = ended(started(n, work, folder.with_suffix(".log")))
+    assert codes == [0] * n, folder.with_suffix(".log").read_text()[-3000:]
+
+
+@pytest.mark.parametrize("what, processes", [("contrast", 3), ("prior", 2), ("vae", 2), ("csbrain", 2)])
+def test_several_processes_train_what_one_does_on_the_same_batches(things, trained, stores, tmp_path, what, processes):
+    seen = {"datasets_dir": things / "processed_lmdb", "images_dir": things / "images", "cuda": -1, "epochs": 1}
+
+    def command(folder, size):
+        if what == "contrast":  # 112 items: the last batch has 4, and a process one of them
+            how = {"encoder": "sgdm", "setting": "within", "subject": "sub-01", "channels": "occipital", "tmax": 0.2,
+                   "optimizer": "sgd", "lr": 0.1, "epochs": 1}  # fmt: skip
+            return SCRIPT, training(things, folder, **how, batch_size=size)
+        if what == "csbrain":
+            of = {"datasets_dir": [stores / "2a", stores / "2b"], "epochs": 1, "warmup": 1, "cuda": -1, "lr": 1e-4}
+            return "pretrain_csbrain.py", flat(of | {"output_dir": folder, "batch_size": size})
+        if what == "vae":  # 28 images
+            how = {"what": what, "widths": [4, 8, 16], "hidden": 32}
+            return "train_structure.py", flat(seen | how | {"output_dir": folder, "batch_size": size})
+        how = {"model_dir": trained / "ubp", "output_dir": folder, "batch_size": size,
+               "average_train": 4, "prior_steps": 2, "samples": 1, "warmup": 1, "lr": 1e-4}  # fmt: skip
+        return "train_prior.py", flat(seen | how)
+
+    size = {"contrast": 12, "prior": 13, "vae": 9, "csbrain": 2}[what]
+    for n in (1, processes):
+        script, args = command(tmp_path / str(n), size * processes // n)
+        made_by(n, tmp_path / str(n), script, *args)
+    one, several = tmp_path / "1", tmp_path / str(processes)
+    for a, b in zip(read_jsonl(one / "metrics.jsonl"), read_jsonl(several / "metrics.jsonl"), strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
+        for name, score in a["val"].items():
+            key = "value" if "measure" in score else "accuracy"
+            assert b["val"][name][key] == pytest.approx(score[key], rel=1e-3, abs=1e-5), name
+            assert b["val"][name]["n"] == score["n"], name
+    a, b = (torch.load(folder / "last.pth", weights_only=True)["model"] for folder in (one, several))
+    apart = torch.cat([(a[name] - b[name]).flatten() for name in a]).abs()
+    # Adam moves a weight whose gradient is rounding alone by up to a whole step, either way
+    assert apart.max() < 1e-4 and (apart > 1e-5).float().mean() < 1e-4
+    assert read_json(several / "run.json")["num_processes"] == processes
+    if (one / "decoded_test.jsonl").exists():
+        a, b = (read_jsonl(folder / "decoded_test.jsonl") for folder in (one, several))
+        assert [row["index"] for row in b] == list(range(len(a)))
+        ranks = [[row["readouts"]["retrieval"]["rank"] for row in rows] for rows in (a, b)]
+        assert ranks[0] == ranks[1]
+
+
+def test_when_a_process_is_killed_the_run_ends_and_goes_on_to_the_same_bytes(things, tmp_path):
+    flags = {"setting": "within", "subject": "sub-01", "encoder": "nice", "channels": "occipital", "epochs": 3,
+             "batch_size": 20}  # fmt: skip
+
+    def work(rank: int, folder, killed: bool = False, **more) -> None:
+        if killed and rank == 1:
+            plain = runs.Run.trained
+
+            def dies(run, *args):
+                if len(run.history) == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                plain(run, *args)
+
+            runs.Run.trained = dies
+        run_script(SCRIPT, *training(things, folder, **flags, **more))(rank)
+
+    whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
+    assert ended(started(2, lambda rank: work(rank, whole), log)) == [0, 0], log.read_text()
+    codes = ended(started(2, lambda rank: work(rank, cut, killed=True), log))
+    assert codes[1] == -9 and codes[0] > 0 and len(read_jsonl(cut / "metrics.jsonl")) == 1
+    assert ended(started(2, lambda rank: work(rank, cut, resume=True), log)) == [0, 0], log.read_text()
+    for name in ("metrics.jsonl", "last.pth", "decoded_test.jsonl", "results.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
