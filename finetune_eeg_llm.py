@@ -208,8 +208,8 @@ def main(args: argparse.Namespace) -> None:
     check_pretraining(encoder, splits["test"])
     check_prior(args.adapt, splits["test"])
     encoder_fingerprint, store = fingerprint(encoder), splits["train"].store
-    files = ["projection_epoch{}.pth", "lora_epoch{}"]
-    run = Run(Path(args.model_dir), files, args.select_by, args.keep, accelerator.is_main_process)
+    files, turn = ["projection_epoch{}.pth", "lora_epoch{}"], (accelerator.process_index, accelerator.num_processes)
+    run = Run(Path(args.model_dir), files, args.select_by, args.keep, turn)
     train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.seed)
     depends_on = {"store": store.fingerprint, "list of trials": store.listed, "encoder": encoder_fingerprint}
     run.open(vars(args), {"model_dir"}, depends_on)
@@ -227,8 +227,8 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     cached = train_encoder == "never" and not args.no_cache_features
     augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
-    turn, how = (accelerator.process_index, accelerator.num_processes), (args.token_pooling, args.cache_dir)
-    splits, reducer = with_features(splits, encoder, cached, *how, accelerator.device, turn)
+    how = args.token_pooling, args.cache_dir, accelerator.device, turn
+    splits, reducer = with_features(splits, encoder, cached, *how)
     model = EEGLanguageModel(
         language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
         None if cached else encoder, None if cached else reducer, train_encoder,
@@ -245,7 +245,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
     # ------------------------------------------------------------ training
-    run.begin(splits, args.protocol, accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
+    run.begin(splits, args.protocol, **checkpoint_facts(encoder), **description.own_record())
     collator = TextCollator(description, tokenizer, args.seed, augment)
     facts = {
         "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,

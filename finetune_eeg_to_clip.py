@@ -102,7 +102,8 @@ def parse_args() -> argparse.Namespace:
     train("--epochs", type=flags.at_least(1), help="epochs (default: as published)")
     train("--passes", type=flags.at_least(1), default=1,
         help="passes over the training trials an epoch, which ends with validation and a checkpoint")
-    train("--batch_size", type=flags.at_least(2), help="trials an optimiser step, of each process (default: as published)")
+    train("--batch_size", type=flags.at_least(2),
+        help="trials an optimiser step, of each process (default: as published)")
     train("--average_train", type=flags.at_least(1),
         help="repetitions of an image that are averaged for a training trial (default: as published)")
     train("--augment", nargs="+", choices=list(AUGMENTATIONS), default=[],
@@ -196,7 +197,7 @@ def evaluate(accelerator, model, dataset, groups, target, people) -> tuple[list,
 def main(args: argparse.Namespace) -> None:
     # the scale of similarities stands beside `forward`, and has no part in some losses
     accelerator, _ = start_accelerator(args.cuda, "fp32", 1, args.seed, static_graph=True)
-    device = accelerator.device
+    device, turn = accelerator.device, (accelerator.process_index, accelerator.num_processes)
     kind, net = choose(TARGETS, args.target), embedder_named(args.encoder)
     settle(args, kind, net)
 
@@ -233,7 +234,6 @@ def main(args: argparse.Namespace) -> None:
     if "tokens" in net.gives and net.pretrained:
         encoder = encoder_for(train, args.encoder, args.foundation_dir, seed=args.seed)
         depends_on["encoder"] = fingerprint(encoder)
-        turn = accelerator.process_index, accelerator.num_processes
         splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device, turn)
         n_tokens, token_width = splits["train"].tokens.shape[1:]
         settings |= {"n_tokens": n_tokens, "token_width": token_width}
@@ -242,7 +242,7 @@ def main(args: argparse.Namespace) -> None:
     if model.reads != "tokens":
         splits = {mode: dataset.prepared(model.prepare) for mode, dataset in splits.items()}
     items = Averages(splits["train"], groups["train"], people, target.tables)
-    run = Run(Path(args.output_dir), ["encoder_epoch{}.pth"], target.readout, args.keep, accelerator.is_main_process)
+    run = Run(Path(args.output_dir), ["encoder_epoch{}.pth"], target.readout, args.keep, turn)
     asked = {k: v for k, v in vars(args).items() if k not in ("tmin", "tmax", "channels")}  # window and regions say it
     run.open(asked, {"images_dir", "output_dir"}, depends_on)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
@@ -272,7 +272,7 @@ def main(args: argparse.Namespace) -> None:
         "shuffled": args.shuffle_labels, "encoder_fingerprint": depends_on.get("encoder", ""),
         "seen": sorted({t.image for dataset in (train, val) for t in dataset.trials}), "absent": absent,
     }  # fmt: skip
-    run.begin(splits, args.protocol, accelerator.num_processes, left_out=left_out, **description.own_record())
+    run.begin(splits, args.protocol, left_out=left_out, **description.own_record())
     whole = args.batch_size * accelerator.num_processes  # a batch of all processes
     lonely = n % whole == 1 and n > 1  # batch normalisation and contrast need two
     for epoch in run.epochs(args.epochs):

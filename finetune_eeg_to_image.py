@@ -235,7 +235,8 @@ def main(args: argparse.Namespace) -> None:
     digest = hashlib.sha256(prototypes.numpy().tobytes() + text_states.numpy().tobytes()).hexdigest()
     depends_on = {"store": store.fingerprint, "list of trials": store.listed, "encoder": encoder_fingerprint}
     depends_on["set of targets: other photos, CLIP or image model"] = digest
-    run = Run(Path(args.output_dir), ["mapper_epoch{}.pth"], args.select_by, args.keep, accelerator.is_main_process)
+    turn = accelerator.process_index, accelerator.num_processes
+    run = Run(Path(args.output_dir), ["mapper_epoch{}.pth"], args.select_by, args.keep, turn)
     run.open(vars(args), {"output_dir", "stimuli_dir"}, depends_on)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
 
@@ -243,7 +244,6 @@ def main(args: argparse.Namespace) -> None:
     train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.seed)
     cached = train_encoder == "never" and not args.no_cache_features
     augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
-    turn = accelerator.process_index, accelerator.num_processes
     splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, device, turn)
     with torch.no_grad():
         x = splits["train"][0]["x"][None]
@@ -275,7 +275,7 @@ def main(args: argparse.Namespace) -> None:
         resume_optimizer(accelerator, optimizer, run.state)
 
     # ------------------------------------------------------------ training
-    run.begin(splits, args.protocol, accelerator.num_processes, **checkpoint_facts(encoder), **description.own_record())
+    run.begin(splits, args.protocol, **checkpoint_facts(encoder), **description.own_record())
     seen = sorted({*splits["train"].seen, *splits["val"].seen, *warm.get("seen", ())})
     facts = {
         "dataset": description.name, "classes": list(description.classes), "encoder_name": args.encoder,

@@ -33,7 +33,8 @@ def parse_args() -> argparse.Namespace:
     add("--foundation_dir", help="weights to go on from: a file, a folder, or OWNER/NAME (default: random ones)")
     add("--mask", type=flags.share, default=0.5, help="share of the patches that are hidden")
     add("--epochs", type=flags.at_least(1), default=20, help="passes over all training trials")
-    add("--batch_size", type=flags.at_least(1), default=32, help="trials an optimiser step, of each process, of one store")
+    add("--batch_size", type=flags.at_least(1), default=32,
+        help="trials of one store an optimiser step, of each process")
     add("--lr", type=flags.number, default=5e-4, help="highest learning rate, cosine to 0")
     add("--warmup", type=flags.at_least(0), default=100, help="steps before the full learning rate")
     add("--weight_decay", type=flags.number, default=0.05, help="AdamW's")
@@ -170,7 +171,8 @@ def main(args: argparse.Namespace) -> None:
     all_splits = splits
     splits = [{mode: d.prepared(model.prepare) for mode, d in of.items() if mode != "test"} for of in splits]
     depends_on = {"stores": [of["train"].store.fingerprint for of in splits]}
-    run = Run(Path(args.output_dir), ["csbrain_epoch{}.pth"], READOUT, args.keep, accelerator.is_main_process)
+    turn = accelerator.process_index, accelerator.num_processes
+    run = Run(Path(args.output_dir), ["csbrain_epoch{}.pth"], READOUT, args.keep, turn)
     run.open(vars(args), {"output_dir"}, depends_on)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     parameters = [p for name, p in model.named_parameters() if p.requires_grad]
@@ -193,13 +195,12 @@ def main(args: argparse.Namespace) -> None:
             return args.lr * (step + 1) / args.warmup
         return args.lr * (1 + math.cos(math.pi * min(1.0, (step - args.warmup) / max(1, steps - args.warmup)))) / 2
 
-    protocol = args.protocol or description.protocol
-    run.begin(all_splits[0], protocol, accelerator.num_processes, pretrained_on=people)
+    run.begin(all_splits[0], args.protocol or description.protocol, pretrained_on=people)
     together = accelerator.prepare(models)
     for epoch in run.epochs(args.epochs):
         seed_everything(args.seed, epoch, accelerator.process_index)
-        name, silent = f"epoch {epoch}/{args.epochs}", not accelerator.is_main_process
-        with progress(total=sum(of["train"] for of in n), desc=name, unit="trial", disable=silent) as bar:
+        name = f"epoch {epoch}/{args.epochs}"
+        with progress(total=sum(of["train"] for of in n), desc=name, unit="trial", disable=not run.writes) as bar:
             loss = train_epoch(accelerator, together, splits, optimizer, lr_of, epoch, args, bar)
         run.trained(loss)
         val = explained(accelerator, models, splits, args.mask)

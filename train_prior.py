@@ -4,7 +4,7 @@
         --images_dir data/THINGS/images --output_dir pth_downtasks/things/prior_sub-08
     python train_prior.py --what caption --captioner microsoft/git-large-coco --model_dir … --output_dir …
     python train_prior.py … --shuffle_labels                        # the control: images change places; --resume: go on
-    accelerate launch --multi_gpu --num_processes 2 train_prior.py …                  # --cuda -1 behind it: CPU processes
+    accelerate launch --multi_gpu --num_processes 2 train_prior.py …      # --cuda -1 behind it: CPU processes
 
 --model_dir is a run of finetune_eeg_to_clip.py with --target image (or structure); a prior of a control is a control
 itself. Both are trained on the run's training trials and chosen by the cosine on its validation trials; the test is
@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         help="caption: GIT, local folder or hub address; its tokens of 16,740 images take 8.8 GB in --cache_dir")
     train = parser.add_argument_group("training").add_argument
     train("--epochs", type=flags.at_least(1), help="epochs (default: as published, 150 and 30)")
-    train("--batch_size", type=flags.at_least(1), 
+    train("--batch_size", type=flags.at_least(1),
         help="trials an optimiser step, of each process (default: as published, 1024 and 32)")
     train("--lr", type=flags.number, help="learning rate, cosine to 0 (default: as published, 1e-3)")
     train("--warmup", type=flags.at_least(0),
@@ -230,7 +230,7 @@ class Caption(Prior):
 
 def main(args: argparse.Namespace) -> None:
     accelerator, _ = start_accelerator(args.cuda, "fp32", 1, args.seed)
-    device, writes = accelerator.device, accelerator.is_main_process
+    device, turn = accelerator.device, (accelerator.process_index, accelerator.num_processes)
 
     # ------------------------------------------------------------ embeddings of all splits, by the trained encoder
     embeddings, groups, datasets = {}, {}, {}
@@ -270,7 +270,7 @@ def main(args: argparse.Namespace) -> None:
     digest = hashlib.sha256(b"".join(as_bytes(vectors[image]) for image in images)).hexdigest()
     depends_on = {"set of images": digest, "encoder": encoder, "store": datasets["train"].store.fingerprint}
     depends_on |= {"CLIP": identity(clip_model, features)} | trained.depends_on
-    run = Run(Path(args.output_dir), [f"{args.what}_epoch{{}}.pth"], "cosine", args.keep, writes)
+    run = Run(Path(args.output_dir), [f"{args.what}_epoch{{}}.pth"], "cosine", args.keep, turn)
     run.open(vars(args), {"images_dir", "output_dir", "model_dir"}, depends_on)
     run.record["arguments"]["shuffle_labels"] = control  # so that evaluate.py knows what stands beside a run
     print(
@@ -285,7 +285,7 @@ def main(args: argparse.Namespace) -> None:
             model.load_state_dict(run.state["model"])
             optimizer.load_state_dict(run.state["optimizer"])
     accelerator.wait_for_everyone()  # all have looked before the first one writes
-    run.begin(datasets, protocol, accelerator.num_processes)
+    run.begin(datasets, protocol)
     model = accelerator.prepare(model)
 
     # ------------------------------------------------------------ training
@@ -301,7 +301,7 @@ def main(args: argparse.Namespace) -> None:
         last = min(args.epochs, number * args.validate_every)
         model.train()
         name = f"epochs {first + 1} to {last} of {args.epochs}"
-        for epoch in progress(range(first, last), desc=name, leave=False, disable=not writes):
+        for epoch in progress(range(first, last), desc=name, leave=False, disable=not run.writes):
             # a resumed run repeats what the interrupted one would have done
             seed_everything(args.seed, epoch + 1, accelerator.process_index)
             order = torch.randperm(n, generator=torch.Generator().manual_seed(args.seed * 100_003 + epoch))
@@ -330,7 +330,7 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ test: the best epoch, reloaded from disk
     model, rows, measures = trained.model, [], {}
     model.load_state_dict(read_checkpoint(run.best_file())["model"])
-    if groups["test"] and writes:
+    if groups["test"] and run.writes:
         rows, measures = trained.test(embeddings["test"], groups["test"], datasets["test"])
     run.finish(rows, control, measures)
     for row in rows and retrieval.score_lines(args.what, rows):

@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
         help="adamw8bit: bitsandbytes', a GPU; a quarter of the memory")
     train = parser.add_argument_group("training").add_argument
     train("--epochs", type=flags.at_least(1), help="passes over the training images (default: 100, of controlnet 10)")
-    train("--batch_size", type=flags.at_least(1), 
+    train("--batch_size", type=flags.at_least(1),
         help="images an optimiser step, of each process (default: 32, of controlnet 4)")
     train("--lr", type=flags.number, help="learning rate of AdamW (default: 1e-4, of controlnet 1e-5)")
     flags.add_resume_flags(parser)
@@ -243,8 +243,8 @@ def main(args: argparse.Namespace) -> None:
         trained = {"vae": VAE, "controlnet": Control}[args.what](args, accelerator, every, cache_dir)
     of_images = hashlib.sha256("".join(digests_of(every)).encode()).hexdigest()
     depends_on = {"store": splits["train"].store.fingerprint, "set of images": of_images} | trained.depends_on
-    writes = accelerator.is_main_process
-    run = Run(Path(args.output_dir), [FILES[args.what]], trained.choose_by, args.keep, writes)
+    turn = accelerator.process_index, accelerator.num_processes
+    run = Run(Path(args.output_dir), [FILES[args.what]], trained.choose_by, args.keep, turn)
     run.open(vars(args), {"images_dir", "output_dir"}, depends_on)
     if args.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit as kind  # noqa: N813
@@ -256,7 +256,7 @@ def main(args: argparse.Namespace) -> None:
             trained.model.load_state_dict(run.state["model"])
             optimizer.load_state_dict(run.state["optimizer"])
     accelerator.wait_for_everyone()  # all have looked before the first one writes
-    run.begin(splits, args.protocol, accelerator.num_processes)
+    run.begin(splits, args.protocol)
     model = accelerator.prepare(trained.model)
     n, whole = len(paths["train"]), args.batch_size * accelerator.num_processes  # a batch of all processes
     print(
@@ -279,7 +279,7 @@ def main(args: argparse.Namespace) -> None:
         losses, order = [], torch.randperm(n, generator=torch.Generator().manual_seed(args.seed * 100_003 + epoch))
         model.train()
         name = f"epoch {epoch}/{args.epochs}"
-        with progress(total=n, desc=name, unit="image", leave=False, disable=not writes) as bar:
+        with progress(total=n, desc=name, unit="image", leave=False, disable=not run.writes) as bar:
             for batch in order.split(whole):
                 chosen, weight = part(accelerator, batch)
                 loss = weight * trained.loss(model, [paths["train"][k] for k in chosen.tolist()])

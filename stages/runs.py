@@ -30,16 +30,22 @@ class Run:
     files : sequence of str. Names of what an epoch leaves, with {} for its number; the first one is read back.
     choose_by : str. The read-out or measure whose validation chooses the epoch.
     keep : sequence of str. Of best, last and all: which epochs' files stay. The best one's always do.
-    writes : bool. Whether this process writes: of several that share a run, the first.
+    turn : tuple of int. Which process of how many that share the run this one is. The first one writes.
 
     record : dict. What run.json will say. state : dict. What a run that goes on starts from, {} for a new one.
     history : list of dict. A line an epoch.
     """
 
     def __init__(
-        self, folder: Path, files: Sequence[str], choose_by: str, keep: Sequence[str] = ("best",), writes: bool = True
+        self,
+        folder: Path,
+        files: Sequence[str],
+        choose_by: str,
+        keep: Sequence[str] = ("best",),
+        turn: tuple[int, int] = (0, 1),
     ):
-        self.folder, self.files, self.choose_by, self.keep, self.writes = folder, files, choose_by, keep, writes
+        self.folder, self.files, self.choose_by, self.keep = folder, files, choose_by, keep
+        self.writes, self.num_processes = turn[0] == 0, turn[1]
         self.record, self.state, self.history = {}, {}, []
 
     def open(self, settings: Mapping, free: set[str], depends_on: Mapping) -> None:
@@ -87,11 +93,13 @@ class Run:
             raise UserError(f"{path} is damaged: it does not say how the run was started; --resume needs it")
         was = {k: before["fixed"].get(k, defaults.get(k)) for k in fixed}
         changed = [f"{k} was {was[k]!r} and is {v!r}" for k, v in fixed.items() if was[k] != v]
+        if (n := before.get("num_processes", 1)) != self.num_processes:
+            changed.append(f"it had {n} process(es), which share a batch, and has {self.num_processes}")
         changed += [f"it has another {k}" for k, v in depends_on.items() if before["depends_on"].get(k) != v]
         if changed:
             raise UserError(f"--resume: the run in {self.folder} differs: {'; '.join(changed)}")
 
-    def begin(self, splits: Mapping | None = None, protocol: str = "", num_processes: int = 1, **more) -> None:
+    def begin(self, splits: Mapping | None = None, protocol: str = "", **more) -> None:
         """Write run.json, with `more` in it. Of a run that goes on, remove what a kill has left of other epochs.
 
         splits : mapping of mode to TrialDataset, optional. Who trains, validates and tests under the protocol.
@@ -103,7 +111,10 @@ class Run:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(
-                self.record | {"num_processes": num_processes} | more | {"data": who_is_in(splits or {}, protocol)},
+                self.record
+                | {"num_processes": self.num_processes}
+                | more
+                | {"data": who_is_in(splits or {}, protocol)},
                 self.folder / "run.json",
             )
 

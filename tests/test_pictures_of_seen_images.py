@@ -226,17 +226,18 @@ def test_a_controlnet_learns_from_the_noise_that_its_base_was_trained_on_and_lea
     """At time t the share of picture is √ᾱ of the base's own schedule; only the ControlNet has gradients."""
     from argparse import Namespace
 
+    from accelerate import Accelerator
     from diffusers import DDIMScheduler
 
     from train_structure import Control
 
     paths = sorted((things / "images").rglob("*.png"))[:2]
-    control = Control(Namespace(image_model=str(models / "sd")), CPU, paths, tmp_path)
+    control = Control(Namespace(image_model=str(models / "sd")), Accelerator(cpu=True), paths, tmp_path)
     kept = DDIMScheduler.from_pretrained(models / "sd/scheduler").alphas_cumprod
     for t in (0, 100, 900, 999):
         noisy = control.schedule.add_noise(torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2), torch.tensor([t]))
         assert noisy.flatten()[0] == pytest.approx(float(kept[t].sqrt()), abs=1e-5)
-    control.loss(paths).backward()
+    control.loss(control.model, paths).backward()
     assert all(p.grad is None for p in control.unet.parameters()) and any(
         p.grad is not None for p in control.model.parameters()
     )

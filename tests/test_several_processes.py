@@ -119,8 +119,13 @@ def test_when_a_process_is_killed_the_run_ends_and_goes_on_to_the_same_bytes(thi
 
     whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
     assert ended(started(2, lambda rank: work(rank, whole), log)) == [0, 0], log.read_text()
-    codes = ended(started(2, lambda rank: work(rank, cut, killed=True), log))
-    assert codes[1] == -9 and codes[0] > 0 and len(read_jsonl(cut / "metrics.jsonl")) == 1
+    log.unlink()
+    assert ended(started(2, lambda rank: work(rank, cut, killed=True), log)) == [2, -9], log.read_text()
+    assert "error: another process of this run has ended" in log.read_text() and "Traceback" not in log.read_text()
+    assert len(read_jsonl(cut / "metrics.jsonl")) == 1
+    log.unlink()
+    assert ended(started(1, lambda rank: work(rank, cut, resume=True), log)) == [2]
+    assert "it had 2 process(es), which share a batch, and has 1" in log.read_text()
     assert ended(started(2, lambda rank: work(rank, cut, resume=True), log)) == [0, 0], log.read_text()
     for name in ("metrics.jsonl", "last.pth", "decoded_test.jsonl", "results.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name

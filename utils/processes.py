@@ -19,7 +19,7 @@ def share(accelerator: Accelerator, rows: Sequence, least: int = 1) -> list:
 
 
 def gathered(accelerator: Accelerator, own: Tensor) -> Tensor:
-    """(P · B, …) rows of all P processes, from the (B, …) that each has of its `share`: all rows in order, then filling.
+    """(P · B, …) rows of all P processes, from the (B, …) of each one's `share`: all in order, then what filled up.
 
     The gradient of a process's own rows is P times what it is. So where each process computes one loss of all rows, the
     mean of their gradients, which DDP takes, is the gradient that one process would have.

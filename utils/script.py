@@ -24,6 +24,8 @@ PATIENCE = 3.0  # seconds in which a second interruption is taken for the first 
 _interrupted = -PATIENCE  # when `main` was, of a clock that begins at 0
 _begun = False  # whether a script's `main` was called
 LONGEST = 2000  # characters of an error line
+# what gloo says in the processes that are left when one of a run is killed
+ALONE = re.compile(r"gloo.*(by peer|Broken pipe)", re.DOTALL)
 T = TypeVar("T")
 
 
@@ -70,6 +72,8 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
             sys.exit(
                 _fail(f"not enough memory ({reason(error)}); smaller batches, fewer --workers or a larger machine")
             )
+        if isinstance(error, RuntimeError) and ALONE.search(str(error)):
+            sys.exit(_fail(f"another process of this run has ended, so this one ends as well; {go_on}"))
         # libraries wrap the system's word for a full disk in errors of their own
         if any(os.strerror(code) in str(error) for code in FULL_DISK):
             sys.exit(_fail(f"cannot write the output ({error}); free some disk space and run again"))

@@ -31,7 +31,7 @@ def test_every_row_is_had_once_at_any_count(processes):
 
 
 class Encoder(torch.nn.Module):
-    """What an encoder of seen images is to DDP: a scale that stands beside `forward`, and a weight that nothing reads."""
+    """What an encoder of seen images is to DDP: its scale stands beside `forward`, and some weights nothing reads."""
 
     def __init__(self):
         super().__init__()
