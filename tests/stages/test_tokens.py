@@ -335,10 +335,13 @@ def test_of_two_processes_each_begins_with_its_own_half_and_finds_the_others(enc
             raise KeyboardInterrupt
 
     monkeypatch.setattr(tokens, "keep", half)
-    for rank in range(2):
+    for rank in range(2):  # which know nothing of one another
         with pytest.raises(KeyboardInterrupt):
-            TokenCache(None, encoder, BCIC.montage, "region", (rank, 2)).tokens(dataset, CPU)
-    assert len(set(kept)) == 20
+            TokenCache(store.parent / str(rank), encoder, BCIC.montage, "region", (rank, 2)).tokens(dataset, CPU)
+    assert len({path.name for path in kept}) == 20
+    (store.parent / "token_cache").mkdir()
+    for path in kept:
+        path.rename(store.parent / "token_cache" / path.name)
     encoded.clear()
     for rank in range(2):
         found = TokenCache(None, encoder, BCIC.montage, "region", (rank, 2)).tokens(dataset, CPU)
