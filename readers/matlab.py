@@ -9,12 +9,15 @@ unpacks without limit, and a type that does not exist crashes the process.
 # damaged files as if they were whole, 3 as other numbers, and 5 of the made ones. The limit has to leave a file of 2 MB
 # 3 GB: one that unpacks to 2 GB took 2.3 GB and 9 s, in each worker (the walk: 8 MB), and without /proc there is none.
 
+import io
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.errors import UserError, reason
 from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_RATIO, SMALL, reading
@@ -27,7 +30,7 @@ MAX_NESTING = 32  # matrices inside matrices; EEGLAB's files have about 6
 MAX_FIELDS, MAX_NAME = 10_000, 256  # of a struct; MATLAB's names have at most 63 characters
 MATRIX_BYTES, EMPTY_BYTES = 512, 144  # of memory that SciPy takes for a matrix besides its numbers, measured
 STRUCT_BYTES, FIELD_BYTES = 160, 32  # and for an element of a struct, measured
-PIECE = 1 << 18  # bytes unpacked at a time
+PIECE = 1 << 18  # bytes read at a time
 
 
 class _Fault(Exception):
@@ -43,24 +46,33 @@ def check_mat(path: Path) -> int:
         times its size, or takes more memory than LOADED_RATIO times its size; small files may take SMALL and
         LOADED_SMALL.
     """
+    with _readable(path), open(path, "rb") as file:
+        size, head = path.stat().st_size, file.read(128)
+        if len(head) >= 4 and 0 in head[:4]:  # version 4
+            return 8 * size
+        if len(head) < 128:
+            raise _Fault(f"{len(head)} bytes")
+        order = {b"IM": "<", b"MI": ">"}.get(head[126:])
+        version = head[125] if order == "<" else head[124]
+        if order and version == 2:  # 7.3
+            return 8 * size
+        if order is None or version != 1:
+            raise _Fault("its header is none of MATLAB's")
+        walk = _Walk(path, order, size)
+        walk.file(file)
+        return walk.memory
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Make one line of whatever is raised while a file is walked or read; a fault of the structure in its own words."""
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(128)
-            if len(head) >= 4 and 0 in head[:4]:  # version 4
-                return 8 * size
-            if len(head) < 128:
-                raise _Fault(f"{len(head)} bytes")
-            order = {b"IM": "<", b"MI": ">"}.get(head[126:])
-            version = head[125] if order == "<" else head[124]
-            if order and version == 2:  # 7.3
-                return 8 * size
-            if order is None or version != 1:
-                raise _Fault("its header is none of MATLAB's")
-            walk = _Walk(path, order, size)
-            walk.file(file)
-            return walk.memory
-    except (_Fault, OSError, zlib.error) as error:
+        yield
+    except UserError:
+        raise
+    except NotImplementedError:
+        raise UserError(f"{path}: a MATLAB v7.3 file; expected v5 as BNCI publishes it, download it again") from None
+    except Exception as error:  # SciPy lets many kinds through for a damaged file, zlib's and struct's among them
         found = str(error) if isinstance(error, _Fault) else reason(error)
         raise UserError(
             f"{path}: cannot be read as a MATLAB v5 file ({found}); it is truncated or damaged, delete it and download "
@@ -90,18 +102,8 @@ def _by_scipy(path: Path, read: Callable) -> object:
     size = path.stat().st_size if path.is_file() else 0
     with reading(path, size, 0):
         memory = check_mat(path)
-    try:
-        with reading(path, size, memory):
-            return read(path)
-    except UserError:
-        raise
-    except NotImplementedError:
-        raise UserError(f"{path}: a MATLAB v7.3 file; expected v5 as BNCI publishes it, download it again") from None
-    except Exception as error:  # SciPy lets many kinds through for a damaged file, zlib's and struct's among them
-        raise UserError(
-            f"{path}: cannot be read as a MATLAB v5 file ({type(error).__name__}: {error}); it is truncated or "
-            "damaged, delete it and download it again"
-        ) from None
+    with _readable(path), reading(path, size, memory):
+        return read(path)
 
 
 class _Walk:
@@ -111,11 +113,6 @@ class _Walk:
         self.path, self.order, self.size = path, order, size
         self.two = struct.Struct(order + "II").unpack  # a tag: type and number of bytes
         self.unpacked = self.memory = 0
-
-    def unpack(self, n: int) -> None:
-        """Count bytes that are unpacked."""
-        self.unpacked += n
-        self._limit("unpack to", self.unpacked, max(SMALL, MAX_RATIO * self.size))
 
     def take(self, n: int) -> None:
         """Count bytes of memory."""
@@ -143,17 +140,17 @@ class _Walk:
             at += 8 + n
             if n == 0 or at > self.size:
                 raise _Fault(f"a variable of {n} bytes, and {self.size - at + n} are left")
-            if kind == COMPRESSED:
-                source = _Inflated(file, n)
-                kind, n = self.two(source.read(8))
-                self.unpack(8 + n)
-                source.left = n
-            else:
-                source = _Plain(file, n)
+            packed, content = kind == COMPRESSED, file
+            if packed:
+                content = io.BufferedReader(_Inflated(file, n), PIECE)
+                kind, n = self.two(_Source(content, 8).read(8))
+                self.unpacked += 8 + n
+                self._limit("unpack to", self.unpacked, max(SMALL, MAX_RATIO * self.size))
             if kind != MATRIX:
                 raise _Fault(f"an element of type {kind} where a matrix should be")
-            self.matrix(source, n, 0)
-            source.close()
+            self.matrix(_Source(content, n), n, 0)
+            if packed and content.read(1):
+                raise _Fault("a packed variable is longer than it says")
 
     def element(self, source, end: int, keep: int = 0) -> tuple[int, int, bytes]:
         """Read the type and the number of bytes of the next element; the bytes too where they may be `keep` at most."""
@@ -264,69 +261,42 @@ class _Walk:
         return n // width
 
 
-class _Plain:
-    """Some bytes of a file, forwards: `at` is how many were read, `left` how many are to come."""
+class _Source:
+    """So many bytes of a variable, forwards: `at` is how many were read, `left` how many are to come."""
 
-    def __init__(self, file, n: int):
+    def __init__(self, file: BinaryIO, n: int):
         self.file, self.left, self.at = file, n, 0
 
     def read(self, n: int) -> bytes:
-        data = self.file.read(n)
-        self._move(n, len(data))
-        return data
-
-    def skip(self, n: int) -> bytes:
-        self.file.seek(n, 1)
-        self._move(n, self.left)
-        return b""
-
-    def _move(self, n: int, there: int) -> None:
-        if n > min(self.left, there):
+        data = self.file.read(n) if n <= self.left else b""
+        if len(data) < n:
             raise _Fault("a variable ends too early")
         self.at, self.left = self.at + n, self.left - n
+        return data
 
-    def close(self) -> None:
-        """The variable ends here."""
+    def skip(self, n: int) -> None:
+        for start in range(0, n, PIECE):
+            self.read(min(PIECE, n - start))
 
 
-class _Inflated(_Plain):
-    """What unpacks from some bytes of a file, piece by piece; no more is unpacked than the variable says it has."""
+class _Inflated(io.RawIOBase):
+    """What unpacks from some bytes of a file; no more of it than is read."""
 
-    def __init__(self, file, packed: int):
-        super().__init__(file, 8)  # the variable's tag
-        self.packed, self.inflater = packed, zlib.decompressobj()
-        self.piece, self.place = b"", 0
+    def __init__(self, file: BinaryIO, packed: int):
+        self.file, self.packed, self.inflater = file, packed, zlib.decompressobj()
 
-    def read(self, n: int) -> bytes:
-        parts, missing = [], n
-        while missing and self._more():
-            parts.append(self.piece[self.place : self.place + missing])
-            self.place += len(parts[-1])
-            missing -= len(parts[-1])
-        self._move(n, n - missing)
-        return b"".join(parts)
+    def readable(self) -> bool:
+        return True
 
-    def skip(self, n: int) -> bytes:
-        missing = min(n, self.left)
-        while missing and self._more():
-            step = min(missing, len(self.piece) - self.place)
-            self.place += step
-            missing -= step
-        self._move(n, self.left - missing)
-        return b""
-
-    def _more(self) -> bool:
-        """Have something in `piece` behind `place`, unless all is unpacked."""
-        while self.place == len(self.piece) and not self.inflater.eof:
+    def readinto(self, buffer: memoryview) -> int:
+        data = b""
+        while not data and not self.inflater.eof:
             packed = self.inflater.unconsumed_tail
             if not packed:
                 packed = self.file.read(min(PIECE, self.packed))
                 self.packed -= len(packed)
-            self.piece, self.place = self.inflater.decompress(packed, PIECE), 0
-            if not packed and not self.piece:  # some files lack the end of the stream
-                return False
-        return self.place < len(self.piece)
-
-    def close(self) -> None:
-        if self._more():
-            raise _Fault("a packed variable is longer than it says")
+            data = self.inflater.decompress(packed, len(buffer))
+            if not packed and not data:  # some files lack the end of the stream
+                break
+        buffer[: len(data)] = data
+        return len(data)
