@@ -1,6 +1,5 @@
 """Recordings of whatever recorder: a file in, its electrodes, rate, events and signal in microvolts out."""
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,26 +9,10 @@ import mne
 import numpy as np
 
 from readers.electrode_names import OTHERS, electrodes_of, numbered_cap, standard_core
-from readers.headbands import GAP_MARK, read_table, read_xdf
-from readers.matlab import check_mat
-from readers.recordings import READERS, check_beside, check_header, companions, status_events, unit_corrections
+from readers.headbands import GAP_MARK
+from readers.recordings import TABLES, open_recording, status_events, suffix_of, table_rows
 from utils.errors import UserError
-from utils.limits import MAX_TEXT, SMALL, reading
 
-TABLES = (".csv", ".csv.gz", ".txt", ".tsv")
-FORMATS = {
-    **READERS,
-    ".gdf": mne.io.read_raw_gdf,
-    ".ahdr": mne.io.read_raw_brainvision,
-    ".fif.gz": mne.io.read_raw_fif,
-    ".eeg": mne.io.read_raw_nihon,
-    ".lay": mne.io.read_raw_persyst,
-    ".cnt": mne.io.read_raw_cnt,
-    ".xdf": read_xdf,
-    ".xdfz": read_xdf,
-    **dict.fromkeys(TABLES, read_table),
-}
-PACKED = (".fif.gz", ".csv.gz", ".lay", ".xdfz", ".set", ".xdf")  # memory is no small multiple of the file's size
 # annotations that say something else than what was shown
 REST = re.compile(
     r"(?i)(bad.*|edge.*|boundary|new segment.*|.*/new segment.*|.*lost samples.*|impedance.*|recording .*|"
@@ -38,18 +21,7 @@ REST = re.compile(
 BAD = re.compile(r"(?i)\s*bad(?![a-z])")  # MNE's mark of what is not to be used
 BREAK = re.compile(rf"(?i)(bad_acq_skip|boundary|edge.*|{GAP_MARK}|.*lost samples.*)")  # samples that do not follow on
 EVENT_TIMES = {"onset": 1.0, "time": 1.0, "latency": 0.0, "sample": 0.0}  # column → seconds a unit; 0: samples
-CLASS_COLUMNS = (
-    "trial_type",
-    "class",
-    "label",
-    "condition",
-    "category",
-    "value",
-    "event",
-    "stimulus",
-    "marker",
-    "type",
-)
+CLASS_COLUMNS = "trial_type class label condition category value event stimulus marker type".split()
 
 
 @dataclass
@@ -77,66 +49,6 @@ class Found:
     positions: dict = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def suffix_of(path: Path) -> str:
-    """The ending that tells a recording's format, in lower case: ".edf", ".csv.gz"; empty where it is none."""
-    name = path.name.lower()
-    return next((ending for ending in sorted(FORMATS, key=len, reverse=True) if name.endswith(ending)), "")
-
-
-def open_recording(
-    path: Path, sfreq: float | None = None, trigger: str | None = None, renamed: Mapping[str, str] | None = None
-) -> mne.io.BaseRaw:
-    """Open a recording of any format that MNE reads, a headband's table, or XDF; the signal stays on the disk.
-
-    sfreq, trigger, renamed : of a table (see `read_table`).
-    Raises UserError if the file is damaged, of an unknown format, holds trials instead of a recording, or names a file
-        elsewhere.
-    """
-    ending = suffix_of(path)
-    if not ending:
-        known = ", ".join(sorted(FORMATS))
-        raise UserError(f"{path} is no recording that is read here; expected one of {known}")
-    if not path.is_file():
-        raise UserError(f"{path} is not there")
-    check_header(path, [])
-    size = sum(file.stat().st_size for file in [path, *companions(path)])
-    content = 4 * size + (SMALL * 10 if ending in PACKED else 0)
-    if ending == ".set":
-        with reading(path, size, 0), open(path, "rb") as file:
-            content += check_mat(path) if not file.read(128).startswith(b"MATLAB 7.3") else size * 4
-    try:
-        with reading(path, size, content):
-            if ending in TABLES or FORMATS[ending] is read_xdf:
-                return FORMATS[ending](path, sfreq, trigger, renamed)
-            raw = FORMATS[ending](path, preload=False, verbose="ERROR")
-            check_beside(path, raw.filenames)
-            return raw
-    except UserError:
-        raise
-    except Exception as error:  # damaged files fail in many ways inside the readers
-        raise UserError(_why(path, ending, error)) from None
-
-
-def _why(path: Path, ending: str, error: Exception) -> str:
-    """In one line what a reader did not like, and what to do."""
-    said = " ".join(str(error).split()).rpartition("Error: ")[2]  # MNE puts a traceback into some of its errors
-    reason = "".join(c if c.isprintable() else "?" for c in said)[:160] or type(error).__name__
-    if ending == ".set" and "trials" in said:
-        return f"{path} holds trials that are cut already (epochs); save the continuous recording from EEGLAB instead"
-    if isinstance(error, ImportError):
-        return f"{path}: its reader needs a package that is not installed ({reason}); install it, or export EDF"
-    if "7.3" in said or "HDF" in said:
-        return (
-            f"{path} is a MATLAB 7.3 file, which is not read: save it from EEGLAB with pop_saveset(…, 'version', '6')"
-        )
-    hints = {
-        ".cnt": "; a Neuroscan file is read, one of another maker is not: export EDF or BrainVision",
-        ".eeg": "; of BrainVision's three files give the .vhdr, and of Nihon Kohden's this one",
-    }
-    hint = hints.get(ending, "")
-    return f"{path}: cannot be read ({reason}); it is damaged, or of another kind than its name says{hint}"
 
 
 def look_into(
@@ -225,28 +137,6 @@ def _plain(text: str) -> str:
     return number[1] if number else text
 
 
-def read_signal(path: Path, channels: Sequence[str], raw: mne.io.BaseRaw | None = None, **how) -> np.ndarray:
-    """(n_chans, n_times) float64 microvolts of some channels, units put right as their header's quirks demand.
-
-    Raises UserError for NaN or infinity, or a damaged file. `how`: as `open_recording`.
-    """
-    raw = open_recording(path, **how) if raw is None else raw
-    size = sum(file.stat().st_size for file in [path, *companions(path)]) if path.is_file() else 0
-    try:
-        with reading(path, size, 8 * len(raw.times) * len(raw.ch_names)):
-            signal = raw.get_data(picks=list(channels)) * 1e6
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(_why(path, suffix_of(path), error)) from None
-    for factor, _ in unit_corrections(path, channels):
-        signal *= factor[:, None]
-    if not np.isfinite(signal).all():
-        chan, sample = np.argwhere(~np.isfinite(signal))[0]
-        raise UserError(f"{path} has NaN or infinity in {channels[chan]} at sample {sample}; expected microvolts")
-    return signal
-
-
 # ---------------------------------------------------------------- tables of onsets
 
 
@@ -260,36 +150,24 @@ def table_beside(path: Path) -> Path | None:
     return next((path.with_name(name) for name in names if name != path.name and path.with_name(name).is_file()), None)
 
 
-def table_rows(path: Path) -> list[dict]:
-    """The lines of a small table with a head, by tabs, commas or semicolons; UserError where it is none."""
-    if path.stat().st_size > MAX_TEXT:
-        raise UserError(f"{path} has {path.stat().st_size} bytes; that is no table of events or channels")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        return list(csv.DictReader(lines, delimiter=max("\t,;", key=(lines or [""])[0].count)))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table ({type(error).__name__})") from None
-
-
 def read_onsets(path: Path, sfreq: float, class_column: str | None) -> list[tuple[float, str, dict]]:
     """(seconds, class, row) of each line of a table: BIDS' events.tsv, or one of one's own.
 
     A time stands in onset (seconds), or in sample or latency (samples). Lines without a class ("n/a") are left out.
     Raises UserError where a column is missing or a time is no number.
     """
-    rows = table_rows(path)
-    columns = [name for name in (rows[0] if rows else {}) if name]
+    columns, rows = table_rows(path)
     time = next((name for name in EVENT_TIMES for column in columns if column.lower() == name), None)
     time = next((column for column in columns if column.lower() == time), None)
     usual = [column for name in CLASS_COLUMNS for column in columns if column.lower() == name]
-    says = [column for column in usual if any((row[column] or "n/a").strip() not in ("n/a", "") for row in rows)]
+    says = [column for column in usual if any((row[column] or "n/a").strip() not in ("n/a", "") for _, row in rows)]
     column = class_column or (says or [None])[0]
     if not rows or time is None or column not in columns:
         found = ", ".join(columns)[:300] or "none"
         wanted = class_column or "trial_type (or class, label, value; --class_column names another)"
         raise UserError(f"{path} has the columns {found}; expected onset (or sample) and {wanted}")
     events = []
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         name = (row[column] or "").strip()
         if name in ("", "n/a"):
             continue

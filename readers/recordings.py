@@ -1,10 +1,12 @@
 """Reader of recordings through MNE: one file in, its signal in microvolts and its events out, units put right."""
 
 import csv
+import io
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,17 +14,29 @@ import mne
 import numpy as np
 
 from readers.electrode_names import electrodes_of
+from readers.headbands import read_table, read_xdf
 from readers.matlab import check_mat
 from utils.errors import UserError
-from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_TEXT, reading
+from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_TEXT, SMALL, reading
 
-READERS = {
+TABLES = (".csv", ".csv.gz", ".txt", ".tsv")
+FORMATS = {
     ".bdf": mne.io.read_raw_bdf,
     ".fif": mne.io.read_raw_fif,
     ".edf": mne.io.read_raw_edf,
     ".set": mne.io.read_raw_eeglab,
     ".vhdr": mne.io.read_raw_brainvision,
+    ".gdf": mne.io.read_raw_gdf,
+    ".ahdr": mne.io.read_raw_brainvision,
+    ".fif.gz": mne.io.read_raw_fif,
+    ".eeg": mne.io.read_raw_nihon,
+    ".lay": mne.io.read_raw_persyst,
+    ".cnt": mne.io.read_raw_cnt,
+    ".xdf": read_xdf,
+    ".xdfz": read_xdf,
+    **dict.fromkeys(TABLES, read_table),
 }
+PACKED = (".fif.gz", ".csv.gz", ".lay", ".xdfz", ".set", ".xdf")  # memory is no small multiple of the file's size
 ANNOTATION = re.compile(r"(?:Stimulus/)?\s*S?\s*(\d+)(?:\.0*)?")  # "3", "S  3", "Stimulus/S  3"
 TOLERANCE = 1  # samples by which two sources of events may differ
 SAMPLE_BYTES = {".bdf": 3, ".edf": 2}
@@ -62,6 +76,94 @@ class ReadFile:
     not_understood: list[str] = field(default_factory=list)
 
 
+def suffix_of(path: Path) -> str:
+    """The ending that tells a recording's format, in lower case: ".edf", ".csv.gz"; empty where it is none."""
+    name = path.name.lower()
+    return next((ending for ending in sorted(FORMATS, key=len, reverse=True) if name.endswith(ending)), "")
+
+
+def open_recording(
+    path: Path,
+    sfreq: float | None = None,
+    trigger: str | None = None,
+    renamed: Mapping[str, str] | None = None,
+    electrodes: Sequence[str] = (),
+) -> mne.io.BaseRaw:
+    """Open a recording of any format that MNE reads, a headband's table, or XDF; the signal stays on the disk.
+
+    sfreq, trigger, renamed : of a table (see `read_table`).
+    electrodes : sequence of str. Those that a BDF or EDF header must have possible limits for (see `check_header`).
+    Raises UserError if the file is damaged, of an unknown format, holds trials instead of a recording, or names a file
+        elsewhere.
+    """
+    ending = suffix_of(path)
+    if not ending:
+        known = ", ".join(sorted(FORMATS))
+        raise UserError(f"{path} is no recording that is read here; expected one of {known}")
+    if not path.is_file():
+        raise UserError(f"{path} is not there")
+    check_header(path, electrodes, renamed)
+    size = sum(file.stat().st_size for file in [path, *companions(path)])
+    content = CONTENT_RATIO * size + (SMALL * 10 if ending in PACKED else 0)
+    if ending == ".set":
+        with reading(path, size, 0):
+            content += check_mat(path)
+    with _by_a_library(path, size, content):
+        if FORMATS[ending] in (read_table, read_xdf):
+            return FORMATS[ending](path, sfreq, trigger, renamed)
+        raw = FORMATS[ending](path, preload=False, verbose="ERROR")
+        check_beside(path, raw.filenames)
+        return raw
+
+
+def read_signal(path: Path, channels: Sequence[str], raw: mne.io.BaseRaw) -> np.ndarray:
+    """(n_chans, n_times) float64 microvolts of some channels, units put right as their header's quirks demand.
+
+    raw : the recording, opened. Raises UserError for NaN or infinity, or a damaged file.
+    """
+    size = sum(file.stat().st_size for file in [path, *companions(path)]) if path.is_file() else 0
+    with _by_a_library(path, size, 8 * len(raw.times) * len(raw.ch_names)):
+        signal = raw.get_data(picks=list(channels)) * 1e6
+    for factor, _ in unit_corrections(path, channels):
+        signal *= factor[:, None]
+    if not np.isfinite(signal).all():
+        chan, sample = np.argwhere(~np.isfinite(signal))[0]
+        raise UserError(f"{path} has NaN or infinity in {channels[chan]} at sample {sample}; expected microvolts")
+    return signal
+
+
+@contextmanager
+def _by_a_library(path: Path, size: int, content: int) -> Iterator[None]:
+    """`reading`, and one line in place of what a reader raises: damaged files fail in many ways inside of them."""
+    try:
+        with reading(path, size, content):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_why(path, suffix_of(path), error)) from None
+
+
+def _why(path: Path, ending: str, error: Exception) -> str:
+    """In one line what a reader did not like, and what to do."""
+    said = " ".join(str(error).split()).rpartition("Error: ")[2]  # MNE puts a traceback into some of its errors
+    reason = _short(said, 160) or type(error).__name__
+    if ending == ".set" and "trials" in said:
+        return f"{path} holds trials that are cut already (epochs); save the continuous recording from EEGLAB instead"
+    if isinstance(error, ImportError):
+        return f"{path}: its reader needs a package that is not installed ({reason}); install it, or export EDF"
+    if "7.3" in said or "HDF" in said:
+        return (
+            f"{path} is a MATLAB 7.3 file, which is not read: save it from EEGLAB with pop_saveset(…, 'version', '6')"
+        )
+    hints = {
+        ".cnt": "; a Neuroscan file is read, one of another maker is not: export EDF or BrainVision",
+        ".eeg": "; of BrainVision's three files give the .vhdr, and of Nihon Kohden's this one",
+    }
+    hint = hints.get(ending, "")
+    return f"{path}: cannot be read ({reason}); it is damaged, or of another kind than its name says{hint}"
+
+
 def read_recording(path: Path, electrodes: Sequence[str], renamed: Mapping[str, str] | None = None) -> ReadFile:
     """Read one recording through MNE, put its units right and compare its sources of events.
 
@@ -73,19 +175,23 @@ def read_recording(path: Path, electrodes: Sequence[str], renamed: Mapping[str, 
     Raises UserError if the file is truncated or damaged, asks for more than a recording needs, names a file elsewhere,
         lacks an electrode, holds NaN, or its sources of events disagree.
     """
-    read, channels, notes, words = _through_mne(path, electrodes, renamed)
-    signal, sfreq, events = read
-    n_times = signal.shape[1]
+    raw = open_recording(path, renamed=renamed, electrodes=electrodes)
+    sfreq = float(raw.info["sfreq"])
     if not 0 < sfreq < 1e6:
         raise UserError(f"{path} is sampled at {sfreq:g} Hz; it is damaged, fetch it again")
-    signal *= 1e6
-    corrections = unit_corrections(path, channels)
-    for factor, _ in corrections:
-        signal *= factor[:, None]
-    if not np.isfinite(signal).all():
-        chan, sample = np.argwhere(~np.isfinite(signal))[0]
-        raise UserError(f"{path} has NaN or infinity in {electrodes[chan]} at sample {sample}; expected microvolts")
-
+    found, notes = electrodes_of(raw.ch_names, renamed, str(path))
+    if missing := [name for name in electrodes if name not in found]:
+        known = _short(", ".join(raw.ch_names), 1000)
+        hint = f"--rename '{_short(raw.ch_names[0])}={missing[0]}' says which one a channel is"
+        raise UserError(f"{path} has no electrode {', '.join(missing)}; it has {known}; {hint}")
+    channels = [found[name] for name in electrodes]
+    signal = read_signal(path, channels, raw)
+    n_times = signal.shape[1]
+    with _by_a_library(path, 0, signal.nbytes):
+        events = {"annotations": annotated_events(raw)}
+        words = [_short(text, 60) for text in raw.annotations.description if not code_of(text)]
+        for name in [name for name in raw.ch_names if name.lower() == "status"][-1:]:
+            events["Status"] = status_events(raw.get_data(picks=[name])[0])
     tsv = path.with_name(path.name.replace(f"_eeg{path.suffix}", "_events.tsv"))
     if tsv.exists():
         events = {tsv.name: tsv_events(tsv, sfreq)} | events
@@ -96,46 +202,8 @@ def read_recording(path: Path, electrodes: Sequence[str], renamed: Mapping[str, 
     outside = [sample for sample, _ in chosen if not 0 <= sample < n_times]
     if outside:
         raise UserError(f"{path}: an event at sample {outside[0]}, but the recording has {n_times} samples")
-    return ReadFile(signal, sfreq, chosen, sources, [what for _, what in corrections], notes, words)
-
-
-def _through_mne(path: Path, electrodes: Sequence[str], renamed: Mapping[str, str] | None) -> tuple:
-    """Read the signal, (n_chans, n_times) in what MNE takes for volts, its rate in Hz, and events by their source.
-
-    Returns (these three, the channels that the electrodes are, what was understood, annotations that are no code).
-    """
-    if path.suffix.lower() in SAMPLE_BYTES:
-        check_header(path, [])
-        found, _ = electrodes_of(read_header(path)["labels"], renamed, str(path))
-        check_header(path, [found.get(name, name) for name in electrodes], say=False)
-    size = sum(file.stat().st_size for file in [path, *companions(path)])
-    content = CONTENT_RATIO * size
-    if path.suffix.lower() == ".set":
-        with reading(path, size, 0):
-            content += check_mat(path)
-    try:
-        with reading(path, size, content):
-            raw = READERS[path.suffix.lower()](path, preload=False, verbose="ERROR")
-            check_beside(path, raw.filenames)
-            names = {name.lower(): name for name in raw.ch_names}
-            found, notes = electrodes_of(raw.ch_names, renamed, str(path))
-            missing = [name for name in electrodes if name not in found]
-            if missing:
-                known = _short(", ".join(raw.ch_names), 1000)
-                hint = f"--rename '{_short(raw.ch_names[0])}={missing[0]}' says which one a channel is"
-                raise UserError(f"{path} has no electrode {', '.join(missing)}; it has {known}; {hint}")
-            channels = [found[name] for name in electrodes]
-            signal = raw.get_data(picks=channels)
-            events = {"annotations": annotated_events(raw)}
-            words = [_short(text, 60) for text in raw.annotations.description if not code_of(text)]
-            if "status" in names:
-                events["Status"] = status_events(raw.get_data(picks=[names["status"]])[0])
-    except UserError:
-        raise
-    except Exception as error:  # damaged files fail in many ways inside the readers
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({reason}); it is damaged, fetch it again") from None
-    return (signal, float(raw.info["sfreq"]), events), channels, notes, words
+    corrections = [what for _, what in unit_corrections(path, channels)]
+    return ReadFile(signal, sfreq, chosen, sources, corrections, notes, words)
 
 
 # ---------------------------------------------------------------- files that a file names
@@ -232,11 +300,11 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def check_header(path: Path, channels: Sequence[str], say: bool = True) -> None:
+def check_header(path: Path, electrodes: Sequence[str], renamed: Mapping[str, str] | None = None) -> None:
     """Refuse a BDF or EDF file whose header cannot be right, or that is shorter than its header says.
 
     MNE would read what is there, and make numbers of nothing. A header may leave the number of records open (-1): then
-    the data must be whole records, and a notice says so.
+    the data must be whole records, and a notice says so. Of `electrodes`, under whatever names, the limits are checked.
     """
     if path.suffix.lower() not in SAMPLE_BYTES:
         return
@@ -245,7 +313,7 @@ def check_header(path: Path, channels: Sequence[str], say: bool = True) -> None:
     except ValueError:
         raise UserError(f"{path}: its header is damaged; fetch it again") from None
 
-    for what in _faults(header, channels):
+    for what in _faults(header, electrodes, renamed, str(path)):
         raise UserError(f"{path}: its header says {what}; it is damaged, fetch it again")
 
     size, record = path.stat().st_size, sum(header["n_samples"]) * SAMPLE_BYTES[path.suffix.lower()]
@@ -260,10 +328,9 @@ def check_header(path: Path, channels: Sequence[str], say: bool = True) -> None:
                 "fetch it again"
             )
         n_records = data // record
-        if say:
-            print(f"notice: {path}: its header leaves the number of records open; {n_records} are there")
+        print(f"notice: {path}: its header leaves the number of records open; {n_records} are there")
     # MNE brings all channels to the highest rate among them
-    content = 8 * len(channels) * n_records * max(header["n_samples"])
+    content = 8 * len(electrodes) * n_records * max(header["n_samples"])
     if content > max(LOADED_SMALL, LOADED_RATIO * size):
         raise UserError(
             f"{path} has {size} bytes and would take {content >> 20} MB: one channel has {max(header['n_samples'])} "
@@ -271,7 +338,7 @@ def check_header(path: Path, channels: Sequence[str], say: bool = True) -> None:
         )
 
 
-def _faults(header: dict, electrodes: Sequence[str]) -> Iterator[str]:
+def _faults(header: dict, electrodes: Sequence[str], renamed: Mapping[str, str] | None, where: str) -> Iterator[str]:
     """Yield what cannot be right in a header: what was found, and what was expected."""
     n = header["n_chans"]
     if n < 1:
@@ -285,10 +352,10 @@ def _faults(header: dict, electrodes: Sequence[str]) -> Iterator[str]:
     for name, k in zip(header["labels"], header["n_samples"], strict=True):
         if k < 1:
             yield f"{k} samples a record of {_short(name)}; expected 1 or more"
-    places = {label.lower(): k for k, label in enumerate(header["labels"])}
-    for name in electrodes:
-        for kind in ("physical", "digital") if name.lower() in places else ():
-            low, high = (header[f"{kind}_{side}"][places[name.lower()]] for side in ("min", "max"))
+    found = electrodes_of(header["labels"], renamed, where)[0] if electrodes else {}
+    for name in [name for name in electrodes if name in found]:
+        for kind in ("physical", "digital"):
+            low, high = (header[f"{kind}_{side}"][header["labels"].index(found[name])] for side in ("min", "max"))
             if not (math.isfinite(low) and math.isfinite(high)) or low == high:
                 yield f"{low:g} and {high:g} for the {kind} limits of {name}; expected two different numbers"
 
@@ -331,11 +398,26 @@ def code_of(description: str) -> int | None:
 
 def annotated_events(raw: mne.io.BaseRaw) -> list[tuple[int, int]]:
     """Take annotations that are a number, perhaps behind "S" or "Stimulus/"; all others say something else."""
-
     if not len(raw.annotations):
         return []
     events, _ = mne.events_from_annotations(raw, event_id=code_of, regexp=None, verbose="ERROR")
     return [(int(sample) - raw.first_samp, int(value)) for sample, _, value in events]
+
+
+def table_rows(path: Path, delimiter: str = "") -> tuple[list[str], list[tuple[int, dict]]]:
+    """Columns, and lines with their numbers, of a small table with a head, by tabs, commas or semicolons.
+
+    delimiter : str. Of those, the only one. Raises UserError where it is no such table.
+    """
+    if path.stat().st_size > MAX_TEXT:
+        raise UserError(f"{path} has {path.stat().st_size} bytes; that is no table of events or channels")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        first = text.partition("\n")[0]
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter or max("\t,;", key=first.count))
+        return list(rows.fieldnames or []), [(rows.line_num, row) for row in rows]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text, a table ({error})") from None
 
 
 def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:
@@ -343,26 +425,13 @@ def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:
 
     Raises UserError if a column is missing, a number is none, or `onset` and samples disagree.
     """
-    if path.stat().st_size > MAX_TEXT:
-        raise UserError(f"{path} has {path.stat().st_size} bytes; that is no table of events, fetch it again")
-    events = []
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t")
-            columns = list(rows.fieldnames or [])
-            times = [name for name in TIMES if name in columns]
-            each_once = times and all(columns.count(name) == 1 for name in (*times, "value"))
-            found = f"the columns {_short(', '.join(columns))}" if columns else "no columns in its first line"
-            wrong = UserError(f"{path} has {found}; expected onset (or sample) and value, each once")
-            if columns and not each_once:
-                raise wrong
-            for row in rows:
-                if not columns:
-                    raise wrong
-                events.append(_event(row, times, sfreq, f"{path}, line {rows.line_num}"))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text with tabs ({error})") from None
-    return sorted(events)
+    columns, rows = table_rows(path, "\t")
+    times = [name for name in TIMES if name in columns]
+    each_once = times and all(columns.count(name) == 1 for name in (*times, "value"))
+    if (columns or rows) and not each_once:
+        found = f"the columns {_short(', '.join(columns))}" if columns else "no columns in its first line"
+        raise UserError(f"{path} has {found}; expected onset (or sample) and value, each once")
+    return sorted(_event(row, times, sfreq, f"{path}, line {line}") for line, row in rows)
 
 
 def _event(row: dict, times: list[str], sfreq: float, where: str) -> tuple[int, int]:
