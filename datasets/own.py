@@ -18,7 +18,7 @@ from datasets.description import DATASETS, DatasetDescription, listed_parts
 from datasets.electrodes import montage_of, nearest_names, numbered_positions
 from datasets.montage import Montage
 from datasets.recording import Piece, Recording
-from utils.errors import UserError
+from utils.errors import UserError, some
 from utils.photos import OddPictures, whole_picture
 from utils.signals import resample, resampling_ratio
 
@@ -34,18 +34,14 @@ PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 @dataclass(frozen=True)
 class Recorded(Piece):
-    """One recording: its file, and whose it is.
-
-    opened : callable, optional. Opens it, where MOABB or another library has it: () → MNE recording.
-    table : Path, optional. Of onsets. not_eeg : tuple of str. Channels that a table beside it says are no EEG.
-    """
+    """One recording: its file, and whose it is."""
 
     subject: str = ""
     session: str = "1"
     run: int = 1
-    opened: Callable | None = None
-    table: Path | None = None
-    not_eeg: tuple[str, ...] = ()
+    opened: Callable | None = None  # opens it, where MOABB or another library has it: () → MNE recording
+    table: Path | None = None  # of onsets
+    not_eeg: tuple[str, ...] = ()  # channels that a table beside it says are no EEG
 
     def __str__(self) -> str:
         return str(self.path)
@@ -85,20 +81,20 @@ def look(file: Recorded, how: Reading, raw=None) -> "Found":
     found.electrodes |= {place: channel for channel, place in names.items()}
     found.others = [channel for channel in found.others if channel not in names]
     if names:
-        some = _some([f"{channel} is {place}" for channel, place in names.items()])
-        found.notes.append(f"electrodes known by their positions: {some}")
+        known = some([f"{channel} is {place}" for channel, place in names.items()])
+        found.notes.append(f"electrodes known by their positions: {known}")
     return found
 
 
 def recordings(file: Recorded, how: Reading) -> Iterator[Recording]:
     """One recording: electrodes in the store's order, at the store's rate; events of other kinds are counted."""
-    from readers.any_recording import open_recording, read_signal
+    from readers.recordings import open_recording, read_signal
 
     raw = file.opened() if file.opened else open_recording(file.path, how.table_rate, how.trigger, how.renamed)
     found = look(file, how, raw)
     signal = read_signal(file.path, [found.electrodes[name] for name in how.electrodes], raw)
     signal, ratio = resample(signal, found.sfreq, how.sfreq), resampling_ratio(found.sfreq, how.sfreq)
-    onsets, labels, numbers, images, left_out = [], [], [], [], Counter()
+    kept, images, left_out = [], [], Counter()
     for number, (seconds, said) in enumerate(found.events, start=1):
         if said not in how.class_of:
             left_out["left out: events of other kinds", said[:60]] += 1
@@ -111,18 +107,16 @@ def recordings(file: Recorded, how: Reading) -> Iterator[Recording]:
                 continue
             image = how.image_of[shown]
         begins, ends = seconds + how.window[0], seconds + how.window[1]
-        if any(start < ends and stop > begins for start, stop in found.breaks):
-            left_out["dropped: samples are missing", label] += 1
+        faults = {"samples are missing": found.breaks, "marked as bad": found.bad}
+        over = [cause for cause, spans in faults.items() if any(a < ends and b > begins for a, b in spans)]
+        if over:
+            left_out[f"dropped: {over[0]}", label] += 1
             continue
-        if any(start < ends and stop > begins for start, stop in found.bad):
-            left_out["dropped: marked as bad", label] += 1
-            continue
-        onsets.append(round(seconds * found.sfreq * ratio))  # the file's own clock: its rate need not be whole
-        labels.append(label)
-        numbers.append(number)
+        kept.append((round(seconds * found.sfreq * ratio), label, number))  # its own clock: the rate need not be whole
         images.append(image)
-    recording = Recording(signal, how.sfreq, np.array(onsets, int), np.array(labels, int), file.subject, file.session)
-    recording.run, recording.numbers, recording.left_out = file.run, np.array(numbers, int), left_out
+    onsets, labels, numbers = np.array(kept, int).reshape(-1, 3).T
+    recording = Recording(signal, how.sfreq, onsets, labels, file.subject, file.session)
+    recording.run, recording.numbers, recording.left_out = file.run, numbers, left_out
     recording.images, recording.kind = images if how.image_column else [], "recordings"
     recording.notes = {"events_from": found.events_from, "sfreq_of_file": found.sfreq}
     yield recording
@@ -138,33 +132,22 @@ def common_electrodes(
     lines = []
     everywhere = [name for name in found[0].electrodes if all(name in f.electrodes for f in found)]
     if asked:
-        missing = [name for name in asked if name not in everywhere]
-        if missing:
-            raise UserError(f"--electrodes {_some(missing)}: not in all recordings; these are: {', '.join(everywhere)}")
+        if missing := [name for name in asked if name not in everywhere]:
+            raise UserError(f"--electrodes {some(missing)}: not in all recordings; these are: {', '.join(everywhere)}")
         everywhere = list(asked)
     montage, unknown = montage_of(everywhere)
     left_out = sorted({*unknown, *(name for f in found for name in f.others)})
-    some = sorted({name for f in found for name in f.electrodes} - set(everywhere))
-    if not montage.electrodes and not (left_out or some):
-        raise UserError(f"{files[0]} has no EEG channel; expected electrodes of the 10-20 system, such as Cz")
+    rare = sorted({name for f in found for name in f.electrodes} - set(everywhere))
+    channels = left_out or rare or ["(none is EEG)"]
+    hint = f"; --rename '{channels[0]}=Cz' says which one a channel is"
     if not montage.electrodes:
-        raise UserError(
-            f"{files[0]}: no electrode of the 10-20 system among its channels {_some(left_out or some, 30)}; --rename "
-            f"'{(left_out or some or ['CHANNEL'])[0]}=Cz' says which one a channel is"
-        )
+        raise UserError(f"{files[0]}: no electrode of the 10-20 system among its channels {some(channels, 30)}{hint}")
     if left_out:
-        lines.append(
-            f"channels left out, as no electrode of the 10-20 system has their name: {_some(left_out, 12)}; --rename "
-            f"'{left_out[0]}=Cz' says which one a channel is"
-        )
-    if some and not asked:
-        lines.append(f"electrodes that not all recordings have are left out: {_some(some, 12)}")
+        named = "channels left out, as no electrode of the 10-20 system has their name"
+        lines.append(f"{named}: {some(left_out, 12)}{hint}")
+    if rare and not asked:
+        lines.append(f"electrodes that not all recordings have are left out: {some(rare, 12)}")
     return montage, lines
-
-
-def _some(names: Sequence[str], most: int = 6) -> str:
-    """The first names of a list, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def classes_of(
@@ -176,17 +159,14 @@ def classes_of(
     """
     counts = Counter(said for f in found for _, said in f.events)
     if not counts:
-        raise UserError(
-            f"{where}: no events in any of the {len(found)} recordings; --trigger names their channel, or a table of "
-            "onsets lies beside each (NAME_events.tsv with onset and trial_type)"
-        )
+        hint = "--trigger names their channel, or NAME_events.tsv with onset and trial_type lies beside each"
+        raise UserError(f"{where}: no events in any of the {len(found)} recordings; {hint}")
     by_count = ", ".join(f"{said} ({n})" for said, n in counts.most_common(12)) + (" …" if len(counts) > 12 else "")
     if asked:
         pairs = [one.rpartition("=")[::2] for one in asked]
         if not all(value and name for value, name in pairs):
             raise UserError(f"--events {' '.join(asked)}: expected VALUE=CLASS, as in 1=face 2=house")
-        missing = [value for value, _ in pairs if value not in counts]
-        if missing:
+        if missing := [value for value, _ in pairs if value not in counts]:
             raise UserError(f"--events: no recording has {', '.join(missing)}; they have {by_count}")
         names = list(dict.fromkeys(name for _, name in pairs))
         class_of = {value: names.index(name) for value, name in pairs}
@@ -218,18 +198,14 @@ def deal_people(people: Sequence[str], asked: str | None) -> tuple[dict[str, tup
         named = sum(sides, ())
         if len(sides) != 3 or len(set(named)) != len(named) or not sides[0] or not sides[2]:
             raise UserError(f"--people {asked}: expected TRAIN/VAL/TEST, each person once, as in P1+P2+P3/P4/P5")
-        if unknown := [name for name in named if name not in people]:
-            raise UserError(
-                f"--people: nobody is called {', '.join(unknown)}; the recordings are of {', '.join(people)}"
-            )
+        if unknown := ", ".join(name for name in named if name not in people):
+            raise UserError(f"--people: nobody is called {unknown}; the recordings are of {', '.join(people)}")
         return dict(zip(("train", "val", "test"), sides, strict=True)), []
     if len(people) < 3:
         return {}, []
     n = {split: max(1, round(share * len(people))) for split, share in SHARES.items()}
     test, rest = people[-n["test"] :], people[: -n["test"]]
     dealt = {"train": tuple(rest[: -n["val"]]), "val": tuple(rest[-n["val"] :]), "test": tuple(test)}
-    if not dealt["train"]:
-        dealt = {"train": tuple(people[:1]), "val": tuple(people[1:2]), "test": tuple(people[2:])}
     said = ", ".join(f"{split} {'+'.join(names)}" for split, names in dealt.items())
     rule = "the last fifth by name tests, the fifth before it validates"
     return dealt, [f"people: {said} ({rule}); --people TRAIN/VAL/TEST or a run's --protocol says otherwise"]
@@ -280,10 +256,8 @@ def words_by_default(names: Sequence[str], seen: bool) -> dict:
 def photos_below(folder: Path) -> list[Path]:
     """All photos of a folder, however deep, by name; hidden files are none."""
     inside = [path for path in folder.rglob("*") if path.suffix.lower() in PHOTOS and path.is_file()]
-    hidden = [any(part.startswith(".") for part in path.relative_to(folder).parts) for path in inside]
-    return sorted(
-        (path for path, no in zip(inside, hidden, strict=True) if not no), key=lambda path: natural(str(path))
-    )
+    shown = [path for path in inside if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+    return sorted(shown, key=lambda path: natural(str(path)))
 
 
 def pictures_of(name: str, folder: Path) -> list[Path]:
@@ -308,7 +282,7 @@ def stimuli_of(names: Sequence[str], folder: Path) -> tuple[dict[int, str], list
         odd.add(path, whole_picture(folder / path, "stimulus photo", "replace it, or name another folder"))
     odd.report(f"pictures in {folder}")
     lacking = [name for label, name in enumerate(names) if label not in chosen]
-    lines = [f"no picture in {folder} is named after {_some(lacking)}"] if lacking else []
+    lines = [f"no picture in {folder} is named after {some(lacking)}"] if lacking else []
     return chosen, [*lines, f"pictures: {len(chosen)} of {len(names)} classes have one in {folder}"]
 
 
@@ -331,10 +305,10 @@ def shown_pictures(found: Sequence["Found"], column: str, folder: Path) -> tuple
             image_of[text] = fits[0].as_posix()
         elif fits:
             raise UserError(f"--image_column {column}: {text!r} may be {fits[0]} or {fits[1]}; name the folder as well")
-    missing = [text for text in said if text not in image_of]
     if not image_of:
         raise UserError(f"--images_dir {folder} has none of the {len(said)} pictures; {said[0]!r} is the first")
-    lines = [f"pictures that are not there, their trials are left out: {_some(missing)}"] if missing else []
+    missing = [text for text in said if text not in image_of]
+    lines = [f"pictures that are not there, their trials are left out: {some(missing)}"] if missing else []
     return image_of, [*lines, f"pictures shown: {len(image_of)} of {len(said)} are in {folder}"]
 
 
@@ -379,7 +353,7 @@ def as_known(known: DatasetDescription, how: Reading) -> DatasetDescription:
     labels = {spoken(name): label for label, name in enumerate(known.classes)}
     unknown = [said for said in how.class_of if spoken(said) not in labels]
     if unknown:
-        raise UserError(f"{known.name} has the classes {', '.join(known.classes)}; the events say {_some(unknown)}")
+        raise UserError(f"{known.name} has the classes {', '.join(known.classes)}; the events say {some(unknown)}")
     how = replace(how, class_of={said: labels[spoken(said)] for said in how.class_of})
     return replace(known, window=how.window, options={}, recordings=partial(recordings, how=how))
 
@@ -394,10 +368,9 @@ def print_found(description: DatasetDescription, files: Sequence[Recorded], foun
     minutes = sum(f.n_times / f.sfreq for f in found) / 60
     sessions = len({(file.subject, file.session) for file in files})
     print(f"\n{description.name}: {len(files)} recordings, {minutes:.1f} minutes, {sessions} sessions of {len(people)} "
-          f"people: {_some(people, 12)}")  # fmt: skip
-    regions = Counter(description.montage.region_names)
-    by_region = ", ".join(f"{name} {n}" for name, n in regions.items())
-    print(f"{len(electrodes)} electrodes ({by_region}): {_some(electrodes, 16)}")
+          f"people: {some(people, 12)}")  # fmt: skip
+    by_region = ", ".join(f"{name} {n}" for name, n in Counter(description.montage.region_names).items())
+    print(f"{len(electrodes)} electrodes ({by_region}): {some(electrodes, 16)}")
     how = description.recordings.keywords["how"]
     counts = Counter(description.classes[how.class_of[s]] for f in found for _, s in f.events if s in how.class_of)
     where = ", ".join(f"{name} ({n})" for name, n in sources.items())
@@ -406,8 +379,7 @@ def print_found(description: DatasetDescription, files: Sequence[Recorded], foun
         f"read as: {how.sfreq:g} Hz, {settings.l_freq:g} to {settings.h_freq:g} Hz, reference {settings.reference}, "
         f"{settings.tmin:g} to {settings.tmax:g} s after the event; a run without --protocol: {description.protocol}\n"
     )
-    notes = Counter(note for f in found for note in f.notes)
-    for note, n in notes.items():
+    for note, n in Counter(note for f in found for note in f.notes).items():
         print(f"notice: {note}" + (f" (in {n} of {len(found)} recordings)" if n < len(found) else ""))
 
 
@@ -422,9 +394,9 @@ def _closing(said: Sequence[str], store: str, options: dict, sources: list, coun
     if flat:
         lines.append(f"electrodes that never change in some recording: {', '.join(flat)}")
     others = Counter()
-    for (fate, event, *more), n in counts.items():
+    for (fate, *_, event), n in counts.items():
         if fate.startswith("left out"):
-            others[more[0] if more else event] += n
+            others[event] += n
     if others:
         lines.append("events of other kinds: " + ", ".join(f"{event} ({n})" for event, n in others.most_common(12)))
     n_people = len({r["subject"] for s in sources for r in s["recordings"]})

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,8 @@ def split_source(source: str) -> tuple[str, str]:
     """("bids", FOLDER), ("moabb", NAME) or ("files", PATTERN); UserError for anything else."""
     kind, _, place = source.partition(":")
     if kind not in ("bids", "moabb", "files") or not place:
-        hint = (
-            f"; a folder is given as bids:{source} or files:{source}/{{subject}}.edf" if Path(source).is_dir() else ""
-        )
-        raise UserError(f"{source}: {FORM}{hint}")
+        folder = f"; a folder is given as bids:{source} or files:{source}/{{subject}}.edf"
+        raise UserError(f"{source}: {FORM}{folder if Path(source).is_dir() else ''}")
     return kind, os.path.expanduser(place)
 
 
@@ -46,7 +45,7 @@ def numbered(files: Sequence[Recorded]) -> list[Recorded]:
         if name in of_session:
             raise UserError(f"{file.path} and {of_session[name]} are both run {name} of {file.subject}; keep one")
         of_session[name] = file.path
-        made.append(Recorded(**{**vars(file), "run": len(of_session)}))
+        made.append(replace(file, run=len(of_session)))
     return made
 
 
@@ -62,7 +61,7 @@ def bids_files(
     """
     import mne_bids  # slow to import
 
-    from readers.any_recording import suffix_of
+    from readers.recordings import suffix_of
 
     if not root.is_dir():
         raise UserError(f"{root} is no folder")
@@ -88,22 +87,17 @@ def bids_files(
         channels = path.find_matching_sidecar(suffix="channels", extension=".tsv", on_error="ignore")
         kinds = channel_kinds(Path(channels)) if channels else {}
         not_eeg = tuple(name for name, kind in kinds.items() if kind not in ("EEG", "N/A", ""))
-        beside = tuple(Path(found) for found in (table, channels) if found)
-        files.append(
-            Recorded(
-                Path(path.fpath), 0, 1, beside, path.subject, path.session or "1", path.run or 1,
-                table=Path(table) if table else None, not_eeg=not_eeg,
-            )
-        )  # fmt: skip
+        beside, table = tuple(Path(found) for found in (table, channels) if found), Path(table) if table else None
+        origin = path.subject, path.session or "1", path.run or 1
+        files.append(Recorded(Path(path.fpath), 0, 1, beside, *origin, table=table, not_eeg=not_eeg))
     return numbered(files)
 
 
 def channel_kinds(path: Path) -> dict[str, str]:
     """{channel: its type in capitals} of a channels.tsv; empty where it says nothing."""
-    from readers.any_recording import table_rows  # MNE is slow to import
+    from readers.recordings import table_rows  # MNE is slow to import
 
-    rows = table_rows(path)
-    return {row["name"]: (row.get("type") or "").upper() for row in rows if row.get("name")}
+    return {row["name"]: (row.get("type") or "").upper() for _, row in table_rows(path)[1] if row.get("name")}
 
 
 # ---------------------------------------------------------------- files with names of a pattern
@@ -115,21 +109,18 @@ def pattern_files(pattern: str) -> list[Recorded]:
     Without {subject} all are of one person, P1. A table of onsets beside a recording, with its name, is taken.
     Raises UserError where no file fits, or one that fits is no recording.
     """
-    from readers.any_recording import TABLES, suffix_of, table_beside
+    from readers.any_recording import table_beside
+    from readers.recordings import TABLES, suffix_of
 
-    unknown = [name for name in re.findall(r"\{(\w*)\}", pattern) if name not in FIELDS]
-    if unknown:
-        raise UserError(
-            f"files:{pattern}: {{{unknown[0]}}} is unknown; expected {', '.join(f'{{{f}}}' for f in FIELDS)}"
-        )
+    if unknown := [name for name in re.findall(r"\{(\w*)\}", pattern) if name not in FIELDS]:
+        known = ", ".join(f"{{{field}}}" for field in FIELDS)
+        raise UserError(f"files:{pattern}: {{{unknown[0]}}} is unknown; expected {known}")
     fixed = re.split(r"[{*]", pattern)[0]
     base = Path(fixed) if fixed.endswith("/") else Path(fixed).parent
     if not base.is_dir():
         raise UserError(f"files:{pattern}: {base} is no folder")
     if Path(pattern).is_dir():
-        raise UserError(
-            f"files:{pattern} is a folder; a pattern names its files, as in files:{pattern}/{{subject}}.edf"
-        )
+        raise UserError(f"files:{pattern} is a folder; expected a pattern, as in files:{pattern}/{{subject}}.edf")
     known, expression = set(), ""
     for part in re.split(r"(\{\w+\}|\*\*/|\*)", os.path.normpath(pattern)):
         if part[:1] == "{":
@@ -139,16 +130,14 @@ def pattern_files(pattern: str) -> list[Recorded]:
         else:
             expression += {"**/": "(?:.*/)?", "*": "[^/]*"}.get(part, re.escape(part))
     found = []
-    for folder, folders, names in os.walk(base):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(folder) / name
-            fits = re.fullmatch(expression, os.path.normpath(path))
-            if fits and not name.startswith("."):
-                found.append((path, fits.groupdict()))
+    there = sorted(path for path in base.rglob("*") if path.is_file())
+    for path in there:
+        fits = re.fullmatch(expression, os.path.normpath(path))
+        if fits and not path.name.startswith("."):
+            found.append((path, fits.groupdict()))
     if not found:
-        some = sorted(path.name for path in base.rglob("*") if path.is_file())[:5]
-        raise UserError(f"files:{pattern}: no file fits; {base} has {', '.join(some) or 'no files'}")
+        names = ", ".join(path.name for path in there[:5])
+        raise UserError(f"files:{pattern}: no file fits; {base} has {names or 'no files'}")
     tables = {path: table_beside(path) for path, _ in found}
     files, onsets = [], set(tables.values())
     for path, said in found:
@@ -159,12 +148,8 @@ def pattern_files(pattern: str) -> list[Recorded]:
         table = tables[path]
         if table and suffix_of(path) in TABLES and not table.stem.endswith(("_events", "_onsets")):
             table = None
-        files.append(
-            Recorded(
-                path, 0, 1, (table,) if table else (), plain(said.get("subject") or "P1"),
-                plain(said.get("session") or "1"), said.get("run") or path.name, table=table,
-            )
-        )  # fmt: skip
+        origin = plain(said.get("subject") or "P1"), plain(said.get("session") or "1"), said.get("run") or path.name
+        files.append(Recorded(path, 0, 1, (table,) if table else (), *origin, table=table))
     return numbered(files)
 
 
@@ -185,10 +170,9 @@ def moabb_dataset(name: str, raw_dir: Path | None) -> "moabb.datasets.base.BaseD
         import mne
 
         raw_dir.mkdir(parents=True, exist_ok=True)
-        places = [
-            key for key in {**os.environ, **(mne.get_config() or {})} if re.fullmatch(r"MNE_DATASETS_\w+_PATH", key)
-        ]
-        os.environ |= dict.fromkeys([*places, "MNE_DATA"], str(raw_dir.resolve()))
+        settings = {*os.environ, *(mne.get_config() or {})}
+        places = {key for key in settings if re.fullmatch(r"MNE_DATASETS_\w+_PATH", key)} | {"MNE_DATA"}
+        os.environ |= dict.fromkeys(places, str(raw_dir.resolve()))
     os.environ.setdefault("MOABB_DOWNLOAD_PROVIDER", "upstream")  # else it asks a second host first, for minutes
     try:
         import moabb.datasets
@@ -198,13 +182,10 @@ def moabb_dataset(name: str, raw_dir: Path | None) -> "moabb.datasets.base.BaseD
         raise UserError(f"moabb:{name}: MOABB is not installed ({error.name} is missing): {hint}") from None
     kind = getattr(moabb.datasets, name, None) or getattr(fake, name, None)
     if not isinstance(kind, type):
-        same = [
-            known
-            for known in dir(moabb.datasets)
-            if known.lower().replace("_", "") == re.sub(r"\W|_", "", name.lower())
-        ]
-        some = same or [known for known in dir(moabb.datasets) if known[:3].lower() == name[:3].lower()][:8]
-        others = ", ".join(some) or "BNCI2014_001, PhysionetMI and others, in its documentation"
+        known, asked = dir(moabb.datasets), re.sub(r"\W|_", "", name.lower())
+        same = [one for one in known if one.lower().replace("_", "") == asked]
+        same = same or [one for one in known if one[:3].lower() == asked[:3]][:8]
+        others = ", ".join(same) or "BNCI2014_001, PhysionetMI and others, in its documentation"
         raise UserError(f"moabb:{name}: MOABB has no such data set; it has {others}")
     return kind()
 

@@ -79,10 +79,8 @@ Prepared = tuple[list[tuple[Trial, np.ndarray]], Counter, list[dict]]
 
 def stamp(path: Path) -> tuple[int, int]:
     """What tells a file from one that takes its place: size and time; UserError where it is missing."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; expected a file")
     if not path.is_file():
-        raise UserError(f"{path} is not there; docs/datasets.md says where it comes from")
+        raise UserError(f"{path} is not there, or no file; docs/datasets.md says where it comes from")
     return path.stat().st_size, path.stat().st_mtime_ns
 
 

@@ -14,19 +14,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import mode
 
 import numpy as np
 
 from datasets.description import DatasetDescription
-from datasets.montage import Montage
+from datasets.electrodes import montage_of
 from datasets.prepare import check_amplitude
 from datasets.preprocessing import Preprocessing
 from datasets.recording import DTYPE, Piece, Prepared, Trial, stamp
 from readers.pickles import field, number, numbers, read_pickled, samples, texts
-from readers.stored_array import InMemory, StoredArray
+from readers.stored_array import Array
 from utils.archives import check_packed
 from utils.errors import UserError, loading
-from utils.paths import image_path
+from utils.paths import image_path, is_file_name
 from utils.workers import in_order
 
 ELECTRODES = tuple(
@@ -45,6 +46,7 @@ EPOCH = (-0.2, 1.0)  # seconds around the onset: what is resampled and whitened;
 HELD_OUT = 100  # training concepts that validate
 EVENTS, ROWS = 256, 32  # of a piece: onsets of a recording; images of an array that is cut already
 IMAGES = (".jpg", ".jpeg", ".png")
+RAW_NAMES = {"training": ("raw_eeg_training.npy", "raw_eeg_train.npy"), "test": ("raw_eeg_test.npy",)}
 CUT_NAMES = {
     "training": ("preprocessed_eeg_training.npy", "train.npy"),
     "test": ("preprocessed_eeg_test.npy", "test.npy"),
@@ -71,10 +73,8 @@ def image_list(raw_dir: Path, images_dir: Path | None) -> dict[str, list[str]]:
         if lacking := sorted(set(sum(listed.values(), [])) - set(sum(stored.values(), []))):
             raise UserError(f"{images_dir / lacking[0]} is missing ({len(lacking)} images are); fetch it again")
     if listed is None:
-        raise UserError(
-            f"no image_metadata.npy in {raw_dir}, and no images in {images_dir}: one of them says which image a code "
-            "means; osf.io/jum2f has both"
-        )
+        hint = "one of them says which image a code means; osf.io/jum2f has both"
+        raise UserError(f"no image_metadata.npy in {raw_dir}, and no images in {images_dir}: {hint}")
     for part in PARTS:
         if not listed[part]:
             inside = sorted(p.parent.name for p in images_dir.glob("*/*_images") if p.is_dir()) if images_dir else []
@@ -88,7 +88,7 @@ def _by_metadata(path: Path) -> dict[str, list[str]]:
     content, listed = _read_dict(path, "image metadata", wanted), {}
     for part, short in (("training", "train"), ("test", "test")):
         folders, files = (field(path, content, f"{short}_img_{what}", texts) for what in ("concepts", "files"))
-        if len(folders) != len(files) or not all(_is_file_name(name) for name in (*folders, *files)):
+        if len(folders) != len(files) or not all(is_file_name(name) for name in (*folders, *files)):
             raise UserError(f"{path}: its {part} concepts and files are no list of names, one an image")
         listed[part] = [f"{part}_images/{folder}/{file}" for folder, file in zip(folders, files, strict=True)]
     return listed
@@ -101,10 +101,6 @@ def _read_dict(path: Path, kind: str, wanted: set[str]) -> dict:
     return content
 
 
-def _is_file_name(name: str) -> bool:
-    return re.fullmatch(r"[^/\\\0]+", name) is not None and name not in (".", "..")
-
-
 def _by_folders(images_dir: Path, listed: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Images that are there, by part. `listed`: by the metadata, which tell how many a folder has."""
     stored = {}
@@ -115,17 +111,13 @@ def _by_folders(images_dir: Path, listed: Mapping[str, Sequence[str]]) -> dict[s
             f: sorted(p.name for p in f.iterdir() if p.suffix.lower() in IMAGES and p.name[0] != ".") for f in folders
         }
         stored[part] = [f"{part}_images/{folder.name}/{name}" for folder in folders for name in names[folder]]
-        usual = 1 if part == "test" else _images_per_folder(listed.get(part) or stored[part])
+        per_folder = Counter(image.split("/")[1] for image in listed.get(part) or stored[part])
+        usual = 1 if part == "test" else mode(per_folder.values() or [0])
         for folder in folders:
             if (n := len(names[folder])) != usual:
                 some = ", ".join(names[folder][:3]) or "none"
                 raise UserError(f"{folder} has {n} images; expected {usual}, as codes count them: {some}")
     return stored
-
-
-def _images_per_folder(images: Sequence[str]) -> int:
-    per_folder = Counter(image.split("/")[1] for image in images)
-    return Counter(per_folder.values()).most_common(1)[0][0] if images else 0
 
 
 def concept_of(image: str) -> str:
@@ -166,19 +158,17 @@ def pieces(raw_dir: Path, subjects: Sequence[str], sessions: Sequence[str], layo
         folder = raw_dir / subject
         kind = layout or layout_of(folder)
         if kind is None:
-            raise UserError(
-                f"{folder} has neither ses-01/raw_eeg_training.npy nor preprocessed_eeg_training.npy nor train.npy nor "
-                "train.pt; "
-                "see docs/datasets.md for where they come from, or name the people that are there with --subjects"
-            )
+            names = "ses-01/raw_eeg_training.npy nor preprocessed_eeg_training.npy nor train.npy nor train.pt"
+            hint = "docs/datasets.md says where they come from; --subjects names the people that are there"
+            raise UserError(f"{folder} has neither {names}; {hint}")
         if kind == "raw":
             for session in sessions:
-                training, test = (_raw_file(folder / f"ses-{int(session):02d}", part) for part in PARTS)
+                training, test = (_file(folder / f"ses-{int(session):02d}", "raw", part) for part in PARTS)
                 for path, beside in ((training, ()), (test, (training,))):  # a session is whitened by its training part
                     cut += Piece.all_of(path, len(_events(path, stamp(path))[0]), EVENTS, beside)
         else:
             for part in PARTS:
-                path = _npy_file(folder, part) if kind == "npy" else _pt_file(folder, part)
+                path = _file(folder, "npy", part) if kind == "npy" else _pt_file(folder, part)
                 with loading(str(path), "fetch it again"):
                     check_packed(path)
                 cut += Piece.all_of(path, _cut(path, stamp(path)).n_images, ROWS)
@@ -190,18 +180,12 @@ def electrodes_of(path: Path) -> tuple[str, ...]:
     return ELECTRODES if "raw_eeg" in path.name else _cut(path, stamp(path)).names
 
 
-def _raw_file(folder: Path, part: str) -> Path:
-    names = {"training": ("raw_eeg_training.npy", "raw_eeg_train.npy"), "test": ("raw_eeg_test.npy",)}[part]
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        missing = folder / names[0]
-        raise UserError(f"{missing} is missing; fetch it, or say with --sessions which sessions are to be used")
+def _file(folder: Path, layout: str, part: str) -> Path:
+    names = (RAW_NAMES if layout == "raw" else CUT_NAMES)[part]
+    path = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+    if layout == "raw" and not path.is_file():
+        raise UserError(f"{path} is missing; fetch it, or say with --sessions which sessions are to be used")
     return path
-
-
-def _npy_file(folder: Path, part: str) -> Path:
-    names = CUT_NAMES[part]
-    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
 def _pt_file(folder: Path, part: str) -> Path:
@@ -219,7 +203,7 @@ def _pt_file(folder: Path, part: str) -> Path:
 class _Raw:
     """A raw file that is open for reading."""
 
-    signal: StoredArray | InMemory  # (64, n) volts; the row `stim` holds codes
+    signal: Array  # (64, n) volts; the row `stim` holds codes
     picks: list[int]  # rows of the electrodes, in the order of `ELECTRODES`
     stim: int
     sfreq: float
@@ -257,7 +241,7 @@ def _picks(path: Path, names: list[str], some: bool = False) -> list[int]:
 def _events(path: Path, version: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Samples and codes of all events of a recording, in order."""
     raw = _raw(path, version)
-    stim = raw.signal.rows(raw.stim, raw.stim + 1)[0]
+    stim = raw.signal[raw.stim : raw.stim + 1][0]
     if not np.isfinite(stim).all():
         raise UserError(f"{path}: its stim channel holds NaN or infinity")
     at = np.flatnonzero((stim != 0) & (np.diff(stim, prepend=0) != 0))  # where a pulse begins
@@ -271,10 +255,9 @@ def _kept_events(path: Path, version: tuple[int, int], n_images: int, part: str)
     codes = values.astype(np.int64)
     wrong = np.flatnonzero((codes != values) | (((codes < 1) | (codes > n_images)) & (codes != TARGET)))
     if len(wrong):
-        raise UserError(
-            f"{path}: the event code {values[wrong[0]]:g} at sample {onsets[wrong[0]]} is none of 1 to {n_images} "
-            f"({part} images) or {TARGET} (catch target); does the recording belong to these images?"
-        )
+        code, known = values[wrong[0]], f"1 to {n_images} ({part} images) or {TARGET} (catch target)"
+        where = f"{path}: the event code {code:g} at sample {onsets[wrong[0]]}"
+        raise UserError(f"{where} is none of {known}; does the recording belong to these images?")
     seen, fates = Counter(), []
     for code in codes.tolist():
         seen[code] += 1
@@ -291,7 +274,7 @@ def _epochs(path: Path, onsets: np.ndarray, scale: float) -> np.ndarray:
 
     raw = _raw(path, stamp(path))
     first, last = int(onsets.min()), int(onsets.max())
-    stretch = raw.signal.lines(first + raw.before, last + raw.after + 1)[raw.picks] * scale
+    stretch = raw.signal[:, first + raw.before : last + raw.after + 1][raw.picks] * scale
     finite = np.isfinite(stretch).all(axis=1)
     if not finite.all():
         bad = ELECTRODES[int(np.argmin(finite))]
@@ -368,12 +351,8 @@ def whiten_ahead(piece: Piece, scale: float | None, options: dict, workers: int)
 
 def _whitener_of(piece: Piece, scale: float | None, options: dict, workers: int = 1) -> np.ndarray:
     training = piece.beside[0] if piece.beside else piece.path
-    return session_whitener(training, stamp(training), len(options["images"]["training"]), _microvolts(scale), workers)
-
-
-def _microvolts(scale: float | None) -> float:
-    """What volts are multiplied by."""
-    return 1e6 * (1.0 if scale is None else scale)
+    n_images, microvolts = len(options["images"]["training"]), 1e6 * (scale or 1.0)
+    return session_whitener(training, stamp(training), n_images, microvolts, workers)
 
 
 def _inside(path: Path, onsets: np.ndarray) -> np.ndarray:
@@ -389,7 +368,7 @@ def _inside(path: Path, onsets: np.ndarray) -> np.ndarray:
 class _Cut:
     """A preprocessed file that is open for reading."""
 
-    eeg: StoredArray | InMemory  # (n_images, repetitions, C, T), or (n_images × repetitions, C, T)
+    eeg: Array  # (n_images, repetitions, C, T), or (n_images × repetitions, C, T)
     picks: list[int]
     names: tuple[str, ...]  # electrodes, in the order of `picks`
     times: np.ndarray  # seconds, of the samples that are there
@@ -429,10 +408,8 @@ def _times(path: Path, content: dict, n_times: int) -> tuple[np.ndarray, float]:
     times = field(path, content, "times", numbers, 1e4)
     after = times[times >= -1e-6]
     if len(times) < 2 or not np.diff(times).min() > 1 / MAX_SFREQ or n_times not in (len(times), len(after)):
-        listed = f"{len(times)} values ({len(after)} from the onset on)"
-        raise UserError(
-            f"{path}: times has {listed}, the data {n_times} samples; expected as many, one after the other"
-        )
+        listed = f"{len(times)} values ({len(after)} from the onset on), the data {n_times} samples"
+        raise UserError(f"{path}: times has {listed}; expected as many, one after the other")
     return times if n_times == len(times) else after, round(1 / float(np.diff(times).mean()), 3)
 
 
@@ -440,13 +417,13 @@ def _rows_per_image(path: Path, key: str, images: tuple[str, ...]) -> int:
     if not images:
         raise UserError(f"{path}: {key} has no axis of repetitions, and no img says which image a row is")
     counts = Counter(images)
-    usual = counts.most_common(1)[0][1]
+    usual = mode(counts.values())
     if odd := next((image for image, n in counts.items() if n != usual), None):
         raise UserError(f"{path}: {odd} has {counts[odd]} rows, other images {usual}; expected as many of each")
     return usual
 
 
-def _with_first_axes_joined(path: Path, eeg: "StoredArray | np.ndarray") -> "StoredArray | np.ndarray":
+def _with_first_axes_joined(path: Path, eeg: Array) -> Array:
     shape = (eeg.shape[0] * eeg.shape[1], *eeg.shape[2:])
     if isinstance(eeg, np.ndarray):
         return eeg.reshape(shape)
@@ -485,7 +462,7 @@ def _prepare_raw(piece: Piece, settings: Preprocessing, scale: float | None, opt
     counts = Counter((fate, subject, part) for fate in fates[events].tolist())
     good, trials, amplitude = events[fates[events] == "kept"], [], None
     if len(good):
-        x = _epochs(path, onsets[good], _microvolts(scale))  # (n, 63, 300)
+        x = _epochs(path, onsets[good], 1e6 * (scale or 1.0))  # (n, 63, 300)
         amplitude = float(np.median(x.std(axis=-1)))
         check_amplitude(f"{path}: the median standard deviation of an epoch", amplitude, scale)
         flat = [name for name, sd in zip(ELECTRODES, x.std(axis=(0, 2)), strict=True) if sd == 0]
@@ -508,9 +485,9 @@ def _prepare_cut(piece: Piece, settings: Preprocessing, scale: float | None, opt
         raise UserError(f"{path} begins {cut.times[0]:g} s after the onset; --tmin {settings.tmin:g} asks for more")
     keep = (cut.times >= settings.tmin - 1e-6) & (cut.times < settings.tmax - 1e-6)
     each = cut.repetitions
-    x = cut.eeg.rows(piece.start * cut.rows_per_image, piece.stop * cut.rows_per_image)
+    x = cut.eeg[piece.start * cut.rows_per_image : piece.stop * cut.rows_per_image]
     x = x.reshape(-1, *x.shape[-2:])[:, cut.picks]  # (n_images × n_repetitions, C, T)
-    x = np.asarray(x[..., keep], DTYPE) * np.float32(1.0 if scale is None else scale)
+    x = np.asarray(x[..., keep], DTYPE) * np.float32(scale or 1.0)
     finite = np.isfinite(x).all(axis=(1, 2))
     if not finite.all():
         image, repetition = divmod(int(np.argmin(finite)), each)
@@ -589,7 +566,7 @@ def parts(trials: Sequence[Trial], of_store: Sequence[Trial]) -> list[str]:
 
 DESCRIPTION = DatasetDescription(
     name="THINGS",
-    montage=Montage.by_letters(ELECTRODES),
+    montage=montage_of(ELECTRODES)[0],
     classes=(),  # the store says them: the concepts of its images
     window=(0.0, 1.0),
     window_starts="the image's onset",

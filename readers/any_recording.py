@@ -26,29 +26,20 @@ CLASS_COLUMNS = "trial_type class label condition category value event stimulus 
 
 @dataclass
 class Found:
-    """What a recording holds.
+    """What a recording holds."""
 
-    electrodes : dict. Standard name → channel, in the order of the file.
-    sfreq : float. Hz. n_times : int. Samples.
-    events : list of (float, str). Seconds from the first sample, and what the recording or its table says.
-    events_from : str. Where the events stand. rows : list of dict. The table's row of each event, where there is one.
-    breaks : list of (float, float). From and to, in seconds: no samples, or samples that do not follow on.
-    bad : list of (float, float). The same of what somebody has marked as bad ("BAD_muscle").
-    positions : dict. Channel → (3,) metres, where the recording tells. others : list of str. Channels left out.
-    notes : list of str. What was understood, in words.
-    """
-
-    electrodes: dict[str, str]
-    sfreq: float
-    n_times: int
-    events: list[tuple[float, str]]
-    events_from: str = ""
-    rows: list[dict] = field(default_factory=list)
+    electrodes: dict[str, str]  # standard name → channel, in the order of the file
+    sfreq: float  # Hz
+    n_times: int  # samples
+    events: list[tuple[float, str]]  # seconds from the first sample, and what the recording or its table says
+    events_from: str = ""  # where the events stand
+    rows: list[dict] = field(default_factory=list)  # the table's row of each event, where there is one
+    # from and to, in seconds: no samples, or samples that do not follow on
     breaks: list[tuple[float, float]] = field(default_factory=list)
-    bad: list[tuple[float, float]] = field(default_factory=list)
-    positions: dict = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    bad: list[tuple[float, float]] = field(default_factory=list)  # the same of what is marked as bad ("BAD_muscle")
+    positions: dict = field(default_factory=dict)  # channel → (3,) metres, where the recording tells
+    others: list[str] = field(default_factory=list)  # channels left out
+    notes: list[str] = field(default_factory=list)  # what was understood, in words
 
 
 def look_into(
@@ -88,32 +79,24 @@ def look_into(
     bad = [(onset, onset + lasts) for onset, lasts, text in marks if BAD.match(text) and not BREAK.fullmatch(text)]
     marks = [mark for mark in marks if not BAD.match(mark[2])]
     if spoilt := [name for name in raw.info["bads"] if name in electrodes.values()]:
-        notes.append(
-            f"marked as bad and read all the same: {', '.join(spoilt)}; --electrodes names those that are read"
-        )
+        hint = "--electrodes names those that are read"
+        notes.append(f"marked as bad and read all the same: {', '.join(spoilt)}; {hint}")
     rows = read_onsets(table, rate, class_column) if table else []
     if table:
         events, source = [(seconds, text) for seconds, text, _ in rows], table.name
     elif trigger and trigger in of_kind:
         events, source = _triggers(raw, trigger, rate), trigger
     else:
-        events = [
-            (onset, _plain(text)) for onset, _, text in marks if not REST.fullmatch(text.strip()) and text.strip()
-        ]
-        source = "annotations" if events else ""
-        stims = [name for name, kind in of_kind.items() if kind == "stim"]
-        stims += [
-            name for name in of_kind if name.lower() in ("status", "trigger", "stim", "marker") and name not in stims
-        ]
-        for name in stims if not events else []:
-            events, source = _triggers(raw, name, rate), name
-            if events:
-                break
+        said = [(onset, text.strip()) for onset, _, text in marks]
+        events = [(onset, _plain(text)) for onset, text in said if text and not REST.fullmatch(text)]
+        source, usual = "annotations" if events else "", ("status", "trigger", "stim", "marker")
+        for name in sorted(of_kind, key=lambda name: of_kind[name] != "stim"):
+            if not events and (of_kind[name] == "stim" or name.lower() in usual):
+                events, source = _triggers(raw, name, rate), name
     if trigger and trigger not in of_kind and suffix_of(path) not in TABLES:
         raise UserError(f"--trigger {trigger}: {path} has no such channel; it has {', '.join(of_kind)[:300]}")
-    return Found(
-        electrodes, rate, n_times, events, source, [row for *_, row in rows], breaks, bad, positions, others, notes
-    )  # fmt: skip
+    rows = [row for *_, row in rows]
+    return Found(electrodes, rate, n_times, events, source, rows, breaks, bad, positions, others, notes)
 
 
 def _triggers(raw: mne.io.BaseRaw, name: str, rate: float) -> list[tuple[float, str]]:
@@ -124,9 +107,7 @@ def _triggers(raw: mne.io.BaseRaw, name: str, rate: float) -> list[tuple[float, 
         values = values * 1e6
     values = np.round(values).astype(np.int64) & 0xFFFF
     if len(np.unique(values)) > 1000:
-        raise UserError(
-            f"channel {name} has more than 1000 values; that is no trigger channel: --trigger names another"
-        )
+        raise UserError(f"channel {name} has over 1000 values; that is no trigger channel: --trigger names another")
     return [(sample / rate, str(code)) for sample, code in status_events(values)]
 
 
@@ -157,9 +138,9 @@ def read_onsets(path: Path, sfreq: float, class_column: str | None) -> list[tupl
     Raises UserError where a column is missing or a time is no number.
     """
     columns, rows = table_rows(path)
-    time = next((name for name in EVENT_TIMES for column in columns if column.lower() == name), None)
-    time = next((column for column in columns if column.lower() == time), None)
-    usual = [column for name in CLASS_COLUMNS for column in columns if column.lower() == name]
+    named = {column.lower(): column for column in reversed(columns)}
+    time = next((named[name] for name in EVENT_TIMES if name in named), None)
+    usual = [named[name] for name in CLASS_COLUMNS if name in named]
     says = [column for column in usual if any((row[column] or "n/a").strip() not in ("n/a", "") for _, row in rows)]
     column = class_column or (says or [None])[0]
     if not rows or time is None or column not in columns:

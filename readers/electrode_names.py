@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from utils.errors import UserError
+from utils.errors import UserError, some
 
 # names of the first 10-20 system → today's (American Clinical Neurophysiology Society, guideline 2, 2006)
 OLD = {"T3": "T7", "T4": "T8", "T5": "P7", "T6": "P8"}
@@ -89,14 +89,12 @@ def electrodes_of(
         if name not in found:
             found[name] = channel
         elif sure == 0 or meant[found[name]][1] == sure:
-            raise UserError(
-                f"{where}: {found[name]} and {channel} both mean electrode {name}; --rename tells them apart"
-            )
+            raise UserError(f"{where}: {found[name]} and {channel} both mean electrode {name}; --rename says which")
     order = {channel: k for k, channel in enumerate(channels)}
     found = dict(sorted(found.items(), key=lambda one: order[one[1]]))
     odd = [f"{channel} is {name}" for name, channel in found.items() if channel.upper() != name.upper()]
     if odd:
-        notes.append(f"electrodes understood: {', '.join(odd[:4])}" + (f" and {len(odd) - 4} more" if odd[4:] else ""))
+        notes.append(f"electrodes understood: {some(odd, 4)}")
     named = sorted(set(references) - {""})
     if named:
         notes.append(f"recorded against {', '.join(named)}, as the names say")

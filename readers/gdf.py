@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.limits import LOADED_RATIO, LOADED_SMALL, reading
+from utils.limits import LOADED_RATIO, LOADED_SMALL, guarded
 
 SAMPLE_BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 8, 8: 8, 16: 4, 17: 8}  # type of a channel → bytes of a sample
 # physical dimension → volts; "" and codes of no unit: taken for microvolts, as for BDF
@@ -29,20 +29,13 @@ COLUMNS = {
 
 @dataclass
 class GDFFile:
-    """What a file holds.
+    """What a file holds."""
 
-    signal : (n_chans, n_times) float64 array. The channels that were asked for, microvolts.
-    sfreq : float. Hz.
-    events : list of (int, int). 0-based sample and code, in order of time.
-    gaps : (n_times,) bool array. Where nothing was recorded: all channels at the lower end of their range, or NaN.
-    corrections : list of str. What was wrong with the units and put right.
-    """
-
-    signal: np.ndarray
-    sfreq: float
-    events: list[tuple[int, int]]
-    gaps: np.ndarray
-    corrections: list[str]
+    signal: np.ndarray  # (n_chans, n_times) float64: the channels that were asked for, microvolts
+    sfreq: float  # Hz
+    events: list[tuple[int, int]]  # 0-based sample and code, in order of time
+    gaps: np.ndarray  # (n_times,) bool: nothing was recorded, all channels at the lower end of their range, or NaN
+    corrections: list[str]  # what was wrong with the units and put right
 
 
 def read_gdf(path: Path, picks: Sequence[int]) -> GDFFile:
@@ -56,20 +49,13 @@ def read_gdf(path: Path, picks: Sequence[int]) -> GDFFile:
     unit, low, step = ([header[name][k] for k in picks] for name in ("unit", "physical_min", "step"))
     if unknown := next((u for u in unit if u not in UNITS and u not in BLANK), None):
         raise UserError(f"{path}: its channels have the unit {unknown!r}; expected a voltage")
-    size = path.stat().st_size
-    try:
-        with reading(path, size, 8 * size):
-            raw = mne.io.read_raw_gdf(path, preload=False, verbose="ERROR")
-            signal, sfreq = raw.get_data(picks=list(picks)), float(raw.info["sfreq"])
-            at = np.round(raw.annotations.onset * sfreq).astype(int)
-            codes = [int(text) for text in raw.annotations.description]
-    except UserError:
-        raise
-    except Exception as error:  # damaged files fail in many ways inside the reader
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({reason}); it is damaged, fetch it again") from None
-    signal *= np.array([1e6 * UNITS.get(u, 1e-6) / BY_MNE.get(u, 1.0) for u in unit])[:, None]
+    with guarded(path):
+        raw = mne.io.read_raw_gdf(path, preload=False, verbose="ERROR")
+        signal, sfreq = raw.get_data(picks=list(picks)), float(raw.info["sfreq"])
+        at = np.round(raw.annotations.onset * sfreq).astype(int)
+        codes = [int(text) for text in raw.annotations.description]
     microvolts = np.array([1e6 * UNITS.get(u, 1e-6) for u in unit])
+    signal *= (microvolts / [BY_MNE.get(u, 1.0) for u in unit])[:, None]
     low, step = microvolts * low, np.abs(microvolts * step)
     gaps = ~(np.abs(signal - low[:, None]) > step[:, None] / 2).any(axis=0)  # NaN is not larger
     events = sorted((sample, code) for sample, code in zip(at.tolist(), codes, strict=True))
@@ -114,10 +100,9 @@ def check_gdf(path: Path) -> dict:
     for what in _faults(header, limits, n_records, over, under):
         raise UserError(f"{path}: its header says {what}; it is damaged, fetch it again")
     record = sum(k * SAMPLE_BYTES[t] for k, t in zip(header["n_samples"], header["type"], strict=True))
-    if size < header_bytes + n_records * record:
-        expected = header_bytes + n_records * record
+    if size < (expected := header_bytes + n_records * record):
         raise UserError(f"{path} is truncated: {size} bytes where its header says {expected}; fetch it again")
-    _check_events(path, version, header_bytes + n_records * record, size)
+    _check_events(path, version, expected, size)
     # MNE brings all channels to the highest rate among them
     content = 8 * n * n_records * max(header["n_samples"])
     if content > max(LOADED_SMALL, LOADED_RATIO * size):
@@ -134,13 +119,10 @@ def _check_events(path: Path, version: float, start: int, size: int) -> None:
     n = int.from_bytes(head[:3] if version >= 1.94 else head[3:], "little")
     expected = start + 8 + n * (12 if mode == 3 else 6)
     if start < size < expected:
-        raise UserError(
-            f"{path} is truncated: {size} bytes where its table of events ends at {expected}; fetch it again"
-        )
+        raise UserError(f"{path} is truncated: {size} bytes, its table of events ends at {expected}; fetch it again")
 
 
 def _faults(header: dict, limits: list, n_records: int, over: int, under: int):
-    """Yield what cannot be right in a header."""
     if n_records < 1:
         yield f"{n_records} records"
     if under < 1 or over < 1:

@@ -153,25 +153,19 @@ class Facts(NamedTuple):
 def _read_facts(file: Path, view: memoryview) -> Facts:
     """Read both meta pages and return the later one; raise UserError if one is damaged or pages are missing."""
     page_size = struct.unpack_from("<I", view, 40)[0] if len(view) >= FACTS.size else 0
-    both = []
+    whole, both = page_size in PAGE_SIZES and len(view) >= page_size + FACTS.size, []
     for place in (0, 1):
-        if page_size not in PAGE_SIZES or len(view) < place * page_size + FACTS.size:
+        number, kind, magic, version, *facts = FACTS.unpack_from(view, place * page_size) if whole else [None] * 5
+        if not whole or (number, kind, magic, facts[0]) != (place, META, MAGIC, page_size):
             raise UserError(f"{file} is no LMDB file, or its beginning is damaged; make it anew with --overwrite")
-        number, kind, magic, version, *facts = FACTS.unpack_from(view, place * page_size)
         both.append(Facts(*facts))
-        if (number, kind, magic, facts[0]) != (place, META, MAGIC, page_size):
-            raise UserError(f"{file} is no LMDB file, or its beginning is damaged; make it anew with --overwrite")
         if version != VERSION:
-            raise UserError(
-                f"{file} is an LMDB of format version {version}; this code reads version {VERSION}: make it anew with "
-                "--overwrite"
-            )
+            hint = f"this code reads version {VERSION}: make it anew with --overwrite"
+            raise UserError(f"{file} is an LMDB of format version {version}; {hint}")
     facts = max(both, key=lambda facts: facts.txnid)
-    if len(view) < (facts.last_page + 1) * page_size:
-        raise UserError(
-            f"{file} is truncated: {len(view)} bytes where it says {(facts.last_page + 1) * page_size}; copy it again, "
-            "or make it anew with --overwrite"
-        )
+    if len(view) < (whole := (facts.last_page + 1) * page_size):
+        hint = "copy it again, or make it anew with --overwrite"
+        raise UserError(f"{file} is truncated: {len(view)} bytes where it says {whole}; {hint}")
     if facts.flags or facts.depth > MAX_DEPTH or (facts.depth == 0) != (facts.root == NO_ROOT):
         raise _damaged(file, "its tree cannot be, or is of a kind that is not read")
     return facts

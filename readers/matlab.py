@@ -12,14 +12,13 @@ unpacks without limit, and a type that does not exist crashes the process.
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.errors import UserError, reason
+from utils.errors import Fault, UserError, loading
 from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_RATIO, SMALL, reading
 
 MATRIX, COMPRESSED = 14, 15  # types of elements
@@ -30,11 +29,8 @@ MAX_NESTING = 32  # matrices inside matrices; EEGLAB's files have about 6
 MAX_FIELDS, MAX_NAME = 10_000, 256  # of a struct; MATLAB's names have at most 63 characters
 MATRIX_BYTES, EMPTY_BYTES = 512, 144  # of memory that SciPy takes for a matrix besides its numbers, measured
 STRUCT_BYTES, FIELD_BYTES = 160, 32  # and for an element of a struct, measured
+HINTS = "it is truncated or damaged, delete it and download it again", "read as a MATLAB v5 file"
 PIECE = 1 << 18  # bytes read at a time
-
-
-class _Fault(Exception):
-    """What is wrong with the structure."""
 
 
 def check_mat(path: Path) -> int:
@@ -46,38 +42,21 @@ def check_mat(path: Path) -> int:
         times its size, or takes more memory than LOADED_RATIO times its size; small files may take SMALL and
         LOADED_SMALL.
     """
-    with _readable(path), open(path, "rb") as file:
+    with loading(str(path), *HINTS), open(path, "rb") as file:
         size, head = path.stat().st_size, file.read(128)
         if len(head) >= 4 and 0 in head[:4]:  # version 4
             return 8 * size
         if len(head) < 128:
-            raise _Fault(f"{len(head)} bytes")
+            raise Fault(f"{len(head)} bytes")
         order = {b"IM": "<", b"MI": ">"}.get(head[126:])
         version = head[125] if order == "<" else head[124]
         if order and version == 2:  # 7.3
             return 8 * size
         if order is None or version != 1:
-            raise _Fault("its header is none of MATLAB's")
+            raise Fault("its header is none of MATLAB's")
         walk = _Walk(path, order, size)
         walk.file(file)
         return walk.memory
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Make one line of whatever is raised while a file is walked or read; a fault of the structure in its own words."""
-    try:
-        yield
-    except UserError:
-        raise
-    except NotImplementedError:
-        raise UserError(f"{path}: a MATLAB v7.3 file; expected v5 as BNCI publishes it, download it again") from None
-    except Exception as error:  # SciPy lets many kinds through for a damaged file, zlib's and struct's among them
-        found = str(error) if isinstance(error, _Fault) else reason(error)
-        raise UserError(
-            f"{path}: cannot be read as a MATLAB v5 file ({found}); it is truncated or damaged, delete it and download "
-            "it again"
-        ) from None
 
 
 def variables_of(path: Path) -> dict[str, tuple[int, ...]]:
@@ -102,8 +81,13 @@ def _by_scipy(path: Path, read: Callable) -> object:
     size = path.stat().st_size if path.is_file() else 0
     with reading(path, size, 0):
         memory = check_mat(path)
-    with _readable(path), reading(path, size, memory):
-        return read(path)
+    with loading(str(path), *HINTS), reading(path, size, memory):
+        try:
+            return read(path)
+        except NotImplementedError:
+            raise UserError(
+                f"{path}: a MATLAB v7.3 file; expected v5 as BNCI publishes it, download it again"
+            ) from None
 
 
 class _Walk:
@@ -115,31 +99,27 @@ class _Walk:
         self.unpacked = self.memory = 0
 
     def take(self, n: int) -> None:
-        """Count bytes of memory."""
         self.memory += n
         self._limit("take", self.memory, max(LOADED_SMALL, LOADED_RATIO * self.size))
 
     def _limit(self, verb: str, n: int, limit: int) -> None:
         if n > limit:
-            raise UserError(
-                f"{self.path} has {self.size} bytes and would {verb} more than {limit >> 20} MB; that is no recording, "
-                "delete it and download it again"
-            )
+            hint = "that is no recording, delete it and download it again"
+            raise UserError(f"{self.path} has {self.size} bytes and would {verb} more than {limit >> 20} MB; {hint}")
 
     # ------------------------------------------------------------ elements
 
     def file(self, file) -> None:
-        """All variables of a file."""
         at = 128
         while at < self.size:
             file.seek(at)
             tag = file.read(8)
             if len(tag) < 8:
-                raise _Fault("it ends inside a tag")
+                raise Fault("it ends inside a tag")
             kind, n = self.two(tag)
             at += 8 + n
             if n == 0 or at > self.size:
-                raise _Fault(f"a variable of {n} bytes, and {self.size - at + n} are left")
+                raise Fault(f"a variable of {n} bytes, and {self.size - at + n} are left")
             packed, content = kind == COMPRESSED, file
             if packed:
                 content = io.BufferedReader(_Inflated(file, n), PIECE)
@@ -147,10 +127,10 @@ class _Walk:
                 self.unpacked += 8 + n
                 self._limit("unpack to", self.unpacked, max(SMALL, MAX_RATIO * self.size))
             if kind != MATRIX:
-                raise _Fault(f"an element of type {kind} where a matrix should be")
+                raise Fault(f"an element of type {kind} where a matrix should be")
             self.matrix(_Source(content, n), n, 0)
             if packed and content.read(1):
-                raise _Fault("a packed variable is longer than it says")
+                raise Fault("a packed variable is longer than it says")
 
     def element(self, source, end: int, keep: int = 0) -> tuple[int, int, bytes]:
         """Read the type and the number of bytes of the next element; the bytes too where they may be `keep` at most."""
@@ -159,12 +139,12 @@ class _Walk:
         if kind >> 16:  # a small one: its bytes stand in the tag
             kind, n = kind & 0xFFFF, kind >> 16
             if n > 4:
-                raise _Fault(f"a small element of {n} bytes")
+                raise Fault(f"a small element of {n} bytes")
             return kind, n, tag[4 : 4 + n]
         if n > end - source.at:
-            raise _Fault(f"an element of {n} bytes where {end - source.at} are left")
+            raise Fault(f"an element of {n} bytes where {end - source.at} are left")
         if keep and n > keep:
-            raise _Fault(f"names or sizes of {n} bytes")
+            raise Fault(f"names or sizes of {n} bytes")
         data = source.read(n) if keep else source.skip(n)
         source.skip(min(-n % 8, source.left))  # padding; the last of a file may lack it
         return kind, n, data
@@ -172,7 +152,7 @@ class _Walk:
     def matrix(self, source, length: int, depth: int) -> None:
         """A matrix of any class, from behind its tag."""
         if depth > MAX_NESTING:
-            raise _Fault(f"matrices nested deeper than {MAX_NESTING}")
+            raise Fault(f"matrices nested deeper than {MAX_NESTING}")
         end = source.at + length
         head = source.read(16)
         flags, _ = self.two(head[8:])
@@ -186,17 +166,17 @@ class _Walk:
             kind, n, data = self.element(source, end, keep=128)
             dims = struct.unpack(f"{self.order}{n // 4}i", data[: n // 4 * 4])
             if kind not in (5, 6) or not dims or min(dims) < 0:
-                raise _Fault(f"the size {dims}")
+                raise Fault(f"the size {dims}")
             self.element(source, end)  # the name
             self.content(source, end, depth, cls, flags >> 11 & 1, dims)
         if not end <= source.at < end + 8:  # what is behind it may be padding
-            raise _Fault(f"a matrix of {length} bytes says less than that or more")
+            raise Fault(f"a matrix of {length} bytes says less than that or more")
 
     def nested(self, source, end: int, depth: int) -> None:
         """A matrix in a cell, a field, a function or an object."""
         kind, n = self.two(source.read(8))
         if kind != MATRIX or n > end - source.at:
-            raise _Fault(f"an element of type {kind} with {n} bytes where a matrix should be")
+            raise Fault(f"an element of type {kind} with {n} bytes where a matrix should be")
         if n:
             self.matrix(source, n, depth + 1)
         else:
@@ -212,7 +192,7 @@ class _Walk:
         elif cls == CHAR:
             kind, n_bytes, _ = self.element(source, end)
             if n_bytes and (kind not in TEXT or n > n_bytes):
-                raise _Fault(f"{n} characters in {n_bytes} bytes of type {kind}")
+                raise Fault(f"{n} characters in {n_bytes} bytes of type {kind}")
             self.take(8 * max(n, n_bytes))
         elif cls == SPARSE:
             self.numbers(source, end, 0)
@@ -235,29 +215,28 @@ class _Walk:
         elif cls == FUNCTION:
             self.nested(source, end, depth)
         else:
-            raise _Fault(f"a matrix of class {cls}")
+            raise Fault(f"a matrix of class {cls}")
 
     def numbers(self, source, end: int, n: int) -> None:
         """An element of numbers, at least `n`; small ones become doubles later."""
         kind, n_bytes, _ = self.element(source, end)
         if kind not in NUMBERS or n > n_bytes // NUMBERS[kind]:
-            raise _Fault(f"{n} numbers in {n_bytes} bytes of type {kind}")
+            raise Fault(f"{n} numbers in {n_bytes} bytes of type {kind}")
         self.take(8 * (n_bytes // NUMBERS[kind]))
 
     def fits(self, source, end: int, n: int, what: str) -> None:
         """Each matrix inside takes 8 bytes at least."""
         if n > (end - source.at) // 8:
-            raise _Fault(f"{n} {what} in {end - source.at} bytes")
+            raise Fault(f"{n} {what} in {end - source.at} bytes")
 
     def field_names(self, source, end: int) -> int:
-        """The number of a struct's fields."""
         kind, n, data = self.element(source, end, keep=4)
         width = struct.unpack(self.order + "i", data)[0] if kind in (5, 6) and n == 4 else 0
         if not 0 < width <= MAX_NAME:
-            raise _Fault(f"field names of {width} characters")
+            raise Fault(f"field names of {width} characters")
         _, n, names = self.element(source, end, keep=width * MAX_FIELDS)
         if any(names[width - 1 : n // width * width : width]):
-            raise _Fault("field names without an end")
+            raise Fault("field names without an end")
         return n // width
 
 
@@ -270,7 +249,7 @@ class _Source:
     def read(self, n: int) -> bytes:
         data = self.file.read(n) if n <= self.left else b""
         if len(data) < n:
-            raise _Fault("a variable ends too early")
+            raise Fault("a variable ends too early")
         self.at, self.left = self.at + n, self.left - n
         return data
 

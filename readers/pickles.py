@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from readers.stored_array import Array, InMemory, StoredArray, StoredBytes, whole
+from readers.stored_array import Array, StoredArray, StoredBytes, whole
 from readers.unpickler import ARRAYS, Refused, Rules, Stretch, Unpickler, checked_shape, scalar
 from utils.errors import UserError
 from utils.limits import check_plain, guarded
@@ -143,11 +143,11 @@ def number(value: object, low: float, high: float) -> float:
     return float(value)
 
 
-def samples(value: object, axes: Sequence[int]) -> StoredArray | InMemory:
+def samples(value: object, axes: Sequence[int]) -> Array:
     """An array of floating-point numbers with so many axes."""
     if not isinstance(value, StoredArray | np.ndarray) or value.dtype.kind != "f" or len(value.shape) not in axes:
         raise ValueError(f"floating-point numbers with {' or '.join(map(str, axes))} axes")
-    return InMemory(value) if isinstance(value, np.ndarray) else value
+    return value
 
 
 # ---------------------------------------------------------------- the two containers
@@ -170,7 +170,7 @@ def _read_npy(path: Path, file: BinaryIO) -> object:
 def _read_zip(path: Path, file: BinaryIO) -> object:
     """Read torch.save's layout: NAME/data.pkl, and NAME/data/KEY for each storage, none of them compressed."""
     with zipfile.ZipFile(path) as parts:
-        places = {info.filename: _place(file, info) for info in parts.infolist()}
+        places = {info.filename: _place(parts, info) for info in parts.infolist()}
     (main,) = [name for name in places if name.endswith("/data.pkl") or name == "data.pkl"]
     folder = main.removesuffix("data.pkl") + "data/"
     storages = {name.removeprefix(folder): place for name, place in places.items() if name.startswith(folder)}
@@ -178,17 +178,13 @@ def _read_zip(path: Path, file: BinaryIO) -> object:
     return _content(Stretch(file, path, start, start + length), partial(_storage, path, storages))
 
 
-def _place(file: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, int]:
+def _place(parts: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, int]:
     """Find a part's offset and length in the file."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError("its parts are compressed, which torch.save never does")
-    file.seek(info.header_offset)
-    header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise ValueError(f"its part {info.filename} has no header")
-    names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
-    start = info.header_offset + len(header) + names
-    _check_end(file, start + info.file_size)
+    with parts.open(info):  # reads the part's own header
+        start = parts.fp.tell()
+    _check_end(parts.fp, start + info.file_size)
     return start, info.file_size
 
 

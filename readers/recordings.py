@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import mne
 import numpy as np
 
 from readers.electrode_names import electrodes_of
-from readers.headbands import read_table, read_xdf
+from readers.headbands import as_number, read_table, read_xdf
 from readers.matlab import check_mat
 from utils.errors import UserError
 from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_TEXT, SMALL, reading
@@ -37,6 +37,10 @@ FORMATS = {
     **dict.fromkeys(TABLES, read_table),
 }
 PACKED = (".fif.gz", ".csv.gz", ".lay", ".xdfz", ".set", ".xdf")  # memory is no small multiple of the file's size
+HINTS = {  # what else a file with this ending may be
+    ".cnt": "; a Neuroscan file is read, one of another maker is not: export EDF or BrainVision",
+    ".eeg": "; of BrainVision's three files give the .vhdr, and of Nihon Kohden's this one",
+}
 ANNOTATION = re.compile(r"(?:Stimulus/)?\s*S?\s*(\d+)(?:\.0*)?")  # "3", "S  3", "Stimulus/S  3"
 TOLERANCE = 1  # samples by which two sources of events may differ
 SAMPLE_BYTES = {".bdf": 3, ".edf": 2}
@@ -56,24 +60,15 @@ MARKER = re.compile(r"^Mk\d+=[^,\n]*,[^,\n]*,\s*(\d{1,15}),", re.MULTILINE)
 
 @dataclass
 class ReadFile:
-    """What a file holds.
+    """What a file holds."""
 
-    signal : (n_chans, n_times) float64 array. Electrodes as asked for, microvolts.
-    sfreq : float. Hz.
-    events : list of (int, int). 0-based sample and code, in order of time.
-    sources : list of str. Where the events were found; all agree.
-    corrections : list of str. What was wrong with the units and put right.
-    notes : list of str. What was understood of the electrodes' names, in words.
-    not_understood : list of str. Annotations that are no code.
-    """
-
-    signal: np.ndarray
-    sfreq: float
-    events: list[tuple[int, int]]
-    sources: list[str]
-    corrections: list[str]
-    notes: list[str] = field(default_factory=list)
-    not_understood: list[str] = field(default_factory=list)
+    signal: np.ndarray  # (n_chans, n_times) float64: electrodes as asked for, microvolts
+    sfreq: float  # Hz
+    events: list[tuple[int, int]]  # 0-based sample and code, in order of time
+    sources: list[str]  # where the events were found; all agree
+    corrections: list[str]  # what was wrong with the units and put right
+    notes: list[str]  # what was understood of the electrodes' names, in words
+    not_understood: list[str]  # annotations that are no code
 
 
 def suffix_of(path: Path) -> str:
@@ -103,12 +98,11 @@ def open_recording(
     if not path.is_file():
         raise UserError(f"{path} is not there")
     check_header(path, electrodes, renamed)
-    size = sum(file.stat().st_size for file in [path, *companions(path)])
-    content = CONTENT_RATIO * size + (SMALL * 10 if ending in PACKED else 0)
+    content = SMALL * 10 if ending in PACKED else 0
     if ending == ".set":
-        with reading(path, size, 0):
+        with _by_a_library(path):
             content += check_mat(path)
-    with _by_a_library(path, size, content):
+    with _by_a_library(path, content):
         if FORMATS[ending] in (read_table, read_xdf):
             return FORMATS[ending](path, sfreq, trigger, renamed)
         raw = FORMATS[ending](path, preload=False, verbose="ERROR")
@@ -121,8 +115,7 @@ def read_signal(path: Path, channels: Sequence[str], raw: mne.io.BaseRaw) -> np.
 
     raw : the recording, opened. Raises UserError for NaN or infinity, or a damaged file.
     """
-    size = sum(file.stat().st_size for file in [path, *companions(path)]) if path.is_file() else 0
-    with _by_a_library(path, size, 8 * len(raw.times) * len(raw.ch_names)):
+    with _by_a_library(path, 8 * len(raw.times) * len(raw.ch_names)):
         signal = raw.get_data(picks=list(channels)) * 1e6
     for factor, _ in unit_corrections(path, channels):
         signal *= factor[:, None]
@@ -133,10 +126,14 @@ def read_signal(path: Path, channels: Sequence[str], raw: mne.io.BaseRaw) -> np.
 
 
 @contextmanager
-def _by_a_library(path: Path, size: int, content: int) -> Iterator[None]:
-    """`reading`, and one line in place of what a reader raises: damaged files fail in many ways inside of them."""
+def _by_a_library(path: Path, more: int = 0) -> Iterator[None]:
+    """`reading`, and one line in place of what a reader raises: damaged files fail in many ways inside of them.
+
+    more : int. Bytes that the content takes, besides CONTENT_RATIO times those of its files.
+    """
+    size = sum(file.stat().st_size for file in [path, *companions(path)]) if path.is_file() else 0
     try:
-        with reading(path, size, content):
+        with reading(path, size, CONTENT_RATIO * size + more):
             yield
     except UserError:
         raise
@@ -153,15 +150,10 @@ def _why(path: Path, ending: str, error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"{path}: its reader needs a package that is not installed ({reason}); install it, or export EDF"
     if "7.3" in said or "HDF" in said:
-        return (
-            f"{path} is a MATLAB 7.3 file, which is not read: save it from EEGLAB with pop_saveset(…, 'version', '6')"
-        )
-    hints = {
-        ".cnt": "; a Neuroscan file is read, one of another maker is not: export EDF or BrainVision",
-        ".eeg": "; of BrainVision's three files give the .vhdr, and of Nihon Kohden's this one",
-    }
-    hint = hints.get(ending, "")
-    return f"{path}: cannot be read ({reason}); it is damaged, or of another kind than its name says{hint}"
+        how = "save it from EEGLAB with pop_saveset(…, 'version', '6')"
+        return f"{path} is a MATLAB 7.3 file, which is not read: {how}"
+    hint = "it is damaged, or of another kind than its name says" + HINTS.get(ending, "")
+    return f"{path}: cannot be read ({reason}); {hint}"
 
 
 def read_recording(path: Path, electrodes: Sequence[str], renamed: Mapping[str, str] | None = None) -> ReadFile:
@@ -187,11 +179,11 @@ def read_recording(path: Path, electrodes: Sequence[str], renamed: Mapping[str, 
     channels = [found[name] for name in electrodes]
     signal = read_signal(path, channels, raw)
     n_times = signal.shape[1]
-    with _by_a_library(path, 0, signal.nbytes):
+    with _by_a_library(path):
         events = {"annotations": annotated_events(raw)}
         words = [_short(text, 60) for text in raw.annotations.description if not code_of(text)]
-        for name in [name for name in raw.ch_names if name.lower() == "status"][-1:]:
-            events["Status"] = status_events(raw.get_data(picks=[name])[0])
+        if status := [name for name in raw.ch_names if name.lower() == "status"]:
+            events["Status"] = status_events(raw.get_data(picks=status[-1:])[0])
     tsv = path.with_name(path.name.replace(f"_eeg{path.suffix}", "_events.tsv"))
     if tsv.exists():
         events = {tsv.name: tsv_events(tsv, sfreq)} | events
@@ -221,11 +213,8 @@ def companions(path: Path) -> list[Path]:
     entries = [(name.lower(), value.strip()) for name, value in VHDR.findall(_text(path).split("[Comment]")[0])]
     files = [path.parent / value for name, value in entries if name in ("datafile", "markerfile")]
     check_beside(path, files)
-    for file in files:
-        if not os.path.isfile(file):  # also where the name is no possible one
-            raise UserError(
-                f"{path} names the file {_short(file.name)}, which is missing; it belongs beside the header"
-            )
+    if missing := [_short(file.name) for file in files if not os.path.isfile(file)]:  # or the name is no possible one
+        raise UserError(f"{path} names the file {missing[0]}, which is missing; it belongs beside the header")
     facts = dict(entries)
     n_chans, width = facts.get("numberofchannels", ""), VHDR_BYTES.get(facts.get("binaryformat"))
     if width and re.fullmatch(r"\d{1,9}", n_chans) and {"datafile", "markerfile"} <= set(facts):
@@ -233,19 +222,15 @@ def companions(path: Path) -> list[Path]:
         n_times, more = divmod(data.stat().st_size, width * max(int(n_chans), 1))
         last = max(map(int, MARKER.findall(markers)), default=0)
         if more or n_times < last:
-            raise UserError(
-                f"{data} is truncated: {data.stat().st_size} bytes are {n_times} samples of {n_chans} channels and "
-                f"{more} bytes, and the last marker is at sample {last}; fetch it again"
-            )
+            there = f"{data.stat().st_size} bytes are {n_times} samples of {n_chans} channels and {more} bytes"
+            raise UserError(f"{data} is truncated: {there}, and the last marker is at {last}; fetch it again")
     return files
 
 
 def _text(path: Path) -> str:
     """Read a header or a list of markers in text."""
     if path.stat().st_size > MAX_TEXT:
-        raise UserError(
-            f"{path} has {path.stat().st_size} bytes; expected a text of {MAX_TEXT} at most, fetch it again"
-        )
+        raise UserError(f"{path} has {path.stat().st_size} bytes; expected at most {MAX_TEXT}, fetch it again")
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -287,17 +272,10 @@ def read_header(path: Path) -> dict:
         fields[name] = [column[k * width : (k + 1) * width].decode("latin-1").strip() for k in range(n)]
         start += width * n
     header = {name: fields[name] for name in ("labels", "dimensions")}
-    header |= {name: [_number(v) for v in fields[name]] for name in LIMITS}
+    header |= {name: [as_number(v) for v in fields[name]] for name in LIMITS}
     header["n_samples"] = [int(v) for v in fields["n_samples"]]
-    header["duration"] = _number(fixed[244:252].decode("latin-1"))
+    header["duration"] = as_number(fixed[244:252].decode("latin-1"))
     return header | dict(n_records=int(fixed[236:244]), header_bytes=int(fixed[184:192]), n_chans=n)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def check_header(path: Path, electrodes: Sequence[str], renamed: Mapping[str, str] | None = None) -> None:
@@ -318,24 +296,19 @@ def check_header(path: Path, electrodes: Sequence[str], renamed: Mapping[str, st
 
     size, record = path.stat().st_size, sum(header["n_samples"]) * SAMPLE_BYTES[path.suffix.lower()]
     data, n_records = size - header["header_bytes"], header["n_records"]
-    if n_records >= 0 and data < n_records * record:
-        expected = header["header_bytes"] + n_records * record
+    if size < (expected := header["header_bytes"] + n_records * record) and n_records >= 0:
         raise UserError(f"{path} is truncated: {size} bytes where its header says {expected}; fetch it again")
     if n_records == -1:
         if data < record or data % record:
-            raise UserError(
-                f"{path} is truncated: {data} bytes of data are no whole number of records of {record} bytes; "
-                "fetch it again"
-            )
+            there = f"{data} bytes of data are no whole number of records of {record} bytes"
+            raise UserError(f"{path} is truncated: {there}; fetch it again")
         n_records = data // record
         print(f"notice: {path}: its header leaves the number of records open; {n_records} are there")
     # MNE brings all channels to the highest rate among them
     content = 8 * len(electrodes) * n_records * max(header["n_samples"])
     if content > max(LOADED_SMALL, LOADED_RATIO * size):
-        raise UserError(
-            f"{path} has {size} bytes and would take {content >> 20} MB: one channel has {max(header['n_samples'])} "
-            "samples a record; it is damaged, fetch it again"
-        )
+        cause = f"one channel has {max(header['n_samples'])} samples a record; it is damaged, fetch it again"
+        raise UserError(f"{path} has {size} bytes and would take {content >> 20} MB: {cause}")
 
 
 def _faults(header: dict, electrodes: Sequence[str], renamed: Mapping[str, str] | None, where: str) -> Iterator[str]:
@@ -435,7 +408,6 @@ def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:
 
 
 def _event(row: dict, times: list[str], sfreq: float, where: str) -> tuple[int, int]:
-    """Read one line of an `events.tsv`."""
     try:
         samples = [float(row[name]) * (sfreq if name == "onset" else 1) for name in times if row[name] != "n/a"]
         samples = [round(sample) for sample in samples]
@@ -455,7 +427,5 @@ def compare_events(path: Path, name: str, events: list, other_name: str, others:
         raise UserError(f"{path}: {len(events)} events in {name}, {len(others)} in {other_name}; mend or remove one")
     for number, (a, b) in enumerate(zip(events, others, strict=True), start=1):
         if abs(a[0] - b[0]) > TOLERANCE or a[1] != b[1]:
-            raise UserError(
-                f"{path}: event {number} is code {a[1]} at sample {a[0]} in {name} and code {b[1]} at sample {b[0]} in "
-                f"{other_name}; mend or remove one"
-            )
+            both = f"code {a[1]} at sample {a[0]} in {name} and code {b[1]} at sample {b[0]} in {other_name}"
+            raise UserError(f"{path}: event {number} is {both}; mend or remove one")

@@ -74,18 +74,12 @@ class StoredText(StoredBytes):
 
 @dataclass
 class StoredArray:
-    """An array that was left where it is.
-
-    where : StoredBytes.
-    stored : tuple of int. The shape in which its numbers lie there, row by row.
-    axes : tuple of int, optional. Which of those axes are the array's own, in its order; None: all, as they are.
-    `rows`, `lines` and `all` read from a file, `in_record` from a record.
-    """
+    """An array that was left where it is. `rows`, `lines` and `all` read from a file, `in_record` from a record."""
 
     where: StoredBytes
-    stored: tuple[int, ...]
+    stored: tuple[int, ...]  # the shape in which its numbers lie there, row by row
     dtype: np.dtype
-    axes: tuple[int, ...] | None = None
+    axes: tuple[int, ...] | None = None  # which of those axes are the array's own, in its order; None: as they are
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -93,6 +87,11 @@ class StoredArray:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __getitem__(self, key: slice | tuple) -> np.ndarray:
+        """`array[start:stop]` and `array[:, start:stop]`, as of an array in memory."""
+        read, of = (self.lines, key[1]) if isinstance(key, tuple) else (self.rows, key)
+        return read(of.start, of.stop)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """`array[start:stop]`, read now."""
@@ -124,19 +123,6 @@ class StoredArray:
     def _read(self, first: int, shape: tuple[int, ...]) -> np.ndarray:
         size = self.dtype.itemsize
         return np.frombuffer(self.where.read(first * size, math.prod(shape) * size), self.dtype).reshape(shape)
-
-
-class InMemory:
-    """An array in memory with the interface of `StoredArray`."""
-
-    def __init__(self, array: np.ndarray):
-        self._array, self.shape, self.dtype = array, array.shape, array.dtype
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return self._array[start:stop]
-
-    def lines(self, start: int, stop: int) -> np.ndarray:
-        return self._array[:, start:stop]
 
 
 Array = StoredArray | np.ndarray

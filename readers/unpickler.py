@@ -31,22 +31,14 @@ AS_PYTHON = (
 
 @dataclass(frozen=True)
 class Rules:
-    """What the pickles of one use may hold.
+    """What the pickles of one use may hold."""
 
-    names : dict of (module, name) to what stands in for it. Functions get the unpickler first.
-    dtypes : regular expression of NumPy's codes of data types.
-    keys : types that a dict's keys may have. None may hold others: to hash what is nested deep ends the process.
-    long_bytes, long_text : lengths from which on bytes and texts are left where they are. A text so long can only be an
-        array's bytes.
-    most : bytes that may be read; those that are left where they are do not count.
-    """
-
-    names: dict[tuple[str, str], object]
-    dtypes: str
-    keys: tuple[type, ...]
-    long_bytes: int
-    long_text: int = NO_LIMIT
-    most: int = NO_LIMIT
+    names: dict[tuple[str, str], object]  # (module, name) → what stands in for it; functions get the unpickler first
+    dtypes: str  # regular expression of NumPy's codes of data types
+    keys: tuple[type, ...]  # of dicts. None may hold others: to hash what is nested deep ends the process
+    long_bytes: int  # bytes so long, or longer, are left where they are
+    long_text: int = NO_LIMIT  # and so are texts: one so long can only be an array's bytes
+    most: int = NO_LIMIT  # bytes that may be read; those that are left where they are do not count
 
 
 class Refused(pickle.UnpicklingError):
@@ -116,14 +108,6 @@ class _Opcodes(dict):
 class _Memo(dict):
     """Objects that a pickle may name again, by their numbers."""
 
-    def __init__(self, most: int):
-        self.most = most
-
-    def __setitem__(self, number: int, value: object) -> None:
-        if number > self.most:
-            raise Refused(f"it is damaged ({number} objects to remember)")
-        super().__setitem__(number, value)
-
     def __getitem__(self, number: int) -> object:
         value = super().__getitem__(number)
         return value.built if type(value) is Unbuilt else value
@@ -146,7 +130,7 @@ class Unpickler(pickle._Unpickler):  # the one in Python: its opcodes can be rep
         self.source = source if isinstance(source, Stretch) else Stretch(io.BytesIO(source))
         self.source.most = rules.most
         super().__init__(self.source)
-        self.record, self.rules, self.memo = source, rules, _Memo(self.source.size)
+        self.record, self.rules, self.memo = source, rules, _Memo()
         self.longest, self.encoded, self.storage = (0, 0), 0, storage
 
     def load(self) -> object:
@@ -203,10 +187,6 @@ class Unpickler(pickle._Unpickler):  # the one in Python: its opcodes can be rep
             raise Refused("it has a dict whose keys are no strings")
         self.stack[-1].update(zip(keys, items[1::2], strict=True))
 
-    def _set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._update([key, value])
-
     def _dict(self) -> None:
         items = self.pop_mark()
         self.append({})
@@ -234,7 +214,7 @@ class Unpickler(pickle._Unpickler):  # the one in Python: its opcodes can be rep
     dispatch[pickle.BINUNICODE[0]] = lambda self: self._text(4)
     dispatch[pickle.BINUNICODE8[0]] = lambda self: self._text(8)
     dispatch[pickle.DICT[0]] = _dict
-    dispatch[pickle.SETITEM[0]] = _set_item
+    dispatch[pickle.SETITEM[0]] = lambda self: self._update([self.stack.pop(-2), self.stack.pop()])
     dispatch[pickle.SETITEMS[0]] = lambda self: self._update(self.pop_mark())
     dispatch[pickle.REDUCE[0]] = _reduce
     dispatch[pickle.BUILD[0]] = _build

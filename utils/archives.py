@@ -1,15 +1,13 @@
 """Unpacking zip files from strangers: no path leaves the folder, nothing grows without limit."""
 
 import io
-import lzma
 import shutil
 import stat
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from utils.errors import FULL_DISK, UserError
+from utils.errors import Fault, UserError, loading
 from utils.limits import MAX_DEPTH, MAX_DIRECTORY, MAX_MEMBERS, MAX_RATIO, SMALL
 from utils.paths import workplace, written_whole
 
@@ -38,23 +36,14 @@ class _Unpacking:
         self.destination, self.scratch, self.budget, self.members = destination, scratch, budget, MAX_MEMBERS
 
     def open(self, archive: Path, name: str, depth: int = 0) -> int:
-        try:
-            with _Careful(io.FileIO(archive)) as file, zipfile.ZipFile(file) as opened:
-                self.members -= len(opened.infolist())
-                if self.members < 0:
-                    raise UserError(
-                        f"{name} has more than {MAX_MEMBERS} files, with those nested in it; that is no recording"
-                    )
-                members = [member for member in opened.infolist() if not member.is_dir()]
-                self.check(archive, name, members)
-                return sum(self.take(opened, member, name, depth) for member in members)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, OSError,
-                MemoryError) as error:  # fmt: skip
-            if isinstance(error, OSError) and error.errno in FULL_DISK:
-                raise
-            raise UserError(
-                f"{name}: cannot be unpacked ({error}); it is damaged or encrypted, fetch it again"
-            ) from None
+        hint = "it is damaged or encrypted, fetch it again"
+        with loading(name, hint, "unpacked"), _Careful(io.FileIO(archive)) as file, zipfile.ZipFile(file) as opened:
+            self.members -= len(opened.infolist())
+            if self.members < 0:
+                raise UserError(f"{name} has more than {MAX_MEMBERS} files, with those nested in it; no recording has")
+            members = [member for member in opened.infolist() if not member.is_dir()]
+            self.check(archive, name, members)
+            return sum(self.take(opened, member, name, depth) for member in members)
 
     def check(self, archive: Path, name: str, members: list[zipfile.ZipInfo]) -> None:
         """Raise UserError for a member that would leave its folder, and when the budget is spent."""
@@ -89,13 +78,11 @@ class _Unpacking:
 
 
 class _Careful(io.BufferedReader):
-    """A zip file whose list of files is not read where it is too long: zipfile reads it in one piece, and nothing else
-    so.
-    """
+    """A zip file whose list of files, which zipfile reads in one piece, and nothing else so, may not be too long."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > MAX_DIRECTORY:
-            raise zipfile.BadZipFile(f"its list of files has {size} bytes, too many for {MAX_MEMBERS} files")
+            raise Fault(f"its list of files has {size} bytes, too many for {MAX_MEMBERS} files")
         return super().read(size)
 
 
@@ -114,7 +101,7 @@ def check_packed(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as parts:
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-            raise ValueError("its parts are compressed, which torch.save never does")
+            raise Fault("its parts are compressed, which torch.save never does")
         damaged = parts.testzip()
     if damaged:
-        raise ValueError(f"the checksum of its part {damaged} is wrong")
+        raise Fault(f"the checksum of its part {damaged} is wrong")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from utils.archives import check_packed
-from utils.errors import UserError, loading
+from utils.errors import UserError, loading, some
 from utils.files import read_json, write_json
 from utils.hub import local_folder
 from utils.limits import check_plain
@@ -33,9 +33,7 @@ def save_checkpoint(content: dict, path: Path) -> None:
 
 
 def _plain(content, texts: dict):  # noqa: ANN202 - of the type that came in
-    """New containers, and one object for equal texts: a pickle tells which objects were one, and a resumed run's are
-    not.
-    """
+    """New containers, and one object for equal texts: a pickle tells which were one, and a resumed run's are not."""
     if isinstance(content, Mapping):
         return {_plain(key, texts): _plain(value, texts) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -116,8 +114,7 @@ def _joined(content, tensors: dict[str, torch.Tensor]):  # noqa: ANN202 - as it 
     name = content["tensors"]
     if not name.endswith("."):
         return tensors.pop(name)
-    names = [key for key in tensors if key.startswith(name)]
-    if not names:
+    if not (names := [key for key in tensors if key.startswith(name)]):
         raise ValueError(f"it has no tensors {name}…")
     return {key.removeprefix(name): tensors.pop(key) for key in names}
 
@@ -131,19 +128,15 @@ def check_tensors(content: object, n_bytes: int) -> None:
 
     A tensor of another kind is sparse, without data, a huge view. n_bytes : int. Of the file; see `check_plain`.
     """
-    check_plain(content, PLAIN, n_bytes)
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, torch.Tensor):
-            plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-            if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                kind = f"{value.layout}, {value.device}, {tuple(value.shape)}"
-                raise ValueError(f"it holds a tensor of another kind ({kind})")
-        elif isinstance(value, Mapping):
-            waiting += value.values()
-        elif isinstance(value, list | tuple | set):
-            waiting += value
+    check_plain(content, PLAIN, n_bytes, _check_tensor)
+
+
+def _check_tensor(value: object) -> None:
+    if isinstance(value, torch.Tensor):
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            kind = f"{value.layout}, {value.device}, {tuple(value.shape)}"
+            raise ValueError(f"it holds a tensor of another kind ({kind})")
 
 
 def must_be_finite(module: nn.Module) -> None:
@@ -172,10 +165,8 @@ def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
     except OSError as error:
         if path.parent not in _SAID:
             _SAID.add(path.parent)
-            print(
-                f"notice: {path.parent} cannot be written ({error.strerror}), so nothing is kept there; --cache_dir "
-                "names another folder"
-            )
+            what = f"{path.parent} cannot be written ({error.strerror}), so nothing is kept there"
+            print(f"notice: {what}; --cache_dir names another folder")
 
 
 def read_kept(path: Path) -> dict[str, torch.Tensor] | None:
@@ -280,8 +271,7 @@ def unwrapped(content: Mapping, is_own: Callable[[str], bool], what: str) -> dic
     if place or prefix:
         where = " ".join([*(f"under {key!r}" for key in place), *([f"behind {prefix!r}"] if prefix else [])])
         aside = [key for key in given if not key.startswith(prefix)]
-        more = f" and {len(aside) - 1} more" if len(aside) > 1 else ""
-        left = f"; not of it: {aside[0]}{more}" if aside else ""
+        left = f"; not of it: {some(aside, 1)}" if aside else ""
         print(f"notice: {what}: its weights lie {where}{left}{f'; not taken: {others[0]}' if others else ''}")
     return {key[len(prefix) :]: value for key, value in given.items() if key.startswith(prefix)}
 
@@ -335,7 +325,7 @@ def load_weights(
             faults.append(f"{key} is {shape}, expected {tuple(wanted[key].shape)}")
     misshapen = {fault.split(" ")[0] for fault in faults}
     fitting = {key: value for key, value in given.items() if key not in misshapen}
-    shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+    shown = some(faults, 5, "; ")
     if len(fitting) < LEAST_LOADED * len(wanted):
         few = f"{len(fitting)} of {len(wanted)} names fit, --allow_partial needs {LEAST_LOADED:.0%}"
         raise UserError(f"{path} does not fit: {shown} ({few}: is it another model?)")

@@ -5,7 +5,7 @@ import resource
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,33 +47,33 @@ def check_pixels(path: Path, size: tuple[int, int]) -> None:
         raise UserError(f"{path} has {size[0]} × {size[1]} pixels; {most}")
 
 
-def check_plain(content: object, plain: tuple[type, ...], n_bytes: int) -> None:
+def check_plain(content: object, plain: tuple[type, ...], n_bytes: int, check: Callable | None = None) -> None:
     """Raise ValueError where what a file holds is more than plain values in lists, tuples, dicts and object arrays.
 
     A pickle may name one list many times, and who writes it out, or makes an array of it, takes each time anew.
     So values count as often as they stand there: at most MAX_VALUES, or as many as the file has bytes.
+
+    check : callable, optional. Looks at each value, and raises ValueError where it is none that is read.
     """
-    n_values, waiting, level = {}, [content], 0  # id of a container → values that it stands for; 0 while it is open
-    while waiting:
-        parts = _parts(value := waiting[-1])
-        if parts is None:
+    counts = {}  # id of a container → values that it stands for; 0 while it is open
+
+    def count(value: object, level: int) -> int:
+        if (parts := _parts(value)) is None:
             if not isinstance(value, plain):
                 raise ValueError(f"a {type(value).__name__} is no data")
-            waiting.pop()
-            continue
-        if id(value) not in n_values:
-            n_values[id(value)], level = 0, level + 1
-            inside = [part for part in parts if id(part) not in n_values or not n_values[id(part)]]
-            if level > MAX_LEVELS or any(n_values.get(id(part)) == 0 and _parts(part) is not None for part in inside):
-                raise ValueError("its lists are nested too deep, or hold themselves")
-            waiting += inside
-            continue
-        waiting.pop()
-        if not n_values[id(value)]:
-            level -= 1
-            n_values[id(value)] = 1 + sum(n_values.get(id(part), 1) for part in parts)
-            if n_values[id(value)] > max(MAX_VALUES, n_bytes):
+            if check is not None:
+                check(value)
+            return 1
+        if level > MAX_LEVELS or counts.get(id(value)) == 0:
+            raise ValueError("its lists are nested too deep, or hold themselves")
+        if id(value) not in counts:
+            counts[id(value)] = 0
+            counts[id(value)] = 1 + sum(count(part, level + 1) for part in parts)
+            if counts[id(value)] > max(MAX_VALUES, n_bytes):
                 raise ValueError("its lists name one another over and over; it is made to last")
+        return counts[id(value)]
+
+    count(content, 1)
 
 
 def _parts(value: object) -> Sequence | None:

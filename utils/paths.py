@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.errors import UserError
@@ -30,6 +30,11 @@ def image_path(folder: Path, image: str) -> Path:
     part, _, rest = image.partition("/")
     other = folder / OTHER_NAMES.get(part, part)
     return other / rest if not (folder / part).is_dir() and other.is_dir() else folder / image
+
+
+def is_file_name(name: object) -> bool:
+    """Whether a name can be a file's, or a folder's, in a folder: no path leads out of there."""
+    return isinstance(name, str) and bool(re.fullmatch(r"[^/\\\0]{1,200}", name)) and name not in (".", "..")
 
 
 def cache_folder(asked: str | Path | None, store: Path) -> Path:
@@ -130,25 +135,20 @@ def append(path: Path, text: bytes) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file, or a folder with all that is in it, is on the disk."""
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            with open(file, "rb") as opened:
+    for place in [*sorted(path.rglob("*")), path]:
+        if place.is_dir():
+            sync_folder(place)
+        elif place.is_file():
+            with open(place, "rb") as opened:
                 os.fsync(opened.fileno())
-        elif file.is_dir():
-            sync_folder(file)
-    if path.is_dir():
-        sync_folder(path)
 
 
 def sync_folder(folder: Path) -> None:
     """Wait until a folder's entries are on the disk; file systems that cannot say so are believed."""
     opened = os.open(folder, os.O_RDONLY)
-    try:
+    with suppress(OSError):
         os.fsync(opened)
-    except OSError:
-        pass
-    finally:
-        os.close(opened)
+    os.close(opened)
 
 
 @contextmanager
@@ -163,16 +163,15 @@ def make_room(path: Path, is_ours: Callable[[Path], bool], overwrite: bool) -> I
     if path.exists() and (foreign or any(path.iterdir())) and not overwrite:
         whose = "not made by this script, or damaged" if foreign else "already there"
         raise UserError(f"{path} is {whose}; nothing was written: choose another folder or say --overwrite")
-    if foreign:
-        numbers = ("", *range(2, 100))
-        aside = next(p for n in numbers if not (p := path.with_name(f"{path.name}.old{n}")).exists())
-        path.rename(aside)
-        print(f"moved what was at {path} to {aside}")
-        try:
-            yield
-        except BaseException:
-            if not path.exists():
-                aside.rename(path)
-            raise
-    else:
+    if not foreign:
         yield
+        return
+    aside = next(p for n in ("", *range(2, 100)) if not (p := path.with_name(f"{path.name}.old{n}")).exists())
+    path.rename(aside)
+    print(f"moved what was at {path} to {aside}")
+    try:
+        yield
+    except BaseException:
+        if not path.exists():
+            aside.rename(path)
+        raise

@@ -2,14 +2,13 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from utils.errors import UserError
+from utils.errors import UserError, some
 from utils.limits import PICTURES, opened_picture
 
 ONE_COLOUR = "of one colour"  # what a drawn picture is then, in words
@@ -93,11 +92,6 @@ class OddPictures:
         """Print what was found, in a line each; nothing of pictures as they should be."""
         for names in self.names.values():
             if len(names) > 1:
-                print(f"notice: equal {what}, pixel by pixel: {_some(names)}")
+                print(f"notice: equal {what}, pixel by pixel: {some(names, 5)}")
         if self.flat:
-            print(f"notice: {what} of one colour: {_some(self.flat)}")
-
-
-def _some(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+            print(f"notice: {what} of one colour: {some(self.flat, 5)}")
