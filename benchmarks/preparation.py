@@ -113,7 +113,7 @@ def ours(name: str, raw: Path, store: Path, workers: int) -> float:
     elif name == "imagenet":
         files = eeg_imagenet_dataset.pieces([raw / "data.pth"])
         options = {"same_person": {}, "missing": [], "fine": eeg_imagenet_dataset.fine_classes([raw / "data.pth"])}
-        facts = eeg_imagenet_dataset.facts([raw / "data.pth"])
+        facts = eeg_imagenet_dataset.facts([raw / "data.pth"], None, options["fine"])
         settings = Preprocessing(*description.window, **UNFILTERED)
     else:
         files, options = description.files(raw), {option: of[0][0] for option, of in description.options.items()}

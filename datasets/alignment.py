@@ -8,6 +8,7 @@ people are aligned as the test person is.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -21,50 +22,32 @@ SMALLEST = 1e-6  # share of the largest eigenvalue below which a direction is no
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which trials the mean covariance of a trial is of.
+    """Which trials the mean covariance of a trial is of."""
 
-    uses : str. What a run that tests under it has used of the test person.
-    moabb : str. MOABB's name of that (`CrossSubjectMode`); empty where it has none.
-    group : callable, optional. Trial → which others it is aligned with: those of the same value. None: not aligned.
-    causal : bool. Whether earlier trials of the group, and the trial itself, count alone.
-    """
-
-    uses: str
-    moabb: str = ""
-    group: Callable[[Trial], tuple] | None = None
-    causal: bool = False
+    uses: str  # what a run that tests under it has used of the test person
+    moabb: str = ""  # MOABB's name of that (`CrossSubjectMode`); empty where it has none
+    group: Callable[[Trial], object] | None = None  # it is aligned with those of the same value; None: not aligned
+    causal: bool = False  # whether earlier trials of the group, and the trial itself, count alone
 
 
+ALL_TRIALS = "all trials, unlabelled (transductive)", "train_and_target_unlabeled_full"
 # --align
 ALIGNMENTS = {
     "none": Alignment("nothing", "train"),
-    "trial": Alignment("each trial alone", "train_trialwise", lambda trial: (trial.key,)),
-    "causal": Alignment(
-        "earlier trials, unlabelled (causal)", "", lambda trial: (trial.subject, trial.session), causal=True
-    ),
-    "session": Alignment(
-        "all trials, unlabelled (transductive)",
-        "train_and_target_unlabeled_full",
-        lambda trial: (trial.subject, trial.session),
-    ),
-    "person": Alignment(
-        "all trials, unlabelled (transductive)", "train_and_target_unlabeled_full", lambda trial: (trial.subject,)
-    ),
+    "trial": Alignment("each trial alone", "train_trialwise", attrgetter("key")),
+    "causal": Alignment("earlier trials, unlabelled (causal)", "", attrgetter("subject", "session"), causal=True),
+    "session": Alignment(*ALL_TRIALS, attrgetter("subject", "session")),
+    "person": Alignment(*ALL_TRIALS, attrgetter("subject")),
 }
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What is learned of test trials: see `stages.adaptation`.
+    """What is learned of test trials: see `stages.adaptation`."""
 
-    uses : str. What it uses of the test person.
-    changes : str. "encoder": its batch normalisation; "answers": the probabilities of a trial's classes.
-    causal : bool. Whether a trial is decoded without those that come after it.
-    """
-
-    uses: str
-    changes: str = ""
-    causal: bool = False
+    uses: str  # of the test person
+    changes: str = ""  # "encoder": its batch normalisation; "answers": the probabilities of a trial's classes
+    causal: bool = False  # whether a trial is decoded without those that come after it
 
 
 # --adapt

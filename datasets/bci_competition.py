@@ -181,10 +181,8 @@ def _trials(path: Path, events: Sequence[tuple[int, int]], n_classes: int) -> tu
     given = _labels(path, n_classes)
     if given is None:
         if (labels < 0).any():
-            raise UserError(
-                f"{path} does not say its classes (code {UNKNOWN_CUE}), and {path.stem}.mat with {LABELS} is not "
-                f"beside it; fetch it: {FROM}"
-            )
+            missing = f"{path.stem}.mat with {LABELS} is not beside it; fetch it: {FROM}"
+            raise UserError(f"{path} does not say its classes (code {UNKNOWN_CUE}), and {missing}")
         return onsets, labels
     source, given = given
     if len(given) != len(onsets):

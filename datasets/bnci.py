@@ -8,6 +8,8 @@ from datasets.recording import Recording
 from readers.matlab import read_variables, variables_of
 from utils.errors import UserError
 
+FETCH = "fetch BNCI's .mat (prepare_data.py without --skip_download)"
+
 
 def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> list[Recording]:
     """Read one file.
@@ -27,28 +29,20 @@ def read_bnci_mat(path: Path, electrodes: tuple[str, ...], n_classes: int, sfreq
         raise UserError(f"{path}: 'data' is no cell; expected one of runs")
     if content["data"].dtype.kind in "fiu" and content["data"].ndim > 2:
         shape = " × ".join(map(str, content["data"].shape))
-        raise UserError(
-            f"{path} holds trials that are cut already ('data' is an array of {shape}); filters and references need "
-            "whole runs: fetch BNCI's .mat (prepare_data.py without --skip_download) or the competition's .gdf"
-        )
-    structs = content["data"].ravel()
-    if len(structs) == 0:
+        hint = f"filters and references need whole runs: {FETCH} or the competition's .gdf"
+        raise UserError(f"{path} holds trials that are cut already ('data' is an array of {shape}); {hint}")
+    if not (structs := content["data"].ravel().tolist()):
         raise UserError(f"{path}: 'data' is empty; expected runs")
-    return [
-        _run(path, number, structs[number - 1], electrodes, n_classes, sfreq) for number in range(1, len(structs) + 1)
-    ]
+    return [_run(path, k, struct, electrodes, n_classes, sfreq) for k, struct in enumerate(structs, start=1)]
 
 
 def _instead(path: Path) -> str:
     """What a file is that has no recording, for a message."""
     variables = variables_of(path)
     if "classlabel" in variables:
-        return (
-            f": it has the competition's labels ('classlabel') and no EEG; put {path.stem}.gdf beside it, or fetch "
-            "BNCI's .mat (prepare_data.py without --skip_download)"
-        )
-    names = ", ".join(sorted(variables))[:100]
-    return f"; it has {names or 'none'}: fetch BNCI's .mat (prepare_data.py without --skip_download)"
+        what = "the competition's labels ('classlabel') and no EEG"
+        return f": it has {what}; put {path.stem}.gdf beside it, or {FETCH}"
+    return f"; it has {', '.join(sorted(variables))[:100] or 'none'}: {FETCH}"
 
 
 def _run(path: Path, number: int, struct, electrodes: tuple[str, ...], n_classes: int, sfreq: float) -> Recording:
@@ -56,8 +50,7 @@ def _run(path: Path, number: int, struct, electrodes: tuple[str, ...], n_classes
     where = f"{path}: run {number}"
     if isinstance(struct, np.ndarray) and struct.size == 1:  # a struct inside the cell comes as a 1 × 1 array
         struct = struct.item()
-    missing = [name for name in ("X", "trial", "y", "fs") if not hasattr(struct, name)]
-    if missing:
+    if missing := [name for name in ("X", "trial", "y", "fs") if not hasattr(struct, name)]:
         raise UserError(f"{where} has no field {', '.join(missing)}; expected X, trial, y, fs")
     try:
         x = np.asarray(struct.X, dtype=np.float64)
@@ -78,11 +71,9 @@ def _run(path: Path, number: int, struct, electrodes: tuple[str, ...], n_classes
     if len(trial) and not np.isfinite(signal).all():
         chan, sample = np.argwhere(~np.isfinite(signal))[0]
         raise UserError(f"{where} has NaN or infinity in {electrodes[chan]} at sample {sample}; expected microvolts")
-    wrong = y[~np.isin(y, np.arange(1, n_classes + 1))]
-    if len(wrong):
+    if len(wrong := y[~np.isin(y, np.arange(1, n_classes + 1))]):
         raise UserError(f"{where} has the label {wrong[0]:g}; expected 1 to {n_classes}")
-    nowhere = trial[~((trial >= 1) & (trial == np.round(trial)) & (trial < 2**53))]
-    if len(nowhere):
+    if len(nowhere := trial[~((trial >= 1) & (trial == np.round(trial)) & (trial < 2**53))]):
         raise UserError(f"{where} has a trial at sample {nowhere[0]:g}")
     if len(artifacts) != len(trial):
         artifacts = np.zeros(len(trial))

@@ -55,12 +55,10 @@ class CBraModStore:
         if not isinstance(keys, dict) or not set(SPLITS) <= set(keys):
             raise UserError(f"{path}: __keys__ does not list train, val and test; expected CBraMod's layout")
         self.own_splits = {}
-        for split in SPLITS:
-            if not isinstance(keys[split], list) or not all(isinstance(key, str) for key in keys[split]):
-                raise UserError(
-                    f"{path}: __keys__ has {reprlib.repr(keys[split])} as {split}; expected a list of strings"
-                )
-            for key in keys[split]:
+        for split, listed in ((split, keys[split]) for split in SPLITS):
+            if not isinstance(listed, list) or not all(isinstance(key, str) for key in listed):
+                raise UserError(f"{path}: __keys__ has {reprlib.repr(listed)} as {split}; expected a list of strings")
+            for key in listed:
                 if key in self.own_splits:
                     raise UserError(f"{path}: record {key!r} is listed twice, in {self.own_splits[key]} and {split}")
                 self.own_splits[key] = split
@@ -127,17 +125,11 @@ class CBraModStore:
     def _stored(self, key: str, record: object) -> np.ndarray:
         """(n_chans, n_times) float32, as they are."""
         if not isinstance(record, dict):
-            raise UserError(
-                f"{self.path}: record {key!r} is no dict with 'sample' and 'label'; it is {reprlib.repr(record)}"
-            )
+            what = f"no dict with 'sample' and 'label'; it is {reprlib.repr(record)}"
+            raise UserError(f"{self.path}: record {key!r} is {what}")
         sample = record.get("sample")
-        if (
-            not isinstance(sample, np.ndarray)
-            or sample.ndim != 3
-            or sample.shape[2] != 200
-            or not sample.size
-            or sample.dtype.kind not in "fiu"
-        ):
+        fits = isinstance(sample, np.ndarray) and sample.ndim == 3 and sample.shape[2] == 200 and sample.size
+        if not fits or sample.dtype.kind not in "fiu":
             raise UserError(f"{self.path}: record {key!r} has no array (n_chans, n_patches, 200) under 'sample'")
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite
             samples = np.array(sample.reshape(len(sample), -1), DTYPE, order="C")  # aligned

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from datasets.description import SPLITS, DatasetDescription
-from datasets.montage import Montage
+from datasets.electrodes import montage_of
 from datasets.prepare import check_amplitude
 from datasets.preprocessing import Preprocessing
 from datasets.recording import DTYPE, Piece, Prepared, Trial, stamp
 from utils.archives import check_packed
 from utils.errors import UserError, loading
 from utils.limits import guarded
+from utils.paths import is_file_name
 
 ELECTRODES = tuple(
     "FP1 FPZ FP2 AF3 AF4 F7 F5 F3 F1 FZ F2 F4 F6 F8 FT7 FC5 FC3 FC1 FCZ FC2 FC4 FC6 FT8 T7 C5 C3 "
@@ -70,10 +71,8 @@ def opened(path: Path, version: tuple[int, int]) -> _Opened:
     from utils.checkpoints import check_tensors  # slow to import, as torch is
 
     if path.suffix.lower() in FEATURES:
-        raise UserError(
-            f"{path} is no .pth of raw EEG; differential entropy, which the published code keeps in such files, is not "
-            "needed: --encoder de_mlp, mlp, rgnn and baseline.py make it from the raw EEG, as --de says"
-        )
+        made = "--encoder de_mlp, mlp, rgnn and baseline.py make it from the raw EEG, as --de says"
+        raise UserError(f"{path} is no .pth of raw EEG; differential entropy in a file is not needed: {made}")
     with guarded(path, HINT):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         check_tensors(content, version[0])
@@ -83,7 +82,7 @@ def opened(path: Path, version: tuple[int, int]) -> _Opened:
     items, labels = content["dataset"], content["labels"]
     if not isinstance(items, list) or not items or not isinstance(labels, list):
         raise UserError(f"{path}: expected lists of trials and of labels")
-    if odd := next((name for name in labels if not _is_file_name(name)), None):  # each has a folder of photos
+    if odd := next((name for name in labels if not is_file_name(name)), None):  # each has a folder of photos
         raise UserError(f"{path}: the label {reprlib.repr(odd)} is no name of a class")
     marks, numbers, counts = set(), [], Counter()
     for place, item in enumerate(items):
@@ -112,12 +111,8 @@ def _check_item(item: object, labels: list[str], where: str) -> None:
     label, subject, granularity, image = (item[key] for key in ("label", "subject", "granularity", "image"))
     if not isinstance(label, str) or label not in labels or type(subject) is not int or not 0 <= subject <= MAX_PERSON:
         raise UserError(f"{where} has the label {reprlib.repr(label)} and subject {reprlib.repr(subject)}")
-    if granularity not in ["coarse", "fine"] or not _is_file_name(image):
+    if granularity not in ["coarse", "fine"] or not is_file_name(image):
         raise UserError(f"{where} has the granularity {reprlib.repr(granularity)} and image {reprlib.repr(image)}")
-
-
-def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and 0 < len(name) < 200 and not set(name) & set("/\\\0") and name not in (".", "..")
 
 
 def pieces(paths: Sequence[Path]) -> list[Piece]:
@@ -149,10 +144,8 @@ def fine_classes(paths: Sequence[Path]) -> list[str]:
     fine = [wnid for wnid in labels if (wnid, "fine") in marks or (wnid, "coarse") not in marks]
     if len(labels) == 2 * FINE and len(fine) != FINE:
         if wrong := [wnid for wnid in labels[FINE:] if (wnid, "fine") in marks]:
-            raise UserError(
-                f"{paths[0]}: {len(fine)} of 80 classes are marked fine, {', '.join(wrong[:3])} among the last 40; "
-                "expected 40 fine classes, which stand first"
-            )
+            marked = f"{len(fine)} of 80 classes are marked fine, {', '.join(wrong[:3])} among the last 40"
+            raise UserError(f"{paths[0]}: {marked}; expected 40 fine classes, which stand first")
         fine = list(labels[:FINE])
     others = Counter()
     for item in (item for file in files for item in file.items):
@@ -168,20 +161,18 @@ def fine_classes(paths: Sequence[Path]) -> list[str]:
     return fine
 
 
-def facts(paths: Sequence[Path], names: Path | None = None, fine: Sequence[str] | None = None) -> dict:
+def facts(paths: Sequence[Path], names: Path | None, fine: Sequence[str]) -> dict:
     """Classes, and which of them are coarse, or of which fine group, for the store's metadata.
 
     names : Path, optional. Lines "WNID name, …", as ImageNet's synset maps have; else classes are called by their
         wnids.
-    fine : sequence of str, optional. What `fine_classes` gave.
+    fine : sequence of str. What `fine_classes` gave.
     """
     labels = opened(paths[0], stamp(paths[0])).labels
-    is_fine = set(fine_classes(paths) if fine is None else fine)
-    fine = [k for k, wnid in enumerate(labels) if wnid in is_fine]
-    coarse = [k for k, wnid in enumerate(labels) if wnid not in is_fine]
-    parts = {"coarse": coarse}
-    parts |= {f"fine{start // GROUP}": fine[start : start + GROUP] for start in range(0, len(fine), GROUP)}
-    name_of = {wnid: wnid for wnid in labels}
+    parts = {"coarse": [k for k, wnid in enumerate(labels) if wnid not in fine]}
+    of_fine = [k for k, wnid in enumerate(labels) if wnid in fine]
+    parts |= {f"fine{start // GROUP}": of_fine[start : start + GROUP] for start in range(0, len(of_fine), GROUP)}
+    name_of = dict(zip(labels, labels, strict=True))
     if names is not None:
         with loading(str(names), "expected lines of a wnid and a name"):
             lines = [line.split(maxsplit=1) for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -201,10 +192,8 @@ def check_people(paths: Sequence[Path], same_person: Mapping[str, Sequence[str]]
     items = [item for path in paths for item in opened(path, stamp(path)).items]
     second = {str(item["subject"]) for item in items if item["subject"] in SECOND_DAY or "stage" in item}
     if lacking := sorted(second - set(same_person), key=int):
-        raise UserError(
-            f"the codes {', '.join(lacking)} are of the second day: say whose they are, as in --same_person "
-            f"{lacking[0]}=3, or the same person would train and test"
-        )
+        hint = f"say whose they are, as in --same_person {lacking[0]}=3, or the same person would train and test"
+        raise UserError(f"the codes {', '.join(lacking)} are of the second day: {hint}")
     if unknown := sorted(set(same_person) - {str(item["subject"]) for item in items}, key=int):
         raise UserError(f"--same_person {unknown[0]}=…: no trial has the code {unknown[0]}")
 
@@ -261,7 +250,7 @@ def prepare_piece(piece: Piece, settings: Preprocessing, scale: float | None, op
     if piece.start % (ITEMS * REOPENED) == 0:
         opened.cache_clear()  # what was read of a mapped file counts as the process's memory until it is closed
     path, file = piece.path, opened(piece.path, stamp(piece.path))
-    microvolts = 1e6 * (1.0 if scale is None else scale)
+    microvolts = 1e6 * (scale or 1.0)
     trials, counts, sds = [], Counter(), defaultdict(list)
     missing, fine = set(options["missing"]), set(options["fine"])
     start, stop = round(settings.tmin * SFREQ), round(settings.tmax * SFREQ)
@@ -342,7 +331,7 @@ def parts(trials: Sequence[Trial], of_store: Sequence[Trial]) -> list[str]:
 
 DESCRIPTION = DatasetDescription(
     name="EEGImageNet",
-    montage=Montage.by_letters(ELECTRODES),
+    montage=montage_of(ELECTRODES)[0],
     classes=(),  # the store says them: ImageNet's wnids
     window=(0.0, N_TIMES / SFREQ),
     window_starts="the image's onset",

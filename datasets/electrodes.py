@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets.montage import REGION_NAMES, Montage
 
-# the letters of a name → region; CSBrain's five, and the places between them (FFC, CCP, …) with the row before them
+# the letters of a name → region, as ATM's; CSBrain's five, and the places between (FFC, CCP, …) with the row before
 LETTERS = {
     "frontal": "N NFP FP AFP AF AFF F FFC",
     "central": "FC FCC C CCP",

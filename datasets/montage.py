@@ -10,14 +10,10 @@ REGION_NAMES = {0: "frontal", 1: "parietal", 2: "temporal", 3: "occipital", 4: "
 
 @dataclass(frozen=True)
 class Montage:
-    """Where the electrodes of a recording sit.
+    """Where the electrodes of a recording sit."""
 
-    electrodes : tuple of str. In the order of the stored trials.
-    topology : dict of int to tuple of str. Region code → its electrodes, in the order in which CSBrain sees them.
-    """
-
-    electrodes: tuple[str, ...]
-    topology: dict[int, tuple[str, ...]]
+    electrodes: tuple[str, ...]  # in the order of the stored trials
+    topology: dict[int, tuple[str, ...]]  # region code → its electrodes, in the order in which CSBrain sees them
 
     def part(self, names: Sequence[str]) -> "Montage":
         """The part that these regions and electrodes name, in the same order; ValueError names what is not there."""
@@ -31,18 +27,6 @@ class Montage:
         topology = {code: tuple(name for name in region if name in inside) for code, region in self.topology.items()}
         electrodes = tuple(name for name in self.electrodes if name in inside)
         return Montage(electrodes, {code: region for code, region in topology.items() if region})
-
-    @classmethod
-    def by_letters(cls, electrodes: Sequence[str]) -> "Montage":
-        """Regions by the letters of an electrode's name (ATM's): Fp AF F, FC C, CP P, FT T TP, PO O CB."""
-        letters = {0: "FP AF F", 1: "CP P", 2: "FT T TP", 3: "PO O CB", 4: "FC C"}  # by region code
-        code_of = {prefix: code for code, prefixes in letters.items() for prefix in prefixes.split()}
-        region_of = {name: code_of[name.upper().rstrip("Z0123456789")] for name in electrodes}
-        topology = {
-            code: tuple(name for name in electrodes if region_of[name] == code)
-            for code in sorted({*region_of.values()})
-        }
-        return cls(tuple(electrodes), topology)
 
     @property
     def mirrored(self) -> list[tuple[str, str]]:

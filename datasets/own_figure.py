@@ -33,23 +33,17 @@ def draw_first_trials(
     columns = max(FIRST, len(labels)) if len(labels) <= 12 else FIRST
     rows = 1 + -(-len(labels) // columns)
     figure = Figure(figsize=(2.2 * columns, 0.6 + 1.9 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.ravel():
-        axis.set_visible(False)
-    places = [(0, k) for k in range(min(FIRST, len(trials)))]
-    places += [(1 + k // columns, k % columns) for k in range(len(labels))]
-    for (row, column), (title, x) in zip(places, panels, strict=True):
-        axis, largest = axes[row, column], float(np.percentile(np.abs(x), 99)) or 1.0
-        axis.set_visible(True)
+    n_first = min(FIRST, len(trials))
+    places = [*range(1, 1 + n_first), *range(1 + columns, 1 + columns + len(labels))]  # trials in the first row
+    for place, (title, x) in zip(places, panels, strict=True):
+        axis, largest = figure.add_subplot(rows, columns, place), float(np.percentile(np.abs(x), 99)) or 1.0
         extent = (settings.tmin, settings.tmax, len(names) - 0.5, -0.5)
-        axis.imshow(
-            x, aspect="auto", cmap="RdBu_r", vmin=-largest, vmax=largest, extent=extent, interpolation="nearest"
-        )
+        colours = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest, "interpolation": "nearest"}
+        axis.imshow(x, aspect="auto", extent=extent, **colours)
         axis.set_title(f"{title}\n±{largest:.0f} µV", fontsize=7)
         axis.tick_params(labelsize=6)
-        if column == 0:
+        axis.set_yticks([])
+        if place % columns == 1:
             axis.set_yticks(range(len(names)), names, fontsize=max(2, min(7, 120 // len(names))))
-        else:
-            axis.set_yticks([])
     with written_whole(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=110)

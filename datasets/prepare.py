@@ -65,7 +65,9 @@ def prepare(
     try:
         jobs = [(description, file, settings, scale, options) for file in files[len(writer.notes) :]]
         for trials, counts, source in _prepared(description, jobs, workers):
-            check_rate(source, writer.notes)
+            sfreqs = rates([source, *(note["source"] for note in writer.notes)])
+            if len(sfreqs) > 1:
+                raise UserError(f"{source['name']} has another sampling rate ({sfreqs} Hz) than the files before it")
             writer.add(trials, {"counts": list(counts.items()), "source": source})
         counts = Counter()
         for note in writer.notes:
@@ -92,7 +94,7 @@ def prepare(
 
 def is_simulated(files: Sequence[Path | Piece]) -> bool:
     """Whether any of these recordings lies in a folder that says it is simulated."""
-    paths = {file if isinstance(file, Path) else file.path for file in files}
+    paths = set(map(_path_of, files))
     return any((folder / SIMULATED).is_file() for path in paths for folder in list(path.absolute().parents)[:4])
 
 
@@ -111,20 +113,19 @@ def rates(sources: Sequence[dict]) -> set[float]:
     return {recording["sfreq"] for source in sources for recording in source["recordings"]}
 
 
-def check_rate(source: dict, notes: Sequence[dict]) -> None:
-    """Raise UserError where a file has another sampling rate than those before it."""
-    sfreqs = rates([source, *(note["source"] for note in notes)])
-    if len(sfreqs) > 1:
-        raise UserError(f"{source['name']} has another sampling rate ({sfreqs} Hz) than the files before it")
-
-
 def _prepared(description: DatasetDescription, jobs: Sequence[tuple], workers: int) -> Iterator[tuple]:
     """What `prepare_file` makes of each job, in order.
 
     A worker lives for one job. What many jobs need, a whitener, a checksum of gigabytes, a slow import, is made before
     them and in this process, from which they inherit it: of pieces, session by session.
     """
-    for _, group in itertools.groupby(jobs, key=lambda job: _whole(job[1]) if description.ahead else None):
+
+    def whole(job: tuple) -> Path | None:
+        """The recording that a piece is whitened by, or is cut from; None of what is prepared at once."""
+        piece = job[1] if description.ahead and isinstance(job[1], Piece) else None
+        return piece and (*piece.beside, piece.path)[0]
+
+    for _, group in itertools.groupby(jobs, key=whole):
         together = list(group)
         for _, file, _, scale, options in together:
             if isinstance(file, Piece):
@@ -133,11 +134,6 @@ def _prepared(description: DatasetDescription, jobs: Sequence[tuple], workers: i
                 with guarded(_path_of(file)):
                     description.ahead(file, scale, options, workers)
         yield from in_order(prepare_file, together, workers, "preparing")
-
-
-def _whole(file: Path | Piece) -> Path | None:
-    """The recording that a piece is whitened by, or is cut from; None of a file that is prepared at once."""
-    return (*file.beside, file.path)[0] if isinstance(file, Piece) else None
 
 
 def _path_of(file: Path | Piece) -> Path:
@@ -237,10 +233,9 @@ def _check_electrodes(
     odd = np.flatnonzero(~((ratios >= low) & (ratios <= high)) & ~flat)
     if scale is None and len(odd):
         some = ", ".join(f"{names[k]} is {ratios[k]:.3g}" for k in odd[:5]) + (" …" if len(odd) > 5 else "")
-        raise UserError(
-            f"{path}: of the electrodes' standard deviations after filtering, {some} times the median; expected "
-            f"{low:g} to {high:g} times: is a unit wrong? --scale 1 goes on with all as they are"
-        )
+        found = f"of the electrodes' standard deviations after filtering, {some} times the median"
+        hint = "is a unit wrong? --scale 1 goes on with all as they are"
+        raise UserError(f"{path}: {found}; expected {low:g} to {high:g} times: {hint}")
 
 
 def compare_electrodes(

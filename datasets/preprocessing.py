@@ -15,22 +15,15 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The settings of one run over a dataset; all of them go into the store's metadata.
+    """The settings of one run over a dataset; all of them go into the store's metadata."""
 
-    tmin, tmax : float. Window in seconds after the trial's reference sample; `tmax` excluded.
-    reference : {"average", "none"}. "average" subtracts the mean over electrodes at each sample.
-    l_freq, h_freq : float. Hz, corner frequencies of the band-pass.
-    reject : float, optional. Microvolts: trials with a larger amplitude at any electrode are left out.
-    order : int. Butterworth order; the filter runs forwards and backwards, so the phase is zero.
-    """
-
-    tmin: float
-    tmax: float
-    reference: str = "average"
-    l_freq: float = 0.3
+    tmin: float  # window in seconds after the trial's reference sample
+    tmax: float  # excluded
+    reference: str = "average"  # or "none"; "average" subtracts the mean over electrodes at each sample
+    l_freq: float = 0.3  # Hz, corner frequencies of the band-pass
     h_freq: float = 50.0
-    order: int = 5
-    reject: float | None = None
+    order: int = 5  # Butterworth's; the filter runs forwards and backwards, so the phase is zero
+    reject: float | None = None  # microvolts: trials with a larger amplitude at any electrode are left out
 
     def as_dict(self) -> dict:
         """What the store's metadata says; without `reject` where nothing is rejected, as before it was there."""

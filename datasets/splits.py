@@ -73,18 +73,15 @@ def leave_one_run_out(store, description: DatasetDescription, person: str) -> Sp
     person, all_train = person.removesuffix("/all"), person.endswith("/all")
     who, _, named = person.rpartition("/")
     trials = _trials_of(store, who or named)
-    runs = list(dict.fromkeys((t.session, t.run) for t in trials))
-    runs = sorted(runs)
+    runs = sorted({(t.session, t.run) for t in trials})
     fits = [place for place, (session, run) in enumerate(runs) if named in (str(run), f"{session}.{run}")]
     if not who or len(fits) != 1 or len(runs) < 2:
         known = ", ".join(f"{session}.{run}" for session, run in runs)
         raise UserError(f"--protocol run:{person}: expected run:PERSON/RUN; {who or named} has the runs {known}")
     order = [*runs[fits[0] :], *runs[: fits[0]]]  # the one that tests, then those behind it
-    split_of = (
-        dict.fromkeys(order[1:], "train")
-        | {order[0]: "test"}
-        | ({order[1]: "val"} if len(runs) > 2 and not all_train else {})
-    )
+    split_of = dict.fromkeys(order, "train") | {order[0]: "test"}
+    if len(runs) > 2 and not all_train:
+        split_of[order[1]] = "val"
     return {split: [t for t in trials if split_of[t.session, t.run] == split] for split in SPLITS}
 
 

@@ -215,10 +215,9 @@ class TrialStore:
             raise UserError(f"{path} is not a trial store of this project; make one with prepare_data.py")
         if self.meta.get("version") != VERSION:
             script = "prepare_data_vi.py" if self.meta.get("dataset") == "VI" else "prepare_data.py"
-            raise UserError(
-                f"{path} is a store of version {self.meta.get('version')}; this code reads version {VERSION}: make it "
-                f"anew with python {script} --skip_download --lmdb_dir {path} --overwrite"
-            )
+            anew = f"make it anew with python {script} --skip_download --lmdb_dir {path} --overwrite"
+            version = self.meta.get("version")
+            raise UserError(f"{path} is a store of version {version}; this code reads version {VERSION}: {anew}")
         rows = bytes(self._file.get("trials") or b"")
         try:
             self.sfreq, self.shape = float(self.meta["sfreq"]), tuple(self.meta["shape"] or (0, 0))

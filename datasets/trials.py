@@ -359,10 +359,8 @@ def check_not_random(prepare: Callable, x: np.ndarray, sfreq: float) -> None:
     """Raise UserError where an encoder's `prepare` makes something else of a trial each time: what it gives is kept."""
     once, again = (np.asarray(prepare(x.copy(), sfreq)) for _ in range(2))
     if once.shape != again.shape or not np.array_equal(once, again, equal_nan=once.dtype.kind == "f"):
-        raise UserError(
-            "prepare() of this encoder is random, and what it gives is kept: augment in the training loop "
-            "(AUGMENTATIONS in models/__init__.py, --augment)"
-        )
+        hint = "augment in the training loop (AUGMENTATIONS in models/__init__.py, --augment)"
+        raise UserError(f"prepare() of this encoder is random, and what it gives is kept: {hint}")
 
 
 def shuffled_labels(trials: Sequence[Trial], seed: int) -> list[int]:

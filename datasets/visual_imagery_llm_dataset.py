@@ -59,11 +59,10 @@ def files(raw_dir: Path, subjects: Sequence[str] | None = None) -> list[Path]:
         if any(part.startswith(".") for part in path.relative_to(raw_dir).parts):
             continue  # what a run that died left behind
         recording = origin(path)
+        wanted = recording and (subjects is None or recording[0] in subjects)
         if recording is None and path.suffix.lower() in SUFFIXES:
             print(f"notice: {path} is left out; expected a name like sub-01_ses-01_task-AVI_eeg.bdf")
-        elif (
-            recording and (subjects is None or recording[0] in subjects) and path_of.setdefault(recording, path) != path
-        ):
+        elif wanted and path_of.setdefault(recording, path) != path:
             raise UserError(f"{path} and {path_of[recording]} are the same recording; keep one of them")
     return [path_of[recording] for recording in sorted(path_of)]
 
@@ -84,10 +83,8 @@ def recordings(
     unknown = "dropped: code that the task does not know"
     recording.left_out = Counter((unknown, f"{session} {task} {code}") for code in codes[~known])
     if not read.events:
-        recording.left_out |= Counter(
-            ("dropped: an annotation that is no code, prepare_data_own.py reads words", text)
-            for text in read.not_understood
-        )
+        words = "dropped: an annotation that is no code, prepare_data_own.py reads words"
+        recording.left_out |= Counter((words, text) for text in read.not_understood)
     recording.notes = {"task": task, "names": read.notes, "events_from": read.sources, "corrections": read.corrections}
     yield recording
 

@@ -15,7 +15,7 @@ import torch
 
 from datasets.description import load_description
 from datasets.eeg_imagenet_dataset import ELECTRODES, GROUP, N_TIMES, PEOPLE, SFREQ
-from datasets.montage import Montage
+from datasets.electrodes import montage_of
 from demo.drawings import DRAWINGS, drawing
 from models.differential_entropy import BANDS
 from utils.files import write_jsonl
@@ -80,7 +80,7 @@ def write_imagenet_like(path: Path, size: ImageNetDemoSize, seed: int, day: int 
         return False
     rng = np.random.default_rng((seed, 3))
     bands = np.stack([(freqs() >= low) & (freqs() < high) for low, high in BANDS.values()])  # (5, F)
-    region = Montage.by_letters(ELECTRODES).brain_regions
+    region = montage_of(ELECTRODES)[0].brain_regions
     alike = rng.standard_normal((len(CLASSES), len(BANDS), 5))  # by class, band and region
     items = []
     for subject in range(size.people):

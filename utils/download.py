@@ -70,7 +70,5 @@ def download(urls: list[str], path: Path, attempts: int = 3, md5: str | None = N
             reasons.append(f"{url}: {trouble(error, url)}")
         except ValueError:  # pooch's word for another hash; it has removed the file
             reasons.append(f"{url}: another md5 sum than {md5}")
-    raise UserError(
-        f"could not download {path.name} ({'; '.join(dict.fromkeys(reasons))}); what came is kept, run again to go on, "
-        f"or put the file into {path.parent} by hand and use --skip_download"
-    )
+    hint = f"run again to go on, or put the file into {path.parent} by hand and use --skip_download"
+    raise UserError(f"could not download {path.name} ({'; '.join(dict.fromkeys(reasons))}); what came is kept, {hint}")

@@ -39,12 +39,16 @@ def code_digest() -> str:
 
 
 def source_record(path: Path) -> dict:
-    """Name, size and SHA-256 of a source file, read piece by piece."""
-    digest = hashlib.sha256()
+    """Name, size and SHA-256 of a source file."""
+    feed(digest := hashlib.sha256(), path)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def feed(digest: "hashlib._Hash", path: Path) -> None:
+    """Add a file's bytes to a digest, piece by piece."""
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def write_json(content: dict, path: Path) -> None:

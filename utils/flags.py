@@ -36,55 +36,28 @@ def new_parser(description: str) -> Parser:
 # ---------------------------------------------------------------- types: what a flag's value must be
 
 
+def _number(kind: Callable, fits: Callable, words: str) -> Callable:
+    """A flag's type: a number that fits, which `words` say of it."""
+
+    def value(text: str) -> float:
+        if not fits(read := kind(text)):
+            raise argparse.ArgumentTypeError(f"{text} must {words}")
+        return read
+
+    value.__name__ = kind.__name__  # argparse says it where the text is no number
+    return value
+
+
 def at_least(smallest: int) -> Callable:
     """Whole numbers from `smallest` on."""
-
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"{value} must be {smallest} or more")
-        return value
-
-    return whole_number
+    return _number(int, lambda value: value >= smallest, f"be {smallest} or more")
 
 
-def number(text: str) -> float:
-    """A rate or a weight: finite, 0 or more."""
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text} must be a number, 0 or more")
-    return value
-
-
-def positive(text: str) -> float:
-    """Finite, more than 0."""
-    value = number(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text} must be positive")
-    return value
-
-
-def up_to_one(text: str) -> float:
-    """More than 0, at most 1."""
-    value = positive(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
-    return value
-
-
-def share(text: str) -> float:
-    """From 0 to 1, 1 excluded."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 1")
-    return value
-
-
-def prior_steps(text: str) -> int:
-    """A prior is sampled in at most as many steps as it was trained on."""
-    if not 1 <= (value := int(text)) <= 1000:
-        raise argparse.ArgumentTypeError(f"{value} must be from 1 to 1000")
-    return value
+number = _number(float, lambda value: 0 <= value < math.inf, "be a number, 0 or more")  # a rate or a weight
+positive = _number(float, lambda value: 0 < value < math.inf, "be positive")
+up_to_one = _number(float, lambda value: 0 < value <= 1, "be positive, and at most 1")
+share = _number(float, lambda value: 0 <= value < 1, "lie between 0 and 1")  # 1 excluded
+prior_steps = _number(int, lambda value: 1 <= value <= 1000, "be from 1 to 1000")  # a prior is trained on 1000
 
 
 def checked(check: Callable) -> Callable:
@@ -159,11 +132,7 @@ def add_seen_images_flags(parser: argparse.ArgumentParser) -> None:
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
     add("--images_dir", help="folder of the images that were seen (default: as the store says, or data/THINGS/images)")
     add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    add(
-        "--foundation_dir",
-        default=default("pth/CSBrain.pth"),
-        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub",
-    )
+    _add_foundation_flag(add)
 
 
 def add_protocol_flags(
@@ -193,18 +162,17 @@ def choose_protocol(
 
     usual : str, optional. What nobody has to name; None: the dataset says it, and `args.protocol` stays None.
     """
-    setting, subject = args.setting or usual, args.subject
-    if not (args.protocol or setting or subject):
-        del args.setting, args.subject
-        return
-    if not setting and not args.protocol:
-        parser.error("--subject needs --setting")
-    if args.protocol and (args.setting or subject):
-        parser.error("--protocol and --setting with --subject are two spellings of the same; give one of them")
-    if not args.protocol and protocols[setting].takes_person != bool(subject):
-        parser.error(f"--setting {setting} takes no --subject" if subject else f"--setting {setting} needs --subject")
-    args.protocol = args.protocol or (f"{setting}:{subject}" if subject else setting)
+    asked, subject, setting = args.setting, args.subject, args.setting or usual
     del args.setting, args.subject
+    if args.protocol:
+        if asked or subject:
+            parser.error("--protocol and --setting with --subject are two spellings of the same; give one of them")
+    elif setting:
+        if protocols[setting].takes_person != bool(subject):
+            parser.error(f"--setting {setting} {'takes no' if subject else 'needs'} --subject")
+        args.protocol = f"{setting}:{subject}" if subject else setting
+    elif subject:
+        parser.error("--subject needs --setting")
 
 
 def add_part_flags(parser: argparse.ArgumentParser, alignments: Sequence[str], methods: Sequence[str]) -> None:
@@ -250,30 +218,32 @@ def add_encoder_flags(parser: argparse.ArgumentParser, encoders) -> None:
     add("--encoder", **named_in(encoders), default="csbrain",
         help="csbrain: pretrained and frozen; the others are trained from scratch, braindecode:NAME where that has no "
         "weights")
-    add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
-        help="csbrain: load --foundation_dir; --no-use_pretrained_weights: random weights")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"),
-        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
-    add("--allow_partial", action="store_true",
-        help="load what fits of the checkpoint, 90 %% of its names or more, and list what does not")
-    add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
-    add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode anew")
+    _add_weights_flags(add, "random weights", "the checkpoint, 90 %% of its names or more, and list what does not")
     # fmt: on
 
 
 def add_trained_encoder_flags(parser: argparse.ArgumentParser) -> None:
     """The encoder as it was in training: which one it is, the checkpoint says."""
-    # fmt: off
     add = parser.add_argument_group("encoder").add_argument
-    add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
-        help="csbrain: load --foundation_dir; --no-use_pretrained_weights: the random encoder of --encoder_seed")
+    _add_weights_flags(add, "the random encoder of --encoder_seed", "it, as in training")
     add("--encoder_seed", type=int, default=0, help="training's --seed, where it ran on a random encoder")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"),
-        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
-    add("--allow_partial", action="store_true", help="load what fits of it, as in training")
+
+
+def _add_weights_flags(add: Callable, random: str, fitting: str) -> None:
+    """Where an encoder's weights come from, and its tokens go to."""
+    # fmt: off
+    add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
+        help=f"csbrain: load --foundation_dir; --no-use_pretrained_weights: {random}")
+    _add_foundation_flag(add)
+    add("--allow_partial", action="store_true", help=f"load what fits of {fitting}")
     add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
-    add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode the chosen trials anew")
+    add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode anew")
     # fmt: on
+
+
+def _add_foundation_flag(add: Callable) -> None:
+    what = "csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub"
+    add("--foundation_dir", default=default("pth/CSBrain.pth"), help=what)
 
 
 def add_training_flags(parser: argparse.ArgumentParser, poolings, augmentations) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError, reason
+from utils.files import feed
 from utils.network import trouble
 
 TIMEOUT = 5.0  # seconds
@@ -74,25 +75,19 @@ def fetch_nothing(name: str, file: str, flag: str) -> bool:
     """
     if Path(name).is_dir():
         if not (Path(name) / file).is_file():
-            raise UserError(
-                f"{flag} {name}: cannot be loaded: the folder has no {file}; give a folder in the hub's layout"
-            )
+            hint = "give a folder in the hub's layout"
+            raise UserError(f"{flag} {name}: cannot be loaded: the folder has no {file}; {hint}")
         return True
-    if not hub_answers():
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
+    if hub_answers():
+        return False
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-        try:
-            cached = isinstance(try_to_load_from_cache(name, file), str)
-        except HFValidationError:
-            cached = False
-        if not cached:
-            raise UserError(
-                f"{flag} {name}: cannot be loaded: no such folder, not in the hub's cache, and the hub cannot be "
-                f"reached ({hub_trouble() or 'it does not answer'}); give a local folder"
-            )
-        return True
-    return False
+    with contextlib.suppress(HFValidationError):
+        if isinstance(try_to_load_from_cache(name, file), str):
+            return True
+    why = f"no such folder, not in the hub's cache, and the hub cannot be reached ({hub_trouble()})"
+    raise UserError(f"{flag} {name}: cannot be loaded: {why}; give a local folder")
 
 
 def hub_answers() -> bool:
@@ -129,8 +124,7 @@ def has_file(repo: str, file: str) -> bool:
 
 
 def model_identity(name: str) -> str:
-    """What tells a model from another: SHA-256 of a file, or a local folder's files; a hub address with the commit that
-    is on this machine.
+    """What tells a model from another: SHA-256 of a file, or a folder's files; a hub address with its commit here.
 
     Read anew in each process: a folder whose files were exchanged is another model. Of an address that is not on this
     machine yet the small file with its settings is fetched, where the hub answers: the commit must be the same before
@@ -160,17 +154,10 @@ def _commit(address: str) -> str:
 def _of_files(name: str) -> str:
     digest = hashlib.sha256()
     if Path(name).is_file():
-        _feed(digest, Path(name))
+        feed(digest, Path(name))
         return digest.hexdigest()
     files = (p for p in Path(name).rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model"))
     for path in sorted(p for p in files if p.is_file()):  # to read a pipe or a device would never end
         digest.update(f"{path.relative_to(name)} {path.stat().st_size} ".encode())
-        _feed(digest, path)
+        feed(digest, path)
     return digest.hexdigest()
-
-
-def _feed(digest, path: Path) -> None:  # noqa: ANN001 - hashlib's
-    """Add a file's bytes to a digest, some MB at a time."""
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)

@@ -36,27 +36,21 @@ def take(path: Path, create: bool = True) -> int | None:
             if not path.exists():
                 raise
             held, ours = os.open(path, how | os.O_RDONLY), False  # another user's, who may be gone
-        try:
+        with ExitStack() as stack, suppress(BlockingIOError):
+            stack.callback(os.close, held)
             if not stat.S_ISREG(os.fstat(held).st_mode):
                 raise OSError(errno.ELOOP, "is no plain file, so it is no lock", str(path))
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.fstat(held).st_ino == path.stat().st_ino:  # else its holder removed it just now
-                who = {
-                    "process": os.getpid(),
-                    "host": socket.gethostname(),
-                    "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-                }
-                if ours:
-                    os.ftruncate(held, 0)
-                    os.write(held, json.dumps(who).encode())
-                return held
-        except BlockingIOError:
-            os.close(held)
-            return None
-        except BaseException:
-            os.close(held)
-            raise
-        os.close(held)
+            if not path.exists() or os.fstat(held).st_ino != path.stat().st_ino:
+                continue  # its holder removed it just now
+            if ours:
+                who = {"process": os.getpid(), "host": socket.gethostname()}
+                who["since"] = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+                os.ftruncate(held, 0)
+                os.write(held, json.dumps(who).encode())
+            stack.pop_all()
+            return held
+        return None
 
 
 @contextmanager
@@ -75,9 +69,8 @@ def only_one(path: Path, wait: str = "") -> Iterator[bool]:
         while held is None:
             who = _holder(path)
             if not wait and (waited > PATIENCE or _lives(who)):
-                raise UserError(
-                    f"{path.parent}: {_named(who)} is writing there; wait until it ends, or choose another folder"
-                )
+                hint = "wait until it ends, or choose another folder"
+                raise UserError(f"{path.parent}: {_named(who)} is writing there; {hint}")
             if wait and waited == 0.0:
                 print(f"notice: {_named(who)} {wait}; waiting for it")
             time.sleep(0.2)
@@ -102,9 +95,7 @@ def only_one(path: Path, wait: str = "") -> Iterator[bool]:
 
 @contextmanager
 def all_of(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Hold several lock files; yields them. Of several processes that Accelerate started for one run, the first holds
-    them.
-    """
+    """Hold several lock files; yields them. Of the processes that Accelerate started for one run, the first does."""
     one_of_many = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("RANK", "0") != "0"
     held = [] if one_of_many else sorted(set(paths))
     with ExitStack() as stack:
@@ -127,10 +118,9 @@ def remove_stale(folder: Path, pattern: str) -> None:
 
 def _holder(path: Path) -> dict:
     """What the lock file says; {} where nothing can be read."""
-    try:
+    content = None
+    with suppress(OSError, ValueError):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
     return content if isinstance(content, dict) else {}
 
 

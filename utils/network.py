@@ -17,9 +17,7 @@ def trouble(error: BaseException, url: str) -> str:
     if proxy.startswith("socks") and isinstance(error, ImportError | ValueError):  # requests' InvalidSchema is one
         return f"a SOCKS proxy is set in {variable} and a package for it is not installed: {SOCKS}"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return (
-            "its certificate is not trusted here; SSL_CERT_FILE and REQUESTS_CA_BUNDLE name the file of a proxy's own"
-        )
+        return "its certificate is not trusted; SSL_CERT_FILE and REQUESTS_CA_BUNDLE name the file of a proxy's own"
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = f"{type(error).__name__} {status}" if status else type(error).__name__
     return f"{said} through the proxy {proxy} that {variable} sets" if proxy and not status else said

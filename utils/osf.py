@@ -14,14 +14,11 @@ MOST_PAGES = 2000
 
 @dataclass(frozen=True)
 class OSFFile:
-    """A file of a project.
+    """A file of a project."""
 
-    path : str. Its folders and name, "/"-separated. size : int. Bytes. md5 : str or None.
-    """
-
-    path: str
+    path: str  # its folders and name, "/"-separated
     url: str
-    size: int
+    size: int  # bytes
     md5: str | None
 
 
@@ -51,8 +48,6 @@ def list_files(node: str, address: str = ADDRESS) -> list[OSFFile]:
             if content.get("links", {}).get("next"):
                 waiting.insert(0, (content["links"]["next"], folder))
     except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"the file list of osf.io/{node} cannot be had ({trouble(error, first)}); fetch the files by hand "
-            "(docs/datasets.md says which and where to) and use --skip_download"
-        ) from None
+        hint = "fetch the files by hand (docs/datasets.md says which and where to) and use --skip_download"
+        raise UserError(f"the file list of osf.io/{node} cannot be had ({trouble(error, first)}); {hint}") from None
     return found

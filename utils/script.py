@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from utils.errors import FULL_DISK, PLACE, UserError, reason
 from utils.locks import all_of
@@ -66,20 +66,18 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
         print(f"{name}; {go_on or 'nothing was kept'}", file=sys.stderr)
         sys.exit(code)
     except UserError as error:
-        sys.exit(_fail(" ".join(str(error).split())))
+        _fail(" ".join(str(error).split()))
     except Exception as error:
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
-            sys.exit(
-                _fail(f"not enough memory ({reason(error)}); smaller batches, fewer --workers or a larger machine")
-            )
+            _fail(f"not enough memory ({reason(error)}); smaller batches, fewer --workers or a larger machine")
         if isinstance(error, RuntimeError) and ALONE.search(str(error)):
-            sys.exit(_fail(f"another process of this run has ended, so this one ends as well; {go_on}"))
+            _fail(f"another process of this run has ended, so this one ends as well; {go_on}")
         # libraries wrap the system's word for a full disk in errors of their own
         if any(os.strerror(code) in str(error) for code in FULL_DISK):
-            sys.exit(_fail(f"cannot write the output ({error}); free some disk space and run again"))
+            _fail(f"cannot write the output ({error}); free some disk space and run again")
         if not isinstance(error, OSError) or error.errno not in PLACE or error.filename is None:
             raise
-        sys.exit(_fail(f"{error.filename}: {error.strerror}; choose another place"))
+        _fail(f"{error.filename}: {error.strerror}; choose another place")
     finally:
         sys.unraisablehook = sys.__unraisablehook__
         for number, handler in before.items():
@@ -92,11 +90,11 @@ def command_line() -> str:
     return shlex.join(["python", Path(sys.argv[0]).name, *given])
 
 
-def _fail(message: str) -> int:
+def _fail(message: str) -> NoReturn:
     if len(message) > LONGEST:  # it quotes a file; what to do stands at the end
         message = f"{message[: LONGEST - 500]} … {message[-490:]}"
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    sys.exit(2)
 
 
 def _interrupt(number: int, _) -> None:
@@ -118,19 +116,16 @@ def _again(lost: "sys.UnraisableHookArgs") -> None:
 
 
 def _leave(number: int, _) -> None:
-    """During the imports, where nothing has begun: unwinding through a library's import may end anywhere; and at the
-    end.
-    """
+    """During the imports, where unwinding may end anywhere and nothing has begun; and at the end."""
     if not _begun:
         os.write(2, b"interrupted before anything began\n")
     os._exit(128 + number)
 
 
 class _Unfailing:
-    """A stream whose printing never fails a run: what it cannot encode is escaped; a closed pipe or a full disk is
-    silence.
+    """A stream whose printing never fails a run: a closed pipe or a full disk is silence.
 
-    What a file says must not steer the terminal either: control characters are escaped.
+    What it cannot encode is escaped; so are control characters, since what a file says must not steer the terminal.
     """
 
     def __init__(self, stream):

@@ -25,16 +25,14 @@ def resample(x: np.ndarray, sfreq: float, new_sfreq: float) -> np.ndarray:
     return resample_poly(x, ratio.numerator, ratio.denominator, axis=-1)
 
 
-def to_patches(x: np.ndarray, sfreq: float, new_sfreq: float = 200, patch: int = 200, unit: float = 100) -> np.ndarray:
+def to_patches(x: np.ndarray, sfreq: float) -> np.ndarray:
     """Trials as CSBrain reads them: (n_chans, n_times) microvolts → (n_chans, n_patches, 200), units of 100 µV.
 
     Raises UserError if the trial does not last a whole number of patches (seconds).
     """
-    resampled = resample(x.astype(np.float64), sfreq, new_sfreq)
+    resampled = resample(x.astype(np.float64), sfreq, 200)
     n_chans, n_times = resampled.shape
-    if n_times % patch or not n_times:
-        raise UserError(
-            f"trials last {x.shape[1] / sfreq:g} s; --encoder csbrain reads whole seconds: prepare with such a --tmin "
-            "and --tmax, or choose another --encoder"
-        )
-    return (resampled.reshape(n_chans, n_times // patch, patch) / unit).astype(np.float32)
+    if n_times % 200 or not n_times:
+        hint = "prepare with such a --tmin and --tmax, or choose another --encoder"
+        raise UserError(f"trials last {x.shape[1] / sfreq:g} s; --encoder csbrain reads whole seconds: {hint}")
+    return (resampled.reshape(n_chans, n_times // 200, 200) / 100).astype(np.float32)
