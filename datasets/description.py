@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets.montage import REGION_NAMES, Montage
-from utils.errors import UserError
+from utils.errors import Fault, UserError, loading
 from utils.limits import check_text
 
 # name on the command line → module with a DESCRIPTION (or the description itself)
@@ -256,7 +256,7 @@ def from_record(record: Mapping, where: str) -> DatasetDescription:
 
     Raises UserError where the record is damaged, or not of this kind: strangers' stores are read as well.
     """
-    try:
+    with loading(f"{where}: its description of the dataset is damaged", "prepare the store anew"):
         plain = {name: record[name] for name in PLAIN}
         lists = {name: tuple(record[name]) for name in LISTS}
         codes = {name: code for code, name in REGION_NAMES.items()}
@@ -271,15 +271,13 @@ def from_record(record: Mapping, where: str) -> DatasetDescription:
         whole = whole and set(part_of.values()) <= set(SPLITS) and apart in (None, "image", "concept")
         whole = whole and all(type(plain[name]) is int and plain[name] >= 0 for name in ("epochs", "warmup_epochs"))
         if not whole or len(words) < 2 or len(lists["window"]) != 2:
-            raise ValueError
+            raise Fault("a fact of another kind")
         parts = partial(listed_parts, part_of) if apart else None
         made = DatasetDescription(
             **plain, **lists, montage=montage, classes=tuple(words), people=people, part_of=part_of, parts=parts,
             apart=apart or "image",
         )  # fmt: skip
         said = {name: {k: v for k, v in facts.items() if v is not None} for name, facts in words.items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{where}: its description of the dataset is damaged; prepare the store anew") from None
     return made.with_words({"classes": said}, where)
 
 

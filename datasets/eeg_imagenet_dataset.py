@@ -154,10 +154,8 @@ def fine_classes(paths: Sequence[Path]) -> list[str]:
     if others:
         classes = [wnid for wnid in labels if wnid in fine and (wnid, "coarse") in marks]
         whose = ", ".join(f"{who} {n}" for who, n in sorted(others.items()))
-        print(
-            f"notice: {others.total()} trials of {len(classes)} fine classes are marked coarse ({whose}); they are "
-            "kept with their class, which has one granularity"
-        )
+        kept = "they are kept with their class, which has one granularity"
+        print(f"notice: {others.total()} trials of {len(classes)} fine classes are marked coarse ({whose}); {kept}")
     return fine
 
 
@@ -201,11 +199,8 @@ def check_people(paths: Sequence[Path], same_person: Mapping[str, Sequence[str]]
 def granularities(meta: Mapping) -> dict[str, list[int]]:
     """Labels of the coarse classes and of each fine group, as the store says."""
     parts, n = meta.get("granularities"), len(meta.get("classes", []))
-    fits = isinstance(parts, dict) and all(
-        isinstance(labels, list) and labels and all(type(k) is int and 0 <= k < n for k in labels)
-        for labels in parts.values()
-    )
-    if not fits:
+    lists = list(parts.values()) if isinstance(parts, dict) else [None]
+    if not all(isinstance(part, list) and part and all(type(k) is int and 0 <= k < n for k in part) for part in lists):
         raise ValueError("it does not say which of its classes are coarse")
     return parts
 
@@ -305,9 +300,8 @@ def table(meta: dict, counts: Counter) -> list[str]:
     sizes = ", ".join(f"{name} {len(labels)}" for name, labels in meta["granularities"].items())
     summary = f"{n} trials of {len(meta['classes'])} classes; {complete}"
     if no_photo:
-        summary += (
-            f"\n{sum(no_photo.values())} trials are left out: {len(meta['options']['missing'])} photos are missing"
-        )
+        n_missing = len(meta["options"]["missing"])
+        summary += f"\n{sum(no_photo.values())} trials are left out: {n_missing} photos are missing"
     return [*lines, "", summary, f"classes: {sizes}", DESCRIPTION.caution]
 
 

@@ -237,13 +237,10 @@ def words_by_default(names: Sequence[str], seen: bool) -> dict:
     words = [spoken(name) for name in names]
     things = [f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in words]
     does, did, asked = ("sees", "saw", "see") if seen else ("imagines", "imagined", "imagine")
-    sentences = [
-        (f"The person {does} {thing}.", f"What the person {did} is {thing}.", f"This is the brain's answer to {thing}.")
-        for thing in things
-    ]
+    forms = f"The person {does} {{}}.", f"What the person {did} is {{}}.", "This is the brain's answer to {}."
     return {
         "keywords": {label: (word,) for label, word in enumerate(words)},
-        "phrasings": dict(enumerate(sentences)),
+        "phrasings": {label: tuple(form.format(thing) for form in forms) for label, thing in enumerate(things)},
         "image_prompts": {label: f"a photo of {thing}" for label, thing in enumerate(things)},
         "system_prompt": f"You read brain recordings and say what a person {did}.",
         "user_prompt": f"This is an EEG recording of one trial: {{eeg}} What did the person {asked}?",
@@ -367,8 +364,8 @@ def print_found(description: DatasetDescription, files: Sequence[Recorded], foun
     people = sorted({file.subject for file in files}, key=natural)
     minutes = sum(f.n_times / f.sfreq for f in found) / 60
     sessions = len({(file.subject, file.session) for file in files})
-    print(f"\n{description.name}: {len(files)} recordings, {minutes:.1f} minutes, {sessions} sessions of {len(people)} "
-          f"people: {some(people, 12)}")  # fmt: skip
+    whose = f"{sessions} sessions of {len(people)} people: {some(people, 12)}"
+    print(f"\n{description.name}: {len(files)} recordings, {minutes:.1f} minutes, {whose}")
     by_region = ", ".join(f"{name} {n}" for name, n in Counter(description.montage.region_names).items())
     print(f"{len(electrodes)} electrodes ({by_region}): {some(electrodes, 16)}")
     how = description.recordings.keywords["how"]

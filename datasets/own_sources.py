@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.description import DATASETS, DatasetDescription, load_description
 from datasets.own import Recorded, natural
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 FIELDS = ("subject", "session", "run", "task")
 FORM = "expected bids:FOLDER, moabb:NAME or files:PATTERN, as in files:recordings/{subject}_{session}.edf"
@@ -61,7 +61,7 @@ def bids_files(
     """
     import mne_bids  # slow to import
 
-    from readers.recordings import suffix_of
+    from readers.recordings import suffix_of, table_rows
 
     if not root.is_dir():
         raise UserError(f"{root} is no folder")
@@ -85,19 +85,12 @@ def bids_files(
     for path in chosen:
         table = path.find_matching_sidecar(suffix="events", extension=".tsv", on_error="ignore")
         channels = path.find_matching_sidecar(suffix="channels", extension=".tsv", on_error="ignore")
-        kinds = channel_kinds(Path(channels)) if channels else {}
-        not_eeg = tuple(name for name, kind in kinds.items() if kind not in ("EEG", "N/A", ""))
+        kinds = [(row.get("name"), row.get("type")) for _, row in table_rows(Path(channels))[1]] if channels else []
+        not_eeg = tuple(name for name, kind in kinds if name and (kind or "").upper() not in ("EEG", "N/A", ""))
         beside, table = tuple(Path(found) for found in (table, channels) if found), Path(table) if table else None
         origin = path.subject, path.session or "1", path.run or 1
         files.append(Recorded(Path(path.fpath), 0, 1, beside, *origin, table=table, not_eeg=not_eeg))
     return numbered(files)
-
-
-def channel_kinds(path: Path) -> dict[str, str]:
-    """{channel: its type in capitals} of a channels.tsv; empty where it says nothing."""
-    from readers.recordings import table_rows  # MNE is slow to import
-
-    return {row["name"]: (row.get("type") or "").upper() for _, row in table_rows(path)[1] if row.get("name")}
 
 
 # ---------------------------------------------------------------- files with names of a pattern
@@ -196,13 +189,10 @@ def moabb_run(name: str, raw_dir: Path | None, subject: int, session: str, run: 
 
     dataset = moabb_dataset(name, raw_dir)
     raw = _subject(dataset, subject)[session][run].copy()
-    stims = mne.pick_types(raw.info, stim=True)
     names = {code: event for event, code in dataset.event_id.items()}
-    if len(stims):
+    if len(mne.pick_types(raw.info, stim=True)):
         events = mne.find_events(raw, shortest_event=0, initial_event=True, verbose="ERROR")
-        kept = [event for event in events if event[2] in names]
-        onsets = [(event[0] - raw.first_samp) / raw.info["sfreq"] for event in kept]
-        raw.set_annotations(mne.Annotations(onsets, 0.0, [names[event[2]] for event in kept]))
+        raw.set_annotations(mne.annotations_from_events(events, raw.info["sfreq"], names, raw.first_samp))
     return raw
 
 
@@ -252,7 +242,7 @@ def moabb_files(
     wanted = subjects or list(name_of.values())
     if missing := [who for who in wanted if who not in name_of.values()]:
         raise UserError(f"--subjects {', '.join(missing)}: moabb:{name} has {', '.join(name_of.values())}")
-    files, lacking, reason = [], [], ""
+    files, lacking, why = [], [], ""
     for number, who in name_of.items():
         if who not in wanted:
             continue
@@ -262,18 +252,18 @@ def moabb_files(
         except UserError:
             raise
         except Exception as error:  # no network, a site that is down, a damaged file: anything
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            why = reason(error)
             lacking.append(who)
             continue
-        paths = [Path(path) for path in ([there] if isinstance(there, (str, Path)) else there or [])]
-        paths = [path for path in paths if path.is_file()]
+        there = [there] if isinstance(there, (str, Path)) else there or []
+        paths = [path for path in map(Path, there) if path.is_file()]
         for session, runs in sessions.items():
             for run in runs:
                 opened = partial(moabb_run, name, raw_dir, number, session, run)
                 path = paths[0] if paths else Path(f"moabb-{name}-{who}-{session}-{run}")
                 files.append(Recorded(path, 0, 1, tuple(paths[1:]), who, plain(str(session)), str(run), opened))
     if lacking and (not files or subjects):
-        raise UserError(f"moabb:{name}: {', '.join(lacking)} cannot be had ({reason})")
+        raise UserError(f"moabb:{name}: {', '.join(lacking)} cannot be had ({why})")
     if lacking:
-        print(f"notice: {', '.join(lacking)} cannot be had and are left out ({reason})")
+        print(f"notice: {', '.join(lacking)} cannot be had and are left out ({why})")
     return numbered(files)

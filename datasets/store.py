@@ -24,7 +24,7 @@ from datasets.cbramod import CBraModStore, is_cbramod
 from datasets.description import DATASETS, DatasetDescription, described
 from datasets.recording import DTYPE, Trial
 from readers.lmdb_file import LMDBFile, place_of
-from utils.errors import UserError, loading
+from utils.errors import Fault, UserError, loading
 from utils.files import read_json
 from utils.limits import MAX_NAME, MAX_TEXT, check_text
 from utils.paths import sync_folder
@@ -155,10 +155,8 @@ class StoreWriter:
 
     def _check_name(self, name: str, what: str) -> None:
         """Raise UserError for a name that decoded rows and tables could not hold."""
-        try:
+        with loading(f"the store {self.path}", "name it otherwise", "written"):
             check_text(name, what, MAX_NAME)
-        except ValueError as error:
-            raise UserError(f"cannot write the store {self.path}: {error}; name it otherwise") from None
 
     @contextmanager
     def _transaction(self) -> Iterator[Callable[[bytes, bytes], bool]]:
@@ -206,32 +204,27 @@ class TrialStore:
     def __init__(self, path: str | Path, file: LMDBFile | None = None):
         self.path = Path(path)
         self._file = LMDBFile(self.path) if file is None else file
-        try:
+        anew = "make it anew with --overwrite"
+        with loading(f"{path} is damaged: its facts are no JSON", anew):
             facts = bytes(self._file.get("meta") or b"{}")
             self.meta = json.loads(facts)
-        except (ValueError, RecursionError):
-            raise UserError(f"{path} is damaged: its facts are no JSON; make it anew with --overwrite") from None
         if not isinstance(self.meta, dict) or self.meta.get("format") != FORMAT:
             raise UserError(f"{path} is not a trial store of this project; make one with prepare_data.py")
         if self.meta.get("version") != VERSION:
             script = "prepare_data_vi.py" if self.meta.get("dataset") == "VI" else "prepare_data.py"
-            anew = f"make it anew with python {script} --skip_download --lmdb_dir {path} --overwrite"
+            how = f"make it anew with python {script} --skip_download --lmdb_dir {path} --overwrite"
             version = self.meta.get("version")
-            raise UserError(f"{path} is a store of version {version}; this code reads version {VERSION}: {anew}")
+            raise UserError(f"{path} is a store of version {version}; this code reads version {VERSION}: {how}")
         rows = bytes(self._file.get("trials") or b"")
-        try:
+        with loading(f"{path} is damaged: its facts or its list of trials are not what was written", anew):
             self.sfreq, self.shape = float(self.meta["sfreq"]), tuple(self.meta["shape"] or (0, 0))
             self.trials = [Trial(**row) for row in json.loads(rows)]
             self.left_out = [Trial(**row) for row in self.meta.get("left_out", [])]
             check_kinds(self.meta, self.sfreq, self.shape, [*self.trials, *self.left_out])
             self.listed = crc32(rows)
             checksums = self.meta["trials_checksum"], bytes(self._file.get("meta_checksum") or b"")
-            whole = checksums == (self.listed, str(crc32(facts)).encode())
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
-            whole = False
-        if not whole:
-            damage = "its facts or its list of trials are not what was written"
-            raise UserError(f"{path} is damaged: {damage}; make it anew with --overwrite")
+            if checksums != (self.listed, str(crc32(facts)).encode()):
+                raise Fault("another checksum")
         self.fingerprint = f"{self.meta['fingerprint']}-{self._file.last_txnid}"
         self._verified: set[str] = set()
         self._n_bytes = DTYPE.itemsize * self.shape[0] * self.shape[1]  # of a trial
@@ -256,23 +249,23 @@ class TrialStore:
 
 
 def check_kinds(meta: dict, sfreq: float, shape: tuple, trials: Sequence[Trial]) -> None:
-    """Raise ValueError where facts are of another kind than `StoreWriter` writes: checksums tell no intent."""
+    """Raise Fault where facts are of another kind than `StoreWriter` writes: checksums tell no intent."""
     electrodes = meta.get("electrodes", [])
     texts = [meta["fingerprint"], *(electrodes if isinstance(electrodes, list) else [None])]
     texts += [text for t in trials for text in (t.key, t.subject, t.session, t.image)]
     numbers = [*shape, *(number for t in trials for number in (t.label, t.run, t.trial, t.checksum))]
     natural = all(type(number) is int and number >= 0 for number in numbers)
     if not natural or not all(isinstance(text, str) for text in texts):
-        raise ValueError("a fact of another kind")
+        raise Fault("a fact of another kind")
     if len(shape) != 2 or not 0 <= sfreq < 1e6:  # NaN is neither; without trials, nobody knows the rate
-        raise ValueError("a shape or a rate that cannot be")
+        raise Fault("a shape or a rate that cannot be")
 
 
 def open_store(path: str | Path) -> TrialStore | CBraModStore:
     """Open a store of either layout: its folder, its data.mdb, or an LMDB in one file."""
     path = place_of(Path(path))
     file = LMDBFile(path)
-    return CBraModStore(path, file) if is_cbramod(file) else TrialStore(path, file)
+    return (CBraModStore if is_cbramod(file) else TrialStore)(path, file)
 
 
 def description_of_store(

@@ -90,12 +90,10 @@ def check_gdf(path: Path) -> dict:
         name, _, code = column.rpartition("=")
         width = struct.calcsize("<" + code)
         if name:
-            header[name] = [struct.unpack_from("<" + code, columns, start + k * width)[0] for k in range(n)]
+            values = [struct.unpack_from("<" + code, columns, start + k * width)[0] for k in range(n)]
+            texts = isinstance(values[0], bytes)
+            header[name] = [v.split(b"\0")[0].decode("latin-1").strip() for v in values] if texts else values
         start += width * n
-    for name in ("label", "unit"):
-        header[name] = [
-            v.split(b"\0")[0].decode("latin-1").strip() if isinstance(v, bytes) else v for v in header[name]
-        ]
     limits = [header[f"{of}_{end}"] for of in ("physical", "digital") for end in ("min", "max")]
     for what in _faults(header, limits, n_records, over, under):
         raise UserError(f"{path}: its header says {what}; it is damaged, fetch it again")

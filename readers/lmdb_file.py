@@ -14,7 +14,7 @@ from collections.abc import KeysView
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import UserError
+from utils.errors import UserError, loading
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 BRANCH, LEAF, OVERFLOW, META = 1, 2, 4, 8  # a page's flags say what it is
@@ -123,12 +123,9 @@ class LMDBFile:
             inside = [p for pattern in ("*/data.mdb", "*.mdb", "*.lmdb") for p in sorted(self.folder.glob(pattern))]
             meant = f"name {place_of(inside[0])}" if inside else "make one with prepare_data.py"
             raise UserError(f"{self.folder} is not an LMDB folder (it has no data.mdb); {meant}")
-        try:
-            with open(self.file, "rb") as opened:
-                stat = os.fstat(opened.fileno())
-                mapped = mmap.mmap(opened.fileno(), stat.st_size, access=mmap.ACCESS_READ) if stat.st_size else b""
-        except OSError as error:
-            raise UserError(f"{self.file} cannot be read: {error.strerror}") from None
+        with loading(str(self.file), "who may read it?", "read"), open(self.file, "rb") as opened:
+            stat = os.fstat(opened.fileno())
+            mapped = mmap.mmap(opened.fileno(), stat.st_size, access=mmap.ACCESS_READ) if stat.st_size else b""
         written = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if self._written not in (None, written):
             raise UserError(f"{self.file} has changed while it was used; run again")

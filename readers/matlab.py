@@ -85,9 +85,8 @@ def _by_scipy(path: Path, read: Callable) -> object:
         try:
             return read(path)
         except NotImplementedError:
-            raise UserError(
-                f"{path}: a MATLAB v7.3 file; expected v5 as BNCI publishes it, download it again"
-            ) from None
+            found = "a MATLAB v7.3 file; expected v5 as BNCI publishes it, download it again"
+            raise UserError(f"{path}: {found}") from None
 
 
 class _Walk:

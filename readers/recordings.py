@@ -16,7 +16,7 @@ import numpy as np
 from readers.electrode_names import electrodes_of
 from readers.headbands import as_number, read_table, read_xdf
 from readers.matlab import check_mat
-from utils.errors import UserError
+from utils.errors import UserError, loading
 from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_TEXT, SMALL, reading
 
 TABLES = (".csv", ".csv.gz", ".txt", ".tsv")
@@ -37,10 +37,12 @@ FORMATS = {
     **dict.fromkeys(TABLES, read_table),
 }
 PACKED = (".fif.gz", ".csv.gz", ".lay", ".xdfz", ".set", ".xdf")  # memory is no small multiple of the file's size
-HINTS = {  # what else a file with this ending may be
+HINTS = {  # what else a file with this ending may be, and what its reader needs
     ".cnt": "; a Neuroscan file is read, one of another maker is not: export EDF or BrainVision",
     ".eeg": "; of BrainVision's three files give the .vhdr, and of Nihon Kohden's this one",
-}
+    ".set": "; neither trials that are cut (epochs) nor MATLAB 7.3 are read: save the continuous recording from EEGLAB "
+    "with pop_saveset(…, 'version', '6')",
+} | dict.fromkeys((".xdf", ".xdfz"), "; its reader is pyxdf: pip install pyxdf")
 ANNOTATION = re.compile(r"(?:Stimulus/)?\s*S?\s*(\d+)(?:\.0*)?")  # "3", "S  3", "Stimulus/S  3"
 TOLERANCE = 1  # samples by which two sources of events may differ
 SAMPLE_BYTES = {".bdf": 3, ".edf": 2}
@@ -132,28 +134,9 @@ def _by_a_library(path: Path, more: int = 0) -> Iterator[None]:
     more : int. Bytes that the content takes, besides CONTENT_RATIO times those of its files.
     """
     size = sum(file.stat().st_size for file in [path, *companions(path)]) if path.is_file() else 0
-    try:
-        with reading(path, size, CONTENT_RATIO * size + more):
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(_why(path, suffix_of(path), error)) from None
-
-
-def _why(path: Path, ending: str, error: Exception) -> str:
-    """In one line what a reader did not like, and what to do."""
-    said = " ".join(str(error).split()).rpartition("Error: ")[2]  # MNE puts a traceback into some of its errors
-    reason = _short(said, 160) or type(error).__name__
-    if ending == ".set" and "trials" in said:
-        return f"{path} holds trials that are cut already (epochs); save the continuous recording from EEGLAB instead"
-    if isinstance(error, ImportError):
-        return f"{path}: its reader needs a package that is not installed ({reason}); install it, or export EDF"
-    if "7.3" in said or "HDF" in said:
-        how = "save it from EEGLAB with pop_saveset(…, 'version', '6')"
-        return f"{path} is a MATLAB 7.3 file, which is not read: {how}"
-    hint = "it is damaged, or of another kind than its name says" + HINTS.get(ending, "")
-    return f"{path}: cannot be read ({reason}); {hint}"
+    hint = "it is damaged, or of another kind than its name says" + HINTS.get(suffix_of(path), "")
+    with loading(str(path), hint, "read"), reading(path, size, CONTENT_RATIO * size + more):
+        yield
 
 
 def read_recording(path: Path, electrodes: Sequence[str], renamed: Mapping[str, str] | None = None) -> ReadFile:
@@ -286,11 +269,8 @@ def check_header(path: Path, electrodes: Sequence[str], renamed: Mapping[str, st
     """
     if path.suffix.lower() not in SAMPLE_BYTES:
         return
-    try:
+    with loading(str(path), "its header is damaged; fetch it again", "read"):
         header = read_header(path)
-    except ValueError:
-        raise UserError(f"{path}: its header is damaged; fetch it again") from None
-
     for what in _faults(header, electrodes, renamed, str(path)):
         raise UserError(f"{path}: its header says {what}; it is damaged, fetch it again")
 
@@ -384,13 +364,11 @@ def table_rows(path: Path, delimiter: str = "") -> tuple[list[str], list[tuple[i
     """
     if path.stat().st_size > MAX_TEXT:
         raise UserError(f"{path} has {path.stat().st_size} bytes; that is no table of events or channels")
-    try:
+    with loading(str(path), "expected a table", "read as UTF-8 text"):
         text = path.read_bytes().decode("utf-8-sig")
         first = text.partition("\n")[0]
         rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter or max("\t,;", key=first.count))
         return list(rows.fieldnames or []), [(rows.line_num, row) for row in rows]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text, a table ({error})") from None
 
 
 def tsv_events(path: Path, sfreq: float) -> list[tuple[int, int]]:

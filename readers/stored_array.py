@@ -62,10 +62,8 @@ class StoredText(StoredBytes):
         one = int(np.searchsorted(self._before, first, "right")) - 1
         last = int(np.searchsorted(self._before, first + n, "left"))
         raw = self._text(one * self.block, (last - one) * self.block + 1)
-        skip = 0
-        while skip < len(raw) and raw[skip] & 0xC0 == 0x80:  # the end of a character that the block before began
-            skip += 1
-        text = raw[skip:].decode("utf-8", errors="ignore")[first - int(self._before[one]) :][:n]
+        raw = raw.lstrip(bytes(range(0x80, 0xC0)))  # the end of a character that the block before began
+        text = raw.decode("utf-8", errors="ignore")[first - int(self._before[one]) :][:n]
         data = text.encode("latin1", errors="ignore")
         if len(data) != n:
             raise UserError(f"{self.path} holds an array as text that stands for no bytes; fetch it again")

@@ -5,6 +5,7 @@ import io
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,12 +174,10 @@ def read_kept(path: Path) -> dict[str, torch.Tensor] | None:
     """Tensors from a cache; None where they are not there, damaged, of another file or not finite."""
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            found = file.metadata() or {}
-    except Exception:  # a damaged file fails in many ways
-        tensors, found = {}, {}
+    tensors, found = {}, {}
+    with suppress(Exception), safe_open(path, framework="pt") as file:  # a damaged file fails in many ways
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = file.metadata() or {}
     finite = all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())
     if not finite or found != {"checksum": _checksum(tensors, path)}:
         print(f"notice: {path.name} in the cache is damaged or of something else; made anew")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError, reason
-from utils.files import feed
+from utils.files import feed, source_record
 from utils.network import trouble
 
 TIMEOUT = 5.0  # seconds
@@ -152,10 +152,9 @@ def _commit(address: str) -> str:
 
 @functools.cache
 def _of_files(name: str) -> str:
-    digest = hashlib.sha256()
     if Path(name).is_file():
-        feed(digest, Path(name))
-        return digest.hexdigest()
+        return source_record(Path(name))["sha256"]
+    digest = hashlib.sha256()
     files = (p for p in Path(name).rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model"))
     for path in sorted(p for p in files if p.is_file()):  # to read a pipe or a device would never end
         digest.update(f"{path.relative_to(name)} {path.stat().st_size} ".encode())

@@ -135,10 +135,7 @@ def guarded(path: Path, hint: str = "it is damaged, or none of its kind; export 
     Raises UserError, one line with the file's name, in place of whatever is raised, limits included.
     """
     size = path.stat().st_size if path.is_file() else LOADED_SMALL
-    with (
-        loading(str(path), hint),
-        bounded(str(path), READING_SECONDS + size / READING_RATE, LOADED_RATIO * size + READING_BYTES),
-    ):
+    with loading(str(path), hint), reading(path, size, LOADED_RATIO * size // 4):
         yield
 
 

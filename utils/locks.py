@@ -107,13 +107,10 @@ def all_of(paths: Sequence[Path]) -> Iterator[list[Path]]:
 def remove_stale(folder: Path, pattern: str) -> None:
     """Remove lock files that no process holds."""
     for path in folder.glob(pattern):
-        try:
-            held = take(path, create=False)
-            if held is not None:
+        with suppress(OSError):
+            if (held := take(path, create=False)) is not None:
                 path.unlink(missing_ok=True)
                 os.close(held)
-        except OSError:
-            continue
 
 
 def _holder(path: Path) -> dict:
