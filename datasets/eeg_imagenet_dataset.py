@@ -256,10 +256,8 @@ def prepare_piece(piece: Piece, settings: Preprocessing, scale: float | None, op
             counts[MISSING, trial.subject, "trials"] += 1
             continue
         x = item["eeg_data"].detach().double().numpy() * microvolts
-        finite = np.isfinite(x).all(axis=1)
-        if not finite.all():
-            bad = ELECTRODES[int(np.argmin(finite))]
-            raise UserError(f"{path}: item {place}: {bad} holds NaN or infinity; fetch the file again")
+        if len(bad := np.flatnonzero(~np.isfinite(x).all(axis=1))):
+            raise UserError(f"{path}: item {place}: {ELECTRODES[bad[0]]} holds NaN or infinity; fetch the file again")
         sds[trial.subject].append(float(np.median(x.std(axis=1))))
         trials.append((trial, x[:, start:stop].astype(DTYPE)))
         granularity = "fine" if item["label"] in fine else "coarse"

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -305,8 +305,7 @@ def is_trial_store(path: Path) -> bool:
     """Whether a folder holds a store of this project, of whatever version, and nothing else."""
     if {p.name for p in path.iterdir()} - {"data.mdb", "lock.mdb"}:
         return False
-    try:
+    with suppress(UserError, ValueError, RecursionError):
         meta = json.loads(bytes(LMDBFile(path).get("meta") or b"{}"))
-    except (UserError, ValueError, RecursionError):
-        return False
-    return isinstance(meta, dict) and meta.get("format") == FORMAT
+        return isinstance(meta, dict) and meta.get("format") == FORMAT
+    return False

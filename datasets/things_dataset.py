@@ -275,10 +275,8 @@ def _epochs(path: Path, onsets: np.ndarray, scale: float) -> np.ndarray:
     raw = _raw(path, stamp(path))
     first, last = int(onsets.min()), int(onsets.max())
     stretch = raw.signal[:, first + raw.before : last + raw.after + 1][raw.picks] * scale
-    finite = np.isfinite(stretch).all(axis=1)
-    if not finite.all():
-        bad = ELECTRODES[int(np.argmin(finite))]
-        raise UserError(f"{path}: {bad} holds NaN or infinity near sample {first}; fetch it again")
+    if len(bad := np.flatnonzero(~np.isfinite(stretch).all(axis=1))):
+        raise UserError(f"{path}: {ELECTRODES[bad[0]]} holds NaN or infinity near sample {first}; fetch it again")
     n_times = raw.after + 1 - raw.before
     x = np.stack([stretch[:, start : start + n_times] for start in onsets - first])  # (n, 63, 1201)
     x -= x[..., : 1 - raw.before].mean(axis=-1, keepdims=True)  # the onset itself is the baseline's last sample
@@ -488,9 +486,8 @@ def _prepare_cut(piece: Piece, settings: Preprocessing, scale: float | None, opt
     x = cut.eeg[piece.start * cut.rows_per_image : piece.stop * cut.rows_per_image]
     x = x.reshape(-1, *x.shape[-2:])[:, cut.picks]  # (n_images × n_repetitions, C, T)
     x = np.asarray(x[..., keep], DTYPE) * np.float32(scale or 1.0)
-    finite = np.isfinite(x).all(axis=(1, 2))
-    if not finite.all():
-        image, repetition = divmod(int(np.argmin(finite)), each)
+    if len(bad := np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))):
+        image, repetition = divmod(int(bad[0]), each)
         where = f"repetition {repetition + 1} of image {piece.start + image + 1}"
         raise UserError(f"{path}: {where} holds NaN or infinity")
     trials = []

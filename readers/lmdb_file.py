@@ -123,7 +123,7 @@ class LMDBFile:
             inside = [p for pattern in ("*/data.mdb", "*.mdb", "*.lmdb") for p in sorted(self.folder.glob(pattern))]
             meant = f"name {place_of(inside[0])}" if inside else "make one with prepare_data.py"
             raise UserError(f"{self.folder} is not an LMDB folder (it has no data.mdb); {meant}")
-        with loading(str(self.file), "who may read it?", "read"), open(self.file, "rb") as opened:
+        with loading(str(self.file), "look at its permissions", "read"), open(self.file, "rb") as opened:
             stat = os.fstat(opened.fileno())
             mapped = mmap.mmap(opened.fileno(), stat.st_size, access=mmap.ACCESS_READ) if stat.st_size else b""
         written = (stat.st_ino, stat.st_mtime_ns, stat.st_size)

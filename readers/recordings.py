@@ -323,13 +323,11 @@ def unit_corrections(path: Path, electrodes: Sequence[str]) -> list[tuple[np.nda
     limits = [(header["digital_min"][k], header["digital_max"][k]) for k in places]
     small = np.array([path.suffix.lower() == ".bdf" and max(map(abs, pair)) <= 2**15 for pair in limits])
     blank = np.array([not header["dimensions"][k] for k in places])
-    corrections = []
-    if small.any():
-        factors = np.where(small, 1 / 256, 1)
-        corrections.append((factors, "24-bit samples under 16-bit digital limits: divided by 256"))
-    if blank.any():
-        corrections.append((np.where(blank, 1e-6, 1), "no physical dimension: taken for microvolts"))
-    return corrections
+    wrong = {
+        "24-bit samples under 16-bit digital limits: divided by 256": (small, 1 / 256),
+        "no physical dimension: taken for microvolts": (blank, 1e-6),
+    }
+    return [(np.where(where, factor, 1), what) for what, (where, factor) in wrong.items() if where.any()]
 
 
 # ---------------------------------------------------------------- events

@@ -43,6 +43,5 @@ def some(words: Sequence[str], most: int = 6, between: str = ", ") -> str:
 
 def reason(error: BaseException) -> str:
     """What an exception says, on one short line."""
-    said = next((line for line in str(error).splitlines() if line.strip()), "")
-    kind = [] if said and isinstance(error, Fault) else [type(error).__name__]
-    return ": ".join([*kind, *([" ".join(said.split())[:200]] if said else [])])
+    said = " ".join(next((line for line in str(error).splitlines() if line.strip()), "").split())[:200]
+    return said if said and isinstance(error, Fault) else f"{type(error).__name__}: {said}".removesuffix(": ")

@@ -148,7 +148,7 @@ def make_table(packed: bool) -> Callable:
 def read_own(folder: Path, at: Places) -> list:
     """What a recording holds, and its trials."""
     from datasets import own, own_sources
-    from readers.any_recording import TABLES, suffix_of
+    from readers.recordings import TABLES, suffix_of
 
     path = next(p for p in sorted(folder.glob(f"{STEM}.*")) if suffix_of(p) and p.suffix not in (".eeg", ".tsv"))
     is_table = suffix_of(path) in TABLES

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from readers.any_recording import FORMATS
+from readers.recordings import FORMATS
 from stages.checkpoints import KINDS as CHECKPOINTS
 from tests.conftest import ROOT
 from tests.faults.damage import HUGE, RAN, damage, enlarge, unpickled, with_code
