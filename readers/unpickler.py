@@ -108,6 +108,14 @@ class _Opcodes(dict):
 class _Memo(dict):
     """Objects that a pickle may name again, by their numbers."""
 
+    def __init__(self, most: int):
+        self.most = most
+
+    def __setitem__(self, number: int, value: object) -> None:
+        if number > self.most:
+            raise Refused(f"it is damaged ({number} objects to remember)")
+        super().__setitem__(number, value)
+
     def __getitem__(self, number: int) -> object:
         value = super().__getitem__(number)
         return value.built if type(value) is Unbuilt else value
@@ -130,7 +138,7 @@ class Unpickler(pickle._Unpickler):  # the one in Python: its opcodes can be rep
         self.source = source if isinstance(source, Stretch) else Stretch(io.BytesIO(source))
         self.source.most = rules.most
         super().__init__(self.source)
-        self.record, self.rules, self.memo = source, rules, _Memo()
+        self.record, self.rules, self.memo = source, rules, _Memo(self.source.size)
         self.longest, self.encoded, self.storage = (0, 0), 0, storage
 
     def load(self) -> object:
