@@ -3,13 +3,15 @@
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from datasets.description import load_description
+from datasets.description import SPLITS, load_description
 from datasets.splits import caution
+from stages.scores import percent
 from utils.errors import UserError, loading
 from utils.files import read_json
 from utils.hub import ADDRESS
@@ -67,6 +69,14 @@ KINDS = {
     ),
 }
 UNKNOWN = Kind("a model of this project", (), {})
+WEIGHTS = (
+    "Weights are in `model.safetensors` (or in the hub's layout of a ControlNet), all else is in `config.json`; a "
+    "LoRA adapter is in `lora_epochN/`. Reading them runs no code."
+)
+LICENCE = (
+    "The code is under the MIT licence. The weights carry the terms of the recordings that trained them and of "
+    "the models that they belong to; see docs/datasets.md and docs/weights.md. Whoever shares them sets the licence."
+)
 
 
 def who_is_in(splits: Mapping, protocol: str) -> dict:
@@ -132,17 +142,20 @@ def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -
     """
     record = read_json(folder / "run.json")
     with loading(str(folder / "run.json"), "train again, or restore it"):
-        arguments, data = record["arguments"], record.get("data", {})
-        script = str(record.get("command", "python train.py")).split()[1]
-        kind = KINDS.get(script, UNKNOWN)
-        name, is_control = folder.resolve().name, bool(arguments.get("shuffle_labels"))
-        dataset = str(data.get("dataset") or arguments.get("downstream_dataset"))
+        arguments, data, test = record["arguments"], record.get("data", {}), results["test"]
+        kind = KINDS.get(str(record.get("command", "python train.py")).split()[1], UNKNOWN)
+        name, dataset = folder.resolve().name, str(data.get("dataset") or arguments.get("downstream_dataset"))
+        encoder, asked = arguments.get("encoder"), {key: arguments.get(key) for key in ("what", "target")}
         tags = ["eeg", LIBRARY, *kind.tags]
-        tags += (
-            [f"encoder-{arguments['encoder'].partition('@')[0].replace(':', '-')}"] if arguments.get("encoder") else []
-        )
-        tags += ["simulated-data"] if data.get("simulated") else []
-        tags += ["shuffled-label-control"] if is_control else []
+        tags += [f"encoder-{encoder.partition('@')[0].replace(':', '-')}"] if encoder else []
+        parts = [f"# {name}"]
+        if data.get("simulated"):
+            tags.append("simulated-data")
+            parts.append("> **Simulated recordings.** No person was recorded; the scores say nothing about people.")
+        if arguments.get("shuffle_labels"):
+            tags.append("shuffled-label-control")
+            wrong = "It was trained on labels that are wrong on purpose; it decodes nothing."
+            parts.append(f"> **A shuffled-label control.** {wrong}")
         head = ModelCardData(
             library_name=LIBRARY,
             license="other",
@@ -150,47 +163,24 @@ def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -
             base_model=_base_model(folder),
             tags=tags,
             datasets=[_plain(dataset)],
-            metrics=sorted({_metric(score) for score in results["test"].values()}) or None,
+            metrics=sorted({_metric(score) for score in test.values()}) or None,
             model_name=name,
-            eval_results=[_eval_result(name, score, data, dataset) for name, score in results["test"].items()] or None,
+            eval_results=[_eval_result(readout, score, data, dataset) for readout, score in test.items()] or None,
         )
-        parts = [
-            f"# {name}",
-            *_warnings(data, is_control),
-            kind.what.format(what=arguments.get("what"), target=arguments.get("target")) + ".",
-            f"Epoch {results['best_epoch']}, {_choice(results)}.",
-            "## Trained on",
-            *_people(data, dataset),
-            "## Scores",
-            *_scores(results, control),
-            "## Made by",
-            f"```bash\n{record.get('command', 'not recorded')}\n```",
-            _environment(record),
-            "## Use",
-            *_use(kind, arguments),
-            "## Caveats",
-            "\n".join(f"- {line}" for line in _caveats(results, control, arguments, data, dataset)),
-            "## Licence",
-            "The code is under the MIT licence. The weights carry the terms of the recordings that trained them and of "
-            "the models that they belong to; see docs/datasets.md and docs/weights.md. Whoever shares them sets the "
-            "licence.",
-        ]
+        best = f"the best one by {results['selected_by']} on the validation trials"
+        chosen = best if results["val"] else "the last one, as nothing validates"
+        parts += [f"{kind.what.format(**asked)}.", f"Epoch {results['best_epoch']}, {chosen}."]
+        parts += ["## Trained on", *_people(data, dataset), "## Scores", *_scores(results, control)]
+        made, n = record.get("environment", {}), record.get("num_processes", 1)
+        versions = [f"{of} {made[of]}" for of in ("python", "torch", "transformers", "peft") if of in made]
+        with_what = f"{', '.join(versions)}; {n} process{'es' if n != 1 else ''}"
+        parts += ["## Made by", f"```bash\n{record.get('command', 'not recorded')}\n```"]
+        parts += [f"Commit {made.get('commit', 'unknown')}; {with_what}.", "## Use"]
+        if command := kind.use.get(str(asked["what"] or asked["target"] or "")) or kind.use.get(""):
+            parts.append(f"```bash\npython {command.format('OWNER/NAME')} …\n```")
+        caveats = _caveats(results, control, arguments, data, dataset)
+        parts += [WEIGHTS, "## Caveats", "\n".join(f"- {line}" for line in caveats), "## Licence", LICENCE]
         return _sealed(str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")))
-
-
-def _choice(results: Mapping) -> str:
-    by = f"the best one by {results['selected_by']} on the validation trials"
-    return by if results["val"] else "the last one, as nothing validates"
-
-
-def _use(kind: Kind, arguments: Mapping) -> Iterator[str]:
-    command = kind.use.get(str(arguments.get("what") or arguments.get("target") or "")) or kind.use.get("")
-    if command:
-        yield f"```bash\npython {command.format('OWNER/NAME')} …\n```"
-    yield (
-        "Weights are in `model.safetensors` (or in the hub's layout of a ControlNet), all else is in `config.json`; a "
-        "LoRA adapter is in `lora_epochN/`. Reading them runs no code."
-    )
 
 
 def _base_model(folder: Path) -> str | None:
@@ -223,20 +213,9 @@ def _eval_result(name: str, score: Mapping, data: Mapping, dataset: str) -> Eval
     )
 
 
-def _warnings(data: Mapping, is_control: bool) -> Iterator[str]:
-    if data.get("simulated"):
-        yield "> **Simulated recordings.** No person was recorded; the scores say nothing about people."
-    if is_control:
-        yield "> **A shuffled-label control.** It was trained on labels that are wrong on purpose; it decodes nothing."
-
-
 def _table(heads: list[str], rows: list[list]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
-
-
-def _named(names: list[str]) -> str:
-    return ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else "")
 
 
 def _people(data: Mapping, dataset: str) -> Iterator[str]:
@@ -244,19 +223,21 @@ def _people(data: Mapping, dataset: str) -> Iterator[str]:
         yield f"{dataset}; run.json is of an older version and does not say whom."
         return
     yield f"{dataset}{', simulated' if data['simulated'] else ''}, `--protocol {data['protocol']}`."
-    rows = []
-    for mode in ("train", "val", "test"):
-        of = data[mode]
-        images = [of["images"] or "–"]
-        rows.append([mode, len(of["people"]), _named(of["people"]), _named(of["sessions"]), of["trials"], *images])
+
+    def named(names: list[str]) -> str:
+        more = f" and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else ""
+        return ", ".join(names[:MOST_NAMES]) + more
+
+    of = [data[mode] for mode in SPLITS]
+    who = [[len(o["people"]), named(o["people"]), named(o["sessions"]), o["trials"], o["images"] or "–"] for o in of]
+    rows = [[mode, *line] for mode, line in zip(SPLITS, who, strict=True)]
     yield _table(["split", "people", "who", "sessions", "trials", "images"], rows)
 
 
 def _scores(results: Mapping, control: Mapping | None) -> Iterator[str]:
     rows = [_score_line(split, name, score) for split in ("test", "val") for name, score in results[split].items()]
-    for name, score in (control or {}).get("test", {}).items():
-        if name in results["test"]:
-            rows.append(_score_line("test, shuffled-label control", name, score))
+    of_control = (control or {}).get("test", {}).items()
+    rows += [_score_line("test, shuffled-label control", k, score) for k, score in of_control if k in results["test"]]
     if not results["test"]:
         yield "The store has no test trials, so there is no test score."
     if rows:
@@ -267,16 +248,10 @@ def _score_line(split: str, name: str, score: Mapping) -> list:
     if "accuracy" not in score:
         interval = f"{score['low']:.3f} to {score['high']:.3f}"
         return [split, name, f"{score['measure']} {score['value']:.3f}", score["n"], "–", interval, "–", "–"]
-    accuracy, low, high, chance = (f"{100 * score[key]:.1f} %" for key in ("accuracy", "low", "high", "chance"))
+    accuracy, low, high, chance = (percent(score[key]) for key in ("accuracy", "low", "high", "chance"))
     if score.get("recording_line"):
-        chance += f" (the recording alone: {100 * score['recording_line']:.1f} %)"
+        chance += f" (the recording alone: {percent(score['recording_line'])})"
     return [split, name, accuracy, score["n"], score["people"], f"{low} to {high}", chance, f"{score['p']:.2g}"]
-
-
-def _environment(record: Mapping) -> str:
-    made, n = record.get("environment", {}), record.get("num_processes", 1)
-    versions = ", ".join(f"{name} {made[name]}" for name in ("python", "torch", "transformers", "peft") if name in made)
-    return f"Commit {made.get('commit', 'unknown')}; {versions}; {n} process{'es' if n != 1 else ''}."
 
 
 def _caveats(
@@ -295,11 +270,7 @@ def _caveats(
         yield "No shuffled-label control is known. It is the same command with --shuffle_labels and RUN_shuffled."
     if arguments.get("use_pretrained_weights") is False:
         yield "The encoder had random weights, as asked for."
-    try:
-        words = caution(load_description(dataset), str(data.get("protocol", "")))
-    except (KeyError, UserError):
-        words = ""
-    if words:
-        yield words
+    with suppress(KeyError, UserError):
+        yield from filter(None, [caution(load_description(dataset), str(data.get("protocol", "")))])
     yield "It was trained on these electrodes, this rate and this window; others are refused or mean something else."
     yield "Not for medical use, and not for decoding anybody who has not agreed to it."

@@ -15,28 +15,23 @@ FEW_PEOPLE = 3  # up to so many, an interval over people is worth nothing
 class Accuracy:
     """An accuracy with what is needed to believe it.
 
-    correct, n, people : int. Right trials, trials, and people that they are from.
-    accuracy, low, high : float. Share of correct trials and its 95 % Wilson interval. Trials of one person resemble
-        each other, so the interval speaks of these people and not of people in general.
-    chance, p : float. Accuracy of the best constant answer on these trials, and the one-sided exact binomial p-value of
-        doing this well at that rate; where classes are unequal it is on the safe side.
-    task, within_task : Accuracy, optional. Where recordings hold some classes only: is the kind of recording (task)
-        right; and the class, asked among the classes of the trial's own task. A read-out without probabilities is
-        asked for the latter on those trials whose task it has right.
-    recording_line : float, optional. The accuracy of knowing the recording and guessing among its classes.
+    Trials of one person resemble each other, so the interval speaks of these people and not of people in general. Where
+    classes are unequal the p-value is on the safe side.
     """
 
-    correct: int
-    n: int
-    people: int
-    accuracy: float
+    correct: int  # right trials
+    n: int  # trials
+    people: int  # that they are from
+    accuracy: float  # share of right trials, and its 95 % Wilson interval
     low: float
     high: float
-    chance: float
-    p: float
+    chance: float  # accuracy of the best constant answer on these trials
+    p: float  # one-sided exact binomial p-value of doing this well at that rate
+    # where recordings hold some classes only: is the kind of recording right
     task: "Accuracy | None" = None
+    # and the class, asked among those of the trial's own task; without probabilities, of trials whose task is right
     within_task: "Accuracy | None" = None
-    recording_line: float | None = None
+    recording_line: float | None = None  # the accuracy of knowing the recording and guessing among its classes
 
     def __str__(self) -> str:
         interval = f"95 % interval {100 * self.low:.1f} to {percent(self.high)}"
@@ -60,17 +55,13 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is no accuracy: the mean of one number a trial, more being better, with a bootstrap over trials.
+    """What is no accuracy: the mean of one number a trial, more being better, with a bootstrap over trials."""
 
-    measure : str. "cosine", "correlation", "share explained".
-    n : int. Of trials, or of pictures.
-    """
-
-    measure: str
+    measure: str  # "cosine", "correlation", "share explained"
     value: float
     low: float
     high: float
-    n: int
+    n: int  # of trials, or of pictures
 
     def __str__(self) -> str:
         return f"{self.measure} {self.value:.3f} (n = {self.n}, 95 % interval {self.low:.3f} to {self.high:.3f})"
@@ -101,9 +92,9 @@ def worth(score: Mapping) -> float | None:
     return value if isinstance(value, float) else None
 
 
-def percent(share: float, digits: int = 1) -> str:
+def percent(share: float) -> str:
     """ "37.5 %"."""
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * share:.1f} %"
 
 
 def p_value(p: float) -> str:
