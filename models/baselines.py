@@ -9,11 +9,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 import torch
 from scipy.signal import butter, sosfiltfilt, welch
 from scipy.special import softmax
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -95,43 +97,39 @@ class RecordingOnly(BestConstant):
 
 
 class Classical:
-    """Features of each trial, and steps of scikit-learn's, the last one a classifier.
+    """What a split's features are, and steps of scikit-learn's, the last one a classifier.
 
-    features : callable. (N, C, T) float64, `sfreq` in Hz → what the first step reads.
+    features : callable. `Data` → (N, …) array that the first step reads.
     least : float. Seconds that a trial must last.
+    Raises UserError where trials are shorter, or those of training are of one class.
     """
 
-    reads = "signal"
-
-    def __init__(self, n_classes: int, features: Callable, *steps, least: float = OF_RHYTHMS):
-        self.n_classes, self.features, self.steps, self.least = n_classes, features, steps, least
+    def __init__(self, n_classes: int, features: Callable, *steps, least: float = OF_RHYTHMS, reads: str = "signal"):
+        self.n_classes, self.features, self.steps, self.least, self.reads = n_classes, features, steps, least, reads
 
     def fit(self, train: Data, val: Data) -> None:
-        check_length(train, self.least)
-        features = FunctionTransformer(self.features, kw_args={"sfreq": train.sfreq})
-        self.pipeline = make_pipeline(features, *self.steps).fit(np.asarray(train.x, np.float64), train.labels)
+        n_times = train.x.shape[-1]
+        if self.reads == "signal" and n_times < self.least * train.sfreq:
+            few = f"{n_times} samples, expected {self.least} s or more"
+            raise UserError(f"trials are too short for this baseline: {few}")
+        if len(np.unique(train.labels)) < 2:
+            raise UserError("this baseline needs training trials of two classes or more")
+        self.pipeline = make_pipeline(*self.steps).fit(self.features(train), train.labels)
 
     def predict(self, data: Data) -> np.ndarray:
-        return probabilities_of(self.pipeline, np.asarray(data.x, np.float64), self.n_classes)
+        """(N, K) probabilities; of a classifier that gives scores only, their softmax; 0 for a class unseen so far."""
+        result = np.zeros((len(data), self.n_classes))
+        if len(data):
+            x, has_p = self.features(data), hasattr(self.pipeline, "predict_proba")
+            p = self.pipeline.predict_proba(x) if has_p else self.pipeline.decision_function(x)
+            p = np.stack([-p, p], axis=1) if p.ndim == 1 else p  # two classes have one score
+            result[:, self.pipeline.classes_] = p if has_p else softmax(p, axis=1)
+        return result
 
 
-def check_length(train: Data, least: float) -> None:
-    """Raise UserError where trials last less than `least` seconds."""
-    n_times = train.x.shape[-1]
-    if n_times < least * train.sfreq:
-        raise UserError(f"trials are too short for this baseline: {n_times} samples, expected {least} s or more")
-
-
-def probabilities_of(pipeline, x: np.ndarray, n_classes: int) -> np.ndarray:
-    """(N, K) probabilities; of a classifier that gives scores only, their softmax; 0 for a class it was not shown."""
-    result = np.zeros((len(x), n_classes))
-    if len(x) and hasattr(pipeline, "predict_proba"):
-        result[:, pipeline.classes_] = pipeline.predict_proba(x)
-    elif len(x):
-        scores = pipeline.decision_function(x)
-        scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores  # two classes have one score
-        result[:, pipeline.classes_] = softmax(scores, axis=1)
-    return result
+def of_signal(features: Callable) -> Callable[[Data], np.ndarray]:
+    """A function of (N, C, T) float64 and its rate in Hz, as one of `Data`."""
+    return lambda data: features(np.asarray(data.x, np.float64), data.sfreq)
 
 
 def band_power(x: np.ndarray, sfreq: float) -> np.ndarray:
@@ -148,7 +146,7 @@ def filtered(x: np.ndarray, sfreq: float, band: tuple[float, float] = RHYTHMS) -
 
 def bandpower_lda(n_classes: int, **_) -> Classical:
     """Logarithm of band power and linear discriminant analysis with shrinkage."""
-    return Classical(n_classes, band_power, LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    return Classical(n_classes, of_signal(band_power), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
 
 
 def csp_lda(n_classes: int, **_) -> Classical:
@@ -157,7 +155,7 @@ def csp_lda(n_classes: int, **_) -> Classical:
 
     mne.set_log_level("ERROR")
     csp = mne.decoding.CSP(n_components=6, reg="oas", log=True)
-    return Classical(n_classes, filtered, csp, LinearDiscriminantAnalysis())
+    return Classical(n_classes, of_signal(filtered), csp, LinearDiscriminantAnalysis())
 
 
 def recentred(covariances: np.ndarray, groups: Sequence[Sequence[int]], causal: bool) -> np.ndarray:
@@ -174,52 +172,44 @@ def recentred(covariances: np.ndarray, groups: Sequence[Sequence[int]], causal: 
     return result
 
 
-class TangentSpaces:
-    """Covariances of some bands in their Riemannian means' tangent spaces, side by side; logistic regression.
+def covariances_of(bands: Sequence[tuple[float, float]], data: Data) -> np.ndarray:
+    """(N, B, C, C) in those of the bands that the rate can hold; recentred band by band where trials are aligned.
 
-    Barachant et al., Neurocomputing 112, 2013. Where trials are aligned by a session or a person, each band's
-    covariances are recentred by themselves: one matrix for all bands brings none of them to the identity.
-
-    bands : sequence of (low, high). Hz; those that the rate can hold are read.
-    c : float. The inverse of the logistic regression's regularisation.
+    One matrix for all bands would bring none of them to the identity.
     """
+    from pyriemann.estimation import Covariances
 
-    reads = "signal"
+    x, held = np.asarray(data.x, np.float64), [band for band in bands if band[1] < data.sfreq / 2]
+    made = [Covariances("oas").transform(filtered(x, data.sfreq, band)) for band in held]
+    return np.stack([recentred(of_band, data.groups, data.causal) for of_band in made], axis=1)
 
-    def __init__(self, bands: Sequence[tuple[float, float]], c: float, n_classes: int, **_):
-        self.bands, self.c, self.n_classes = bands, c, n_classes
 
-    def _covariances(self, data: Data) -> list[np.ndarray]:
-        """(N, C, C) of each band."""
-        from pyriemann.estimation import Covariances
+class BandSpaces(TransformerMixin, BaseEstimator):
+    """(N, B, C, C) covariances → (N, …), each band's in the tangent space of its Riemannian mean, side by side."""
 
-        x = np.asarray(data.x, np.float64)
-        bands = [band for band in self.bands if band[1] < data.sfreq / 2]
-        made = [Covariances("oas").transform(filtered(x, data.sfreq, band)) for band in bands]
-        return [recentred(covariances, data.groups, data.causal) for covariances in made]
-
-    def fit(self, train: Data, val: Data) -> None:
+    def fit(self, x: np.ndarray, y: np.ndarray | None = None) -> "BandSpaces":
         from pyriemann.tangentspace import TangentSpace
 
-        check_length(train, OF_RHYTHMS)
-        covariances = self._covariances(train)
-        self.spaces = [TangentSpace("riemann").fit(of_band) for of_band in covariances]
-        logistic = LogisticRegression(max_iter=2000, C=self.c)
-        self.pipeline = make_pipeline(StandardScaler(), logistic).fit(self._features(covariances), train.labels)
+        self.spaces = [TangentSpace("riemann").fit(x[:, band]) for band in range(x.shape[1])]
+        return self
 
-    def _features(self, covariances: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate([space.transform(of) for space, of in zip(self.spaces, covariances, strict=True)], axis=1)
+    def transform(self, x: np.ndarray) -> np.ndarray:
+        return np.concatenate([space.transform(x[:, band]) for band, space in enumerate(self.spaces)], axis=1)
 
-    def predict(self, data: Data) -> np.ndarray:
-        if not len(data):
-            return np.zeros((0, self.n_classes))
-        return probabilities_of(self.pipeline, self._features(self._covariances(data)), self.n_classes)
+
+def tangent_spaces(bands: Sequence[tuple[float, float]], c: float, n_classes: int, **_) -> Classical:
+    """Covariances in the tangent spaces of some bands in Hz; logistic regression of inverse regularisation `c`.
+
+    Barachant et al., Neurocomputing 112, 2013.
+    """
+    logistic = LogisticRegression(max_iter=2000, C=c)
+    return Classical(n_classes, partial(covariances_of, bands), BandSpaces(), StandardScaler(), logistic)
 
 
 # one band, 8 to 30 Hz
-tangent_space = partial(TangentSpaces, [RHYTHMS], 0.1)
+tangent_space = partial(tangent_spaces, [RHYTHMS], 0.1)
 # the nine bands of Ang et al., IJCNN 2008
-filterbank_tangent = partial(TangentSpaces, FILTER_BANK, 0.01)
+filterbank_tangent = partial(tangent_spaces, FILTER_BANK, 0.01)
 
 
 def evoked(x: np.ndarray, sfreq: float) -> np.ndarray:
@@ -233,7 +223,7 @@ def samples_lda(n_classes: int, **_) -> Classical:
     """Time samples and linear discriminant analysis with shrinkage (Blankertz et al., NeuroImage 56, 2011)."""
     flat = FunctionTransformer(lambda x: x.reshape(len(x), -1))
     lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-    return Classical(n_classes, evoked, flat, lda, least=OF_EVOKED)
+    return Classical(n_classes, of_signal(evoked), flat, lda, least=OF_EVOKED)
 
 
 def xdawn_tangent(n_classes: int, **_) -> Classical:
@@ -247,33 +237,21 @@ def xdawn_tangent(n_classes: int, **_) -> Classical:
     covariances = XdawnCovariances(nfilter=4, estimator="oas", xdawn_estimator="oas")
     logistic = LogisticRegression(max_iter=2000, C=0.1)
     steps = covariances, TangentSpace("riemann"), StandardScaler(), logistic
-    return Classical(n_classes, evoked, *steps, least=OF_EVOKED)
+    return Classical(n_classes, of_signal(evoked), *steps, least=OF_EVOKED)
 
 
 # ---------------------------------------------------------------- EEG-ImageNet's, on differential entropy
 
 
-class OnFeatures:
+def on_features(make: Callable, n_classes: int, seed: int = 0, **_) -> Classical:
     """A classifier of scikit-learn's, which `make(seed)` gives, on standardised features."""
-
-    reads = "features"
-
-    def __init__(self, make: Callable, n_classes: int, seed: int = 0, **_):
-        self.n_classes, self.classifier = n_classes, make(seed)
-
-    def fit(self, train: Data, val: Data) -> None:
-        if len(set(train.labels.tolist())) < 2:
-            raise UserError("this baseline needs training trials of two classes or more")
-        self.pipeline = make_pipeline(StandardScaler(), self.classifier).fit(train.x, train.labels)
-
-    def predict(self, data: Data) -> np.ndarray:
-        return probabilities_of(self.pipeline, data.x, self.n_classes)
+    return Classical(n_classes, attrgetter("x"), StandardScaler(), make(seed), reads="features")
 
 
-ridge = partial(OnFeatures, lambda seed: RidgeClassifier())
-knn = partial(OnFeatures, lambda seed: KNeighborsClassifier(5))
-forest = partial(OnFeatures, lambda seed: RandomForestClassifier(200, random_state=seed))
-svm = partial(OnFeatures, lambda seed: LinearSVC(random_state=seed))
+ridge = partial(on_features, lambda seed: RidgeClassifier())
+knn = partial(on_features, lambda seed: KNeighborsClassifier(5))
+forest = partial(on_features, lambda seed: RandomForestClassifier(200, random_state=seed))
+svm = partial(on_features, lambda seed: LinearSVC(random_state=seed))
 
 
 # ---------------------------------------------------------------- trained by gradient
