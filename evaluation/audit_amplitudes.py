@@ -66,9 +66,8 @@ def amplitude_findings(store, trials: Sequence[Trial], s: Summaries) -> Iterator
             odd[f"electrode {name}: {value:.3g} times the median electrode's"] = beyond
     if not odd:
         reach = f"{typical.min():.3g} to {typical.max():.3g} µV" if typical.count() else "nothing changes"
-        yield Finding(
-            "ok", "amplitudes", f"of recordings' median electrodes {reach}; no electrode is far from the others"
-        )
+        words = f"of recordings' median electrodes {reach}; no electrode is far from the others"
+        yield Finding("ok", "amplitudes", words)
         return
     some = "; ".join(list(odd)[:5]) + (f"; and {len(odd) - 5} more" if len(odd) > 5 else "")
     wrong = max(odd.values()) >= FAR and store.meta.get("scale_flag") is None

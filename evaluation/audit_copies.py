@@ -6,7 +6,7 @@ import numpy as np
 
 from datasets.recording import Trial, origin
 from datasets.splits import Split
-from evaluation.findings import Finding
+from evaluation.findings import Finding, first_of
 from evaluation.summaries import Summaries, own_bins, standardised
 
 COPIES = 0.9999  # correlation of two trials from which on one is a copy of the other; neighbours in time stay far below
@@ -16,7 +16,6 @@ AUDIBLE = 0.02  # of the loudest frequency's amplitude: what lies below it was f
 OUTSTANDING = 4.5  # deviations by which a pair's likeness exceeds that of most pairs before it is looked at closely
 MOST_PAIRS = 200  # looked at closely
 NEIGHBOURS = 5  # trials of a recording so near each other may overlap in time
-SHOWN = 5
 
 
 def copy_findings(store, splits: Split, trials: Sequence[Trial], sketch: np.ndarray) -> Iterator[Finding]:
@@ -37,11 +36,11 @@ def copy_findings(store, splits: Split, trials: Sequence[Trial], sketch: np.ndar
         x, y = (standardised(store.read(trials[k])) for k in (a, b))
         if abs((x * y).sum()) >= COPIES * np.sqrt(np.square(x).sum() * np.square(y).sum()):
             copies.append((trials[a].key, trials[b].key))
-    for a, b in copies[:SHOWN]:
+    words = []
+    for a, b in copies:
         where = " and ".join(split_of.get(key, "no split") for key in (a, b))
-        yield Finding("BREACH", "copies", f"{a} ({where}) is {b} but for gain and offset")
-    if len(copies) > SHOWN:
-        yield Finding("BREACH", "copies", f"{len(copies) - SHOWN} more pairs of trials are copies")
+        words.append(f"{a} ({where}) is {b} but for gain and offset")
+    yield from first_of("BREACH", "copies", words, "pairs of trials are copies")
     if not copies:
         yield Finding("ok", "copies", f"no two of {len(trials)} trials are the same up to gain and offset")
 
@@ -66,26 +65,22 @@ def changed_copy_findings(store, splits: Split, trials: Sequence[Trial], s: Summ
     for features in (s.spectra, s.layout):
         for a, b, likeness in _most_alike(features, test, others):
             pairs[a, b] = max(likeness, pairs.get((a, b), 0.0))
-    flat = _mean_spectrum(store, trials)
-    found = []
-    for a, b in sorted(pairs, key=pairs.get, reverse=True)[:MOST_PAIRS]:
-        likeness, chance, how = _at_any_lag(store.read(trials[a]), store.read(trials[b]), flat, store.sfreq)
-        if likeness >= max(CHANGED, ABOVE_CHANCE * chance):
-            found.append((trials[a], trials[b], f"{how}, correlation {likeness:.2f}"))
+    # (C, F) mean amplitudes of some trials, each electrode standardised; by them each frequency counts alike
+    some = trials[:: max(1, len(trials) // 100)]
+    flat = np.mean([np.abs(_spectrum(store.read(trial))) for trial in some], axis=0)
     split_of = {trial.key: mode for mode, of_split in splits.items() for trial in of_split}
-    findings = []
-    for a, b, how in found:
-        overlap = origin(a)[:3] == origin(b)[:3] and abs(a.trial - b.trial) <= NEIGHBOURS
-        words = f"{a.key} (test) is made of {b.key} ({split_of[b.key]}): {how}"
-        # windows of neighbours in time overlap by a protocol, not by a hand
-        findings.append(("notice", f"{words}; they overlap in time") if overlap else ("BREACH", words))
-    for kind, words in sorted(findings)[:SHOWN]:
-        yield Finding(kind, "changed copies", words)
-    if len(findings) > SHOWN:
-        yield Finding(
-            min(findings)[0], "changed copies", f"{len(findings) - SHOWN} more test trials are made of others"
-        )
-    if not found:
+    found = {"BREACH": [], "notice": []}
+    for place, other in sorted(pairs, key=pairs.get, reverse=True)[:MOST_PAIRS]:
+        a, b = trials[place], trials[other]
+        likeness, chance, how = _at_any_lag(store.read(a), store.read(b), flat, store.sfreq)
+        if likeness >= max(CHANGED, ABOVE_CHANCE * chance):
+            words = f"{a.key} (test) is made of {b.key} ({split_of[b.key]}): {how}, correlation {likeness:.2f}"
+            # windows of neighbours in time overlap by a protocol, not by a hand
+            overlap = origin(a)[:3] == origin(b)[:3] and abs(a.trial - b.trial) <= NEIGHBOURS
+            found["notice" if overlap else "BREACH"].append(words + "; they overlap in time" * overlap)
+    for kind, words in found.items():
+        yield from first_of(kind, "changed copies", sorted(words), "test trials are made of others")
+    if not any(found.values()):
         words = f"no test trial is another one shifted, filtered or cut; {len(pairs)} pairs were looked at closely"
         yield Finding("ok", "changed copies", words)
 
@@ -96,18 +91,11 @@ def _most_alike(features: np.ndarray, test: np.ndarray, others: np.ndarray) -> I
     theirs = unit[others].T
     for part in np.array_split(test, max(1, len(test) // 512)):
         like = unit[part] @ theirs  # (n, N)
-        usual = (
-            np.median(np.abs(like[:, :: max(1, len(others) // 2000)])) / 0.6745
-        )  # the deviation of pairs that have nothing in common
+        # the deviation of pairs that have nothing in common
+        usual = np.median(np.abs(like[:, :: max(1, len(others) // 2000)])) / 0.6745
         for a, b, most in zip(part, others[like.argmax(axis=1)], like.max(axis=1), strict=True):
             if most > OUTSTANDING * usual:
                 yield int(a), int(b), float(most / usual)
-
-
-def _mean_spectrum(store, trials: Sequence[Trial]) -> np.ndarray:
-    """(C, F) mean amplitudes of some trials, each electrode standardised; by them each frequency counts alike."""
-    some = trials[:: max(1, len(trials) // 100)]
-    return np.mean([np.abs(_spectrum(store.read(trial))) for trial in some], axis=0)
 
 
 def _spectrum(x: np.ndarray) -> np.ndarray:

@@ -1,15 +1,15 @@
 """Pictures and captions: a test picture among those that were trained on, a caption that names the class."""
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from datasets.splits import Split
-from evaluation.findings import Finding
+from evaluation.findings import Finding, first_of
 from models.clip_targets import image_paths
 from stages.captions import captions_of
 from stages.scores import percent
@@ -21,7 +21,6 @@ from utils.progress import progress
 EDGE = 24  # pixels of the small pictures that are compared
 SAME = 0.995  # their correlation, from which on they are one; drawings of one thing reach 0.991
 CROPPED = (1.0, 0.9, 0.8)  # shares of a picture's edges that are compared, around its middle
-SHOWN = 5
 NAMED = 0.5  # share of captions that name their image's class, from which on it is worth a notice
 
 
@@ -34,10 +33,7 @@ def image_findings(splits: Split, images_dir: Path | None, repeats: bool) -> Ite
     repeats : bool. Whether the protocol tests on pictures that were trained on.
     """
     images = {mode: {trial.image for trial in of_split} - {""} for mode, of_split in splits.items()}
-    tested, others = (
-        sorted(images.get("test", set())),
-        sorted(set().union(*(images.get(mode, set()) for mode in ("train", "val")))),
-    )
+    tested, others = images.get("test", set()), images.get("train", set()) | images.get("val", set())
     if not tested or not others:
         return
     names = sorted({*tested, *others})
@@ -46,10 +42,12 @@ def image_findings(splits: Split, images_dir: Path | None, repeats: bool) -> Ite
     if missing := [image for image in names if image not in there]:
         where = f"{missing[0]} and {len(missing) - 1} more are not in {images_dir}; --stimuli_dir names their folder"
         yield Finding("cannot", "images", f"whether pictures are the same: {where}")
-    tested, others = ([image for image in part if image in there] for part in (tested, others))
+    tested, others = (sorted(part & set(there)) for part in (tested, others))
     if not tested or not others:
         return
-    found = dict(_same_bytes(tested, others, there))
+    digest = {image: hashlib.sha256(path.read_bytes()).digest() for image, path in there.items()}
+    same = {(a, b) for a, b in product(tested, others) if a != b and digest[a] == digest[b]}
+    found = dict.fromkeys(same, 2.0)  # their likeness stands for more than 1
     looks, unread = {}, []
     for image in progress([*tested, *others], desc="pictures", unit="picture", leave=False):
         try:
@@ -60,28 +58,14 @@ def image_findings(splits: Split, images_dir: Path | None, repeats: bool) -> Ite
         yield Finding("cannot", "images", f"{unread[0]} and {len(unread) - 1} more are no pictures that can be read")
     for image, other, like in _alike([i for i in tested if i in looks], [i for i in others if i in looks], looks):
         found.setdefault((image, other), like)
-    for number, ((image, other), like) in enumerate(sorted(found.items(), key=lambda one: -one[1])):
-        if number < SHOWN:
-            how = "the same bytes" if like > 1 else f"the same picture (correlation {like:.3f})"
-            kind = "notice" if repeats else "BREACH"
-            yield Finding(kind, "images", f"{image} (test) and {other} (trained on) are {how}")
-    if len(found) > SHOWN:
-        more = f"{len(found) - SHOWN} more pairs are alike"
-        yield Finding("notice" if repeats else "BREACH", "images", more)
+    kind, words = "notice" if repeats else "BREACH", []
+    for (image, other), like in sorted(found.items(), key=lambda one: -one[1]):
+        how = "the same bytes" if like > 1 else f"the same picture (correlation {like:.3f})"
+        words.append(f"{image} (test) and {other} (trained on) are {how}")
+    yield from first_of(kind, "images", words, "pairs are alike")
     if not found:
         counts = f"{len(tested)} test pictures, {len(others)} trained on"
         yield Finding("ok", "images", f"{counts}: none is another in bytes or looks")
-
-
-def _same_bytes(tested: Sequence[str], others: Sequence[str], there: Mapping) -> Iterator[tuple[tuple, float]]:
-    """Pairs of pictures whose files are the same, under other names; their likeness stands for more than 1."""
-    digests = defaultdict(list)
-    for image in others:
-        digests[hashlib.sha256(there[image].read_bytes()).digest()].append(image)
-    for image in tested:
-        for other in digests.get(hashlib.sha256(there[image].read_bytes()).digest(), ()):
-            if other != image:
-                yield (image, other), 2.0
 
 
 def _small(path: Path) -> list[np.ndarray]:
@@ -111,14 +95,10 @@ def _alike(tested: Sequence[str], others: Sequence[str], looks: Mapping) -> Iter
     whole = _unit([looks[image][0] for image in others])
     cut = [_unit([looks[image][k] for image in others]) for k in range(1, len(CROPPED))]
     best = np.zeros((len(tested), len(others)))
-    for mirrored in (False, True):
-        for turns in range(4):
-            for k in range(len(CROPPED)):
-                seen = [np.rot90(looks[image][k], turns) for image in tested]
-                best = np.maximum(best, _unit([p[:, ::-1] if mirrored else p for p in seen]) @ whole.T)
-    of_test = _unit([looks[image][0] for image in tested])
+    for flip, turns, k in product((1, -1), range(4), range(len(CROPPED))):
+        best = np.maximum(best, _unit([np.rot90(looks[i][k], turns)[:, ::flip] for i in tested]) @ whole.T)
     for part in cut:
-        best = np.maximum(best, of_test @ part.T)
+        best = np.maximum(best, _unit([looks[image][0] for image in tested]) @ part.T)
     for a, b in np.argwhere(best >= SAME):
         if tested[a] != others[b]:
             yield tested[a], others[b], float(best[a, b])

@@ -3,8 +3,9 @@
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from datasets.recording import origin
 from datasets.repetitions import averages, repetitions, some_repetitions, with_shuffled_images
 from datasets.trials import TrialDataset
 from evaluation.decoded_runs import Run
-from evaluation.findings import Finding
+from evaluation.findings import Checked, of_run
 from models import choose
 from models.clip_targets import compared
 from stages import TARGETS, checkpoints
@@ -32,16 +33,11 @@ SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
 DECODED_ANEW = 16  # trials of a text or mapper run
 ROUNDING = 0.1  # share of answers that another device's or library's rounding may turn
 RUNS_FAULTS = (UserError, KeyError, ValueError, TypeError, AttributeError)  # what a run's own record may make of it
-Checked = Iterator[tuple[str, str]]  # a finding's kind and words, of the run that is checked
 
 
-def token_findings(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | None, device) -> Iterator[Finding]:
+@of_run
+def token_findings(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | None, device) -> Checked:
     """Whether the cache's tokens are what the encoder makes of these splits: a few of each file are encoded anew."""
-    for kind, words in _cached_tokens(run, datasets, cache_dir, device):
-        yield Finding(kind, run.name, words)
-
-
-def _cached_tokens(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | None, device) -> Checked:
     asked, expected = run.argument, run.depends_on.get("encoder")
     if not isinstance(expected, str) or any(map(asked.get, ("no_cache_features", "train_encoder", "encoder_lora"))):
         return
@@ -77,20 +73,19 @@ def _cached_tokens(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | 
         yield "ok", f"{compared} trials of {len(files)} files of the token cache were encoded anew and agree"
 
 
-def used_findings(run: Run, datasets: Sequence[TrialDataset]) -> Iterator[Finding]:
+@of_run
+def used_findings(run: Run, datasets: Sequence[TrialDataset]) -> Checked:
     """Whether a run has used of the test person what its rows say, and causal alignment nothing of later trials."""
     test = next((dataset for dataset in datasets if dataset.mode == "test"), None)
     if test is None or not run.rows[0].uses:
-        yield Finding("cannot", run.name, "what was used of the test person: its rows do not say it")
+        yield "cannot", "what was used of the test person: its rows do not say it"
         return
     adapt = ADAPTATIONS.get(str(run.argument.get("adapt", "none")), ADAPTATIONS["none"])
     settings, said = used_together(*test.uses.split("; "), adapt.uses), run.uses
     if "ensemble" not in run.record and settings != said:
-        yield Finding(
-            "BREACH", run.name, f"its rows say {said!r} was used of the test person, its settings {settings!r}"
-        )
+        yield "BREACH", f"its rows say {said!r} was used of the test person, its settings {settings!r}"
         return
-    yield Finding("ok", run.name, f"used of the test person: {said}, as its settings say")
+    yield "ok", f"used of the test person: {said}, as its settings say"
     if ALIGNMENTS[test.align].causal:
         person = [trial for trial in test.store.trials if trial.subject == test.trials[0].subject]
         order = sorted(person, key=origin)
@@ -98,30 +93,25 @@ def used_findings(run: Run, datasets: Sequence[TrialDataset]) -> Iterator[Findin
         for place in sorted({1, len(order) // 2, len(order) - 1}):  # with nothing behind it, each is aligned alike
             until = test.aligning(order[:place])
             if any(not np.array_equal(until[trial.key], aligned[trial.key]) for trial in order[:place]):
-                yield Finding("BREACH", run.name, f"trials before {order[place].key} are aligned by what comes after")
+                yield "BREACH", f"trials before {order[place].key} are aligned by what comes after"
                 return
-        yield Finding("ok", run.name, "no trial is aligned by a later one: bit-equal without them")
+        yield "ok", "no trial is aligned by a later one: bit-equal without them"
 
 
 # ---------------------------------------------------------------- targets of seen images
 
 
+@of_run
 def target_findings(
     run: Run, splits: Mapping[str, TrialDataset], images_dir: Path | None, cache_dir: str | None, device
-) -> Iterator[Finding]:
+) -> Checked:
     """Whether a run of seen images was trained towards what its model makes of their pictures, sentences or captions.
 
     Some targets of each file of the cache are made anew, and all of the cache must be what the run's record says. Then
     its best checkpoint answers the test trials anew.
     """
-    if run.argument.get("target") in list(TARGETS):
-        for kind, words in _targets(run, splits, images_dir, cache_dir, device):
-            yield Finding(kind, run.name, words)
-
-
-def _targets(
-    run: Run, splits: Mapping[str, TrialDataset], images_dir: Path | None, cache_dir: str | None, device
-) -> Checked:
+    if run.argument.get("target") not in list(TARGETS):
+        return
     asked, store, files = dict(run.argument), splits["test"].store, []
     asked["images_dir"] = images_dir or Path()
     asked["cache_dir"] = cache_folder(cache_dir or asked.get("cache_dir"), store.path)
@@ -149,11 +139,11 @@ def _targets(
     same = not files or recorded in ([], [target.digest])
     if files and same:
         yield "ok", f"some targets of {len(files)} files of the cache were made anew and agree; all are the run's"
-    folder = run.place if run.place.is_dir() else run.place.parent
     answers = []
-    if (folder / "results.json").is_file():
+    if (run.folder / "results.json").is_file():
         try:
-            opened = open_clip_run(folder, str(store.path), "test", str(asked.get("foundation_dir")), cache_dir, device)
+            foundation = str(asked.get("foundation_dir"))
+            opened = open_clip_run(run.folder, str(store.path), "test", foundation, cache_dir, device)
             groups = some_repetitions(repetitions(opened.dataset), asked.get("test_repetitions"), int(asked["seed"]))
             outputs = embed(opened.model, opened.dataset, groups, opened.people, device)
             answers = list(_agree(run, target.rows(outputs, opened.dataset, groups)[0]))
@@ -171,18 +161,21 @@ def _targets(
 # ---------------------------------------------------------------- answers
 
 
-def decoded_findings(run: Run, description, store, cache_dir: str | None, device) -> Iterator[Finding]:
+@of_run
+def decoded_findings(run: Run, description, store, cache_dir: str | None, device) -> Checked:
     """Whether a text or mapper run's best checkpoint gives the answers of its rows: some are decoded anew."""
-    folder = run.place if run.place.is_dir() else run.place.parent
-    if not (folder / "results.json").is_file() or run.argument.get("adapt", "none") != "none":
+    if not (run.folder / "results.json").is_file() or run.argument.get("adapt", "none") != "none":
         return
-    kinds = {"text": (read_text_runs, decode_text), "mapper": (read_mapper_runs, decode_embeddings)}
+    kinds = {
+        "text": (partial(read_text_runs, lora_dir=None), decode_text),
+        "mapper": (read_mapper_runs, decode_embeddings),
+    }
     for kind, (read, decode) in kinds.items():
-        if not any(folder.glob(checkpoints.KINDS[kind].name.format("*"))):
+        if not any(run.folder.glob(checkpoints.KINDS[kind].name.format("*"))):
             continue
         try:
             with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):
-                found = read([str(folder)], None) if kind == "text" else read([str(folder)])
+                found = read([str(run.folder)])
                 asked = DecodingSettings(
                     datasets_dir=str(store.path), split="test", protocol=found[0].content["protocol"],
                     num_samples=DECODED_ANEW, output_dir=place, foundation_dir=run.argument.get("foundation_dir"),
@@ -192,28 +185,21 @@ def decoded_findings(run: Run, description, store, cache_dir: str | None, device
                     cache_dir=cache_dir, no_cache_features=True, batch_size=8,
                     readout="head" if kind == "mapper" else None, no_quantize=bool(run.argument.get("no_quantize")),
                 )  # fmt: skip
-                of_run = checkpoints.as_trained(description, found[0].path, found[0].content)
-                rows = decode(found, of_run, asked, device)[0]
+                as_read = checkpoints.as_trained(description, found[0].path, found[0].content)
+                rows = decode(found, as_read, asked, device)[0]
         except RUNS_FAULTS as error:
-            yield Finding("cannot", run.name, f"whether its checkpoint gives these answers: {error}")
-            continue
-        for of, words in _agree(run, rows):
-            yield Finding(of, run.name, words)
+            yield "cannot", f"whether its checkpoint gives these answers: {error}"
+        else:
+            yield from _agree(run, rows)
 
 
 def _agree(run: Run, rows: Sequence[Row]) -> Checked:
     """Whether rows that were decoded anew have the answers of the run's, but for a few that rounding may turn."""
-    ours, wrong, compared_with = {row.index: row for row in rows}, 0, 0
-    for row in run.rows:
-        if (other := ours.get(row.index)) is not None:
-            compared_with += 1
-            wrong += any(
-                other.readouts[name].label != r.label for name, r in row.readouts.items() if name in other.readouts
-            )
-    if wrong > max(1, ROUNDING * compared_with):
-        yield (
-            "BREACH",
-            f"{wrong} of {compared_with} trials that its checkpoint decoded anew have other answers than its rows",
-        )
-    elif compared_with:
-        yield "ok", f"its checkpoint decoded {compared_with} trials anew, and {compared_with - wrong} answers agree"
+    ours = {row.index: row.readouts for row in rows}
+    pairs = [(row.readouts, ours[row.index]) for row in run.rows if row.index in ours]
+    differs = [any(name in b and b[name].label != of.label for name, of in a.items()) for a, b in pairs]
+    wrong, n = sum(differs), len(pairs)
+    if wrong > max(1, ROUNDING * n):
+        yield "BREACH", f"{wrong} of {n} trials that its checkpoint decoded anew have other answers than its rows"
+    elif n:
+        yield "ok", f"its checkpoint decoded {n} trials anew, and {n - wrong} answers agree"

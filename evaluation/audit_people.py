@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 
 import numpy as np
 
@@ -40,11 +40,12 @@ def people_findings(splits: Split, promise: str) -> Iterator[Finding]:
         if len(variants) > 1 and sum(name in people for people in where.values()) < 2:
             yield Finding("notice", "people", f"{spelled[name]} look like one person")
     if not twice and not nameless:
-        promised = {"person": "no person in two splits", "tested person": "nobody who tests trains or validates"}
-        apart = (
-            f"{promised[promise]}, in any spelling" if promise in promised else "one person's sessions, as asked for"
-        )
-        yield Finding("ok", "people", f"{len(names)} people; {apart}")
+        promised = {
+            "person": "no person in two splits, in any spelling",
+            "tested person": "nobody who tests trains or validates, in any spelling",
+        }
+        words = promised.get(promise, "one person's sessions, as asked for")
+        yield Finding("ok", "people", f"{len(names)} people; {words}")
 
 
 def seen_findings(splits: Split, promise: str) -> Iterator[Finding]:
@@ -97,8 +98,10 @@ def likeness_findings(splits: Split, promise: str, trials: Sequence[Trial], s: S
         short = "trials are too short" if not s.energies.size else f"{len(names)} people are too few"
         yield Finding("cannot", "likeness", f"whether two names are one person: {short}")
         return
-    nearness = _nearness(names, trials, s)
-    apart = {(a, b): near for (a, b), near in nearness.items() if _apart(names[a], names[b], tested, others)}
+    apart = {}  # pairs of which one tests and the other does not
+    for (a, b), near in _nearness(names, trials, s).items():
+        if any(x in tested and y in others for x, y in permutations((names[a], names[b]))):
+            apart[a, b] = near
     found = sorted((ratio, *pair) for pair, (ratio, may_be) in apart.items() if may_be and ratio < RATHER_ALIKE)
     for ratio, a, b in found:
         words = f"{names[a]} and {names[b]} look like one person: {ratio:.2f} times as far apart as from anybody else"
@@ -108,10 +111,6 @@ def likeness_findings(splits: Split, promise: str, trials: Sequence[Trial], s: S
     elif not found:
         nearest = f"nearest pair {min(apart.values())[0]:.2f} times as far apart as from anybody else"
         yield Finding("ok", "likeness", f"no two of {len(names)} people look like one ({nearest})")
-
-
-def _apart(a: str, b: str, tested: set[str], others: set[str]) -> bool:
-    return (a in tested and b in others) or (b in tested and a in others)
 
 
 def _nearness(names: Sequence[str], trials: Sequence[Trial], s: Summaries) -> dict[tuple[int, int], tuple[float, bool]]:

@@ -11,15 +11,13 @@ from evaluation.statistics import PERMUTATIONS, permutation_level, permutation_p
 from evaluation.summaries import Summaries
 from stages.scores import percent
 
-READABLE = (
-    0.25  # share of what guessing leaves that a probe may read before it is a breach; simulated effects reach 0.1
-)
+# share of what guessing leaves that a probe may read before it is a breach; simulated effects reach 0.1
+READABLE = 0.25
 READABLE_LOUDNESS = 0.4  # and those that all electrodes share 0.25, a rhythm that changes everywhere
 CERTAIN = 6.0  # deviations of guessing above its mean, for a breach: few blocks fall together by chance
 WRITTEN = 0.5  # share of one sample's variance between classes, from which on it was written; ERPs stay far below
-BLOCKS = (
-    0.5  # share of the changes of class from trial to trial that chance would give: below it, classes come in blocks
-)
+# share of the changes of class from trial to trial that chance would give: below it, classes come in blocks
+BLOCKS = 0.5
 DRIFT = 0.1  # share of what guessing leaves that a block must tell of its later trials, beyond what others' blocks tell
 
 
@@ -38,15 +36,14 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
         yield Finding("cannot", "probes", "there is one class only")
         return
     if (held == 1).all():
-        kind, words = "BREACH", "each recording holds one class: whatever tells recordings apart tells the class"
-    elif (held == n_classes).all():
-        kind, words = "ok", "each holds all classes"
-    else:
-        worth = percent(np.mean(1 / held[recordings]))
-        kind, words = "notice", f"they hold some of the classes: knowing the recording alone gives {worth}"
-    yield Finding(kind, "recordings", words)
-    if kind == "BREACH":
+        words = "each recording holds one class: whatever tells recordings apart tells the class"
+        yield Finding("BREACH", "recordings", words)
         return
+    if (held == n_classes).all():
+        yield Finding("ok", "recordings", "each holds all classes")
+    else:
+        words = "they hold some of the classes: knowing the recording alone gives"
+        yield Finding("notice", "recordings", f"{words} {percent(np.mean(1 / held[recordings]))}")
 
     def centred(x: np.ndarray) -> np.ndarray:
         return _within(recordings, x, _robust)
@@ -126,8 +123,8 @@ def blocks_of(labels: np.ndarray, recordings: np.ndarray, number: np.ndarray) ->
     changes = np.diff(labels[order]) != 0
     expected = 0.0
     for recording in np.unique(recordings):
-        share = np.bincount(labels[recordings == recording]) / max(1, (recordings == recording).sum())
-        expected += (1 - np.square(share).sum()) * max(0, (recordings == recording).sum() - 1)
+        n = (recordings == recording).sum()
+        expected += (1 - np.square(np.bincount(labels[recordings == recording]) / n).sum()) * (n - 1)
     if (changes & same).sum() >= BLOCKS * expected:
         return None
     blocks = np.zeros(len(labels), int)

@@ -13,30 +13,24 @@ import torch
 from datasets.recording import Trial, origin
 from datasets.splits import Split, protocol_named
 from evaluation.decoded_runs import Run, description_of
-from evaluation.findings import Finding
+from evaluation.findings import Checked, Finding, of_run
 from stages.runs import best_epoch, is_history
 from stages.scores import percent, score_rows
 from utils.checkpoints import CONFIG, WEIGHTS, read_checkpoint
 from utils.errors import UserError
 from utils.files import read_csv, read_json
 
-# baselines
-WITHOUT_EPOCHS = "best_constant recording_only bandpower_lda csp_lda tangent_space ridge knn forest svm".split()
-WITHOUT_EPOCHS += ["samples_lda", "xdawn_tangent", "filterbank_tangent"]
-Checked = Iterator[tuple[str, str]]  # a finding's kind and words, of the run that is checked
 KINDS = ("projection", "mapper", "encoder")  # what checkpoints are called after
 
 
-def run_findings(run: Run, store, splits: Split) -> Iterator[Finding]:
+@of_run
+def run_findings(run: Run, store, splits: Split) -> Checked:
     """All checks of a run's folder, against the store that it says it was made from."""
-    folder = run.place if run.place.is_dir() else run.place.parent
-    checks = [_made_from(run, store), _test_trials(run, splits), _answers(run)]
-    if "projection" in run.record or "mapper" in run.record:
-        checks.append([("ok", f"decoded with {run.record.get('projection') or run.record.get('mapper')}")])
+    yield from chain(_made_from(run, store), _test_trials(run, splits), _answers(run))
+    if checkpoint := run.record.get("projection") or run.record.get("mapper"):
+        yield "ok", f"decoded with {checkpoint}"
     else:
-        checks += [_scores(run, folder), _tables(run, folder), _epoch(run, folder, store, splits)]
-    for kind, words in chain(*checks):
-        yield Finding(kind, run.name, words)
+        yield from chain(_scores(run), _tables(run), _epoch(run, store, splits))
 
 
 def _made_from(run: Run, store) -> Checked:
@@ -80,24 +74,23 @@ def _test_trials(run: Run, splits: Split) -> Checked:
         yield "notice" if wanted - there else "ok", f"{len(there)} of {len(wanted)} test {what} are decoded"
 
 
-def _scores(run: Run, folder: Path) -> Checked:
+def _scores(run: Run) -> Checked:
     """Whether the test was decoded once, and results.json has the scores of the decoded trials."""
-    files = sorted(path.name for path in folder.glob("*.jsonl*") if "test" in path.name)
+    files = sorted(path.name for path in run.folder.glob("*.jsonl*") if "test" in path.name)
     if len(files) > 1:
         yield "BREACH", f"the test was decoded more than once: {', '.join(files)}"
     try:
-        tested = read_json(folder / "results.json")["test"].items()
+        tested = read_json(run.folder / "results.json")["test"].items()
     except (UserError, KeyError, TypeError, AttributeError):
         yield "cannot", "results.json is missing or damaged: nobody can tell what it said its scores were"
         return
     own = {name: score.as_dict() for name, score in score_rows(run.rows).items()}
     for name, scored in tested:
+        words = f"results.json says other scores of {name} than its decoded trials"
         if not isinstance(scored, dict) or "measure" not in scored and name not in own:
-            yield "BREACH", f"results.json says other scores of {name} than its decoded trials: they have none"
-        elif other := [
-            field for field, value in own.get(name, {}).items() if _differs(scored.get(field, value), value)
-        ]:
-            yield "BREACH", f"results.json says other scores of {name} than its decoded trials: {', '.join(other)}"
+            yield "BREACH", f"{words}: they have none"
+        elif other := [k for k, value in own.get(name, {}).items() if _differs(scored.get(k, value), value)]:
+            yield "BREACH", f"{words}: {', '.join(other)}"
 
 
 def _differs(a: object, b: object) -> bool:
@@ -108,18 +101,17 @@ def _differs(a: object, b: object) -> bool:
     return not isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) if numbers else a != b
 
 
-def _tables(run: Run, folder: Path) -> Checked:
+def _tables(run: Run) -> Checked:
     """Whether the model card, and a results.csv in the run's folder or beside it, have the scores of the rows."""
-    own = {name: score for name, score in score_rows(run.rows).items()}
-    card = folder / "README.md"
+    own, card = score_rows(run.rows), run.folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     for name, score in own.items():
         head = f"| test | {name} | "
         if head in text and f"{head}{percent(score.accuracy)} | {score.n} |" not in text:
             yield "BREACH", f"README.md, its model card, says another score of {name} than its decoded trials"
-    for path in (folder / "results.csv", folder.parent / "results.csv"):
+    for path in (run.folder / "results.csv", run.folder.parent / "results.csv"):
         for line in read_csv(path):
-            score = own.get(line.get("readout")) if line.get("run") in (run.name, folder.name) else None
+            score = own.get(line.get("readout")) if line.get("run") in (run.name, run.folder.name) else None
             if score and _differs(_number(line.get("accuracy")), score.accuracy):
                 yield "BREACH", f"{path.name} says another accuracy of {line['readout']} than its decoded trials"
 
@@ -139,37 +131,34 @@ def _answers(run: Run) -> Checked:
             p = readout.probabilities
             wrong += p is not None and readout.label >= 0 and p[readout.label] < max(p) - 1e-5
             wrong += readout.rank is not None and (readout.rank == 1) != (readout.label == row.true_label)
-    keyword, description = "keyword", None
-    if all(keyword in row.readouts for row in run.rows) and not run.argument.get("words"):
+    if all("keyword" in row.readouts for row in run.rows) and not run.argument.get("words"):
         with suppress(UserError):
-            description = description_of(run)
-    if description is not None:
-        wrong += sum(description.keyword_label(row.text) != row.readouts[keyword].label for row in run.rows)
+            label_of = description_of(run).keyword_label
+            wrong += sum(label_of(row.text) != row.readouts["keyword"].label for row in run.rows)
     if wrong:
-        yield (
-            "BREACH",
-            f"{wrong} answers of its decoded trials are not what their own probabilities, ranks or texts say",
-        )
+        sources = "their own probabilities, ranks or texts"
+        yield "BREACH", f"{wrong} answers of its decoded trials are not what {sources} say"
 
 
-def _epoch(run: Run, folder: Path, store, splits: Split) -> Checked:
+def _epoch(run: Run, store, splits: Split) -> Checked:
     """Whether the epoch was chosen on validation, the test decoded once, and the checkpoint belongs to the run."""
-    model = run.argument.get("model")
-    if not (folder / "metrics.jsonl").is_file():
-        if model in WITHOUT_EPOCHS:
-            yield "ok", f"{model} has no epochs to choose from"
-        else:
-            yield "cannot", "without its metrics.jsonl nobody can tell how its epoch was chosen"
-        return
+    model, folder, history = run.argument.get("model"), run.folder, None
     try:
-        history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         results = read_json(folder / "results.json")
         readout, tested = results["selected_by"], results["best_epoch"]
-        if not is_history(history) or type(tested) is not int or not isinstance(results.get("test"), dict):
-            raise ValueError
-        best = best_epoch(history, readout)["epoch"]
+        if (folder / "metrics.jsonl").is_file():
+            history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            if not is_history(history) or type(tested) is not int or not isinstance(results.get("test"), dict):
+                raise ValueError
+            best = best_epoch(history, readout)["epoch"]
     except (UserError, ValueError, KeyError, TypeError, OSError):
         yield "cannot", "metrics.jsonl or results.json is missing or damaged: nobody can tell how its epoch was chosen"
+        return
+    if history is None and model is not None and tested is None:
+        yield "ok", f"{model} has no epochs to choose from"
+        return
+    if history is None:
+        yield "cannot", "without its metrics.jsonl nobody can tell how its epoch was chosen"
         return
     with_test = [epoch["epoch"] for epoch in history if any("test" in str(name) for name in epoch)]
     if with_test:
@@ -222,12 +211,9 @@ def _same_weights(checkpoint: Mapping, other: Mapping) -> bool:
     """Whether what two files have in common of a trained model is the same; an encoder may be merged in one of them."""
     for part in ("model", "projection", "mapper", "head", "adapter"):
         a, b = checkpoint.get(part), other.get(part)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            tensors = {name: value for name, value in a.items() if isinstance(value, torch.Tensor)}
-            if not all(
-                isinstance(b.get(name), torch.Tensor) and torch.equal(value, b[name].cpu())
-                for name, value in tensors.items()
-            ):
+        for name, value in a.items() if isinstance(a, Mapping) and isinstance(b, Mapping) else ():
+            is_there = isinstance(value, torch.Tensor) and isinstance(b.get(name), torch.Tensor)
+            if isinstance(value, torch.Tensor) and not (is_there and torch.equal(value, b[name].cpu())):
                 return False
     return True
 

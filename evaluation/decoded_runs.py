@@ -24,43 +24,38 @@ from utils.paths import ROOT, written_whole
 DECODED = "decoded_test.jsonl", "decoded.jsonl", "retrieval.jsonl", "decoded_test.jsonl.gz"
 
 
-def _numbers(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) and isfinite(v) for v in value)
-
-
-def _texts(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_text, value))
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-# arguments in a run.json that more is made of than a comparison → what they must be
-ARGUMENTS = {"window": ("two numbers", _numbers), "regions": ("names", _texts), "band": ("two numbers", _numbers)}
-ARGUMENTS |= {"align": (f"one of {', '.join(ALIGNMENTS)}", lambda value: value in list(ALIGNMENTS))}
-ARGUMENTS |= {"align_method": (f"one of {', '.join(METHODS)}", lambda value: value in list(METHODS))}
-TEXTS = ("downstream_dataset", "datasets_dir", "images_dir", "stimuli_dir", "captions", "protocol")
-ARGUMENTS |= dict.fromkeys(TEXTS, ("text", _text))
+# arguments in a run.json that more is made of than a comparison → what they must be, in words, and whether they are
+PAIR = ("two numbers", lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)))
+TEXT = ("text", lambda value: isinstance(value, str))
+ARGUMENTS = {
+    **dict.fromkeys(("window", "band"), PAIR),
+    **dict.fromkeys("downstream_dataset datasets_dir images_dir stimuli_dir captions protocol".split(), TEXT),
+    "regions": ("names", lambda value: isinstance(value, list) and value and all(isinstance(v, str) for v in value)),
+    "align": (f"one of {', '.join(ALIGNMENTS)}", list(ALIGNMENTS).__contains__),
+    "align_method": (f"one of {', '.join(METHODS)}", list(METHODS).__contains__),
+}
 LEAST_TRIALS = 10  # shuffled labels of fewer may be the same by chance
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and isfinite(value)
+
 
 # ---------------------------------------------------------------- a run
 
 
 @dataclass
 class Run:
-    """Decoded trials, and how they came about.
+    """Decoded trials, and how they came about."""
 
-    name : str. The folder's name, with as many of its parents as tell it from the others.
-    place : Path. The folder, or the file of decoded trials.
-    rows : list of Row
-    record : dict. Its run.json; empty without one.
-    """
-
-    name: str
-    place: Path
+    name: str  # the folder's, with as many of its parents as tell it from the others
+    place: Path  # the folder, or the file of decoded trials
     rows: list[Row]
-    record: dict = field(default_factory=dict)
+    record: dict = field(default_factory=dict)  # its run.json; empty without one
+
+    @property
+    def folder(self) -> Path:
+        return self.place if self.place.is_dir() else self.place.parent
 
     @property
     def trials(self) -> list[tuple]:
@@ -69,19 +64,19 @@ class Run:
 
     @property
     def argument(self) -> dict:
-        arguments = self.record.get("arguments")
-        return arguments if isinstance(arguments, dict) else {}
+        return self._recorded("arguments")
 
     @property
     def depends_on(self) -> dict:
         """Fingerprints of what it was made from, as its record says; empty where it says nothing."""
-        depends = self.record.get("depends_on")
-        return depends if isinstance(depends, dict) else {}
+        return self._recorded("depends_on")
+
+    def _recorded(self, name: str) -> dict:
+        return content if isinstance(content := self.record.get(name), dict) else {}
 
     def left_out(self, split: str) -> int:
         """How many trials of a split the run lacks, as its record says: their images had no target."""
-        left_out = self.record.get("left_out")
-        n = left_out.get(split) if isinstance(left_out, dict) else None
+        n = self._recorded("left_out").get(split)
         return n if type(n) is int else 0
 
     def recorded_place(self, argument: str) -> Path | None:
@@ -111,9 +106,11 @@ class Run:
     @property
     def uses(self) -> str:
         """What was used of the test person besides the trial that is decoded; of old rows as the protocol says."""
-        name = self.protocol.partition(":")[0]
-        trains_on_tested = name in PROTOCOLS and PROTOCOLS[name].trains_on_tested
-        return self.rows[0].uses or (LABELLED if trains_on_tested else USES[0])
+        return self.rows[0].uses or (LABELLED if self.protocol_is("trains_on_tested") else USES[0])
+
+    def protocol_is(self, what: str) -> bool:
+        """Whether the protocol has a property; False of one that there is not."""
+        return bool(getattr(PROTOCOLS.get(self.protocol.partition(":")[0]), what, False))
 
     @property
     def is_control(self) -> bool:
@@ -181,20 +178,18 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
 
 
 def tell_apart(runs: Sequence[Run]) -> None:
-    """Name runs after their folders, with as many parents as tell one from the others."""
+    """Name runs after their folders, with as many parents as tell one from the others.
+
+    A folder in the hub's cache, models--OWNER--NAME/snapshots/COMMIT, is OWNER/NAME.
+    """
     for run in runs:
-        run.name = address_of(run.place) or run.place.name or "run"
+        address = re.search(r"/models--([^/]+)--([^/]+)/snapshots/[^/]+$", run.place.as_posix())
+        run.name = "/".join(address.groups()) if address else run.place.name or "run"
     for depth in range(2, 1 + max((len(run.place.parts) for run in runs), default=0)):
         twice = [name for name, n in Counter(run.name for run in runs).items() if n > 1]
         for run in runs:
             if run.name in twice:
                 run.name = "/".join(run.place.parts[-depth:])
-
-
-def address_of(place: Path) -> str:
-    """OWNER/NAME of a folder in the hub's cache, models--OWNER--NAME/snapshots/COMMIT; "" of any other place."""
-    found = re.search(r"/models--([^/]+)--([^/]+)/snapshots/[^/]+$", place.as_posix())
-    return "/".join(found.groups()) if found else ""
 
 
 def runs_in(place: Path) -> list[Path]:
@@ -315,8 +310,7 @@ def _parts(group: list[Run]) -> list[list[Run]]:
 
 def is_fold(run: Run) -> bool:
     """Whether a run is one of several, each of which tests on one person: left out, or alone."""
-    name = run.protocol.partition(":")[0]
-    return name in PROTOCOLS and PROTOCOLS[name].fold
+    return run.protocol_is("fold")
 
 
 def description_of(run: Run) -> DatasetDescription:
