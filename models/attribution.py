@@ -1,6 +1,6 @@
 """Integrated gradients: what each electrode, moment and band of a trial adds to the probability of an answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,10 +25,10 @@ def mean_gradient(probability: Callable[[Tensor], Tensor], x: Tensor, steps: int
     return total / steps
 
 
-def by_band(x: np.ndarray, sfreq: float, bands: Sequence[tuple[float, float]] = BANDS) -> dict[str, np.ndarray]:
+def by_band(x: np.ndarray, sfreq: float) -> dict[str, np.ndarray]:
     """(…, T) signals in parts whose sum they are: one a band (fourth-order Butterworth, zero phase), and the rest."""
     parts, rest = {}, np.asarray(x, np.float64).copy()
-    for low, high in bands:
+    for low, high in BANDS:
         if high < sfreq / 2:
             sos = butter(4, (low, high), "bandpass", fs=sfreq, output="sos")
             parts[f"{low:g}-{high:g} Hz"] = sosfiltfilt(sos, x, axis=-1)

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.eeg_encoders import resampled
 from models.loading import check_config
 from utils.checkpoints import CONFIG, weights_file
 from utils.errors import UserError, loading
@@ -140,11 +141,8 @@ class BraindecodeEncoder(nn.Module):
     Raises UserError where the model cannot be made for such trials, or its features cannot be told.
     """
 
-    name, weights, unit = (
-        "",
-        "",
-        USUAL_UNIT,
-    )  # of the library; where weights are, "" for none; microvolts, None: by electrode
+    # of the library; where weights are, "" for none; microvolts, None: by electrode
+    name, weights, unit = "", "", USUAL_UNIT
     pretrained, lr = False, 1e-3
     gives, takes_people, needs_microvolts = ("tokens",), False, True
     heads = ("final_layer.",)  # names of weights that are left out
@@ -156,7 +154,7 @@ class BraindecodeEncoder(nn.Module):
         """random : bool. Whether no weights will be loaded, so that the model is as large as the library makes it."""
         rate = rate_of(cls.name)
         settings = numbers_of(weights_file(cls.weights)) if cls.weights and not random else {}
-        return cls(electrodes, int(np.ceil(n_times * rate / sfreq - 1e-9)), rate, settings)
+        return cls(electrodes, resampled(n_times, sfreq, rate), rate, settings)
 
     def __init__(self, electrodes: Sequence[str], n_times: int, sfreq: float, settings: dict):
         super().__init__()
@@ -228,12 +226,10 @@ class BraindecodeEncoder(nn.Module):
 
 def last_layer(layer: nn.Module) -> tuple[int, bool]:
     """How many features a last layer reads (0: it has no weights), and whether it is a convolution."""
-    convs = nn.Conv1d | nn.Conv2d | nn.Conv3d
     for module in layer.modules():
-        if isinstance(module, nn.Linear):
-            return module.in_features, False
-        if isinstance(module, convs):
-            return module.in_channels, True
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            is_conv = not isinstance(module, nn.Linear)
+            return module.in_channels if is_conv else module.in_features, is_conv
     return 0, False
 
 

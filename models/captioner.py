@@ -8,9 +8,8 @@ from PIL import Image
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from models.loading import load_processor, load_whole
+from models.loading import kind_of, load_processor, load_whole
 from utils.errors import UserError, loading
-from utils.hub import fetch_nothing
 
 HINT = "give a local folder in the hub's layout, whole, or a hub address"
 # model_type of config.json → class of transformers
@@ -42,11 +41,7 @@ class Captioner:
     def __init__(self, name: str, device: torch.device, beams: int = 5, max_tokens: int = 25, flag: str = "--model"):
         self.name, self.device, self.beams, self.max_tokens = name, device, beams, max_tokens
         self.what = f"{flag} {name}"
-        safe = {"local_files_only": fetch_nothing(name, "config.json", flag), "trust_remote_code": False}
-        with loading(self.what, HINT):
-            self.kind = transformers.PretrainedConfig.get_config_dict(name, **safe)[0].get("model_type")
-        if self.kind not in CAPTIONERS:
-            raise UserError(f"{self.what} is a {self.kind}; expected one of {', '.join(CAPTIONERS)}")
+        self.kind, safe = kind_of(name, flag, HINT, CAPTIONERS)
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         model = load_whole(getattr(transformers, CAPTIONERS[self.kind]), name, flag, HINT, **safe, dtype=dtype)
         # a folder's own generation_config.json (penalties, lengths) would change captions; config.json's tokens stay

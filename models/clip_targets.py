@@ -101,11 +101,8 @@ def sentence_targets(name: str, sentences: Sequence[str], cache_dir: Path) -> to
 def text_state_targets(image_model: str, captions: Sequence[str], cache_dir: Path) -> torch.Tensor:
     """(N, 77, D) float16 states of captions, as the image model's own text encoder gives them."""
     reader = CLIPTextTargetBuilder(image_model, cache_dir)
-
-    def build(part: Sequence[str]) -> torch.Tensor:
-        return reader.encode(part)["states"]
-
-    return in_parts("caption", image_model, captions, list(captions), cache_dir, build)
+    digests = list(captions)
+    return in_parts("caption", image_model, captions, digests, cache_dir, lambda part: reader.encode(part)["states"])
 
 
 def vae_latent_targets(

@@ -7,16 +7,11 @@ from pathlib import Path
 
 import peft
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    DynamicCache,
-    GenerationConfig,
-)
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from models.hub import OnHub
@@ -147,10 +142,9 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         cache, length = self._prefix_cache(len(x))
         seen = torch.ones(len(x), length + prompt.shape[1], dtype=torch.bool, device=target_mask.device)
         mask, n_kept = torch.cat([seen, target_mask[:, :-1]], dim=1).long(), target_ids.shape[1]
-        embeds = torch.cat([prompt, target], dim=1)
-        logits = self.language_model(
-            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, logits_to_keep=n_kept
-        ).logits.float()  # (B, T, V)
+        how = {"attention_mask": mask, "past_key_values": cache, "logits_to_keep": n_kept}
+        out = self.language_model(inputs_embeds=torch.cat([prompt, target], dim=1), **how)
+        logits = out.logits.float()  # (B, T, V)
         loss = F.cross_entropy(logits.mT, target_ids, reduction="none", label_smoothing=label_smoothing)  # (B, T)
         loss = (loss * target_mask).sum() / target_mask.sum()
         if self.head is None:
@@ -212,11 +206,10 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         prefix = prompt.new_zeros(len(prompt), length, prompt.shape[-1])  # cached, so only its length matters
         whole = torch.cat([prefix, prompt], dim=1)
         seen = torch.ones(whole.shape[:2], dtype=torch.long, device=whole.device)
-        eos = {"eos_token_id": self.tokenizer.eos_token_id, "pad_token_id": self.tokenizer.eos_token_id}
-        greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, **eos)
-        ids = self.language_model.generate(
-            inputs_embeds=whole, past_key_values=cache, attention_mask=seen, generation_config=greedy
-        )  # (B, new tokens)
+        eos = dict.fromkeys(("eos_token_id", "pad_token_id"), self.tokenizer.eos_token_id)
+        greedy = transformers.GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, **eos)
+        how = {"past_key_values": cache, "attention_mask": seen, "generation_config": greedy}
+        ids = self.language_model.generate(inputs_embeds=whole, **how)  # (B, new tokens)
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _score(self, first: Tensor, states: list, sentences: Sequence[str]) -> Tensor:
@@ -225,10 +218,10 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         Some: as many as keep the logits of a vocabulary of 32,000 under half a gigabyte.
         """
         eos, k = self.tokenizer.eos_token_id, len(sentences)
-        rows = [[*self.tokenizer(sentence, add_special_tokens=False).input_ids, eos] for sentence in sentences]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [eos] * (longest - len(row)) for row in rows], device=first.device)  # (K, T)
-        mask = torch.arange(longest, device=first.device) < torch.tensor([[len(row)] for row in rows]).to(first.device)
+        said = [self.tokenizer(sentence, add_special_tokens=False).input_ids for sentence in sentences]
+        rows = [torch.tensor([*ids, eos], device=first.device) for ids in said]
+        ids = pad_sequence(rows, batch_first=True, padding_value=eos)  # (K, T)
+        mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
         seen = torch.ones(k, states[0][0].shape[2], dtype=torch.bool, device=first.device)
         attention = torch.cat([seen, mask[:, :-1]], dim=1).long()  # (K, length + T − 1)
         scores = []
@@ -239,7 +232,7 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
             out = self.language_model(input_ids=ids[:, :-1].repeat(n, 1), **how)
             logits = torch.cat([first[trials].repeat_interleave(k, dim=0)[:, None], out.logits.float()], dim=1)
             loss = F.cross_entropy(logits.transpose(1, 2), ids.repeat(n, 1), reduction="none")  # (n·K, T)
-            scores.append(-(loss.view(n, k, longest) * mask).sum(dim=-1) / mask.sum(dim=-1))
+            scores.append(-(loss.view(n, k, -1) * mask).sum(dim=-1) / mask.sum(dim=-1))
         return torch.cat(scores)
 
     # ------------------------------------------------------------ parts
@@ -342,16 +335,16 @@ def load_language_model(name: str, device: torch.device, quantize: bool, dtype: 
     """
     safe = {"local_files_only": fetch_nothing(name, "config.json", "--llm"), "trust_remote_code": False}
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, **nf4)
+    four_bits = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
     hint = "give a local folder or a hub address, and --no_quantize where bitsandbytes does not support the device"
     refuse_code()
     with loading(f"--llm {name}", hint):
-        tokenizer = AutoTokenizer.from_pretrained(name, **safe)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **safe)
     how = {"dtype": dtype, "device_map": {"": device}, "quantization_config": four_bits if quantize else None}
-    model = load_whole(AutoModelForCausalLM, name, "--llm", hint, **safe, **how)
+    model = load_whole(transformers.AutoModelForCausalLM, name, "--llm", hint, **safe, **how)
     # a repository's own settings of generation (penalties, sampling) would change what is decoded
     end = tokenizer.eos_token_id
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
+    model.generation_config = transformers.GenerationConfig(eos_token_id=end, pad_token_id=end)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Where the CPU can, bitsandbytes repacks a layer when it first sees evaluation and computes in bfloat16
@@ -389,7 +382,8 @@ def lora_targets(name: str, asked: Sequence[str] | None) -> list[str]:
     what, hint = f"--llm {name}", "give a local folder or a hub address"
     with loading(what, hint), building(what, Path(name)), torch.device("meta"):
         check_config(Path(name, "config.json"))
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **safe), trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(name, **safe)
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     layers = [f".{path}" for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
 
     def lacking(names: Sequence[str]) -> list[str]:
@@ -423,11 +417,9 @@ def add_lora(
     """
     if isinstance(language_model, peft.PeftModel):
         raise ValueError("the language model has an adapter already; an adapter around an adapter trains nothing right")
-    config = peft.LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=LORA_DROPOUT, target_modules=list(targets), task_type="CAUSAL_LM"
-    )
+    shape = {"r": r, "lora_alpha": alpha, "lora_dropout": LORA_DROPOUT, "task_type": "CAUSAL_LM"}
     try:
-        model = peft.get_peft_model(language_model, config)
+        model = peft.get_peft_model(language_model, peft.LoraConfig(**shape, target_modules=list(targets)))
     except ValueError as error:
         raise UserError(f"--lora_targets {' '.join(targets)}: {str(error).splitlines()[0]}") from None
     model.peft_config["default"].target_modules = sorted(targets)  # peft's set is written in another order every time
@@ -488,8 +480,7 @@ def load_lora(model: peft.PeftModel, folder: str | Path, facts: Mapping | None =
     peft.set_peft_model_state_dict(model, given)
     if facts is not None:
         own = lora_facts(model)
-        names = [name for name in ("r", "alpha", "targets") if own[name] != facts.get(name)]
-        faults = [f"{name} {own[name]!r} and not {facts.get(name)!r}" for name in names]
+        faults = [f"{k} {own[k]!r} and not {facts.get(k)!r}" for k in own if k != "digest" and own[k] != facts.get(k)]
         if _digest(given) != facts.get("digest"):
             faults.append("other weights: damaged, or of another epoch")
         if faults:

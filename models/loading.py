@@ -11,20 +11,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
+import transformers
 from torch import nn
 
+from utils import limits
 from utils.errors import UserError, loading
 from utils.files import read_json
-from utils.limits import (
-    MAX_INPUT,
-    MAX_LAYERS,
-    MAX_SETTING,
-    MAX_SIZE,
-    READING_BYTES,
-    READING_RATE,
-    READING_SECONDS,
-    bounded,
-)
+from utils.hub import fetch_nothing
 
 LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be; no class of the folder's
 # numbers of a config that say how often something is built
@@ -61,13 +54,27 @@ def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa
     return model
 
 
+def kind_of(name: str, flag: str, hint: str, known: Mapping, expected: str = "expected one of") -> tuple[str, dict]:
+    """The model_type of a model's config.json, one of `known`; and how to load it: of this folder, without its code.
+
+    flag, hint : str. As `load_whole`. expected : str. What stands before the known ones in the message.
+    Raises UserError where there is no such model, or it is of another type.
+    """
+    safe = {"local_files_only": fetch_nothing(name, "config.json", flag), "trust_remote_code": False}
+    with loading(f"{flag} {name}", hint):
+        kind = transformers.PretrainedConfig.get_config_dict(name, **safe)[0].get("model_type")
+    if kind not in known:
+        raise UserError(f"{flag} {name} is a {kind}; {expected} {', '.join(known)}")
+    return kind, safe
+
+
 def load_processor(kind: type, name: str, **settings):  # noqa: ANN201 - whatever `kind` makes
     """`kind.from_pretrained(name, …)` of an image processor; ValueError where its pictures would be too large."""
-    check_config(Path(name, "preprocessor_config.json"), MAX_INPUT)
+    check_config(Path(name, "preprocessor_config.json"), limits.MAX_INPUT)
     return kind.from_pretrained(name, **settings)
 
 
-def check_config(path: Path, most: int = MAX_SIZE) -> None:
+def check_config(path: Path, most: int = limits.MAX_SIZE) -> None:
     """`check_numbers` of a JSON file of a model's folder, before a model is built of it."""
     if path.is_file():
         check_numbers(read_json(path), path.name, most)
@@ -79,12 +86,14 @@ def check_numbers(content: Mapping, what: str, most: int) -> None:
     while waiting:
         name, value = waiting.pop()
         if isinstance(value, list | tuple):
-            if len(value) > MAX_LAYERS:
-                raise ValueError(f"{what} has {len(value)} entries in {name}; at most {MAX_LAYERS} can be right")
+            if len(value) > limits.MAX_LAYERS:
+                raise ValueError(f"{what} has {len(value)} entries in {name}; at most {limits.MAX_LAYERS} can be right")
             waiting += [(name, part) for part in value]
         elif isinstance(value, Mapping):
             waiting += [(str(key), part) for key, part in value.items()]
-        elif isinstance(value, int) and abs(value) > (limit := MAX_LAYERS if COUNTS.search(name.lower()) else most):
+        elif isinstance(value, int) and abs(value) > (
+            limit := limits.MAX_LAYERS if COUNTS.search(name.lower()) else most
+        ):
             raise ValueError(f"{what} has {name} {reprlib.repr(value)}; at most {limit} can be right")
 
 
@@ -98,14 +107,14 @@ def building(what: str, place: Path) -> Iterator[None]:
         yield
         return
     size = sum(path.stat().st_size for path in [place, *place.rglob("*")] if path.is_file())
-    more_bytes = None if torch.cuda.is_available() else 4 * size + READING_BYTES
-    with bounded(what, READING_SECONDS + size / READING_RATE, more_bytes):
+    more_bytes = None if torch.cuda.is_available() else 4 * size + limits.READING_BYTES
+    with limits.bounded(what, limits.READING_SECONDS + size / limits.READING_RATE, more_bytes):
         yield
 
 
 def built(kind: type, settings: dict, state: dict) -> nn.Module:
     """A model with the settings and the weights of a checkpoint; ValueError where they do not fit one another."""
-    check_numbers(settings, "its settings", MAX_SETTING)
+    check_numbers(settings, "its settings", limits.MAX_SETTING)
     try:
         with torch.device("meta"):  # takes no memory, whatever sizes the settings say
             shapes = {name: value.shape for name, value in kind(**settings).state_dict().items()}
@@ -128,7 +137,6 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
     Raises UserError if it cannot be loaded, is of another family, or names a part that `part_class` refuses.
     """
     import diffusers
-    import transformers
 
     quiet()
     refuse_code()
@@ -145,19 +153,12 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
             if part in left_out or not isinstance(index[part], list) or index[part][0] is None:
                 continue
             check_config(Path(name, part, "scheduler_config.json"))
-            check_config(Path(name, part, "preprocessor_config.json"), MAX_INPUT)
+            check_config(Path(name, part, "preprocessor_config.json"), limits.MAX_INPUT)
             kind = part_class(part, *map(str, index[part]))
             if issubclass(kind, transformers.PreTrainedModel | diffusers.ModelMixin):
                 parts[part] = load_whole(kind, name, flag, hint, subfolder=part, dtype=dtype, **local)
-        loaded = pipeline.from_pretrained(
-            name,
-            **local,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=dtype,
-            **parts,
-            **dict.fromkeys(left_out),
-        )
+        safe = {"use_safetensors": True, "trust_remote_code": False, "dtype": dtype}
+        loaded = pipeline.from_pretrained(name, **local, **safe, **parts, **dict.fromkeys(left_out))
     return loaded, family
 
 
@@ -168,24 +169,16 @@ def part_class(part: str, library: str, name: str) -> type:
     the part's folder, and imports them.
     """
     import diffusers
-    import transformers
     from diffusers.pipelines import stable_diffusion  # of the safety checker
     from diffusers.utils import _maybe_remap_transformers_class
 
-    kinds = (
-        diffusers.ModelMixin,
-        diffusers.SchedulerMixin,
-        transformers.PreTrainedModel,
-        transformers.PreTrainedTokenizerBase,
-        transformers.ImageProcessingMixin,
-    )
+    kinds = (diffusers.ModelMixin, diffusers.SchedulerMixin, transformers.PreTrainedModel)
+    kinds += (transformers.PreTrainedTokenizerBase, transformers.ImageProcessingMixin)
     places = {"diffusers": diffusers, "transformers": transformers, "stable_diffusion": stable_diffusion}
     kind = getattr(places.get(library), _maybe_remap_transformers_class(name) or name, None)
     if not inspect.isclass(kind) or not issubclass(kind, kinds):
-        raise ValueError(
-            f"its {part} is a {library}.{name}; "
-            f"expected a model, scheduler, tokenizer or image processor of {' or '.join(LIBRARIES)}"
-        )
+        expected = f"a model, scheduler, tokenizer or image processor of {' or '.join(LIBRARIES)}"
+        raise ValueError(f"its {part} is a {library}.{name}; expected {expected}")
     return kind
 
 

@@ -69,25 +69,20 @@ def _atm(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
     return nets.ATM(n_chans, n_times, dim, n_subjects, n_linear=n_joint, **ATM_KINDS[kind])
 
 
-def _nice(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
-    dim, width = shapes["project.first.weight"]
+def _nice(s: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    dim, width = s["project.first.weight"]
     n_times = (width // FILTERS - 1) * STEP + POOL + KERNEL - 1  # the fewest for which TSConv gives so wide a vector
-    return nets.NICE(shapes["tsconv.space.weight"][2], n_times, dim)
+    return nets.NICE(s["tsconv.space.weight"][2], n_times, dim)
 
 
-def _ubp(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
-    dim, width = shapes["project.first.weight"]
-    return nets.UBP(1, width, dim)
+def _eegnet(s: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    n_classes, width = s["fc1.weight"]
+    return nets.ImageNetEEGNet(n_classes, s["depthwise_conv.weight"][2], n_times=(10 * (width // 16) - 1) * 4 - 1)
 
 
-def _eegnet(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
-    n_classes, width = shapes["fc1.weight"]
-    return nets.ImageNetEEGNet(n_classes, shapes["depthwise_conv.weight"][2], n_times=(10 * (width // 16) - 1) * 4 - 1)
-
-
-def _rgnn(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
-    n_chans = (math.isqrt(8 * shapes["edge_weight"][0] + 1) - 1) // 2
-    return nets.RGNN(shapes["fc.weight"][0], n_chans, shapes["lin.weight"][1])
+def _rgnn(s: Mapping[str, torch.Size], kind: str) -> nn.Module:
+    n_chans = (math.isqrt(8 * s["edge_weight"][0] + 1) - 1) // 2
+    return nets.RGNN(s["fc.weight"][0], n_chans, s["lin.weight"][1])
 
 
 def _prior(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
@@ -109,7 +104,7 @@ def _low_level(shapes: Mapping[str, torch.Size], kind: str) -> nn.Module:
 PUBLISHED: dict[str, tuple[dict[str, str], str, Callable[..., nn.Module]]] = {
     "atm": (ATM, IDLE_ATM, _atm),
     "nice": (TSCONV, IDLE, _nice),
-    "ubp": (UBP, IDLE, _ubp),
+    "ubp": (UBP, IDLE, lambda s, _: nets.UBP(1, *reversed(s["project.first.weight"]))),
     "eegnet": (SAME, IDLE, _eegnet),
     "mlp": (SAME, IDLE, lambda s, _: nets.DEClassifier(s["l3.weight"][0], s["l1.weight"][1])),
     "de_mlp": (SAME, IDLE, lambda s, _: nets.DEMapper(s["fc1.weight"][1], (77, s["fc3.weight"][0] // 77))),

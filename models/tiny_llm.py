@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from utils.errors import UserError
@@ -60,18 +61,12 @@ def write_language_model(
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in (bar := progress(range(steps), desc="language model")):
-        prompts, answers = zip(
-            *(_chat(rng, tokenizer, *conversations[rng.integers(len(conversations))]) for _ in range(16)), strict=True
-        )
-        rows = [p + a for p, a in zip(prompts, answers, strict=True)]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # (16, T)
-        wanted = torch.tensor(
-            [[-100] * len(p) + a + [-100] * (longest - len(p) - len(a)) for p, a in zip(prompts, answers, strict=True)]
-        )
-        logits = model(
-            input_ids=ids, attention_mask=(torch.arange(longest) < torch.tensor([[len(row)] for row in rows])).long()
-        ).logits
+        pairs = [_chat(rng, tokenizer, *conversations[rng.integers(len(conversations))]) for _ in range(16)]
+        ids = pad_sequence([torch.tensor(prompt + answer) for prompt, answer in pairs], batch_first=True)  # (16, T)
+        wanted = [torch.tensor([-100] * len(prompt) + answer) for prompt, answer in pairs]
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in wanted], batch_first=True)
+        wanted = pad_sequence(wanted, batch_first=True, padding_value=-100)
+        logits = model(input_ids=ids, attention_mask=mask).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted[:, 1:].flatten(), ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()
@@ -113,19 +108,8 @@ def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    trainer = BpeTrainer(
-        vocab_size=1024,
-        special_tokens=["<unk>", "<s>", "</s>"],
-        initial_alphabet=list(string.printable),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=512,
-    )
+    how = {"initial_alphabet": list(string.printable), "show_progress": False}
+    tokenizer.train_from_iterator(texts, BpeTrainer(vocab_size=1024, special_tokens=["<unk>", "<s>", "</s>"], **how))
+    tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    how = {"chat_template": CHAT_TEMPLATE, "model_max_length": 512}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens, **how)

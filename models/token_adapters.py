@@ -21,9 +21,8 @@ class TokenMixer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         heads = next(n for n in range(self.n_heads, 0, -1) if width % n == 0)
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
-        )
+        first, last = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.feed_forward = nn.Sequential(first, nn.GELU(), nn.Dropout(dropout), last)
         for last in (self.attention.out_proj, self.feed_forward[-1]):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)

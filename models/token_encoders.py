@@ -118,10 +118,9 @@ class AfterEncoder:
         lr, kept = self.encoder.lr if lr is None else lr, {id(p) for p in trained}
         by_depth = getattr(self.encoder, "parameters_by_depth", None)
         depths = by_depth() if by_depth and decay != 1 else [trained]
-        return [
-            {"params": [p for p in depth if id(p) in kept], "lr": lr * decay**above}
-            for above, depth in zip(reversed(range(len(depths))), depths, strict=True)
-        ]
+        rates = [lr * decay**above for above in reversed(range(len(depths)))]
+        of_depths = [[p for p in depth if id(p) in kept] for depth in depths]
+        return [{"params": params, "lr": rate} for params, rate in zip(of_depths, rates, strict=True)]
 
     def encoder_state(self, merge: bool = True) -> dict | None:
         """Weights of an encoder that is trained, adapters merged into them or beside them; None of a frozen one."""

@@ -8,9 +8,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from models.loading import load_processor, load_whole
+from models.loading import kind_of, load_processor, load_whole
 from utils.errors import UserError, loading
-from utils.hub import fetch_nothing
 
 # model_type of config.json → class of transformers, its last norm, whether its first token stands for the image, and
 # settings: a ViT's pooler is of its classifier, and many folders have none
@@ -35,20 +34,15 @@ def load_vision(name: str, layers: Sequence[int] = (), blur: Sequence[float] = (
     Raises UserError for another type, a layer that it lacks, or a model that cannot be loaded.
     """
     transformers.logging.set_verbosity_error()  # a text tower's weights are left out on purpose
-    safe = {"local_files_only": fetch_nothing(name, "config.json", "--clip_model"), "trust_remote_code": False}
-    with loading(f"--clip_model {name}", HINT):
-        kind = transformers.PretrainedConfig.get_config_dict(name, **safe)[0].get("model_type")
-    if kind not in VISION:
-        raise UserError(f"--clip_model {name} is a {kind}; --target vision reads {', '.join(VISION)}")
+    kind, safe = kind_of(name, "--clip_model", HINT, VISION, "--target vision reads")
     of, last_norm, has_class_token, settings = VISION[kind]
     settings = safe | settings | {"dtype": torch.float32}
     model = load_whole(getattr(transformers, of), name, "--clip_model", HINT, **settings).eval()
     norm = next(part for at, part in model.named_modules() if at.split(".")[-1] == last_norm)
     n_layers = model.config.num_hidden_layers
     if lacking := [layer for layer in layers if not 1 <= abs(layer) <= n_layers]:
-        raise UserError(
-            f"--clip_layer {lacking[0]}: {name} has layers 1 to {n_layers}, or -1 (the last) to -{n_layers}"
-        )
+        there = f"layers 1 to {n_layers}, or -1 (the last) to -{n_layers}"
+        raise UserError(f"--clip_layer {lacking[0]}: {name} has {there}")
     with loading(f"--clip_model {name}", HINT):
         processor = load_processor(transformers.AutoImageProcessor, name, use_fast=False, **safe)
 
