@@ -50,18 +50,12 @@ def _unit(vectors):
 
 @dataclass
 class Readout:
-    """What one way of reading says.
+    """What one way of reading says."""
 
-    label : int. −1: no class.
-    chance : float. 1 / number of classes.
-    probabilities : list of float, optional. By label, where the read-out has them.
-    rank : int, optional. Of the true one among all, best 1, where the read-out orders them.
-    """
-
-    label: int
-    chance: float
-    probabilities: list[float] | None = None
-    rank: int | None = None
+    label: int  # −1: no class
+    chance: float  # 1 / number of classes
+    probabilities: list[float] | None = None  # by label, where the read-out has them
+    rank: int | None = None  # of the true one among all, best 1, where the read-out orders them
 
     @property
     def n_classes(self) -> int:
@@ -92,23 +86,9 @@ def mapper_readouts(outputs: tuple, prototypes) -> list[dict[str, Readout]]:
 
 @dataclass
 class Row:
-    """One decoded trial.
+    """One decoded trial."""
 
-    index : int. Of the trial in its split.
-    text : str. What was generated, or the sentence of the decoded class.
-    image : str. The stimulus, where it differs within a class; else empty.
-    tasks : list of str. By label, the kind of recording a class occurs in; empty where recordings hold all classes.
-    predicted_label : int. What is drawn; −1 where the text names no class.
-    prompt : str. What the image model is told, from what was decoded and from nothing else.
-    simulated : bool. Whether the store says that its recordings are; False where it says nothing.
-    uses : str. What was used of the test person besides this trial: `TrialDataset.uses`; empty in files of before.
-    embedding, embedding_of : str. Digest of what embeddings.safetensors holds of the trial, and the image model that
-        the mapper's states were trained towards.
-    picture_fault : str. Why the drawn picture is none (not finite, blackened, of one colour), in words; empty for one.
-    nearest : str. The training image whose embedding is nearest to the decoded one, where one was looked for.
-    """
-
-    index: int
+    index: int  # of the trial in its split
     subject: str
     session: str
     run: int
@@ -116,18 +96,19 @@ class Row:
     true_label: int
     true_name: str
     readouts: dict[str, Readout]
-    text: str = ""
-    image: str = ""
+    text: str = ""  # what was generated, or the sentence of the decoded class
+    image: str = ""  # the stimulus, where it differs within a class
+    # by label, the kind of recording a class occurs in; empty where recordings hold all classes
     tasks: list[str] = field(default_factory=list)
-    predicted_label: int = -1
+    predicted_label: int = -1  # what is drawn; −1 where the text names no class
     predicted_name: str | None = None
-    prompt: str = ""
-    simulated: bool = False
-    uses: str = ""
-    embedding: str = ""
-    embedding_of: str = ""
-    nearest: str = ""
-    picture_fault: str = ""
+    prompt: str = ""  # what the image model is told, from what was decoded and from nothing else
+    simulated: bool = False  # whether the store says that its recordings are; False where it says nothing
+    uses: str = ""  # what was used of the test person besides this trial: `TrialDataset.uses`; empty in old files
+    embedding: str = ""  # digest of what embeddings.safetensors holds of the trial
+    embedding_of: str = ""  # the image model that the mapper's states were trained towards
+    nearest: str = ""  # the training image whose embedding is nearest to the decoded one, where one was looked for
+    picture_fault: str = ""  # why the drawn picture is none (not finite, blackened, of one colour), in words
 
 
 def new_row(dataset, index: int, readouts: dict[str, Readout], text: str, uses: str = USES[0]) -> Row:
@@ -288,17 +269,17 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
     if len({readout.chance for readout in readouts.values()}) > 1:
         raise ValueError("its read-outs have different numbers of classes")
     n_classes = next(iter(readouts.values())).n_classes
-    limits = dict.fromkeys(("index", "run", "trial"), (0, 10**9)) | {"true_label": (0, n_classes - 1)}
-    for name, (least, most) in (limits | {"predicted_label": (-1, n_classes - 1)}).items():
-        _whole(getattr(row, name), name, least, most)
+    limits = {"true_label": (0, n_classes - 1), "predicted_label": (-1, n_classes - 1)}
+    for name in (f.name for f in fields(Row) if f.type is int):
+        _whole(getattr(row, name), name, *limits.get(name, (0, 10**9)))
     if type(row.simulated) is not bool:
         raise ValueError(f"simulated is {str(row.simulated)[:80]!r}; expected true or false")
     if unknown := set(str(row.uses).split("; ")) - {*USES, ""}:
         raise ValueError(f"uses is {str(unknown)[:80]}; expected some of {', '.join(USES)}")
     if not isinstance(row.tasks, list) or len(row.tasks) not in (0, n_classes):
         raise ValueError(f"tasks is {row.tasks!r}; expected one name a class, or none")
-    texts = "subject session true_name text image prompt embedding embedding_of nearest picture_fault".split()
-    for name, value in (*((name, getattr(row, name)) for name in texts), *(("tasks", task) for task in row.tasks)):
+    texts = [(f.name, getattr(row, f.name)) for f in fields(Row) if f.type is str]
+    for name, value in [*texts, *(("tasks", task) for task in row.tasks)]:
         check_text(value, name)
     names = [None if row.predicted_name is None else check_text(row.predicted_name, "predicted_name"), row.true_name]
     labels = [row.predicted_label, row.true_label]

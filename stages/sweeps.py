@@ -21,16 +21,12 @@ CONTROL = "_shuffled"  # behind a run's name: evaluate.py looks for its control 
 
 @dataclass(frozen=True)
 class SweptRun:
-    """A run of a sweep.
+    """A run of a sweep."""
 
-    name : str. Its folder below the sweep's. command : tuple of str. What makes it.
-    setting : str. What is varied, in words; runs of one setting share tokens and targets.
-    """
-
-    name: str
+    name: str  # its folder below the sweep's
     folder: Path
-    command: tuple[str, ...]
-    setting: str
+    command: tuple[str, ...]  # what makes it
+    setting: str  # what is varied, in words; runs of one setting share tokens and targets
 
     @property
     def log(self) -> Path:
@@ -55,12 +51,6 @@ class SweptRun:
     @property
     def last_line(self) -> str:
         return (self.log_lines() or ["it has written nothing"])[-1].strip()[:300]
-
-    @property
-    def seconds(self) -> float | None:
-        """How long its last attempt took; None where that is not known."""
-        took = re.fullmatch(rf"{TOOK}(\d+) s", self.last_line)
-        return float(took[1]) if took else None
 
 
 def flags_of(command: Sequence[str]) -> set[str]:
@@ -92,9 +82,8 @@ def list_runs(
     """
     output = next((flag for flag in ("--output_dir", "--model_dir") if flag in known), None)
     if output is None:
-        raise UserError(
-            f"{' '.join(command)[:80]} has neither --output_dir nor --model_dir; expected a training script"
-        )
+        neither = f"{' '.join(command)[:80]} has neither --output_dir nor --model_dir"
+        raise UserError(f"{neither}; expected a training script")
     needs = [f"--{flag}" for flag, *_ in varied] + ["--seed"] * bool(seeds) + ["--shuffle_labels"] * controls
     if missing := [flag for flag in needs if flag not in known]:
         raise UserError(f"the command's script has no {', '.join(missing)}; its -h lists what can be varied")
@@ -105,10 +94,8 @@ def list_runs(
     kinds = {protocol.partition(":")[0] for protocol in protocols}
     choices = [_choices(*flag_and_values) for flag_and_values in varied]
 
-    runs = []
-    for chosen, protocol, seed, control in product(
-        product(*choices), protocols or [""], seeds or [None], [False, True][: 1 + controls]
-    ):
+    parts, runs = (product(*choices), protocols or [""], seeds or [None], [False, True][: 1 + controls]), []
+    for chosen, protocol, seed, control in product(*parts):
         setting = "_".join(name for name, _ in chosen)
         kind, _, person = protocol.partition(":")
         who = f"{kind}-{person}" if person and len(kinds) > 1 else person or kind
@@ -146,19 +133,15 @@ def check_commands(runs: Sequence[SweptRun]) -> None:
     for run in runs:
         heads = [line for line in run.log_lines() if line.startswith(HEAD)] if run.finished else []
         before = heads and shlex.split(heads[-1].removeprefix(HEAD))
-        if before and _essence(before) != _essence(run.command):
-            raise UserError(
-                f"{run.folder} was made by another command ({run.log} says it); choose another --output_dir"
-            )
-
-
-def _essence(command: Sequence[str]) -> list[str]:
-    return [word for word in command if word != "--resume"]
+        if before and [w for w in before if w != "--resume"] != [w for w in run.command if w != "--resume"]:
+            other = f"{run.folder} was made by another command ({run.log} says it)"
+            raise UserError(f"{other}; choose another --output_dir")
 
 
 def minutes_of(runs: Sequence[SweptRun]) -> float | None:
     """About how long one run takes: the median of those that are finished."""
-    known = [seconds for run in runs if run.finished and (seconds := run.seconds) is not None]
+    took = [re.fullmatch(rf"{TOOK}(\d+) s", run.last_line) for run in runs if run.finished]
+    known = [float(seconds[1]) for seconds in took if seconds]
     return statistics.median(known) / 60 if known else None
 
 
