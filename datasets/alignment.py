@@ -14,6 +14,7 @@ import numpy as np
 
 from datasets.recording import Trial, origin
 from utils.covariances import riemannian_means
+from utils.errors import UserError
 
 SIZE = 10.0  # microvolts: the mean power of an aligned electrode is its square, whoever the person is
 PRIOR = 2.0  # trials: with so many a mean covariance counts half, and half no direction is larger than another
@@ -87,12 +88,21 @@ def zscore(covariances: np.ndarray, causal: bool) -> np.ndarray:
 
 
 def riemann(covariances: np.ndarray, causal: bool) -> np.ndarray:
-    """As `euclidean`, the Riemannian mean: see `riemannian_means`."""
-    of = covariances[0] if causal else covariances.mean(axis=0)  # what comes later must not change what came before
+    """As `euclidean`, the Riemannian mean: see `riemannian_means`. A flat trial counts for nothing."""
+    means = euclidean(covariances, causal)
+    there = np.trace(covariances, axis1=1, axis2=2) > 1e-12  # µV²
+    if not there.any():
+        return means
+    known = covariances[there]
+    of = known[0] if causal else known.mean(axis=0)  # what comes later must not change what came before
     basis = directions(of)[0]  # (C, r): an average reference leaves C − 1 directions
-    inside = basis.T @ covariances @ basis  # (N, r, r)
+    inside = basis.T @ known @ basis  # (N, r, r)
     inside += 1e-6 * np.trace(inside, axis1=1, axis2=2)[:, None, None] / len(basis.T) * np.eye(len(basis.T))
-    return basis @ riemannian_means(inside, causal) @ basis.T
+    rest = np.eye(len(basis)) - basis @ basis.T  # what the first trial lacked, such as an electrode, has its plain mean
+    means = rest @ means @ rest
+    places = np.cumsum(there) - 1 if causal else np.zeros(1, int)
+    means[places >= 0] += (basis @ riemannian_means(inside, causal) @ basis.T)[places[places >= 0]]
+    return means
 
 
 # --align_method
@@ -133,12 +143,15 @@ def aligning_matrices(trials: Sequence[Trial], read: Callable, align: str, metho
     read : callable. Trial → (C, T) microvolts of the part that is read.
     align, method : str. Keys of ALIGNMENTS and METHODS. A trial alone is brought to one size: whitened by its own
         covariance, it would lose what tells its class.
+    Raises UserError where a trial holds NaN or infinity.
     """
     alignment, groups, matrices = ALIGNMENTS[align], {}, {}
     for trial in sorted(trials, key=origin):
         groups.setdefault(alignment.group(trial), []).append(trial)
     for group in groups.values():
         covariances = np.stack([covariance(read(trial)) for trial in group])  # (N, C, C)
+        if not (finite := np.isfinite(covariances).all(axis=(1, 2))).all():
+            raise UserError(f"--align {align}: trial {group[int(np.argmin(finite))].key} holds NaN or infinity")
         if align == "trial":
             power = np.trace(covariances[0]) / len(covariances[0])
             means, counts = np.eye(len(covariances[0]))[None] * power, [np.inf]

@@ -135,6 +135,30 @@ def test_flat_trials_do_not_divide_by_zero():
         assert all(np.isfinite(matrix).all() for matrix in matrices.values())
 
 
+@pytest.mark.parametrize("align", ["causal", "session"])
+@pytest.mark.parametrize("gone", [(0, slice(None)), (3, slice(None)), (0, 1)])
+def test_a_flat_trial_or_electrode_leaves_the_riemannian_mean_of_the_others(align, gone):
+    pytest.importorskip("pyriemann")
+    trials, x = person(n=20, sessions="T")
+    trial, electrodes = gone
+    flat = {key: of.copy() for key, of in x.items()}
+    flat[trials[trial].key][electrodes] = 0
+    matrices = aligning_matrices(trials, lambda t: flat[t.key], align, "riemann")
+    sizes = np.array([(matrices[t.key] @ x[t.key]).std(axis=1) for t in trials[-5:]])  # (5, C)
+    assert (sizes > 0.5 * SIZE).all() and (sizes < 2 * SIZE).all()
+    if align == "causal":  # the flat trial is the last one of these, or the only one
+        fewer = aligning_matrices(trials[: trial + 1], lambda t: flat[t.key], align, "riemann")
+        assert all(np.array_equal(fewer[key], matrices[key]) for key in fewer)
+
+
+@pytest.mark.parametrize("align", [name for name in ALIGNMENTS if name != "none"])
+def test_a_trial_that_holds_nan_is_named(align):
+    trials, x = person(n=4)
+    x[trials[2].key][0, 7] = np.nan
+    with pytest.raises(UserError, match=f"--align {align}: trial {trials[2].key} holds NaN or infinity"):
+        aligning_matrices(trials, lambda t: x[t.key], align, "euclidean")
+
+
 # ---------------------------------------------------------------- what is used
 
 
