@@ -97,7 +97,7 @@ from models.eeg_llm import (
     lora_targets,
 )
 from models.token_encoders import training_of
-from stages.adaptation import Adapter, check_prior, set_straight
+from stages.adaptation import Adapter, check_learns, check_prior, set_straight
 from stages.own_llm import TINY, language_model_for
 from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
@@ -211,6 +211,8 @@ def main(args: argparse.Namespace) -> None:
     files, turn = ["projection_epoch{}.pth", "lora_epoch{}"], (accelerator.process_index, accelerator.num_processes)
     run = Run(Path(args.model_dir), files, args.select_by, args.keep, turn)
     train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.seed)
+    cached = train_encoder == "never" and not args.no_cache_features
+    check_learns(args.adapt, None if cached else encoder, bool(args.lambda_cls))
     depends_on = {"store": store.fingerprint, "list of trials": store.listed, "encoder": encoder_fingerprint}
     run.open(vars(args), {"model_dir"}, depends_on)
     accelerator.wait_for_everyone()  # all have looked before the first one writes
@@ -225,7 +227,6 @@ def main(args: argparse.Namespace) -> None:
     projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width, args.dropout)
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
-    cached = train_encoder == "never" and not args.no_cache_features
     augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
     how = args.token_pooling, args.cache_dir, accelerator.device, turn
     splits, reducer = with_features(splits, encoder, cached, *how)

@@ -43,6 +43,21 @@ def normalisation_parameters(module: nn.Module) -> list[nn.Parameter]:
     return found
 
 
+def check_learns(kind: str, encoder: nn.Module | None, head: bool) -> None:
+    """Raise UserError where batch normalisation is to learn, and cannot.
+
+    encoder : nn.Module, optional. None: its tokens are kept. head : bool. Whether there is a class head, whose answers
+        teach it.
+    """
+    if ADAPTATIONS[kind].changes != "encoder":
+        return
+    if encoder is None:
+        raise UserError("--adapt im: the encoder is frozen, and its tokens are kept; eegnet, shallow are trained")
+    if not head:
+        raise UserError("--adapt im learns from the class head's answers, and --lambda_cls 0 leaves it out")
+    normalisation_parameters(encoder)
+
+
 class Adapter:
     """Batches of trials in the order in which they are decoded, and what is learned before or after each.
 
@@ -59,10 +74,7 @@ class Adapter:
         self.works = self.adaptation.changes == "encoder"
         self.session, self.seen, self.places = None, [], {}
         if self.works:
-            if encoder is None:
-                raise UserError(
-                    "--adapt im: the encoder is frozen, and its tokens are kept; eegnet, shallow are trained"
-                )
+            check_learns(kind, encoder, head=True)
             self.parameters = normalisation_parameters(encoder)
             self.trained = [p.detach().clone() for p in self.parameters]
             for place, trial in enumerate(dataset.trials):

@@ -122,6 +122,10 @@ def test_an_encoder_without_batch_normalisation_or_with_kept_tokens_is_refused()
     with pytest.raises(UserError, match="its tokens are kept"):
         Adapter("im", None, None, Trials(), CPU)
     Adapter("none", None, None, SimpleNamespace(trials=[]), CPU)
+    with pytest.raises(UserError, match="class head's answers, and --lambda_cls 0"):
+        adaptation.check_learns("im", net()[0], head=False)
+    adaptation.check_learns("im", net()[0], head=True)
+    adaptation.check_learns("prior", None, head=False)
 
 
 def test_of_several_processes_each_decodes_its_share():
