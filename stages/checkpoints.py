@@ -198,7 +198,7 @@ def connect(
     model : EEGLanguageModel or EEGMapperModel
     Raises UserError if a trial has another number of tokens than the mapper was trained on.
     """
-    cached = cached and encoder.pretrained
+    cached = cached and encoder.pretrained and not checkpoint.get("mirror_average")  # a mirror image has no kept tokens
     splits, reducer = with_features({"": dataset}, encoder, cached, checkpoint["token_pooling"], cache_dir, device)
     dataset = splits[""]
     if not cached:

@@ -548,3 +548,18 @@ def test_what_was_trained_with_a_mixer_mirrored_trials_and_adaptation_decodes_al
             assert a == pytest.approx(b, abs=1e-3)
     cached = script(SCRIPT, *demo.training(tmp_path / "no", datasets_dir=few, mirror_average=True))
     assert cached.code == 2 and "--mirror_average changes the signal of a trial" in cached.error_line
+    for why, flags in (("tokens are kept", {}), ("--lambda_cls 0", nowhere | {"encoder": "eegnet", "lambda_cls": 0})):
+        early = script(SCRIPT, *demo.training(tmp_path / "no", **{"datasets_dir": few, "adapt": "im"} | flags))
+        assert early.code == 2 and why in early.error_line and not (tmp_path / "no/metrics.jsonl").exists()
+
+
+def test_the_mirror_average_of_an_encoder_that_could_be_cached_is_decoded_again(demo, few, script, tmp_path):
+    flags = {"datasets_dir": few, "epochs": 1, "warmup_epochs": 1, "mirror_average": True, "no_cache_features": True}
+    done = script(SCRIPT, *demo.training(tmp_path / "run", **flags))
+    assert done.code == 0, done.err
+    again = demo.generation(tmp_path / "run", tmp_path / "out", generate_images=None, datasets_dir=few)
+    assert script("generate.py", *again).code == 0
+    ours = {row["index"]: row for row in read_jsonl(tmp_path / "run/decoded_test.jsonl")}
+    for row in read_jsonl(tmp_path / "out/decoded.jsonl"):
+        a, b = (of["readouts"]["head"]["probabilities"] for of in (row, ours[row["index"]]))
+        assert a == pytest.approx(b, abs=1e-4)
