@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from datasets.trials import PART
@@ -24,7 +25,7 @@ def ensemble(runs: Sequence[Run]) -> list[Row]:
         rows = dict(zip(run.trials, run.rows, strict=True))
         if set(rows) != set(first.trials):
             raise UserError(f"--ensemble: {run.name} was tested on other trials, or labels, than {first.name}")
-        of_runs.append([rows[trial] for trial in first.trials])
+        of_runs.append([replace(rows[trial], uses=run.uses) for trial in first.trials])  # old rows do not say it
     return mean_of(of_runs)
 
 

@@ -88,6 +88,14 @@ def test_what_was_used_of_the_test_person_is_the_most_that_a_member_used(script,
     assert "used of the test person" not in plain.out
 
 
+def test_rows_of_before_that_do_not_say_what_was_used_have_a_mean(script, tmp_path):
+    for seed in range(2):
+        run(tmp_path / f"s{seed}", seed=seed, protocol="within:P1", uses="")
+    done = script("evaluate.py", "--ensemble", tmp_path / "mean", tmp_path / "s0", tmp_path / "s1")
+    assert done.code == 0, done.err
+    assert {row["uses"] for row in read_jsonl(tmp_path / "mean/decoded_test.jsonl")} == {"other trials, labelled"}
+
+
 @pytest.mark.parametrize("other, message", [
     ({"n": 40}, "two was tested on other trials, or labels, than one"),
     ({"people": ("P3", "P4")}, "two was tested on other trials"),
