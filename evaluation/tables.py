@@ -10,6 +10,7 @@ import numpy as np
 
 from datasets.alignment import USES
 from datasets.recording import origin
+from datasets.trials import PART
 from evaluation import statistics
 from evaluation.decoded_runs import Run, group_name, is_fold
 from stages.rows import Row, with_probabilities
@@ -122,8 +123,8 @@ def _linear_probe(run: Run, runs: Sequence[Run]) -> float | None:
 
     def reads(one: Run) -> list:
         """What its tokens are made from, how they are asked for, and of which trials they are."""
-        settings = [one.argument.get(k) for k in ("token_pooling", "encoder", "protocol", *PARTS)]
-        return [one.record.get("depends_on"), settings, sorted(one.trials)]
+        settings = [one.argument.get(k) for k in ("token_pooling", "encoder", "protocol", *PART)]
+        return [one.uses, one.record.get("depends_on"), settings, sorted(one.trials)]
 
     probes = [other for other in runs if other.argument.get("model") == "linear_probe" and reads(other) == reads(run)]
     of_seed = {probe.seed: float(np.mean(probe.right(probe.main_readout))) for probe in probes}

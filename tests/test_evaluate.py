@@ -569,6 +569,10 @@ def test_the_probe_beside_a_text_run_reads_the_same_part_and_has_the_same_seed(s
                  tuned=name)  # fmt: skip
     out = script("evaluate.py", *sorted(tmp_path.iterdir())).out
     assert [line_of(out, f"text_{n}")["linear probe"] for n in ("s0", "s1", "s0_w")] == ["60.0 %", "70.0 %", "65.0 %"]
+    for part in ({"align": "session"}, {"band": [4, 40]}):  # of which there is no probe
+        recorded(tmp_path / "other" / next(iter(part)), 50, **same, **part)
+    out = script("evaluate.py", *sorted(tmp_path.iterdir()), *sorted((tmp_path / "other").iterdir())).out
+    assert [line_of(out, name)["linear probe"] for name in ("text_s0", "align", "band")] == ["60.0 %", "", ""]
 
 
 @pytest.mark.parametrize("flags, message", [
