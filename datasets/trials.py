@@ -249,8 +249,11 @@ class TrialDataset:
         """What is done to stored samples beyond cutting them, for the key of a cache; empty where nothing is."""
         done = {} if self.band is None else {"band": self.band}
         if self._aligning is not None:
-            matrices = b"".join(self._aligning[trial.key].round(4).tobytes() for trial in trials)
-            done["aligned"] = hashlib.sha256(matrices).hexdigest()
+            digest = hashlib.sha256()
+            for matrix in (self._aligning[trial.key] for trial in trials):
+                size = np.abs(matrix).max()  # whatever the unit of the samples
+                digest.update(f"{size:.3g}".encode() + (matrix / max(size, 1e-30)).round(3).tobytes())
+            done["aligned"] = digest.hexdigest()
         return done
 
     @property

@@ -214,6 +214,16 @@ def test_covariances_are_those_of_what_is_read(store):
     assert 0.8 * SIZE**2 < np.diag(mean).mean() < 1.2 * SIZE**2
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e7])
+def test_the_token_cache_tells_alignments_apart_whatever_the_unit(tmp_path, unit):
+    trials, x = person(n=6, n_chans=22, subject="A01")
+    rows = [(t, (unit * x[t.key]).astype("<f4")) for t in trials]
+    write_store(tmp_path / "store", {"dataset": "BCICIV2a", "sfreq": 250.0}, [rows])
+    dataset = TrialDataset(tmp_path / "store", "train", "published", BCIC)
+    parts = [dataset.part(align=align) for align in ALIGNMENTS]
+    assert len({str(part.changes(part.trials)) for part in parts}) == len(ALIGNMENTS)
+
+
 def test_a_band_is_what_a_run_reads_of_the_stored_trial(store):
     dataset = TrialDataset(store, "train", "published", BCIC)
     power = lambda d: np.mean([np.abs(np.fft.rfft(item["x"].numpy()[0])) ** 2 for item in d], axis=0)  # noqa: E731
