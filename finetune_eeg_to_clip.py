@@ -150,7 +150,7 @@ from stages import retrieval
 from stages.runs import LAST, Run
 from stages.scores import score_rows
 from stages.targets import TargetSettings, check_fits, images_of, without_lacking
-from stages.tokens import augmentations, encoder_for, with_features
+from stages.tokens import augmentations, check_pretraining, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import end_processes, start_accelerator
 from utils.processes import gathered, share
@@ -233,6 +233,7 @@ def main(args: argparse.Namespace) -> None:
     depends_on["set of targets: other images, CLIP, captions, image model or VAE"] = target.digest
     if "tokens" in net.gives and net.pretrained:
         encoder = encoder_for(train, args.encoder, args.foundation_dir, seed=args.seed)
+        check_pretraining(encoder, test)
         depends_on["encoder"] = fingerprint(encoder)
         splits, _ = with_features(splits, encoder, True, args.token_pooling, args.cache_dir, device, turn)
         n_tokens, token_width = splits["train"].tokens.shape[1:]
