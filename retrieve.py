@@ -206,7 +206,9 @@ def main(args: argparse.Namespace) -> None:
             scored = retrieval.score_lines(run.name, of)
             lines += [line | about | {"read-out": f"{line['read-out']}, {geometry}"} for line in scored]
             write_rows(of, place / geometry / "retrieval.jsonl")
-            own = before | {"arguments": arguments | {"geometry": geometry}, "environment": environment()}
+            asked = {"geometry": geometry}
+            own = before | {"arguments": arguments | asked, "environment": environment()}
+            own |= {"fixed": before["fixed"] | asked} if isinstance(before.get("fixed"), dict) else {}
             write_json(own, place / geometry / "run.json")
 
         # ------------------------------------------------------------ fewer repetitions; a sheet

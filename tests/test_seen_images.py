@@ -2,19 +2,24 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from datasets.alignment import LABELLED
+from datasets.description import load_description
 from datasets.repetitions import averages, repetitions, shuffled_images, some_repetitions
 from datasets.store import open_store
 from datasets.trials import TrialDataset
 from models.clip_targets import image_paths, image_targets
 from models.contrastive import k_way, retrieval_ranks
+from models.CSBrain import CSBrain
+from stages.retrieval import similarities
 from stages.rows import read_rows, write_rows
-from tests.conftest import ROOT, flat, once, read_jsonl
+from tests.conftest import ROOT, edited, flat, once, read_jsonl
 from tests.seen_images import (
     CLIP,
     SCRIPT,
@@ -25,7 +30,7 @@ from tests.seen_images import (
     train_with_control,
     training,
 )
-from utils.files import read_json, write_json
+from utils.files import read_csv, read_json, write_json
 
 
 @pytest.fixture(scope="session")
@@ -279,6 +284,17 @@ def test_what_is_asked_wrongly_is_one_line(things, script, tmp_path, more, said)
     assert done.code == 2 and said in done.err and "Traceback" not in done.err
 
 
+def test_an_encoder_that_was_pretrained_on_the_test_person_is_refused(imagenet, script, tmp_path):
+    montage = load_description("EEGImageNet").montage
+    encoder = CSBrain.build(montage.brain_regions, montage.sorted_indices)
+    weights = {"model": encoder.state_dict(), "what": "csbrain", "pretrained_on": ["EEGImageNet/S00"]}
+    torch.save(weights, tmp_path / "csbrain_epoch1.pth")
+    flags = {"target": "classes", "encoder": "csbrain", "setting": "cross", "subject": "S00", "epochs": 1}
+    flags |= {"foundation_dir": tmp_path / "csbrain_epoch1.pth", "cache_dir": tmp_path / "cache"}
+    done = script(SCRIPT, *on_imagenet(imagenet, tmp_path / "run", **flags))
+    assert done.code == 2 and "was pretrained on trials of EEGImageNet/S00, who is tested" in done.error_line
+
+
 def test_a_store_with_nan_is_one_line(things, script, tmp_path):
     from datasets.store import write_store
 
@@ -452,6 +468,40 @@ def test_scores_are_those_of_the_ranks_exactly(trained, things, script, tmp_path
     assert {line[lines[0].index("repetitions")] for line in lines[1:]} == {"", "1", "4"}
     assert "classification" in done.out and "Wilson" in done.out
     assert all((tmp_path / "out/ubp" / name).stat().st_size > 3000 for name in ("top5.png", "repetitions.png"))
+
+
+def test_other_geometries_are_ranked_a_person_at_a_time_and_stand_in_lines_of_their_own(
+    trained, things, script, tmp_path
+):
+    flags = (*ranked(things, tmp_path / "out"), "--geometry", "plain", "whiten", "csls", "procrustes")
+    done = script("retrieve.py", trained / "ubp", *flags)
+    assert done.code == 0, done.err
+    out = tmp_path / "out/ubp"
+    plain = read_rows(out / "retrieval.jsonl")
+    whole = "all trials, unlabelled (transductive)"
+    lines = read_csv(tmp_path / "out/scores.csv")
+    used = {line["read-out"]: line["used of the test person"] for line in lines if line["repetitions"] == ""}
+    for name in ("whiten", "csls", "procrustes"):
+        rows = read_rows(out / name / "retrieval.jsonl")
+        assert {row.uses for row in rows} == {f"{LABELLED}; {whole}"} and {row.uses for row in plain} == {LABELLED}
+        assert used[f"retrieval, {name}"] == f"{LABELLED}; {whole}" and used["retrieval"] == LABELLED
+        assert [row.index for row in rows] == [row.index for row in plain]
+    # two seeds, one of them ranked otherwise, are no mean
+    shutil.copytree(out, tmp_path / "again/ubp")
+    for place in (tmp_path / "again/ubp/run.json", tmp_path / "again/ubp/csls/run.json"):
+        edited(place, lambda record: [of.update(seed=9) for of in (record["arguments"], record["fixed"])])
+    both = script("evaluate.py", out, tmp_path / "again/ubp/csls")
+    assert both.code == 0 and "2 seeds" not in both.out, both.out
+
+
+def test_embeddings_of_one_person_do_not_change_anothers_ranks():
+    torch.manual_seed(0)
+    eeg, targets = torch.randn(12, 5), torch.randn(6, 5)
+    groups = [SimpleNamespace(subject=person) for person in ("P1", "P2") for _ in range(6)]
+    for geometry in ("whiten", "csls", "procrustes"):
+        whole = similarities(groups, eeg, targets, geometry)
+        alone = similarities(groups[:6], eeg[:6], targets, geometry)
+        assert torch.allclose(whole[:6], alone) and not torch.allclose(whole[6:], alone)
 
 
 def test_two_runs_of_one_name_are_not_written_over_each_other(trained, things, script, tmp_path):
