@@ -81,7 +81,8 @@ def used_findings(run: Run, datasets: Sequence[TrialDataset]) -> Checked:
         yield "cannot", "what was used of the test person: its rows do not say it"
         return
     adapt = ADAPTATIONS.get(str(run.argument.get("adapt", "none")), ADAPTATIONS["none"])
-    settings, said = used_together(*test.uses.split("; "), adapt.uses), run.uses
+    ranked = "none" if run.argument.get("geometry", "plain") == "plain" else "session"
+    settings, said = used_together(*test.uses.split("; "), adapt.uses, ALIGNMENTS[ranked].uses), run.uses
     if "ensemble" not in run.record and settings != said:
         yield "BREACH", f"its rows say {said!r} was used of the test person, its settings {settings!r}"
         return
@@ -164,7 +165,10 @@ def target_findings(
 @of_run
 def decoded_findings(run: Run, description, store, cache_dir: str | None, device) -> Checked:
     """Whether a text or mapper run's best checkpoint gives the answers of its rows: some are decoded anew."""
-    if not (run.folder / "results.json").is_file() or run.argument.get("adapt", "none") != "none":
+    if not (run.folder / "results.json").is_file():
+        return
+    if (adapt := run.argument.get("adapt", "none")) != "none":  # some trials of a session are adapted to otherwise
+        yield "cannot", f"whether its checkpoint gives these answers: --adapt {adapt}"
         return
     kinds = {
         "text": (partial(read_text_runs, lora_dir=None), decode_text),

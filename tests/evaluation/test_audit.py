@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from datasets.store import open_store, write_store
 from evaluation.audit import store_findings
 from evaluation.audit_amplitudes import amplitude_findings
 from evaluation.audit_copies import copy_findings
+from evaluation.audit_models import decoded_findings, used_findings
 from evaluation.audit_people import people_findings
 from evaluation.summaries import summarise
 from tests.conftest import edited, read_jsonl
@@ -328,3 +330,18 @@ def test_what_was_used_of_the_test_person_is_compared_and_causal_alignment_is_tr
     (run / "decoded_test.jsonl").write_text(text)
     done = script("evaluate.py", "--audit", few, run, "--cuda", -1)
     assert done.code == 2 and "its rows say 'nothing' was used of the test person, its settings 'earlier" in done.out
+
+
+def test_what_a_geometry_has_used_is_no_breach_and_adapted_answers_are_said_not_to_be_looked_at(tmp_path):
+    whole = "all trials, unlabelled (transductive)"
+
+    def run(uses, **argument):
+        rows = [SimpleNamespace(uses=uses)]
+        return SimpleNamespace(name="run", rows=rows, uses=uses, argument=argument, record={}, place=tmp_path)
+
+    test = SimpleNamespace(mode="test", uses="nothing", align="none")
+    kinds = [next(used_findings(of, [test])).kind for of in (run(whole, geometry="csls"), run(whole), run("nothing"))]
+    assert kinds == ["ok", "BREACH", "ok"]
+    (tmp_path / "results.json").write_text("{}")
+    (finding,) = decoded_findings(run(whole, adapt="prior"), None, None, None, None)
+    assert finding.kind == "cannot" and "--adapt prior" in finding.words
