@@ -177,6 +177,9 @@ def _texts(
                 readouts = text_readouts(description, text, probabilities)
                 rows.append(new_row(dataset, index, readouts, text, adapter.adaptation.uses))
     rows.sort(key=lambda row: row.index)  # which may have been decoded session by session
+    if adapter.adaptation.changes == "answers" and len(rows) < len(dataset):
+        print(f"notice: {path} was tested with --adapt {checkpoint['adapt']}: its answers to {len(rows)} of "
+              f"{len(dataset)} trials are set straight by these alone, and may differ from the test's")  # fmt: skip
     rows = set_straight(rows, checkpoint.get("adapt", "none"))
     return rows, {"store": dataset.store.fingerprint} | checkpoint_facts(encoder)
 
