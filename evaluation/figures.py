@@ -17,6 +17,8 @@ from evaluation.statistics import calibration, confusion  # noqa: E402
 from utils.paths import written_whole  # noqa: E402
 
 LEAST_ELECTRODES = 4  # of a map of the head
+plt.rcParams |= {"figure.constrained_layout.use": True, "savefig.dpi": 120, "legend.fontsize": 8}
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
 
 
 def plain(text: str) -> str:
@@ -30,7 +32,7 @@ def confusion_figure(run: Run, path: Path) -> None:
     names = {row.true_label: row.true_name for row in rows}
     counts = confusion([r.true_label for r in rows], [r.readouts[readout].label for r in rows], n_classes)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axis = plt.subplots(figsize=(1.5 + 0.8 * n_classes, 1 + 0.7 * n_classes), layout="constrained")
+    figure, axis = plt.subplots(figsize=(1.5 + 0.8 * n_classes, 1 + 0.7 * n_classes))
     axis.imshow(share, vmin=0, vmax=1, cmap="Blues")
     for (i, j), n in np.ndenumerate(counts):
         axis.text(j, i, n, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
@@ -43,7 +45,7 @@ def confusion_figure(run: Run, path: Path) -> None:
 
 def reliability_figure(run: Run, path: Path) -> None:
     """Accuracy by confidence, for every read-out with probabilities; on the dashed line they can be believed."""
-    figure, axis = plt.subplots(figsize=(4, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(4, 4.2))
     axis.plot([0, 1], [0, 1], "--", color="grey", lw=1)
     for name in tables.with_probabilities(run.rows):
         confidence = [row.readouts[name].probabilities[row.readouts[name].label] for row in run.rows]
@@ -53,13 +55,13 @@ def reliability_figure(run: Run, path: Path) -> None:
         axis.scatter(x, y, s=10 + 200 * n / n.sum())  # as large as its trials are many
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axis.set_title(f"{plain(run.name)}, n = {len(run.rows)}")
-    figure.legend(fontsize=8, loc="outside lower center")
+    figure.legend(loc="outside lower center")
     save(figure, path)
 
 
 def accuracy_figure(lines: Sequence[dict], path: Path) -> None:
     """Accuracy, interval, chance and control of every line."""
-    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.35 * len(lines)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.35 * len(lines)))
     for y, line in enumerate(lines):
         low, high = 100 * np.array(spread_of(line))
         axis.plot([low, high], [y, y], color="C0", lw=2)
@@ -71,8 +73,7 @@ def accuracy_figure(lines: Sequence[dict], path: Path) -> None:
     axis.set(xlabel="accuracy (%)", xlim=(0, 100))
     axis.invert_yaxis()
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one of each
-    figure.legend(handles.values(), handles.keys(), fontsize=8, ncols=3, loc="outside lower center")
-    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(handles.values(), handles.keys(), ncols=3, loc="outside lower center")
     save(figure, path)
 
 
@@ -106,7 +107,7 @@ def repetitions_figure(curve: Sequence[tuple[int, Sequence[dict]]], name: str, p
 
     curve : sequence of (repetitions, lines of `retrieval.score_lines`).
     """
-    figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(5, 3.4))
     numbers, readout = [n for n, _ in curve], curve[0][1][0]["read-out"]
     of_people = defaultdict(list)  # person → lines by number of repetitions
     for _, lines in curve:
@@ -125,8 +126,7 @@ def repetitions_figure(curve: Sequence[tuple[int, Sequence[dict]]], name: str, p
     axis.set(xlabel="averaged test repetitions", ylabel="retrieved (%)")
     axis.set_title(f"{plain(name)}, n = {mean['n']}, {mean['candidates']} candidates")
     axis.minorticks_off()
-    figure.legend(fontsize=8, ncols=3, loc="outside lower center")
-    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(ncols=3, loc="outside lower center")
     save(figure, path)
 
 
@@ -135,7 +135,7 @@ def windows_figure(lines: Sequence[dict], path: Path) -> None:
 
     lines : sequence of dict. As the table's, each with `window`, in seconds.
     """
-    figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(5, 3.4))
     ends = [line["window"][1] for line in lines]
     low, high = 100 * np.array([spread_of(line) for line in lines]).T
     axis.plot(ends, [100 * line["accuracy"] for line in lines], "o-", ms=4, label="accuracy, interval or sd")
@@ -147,8 +147,7 @@ def windows_figure(lines: Sequence[dict], path: Path) -> None:
     start = min(line["window"][0] for line in lines)
     axis.set(xlabel=f"window from {start:g} s to … (s)", ylabel="accuracy (%)", ylim=(0, 100))
     axis.set_title(f"{plain(lines[-1]['run'])}, n = {lines[0]['n']}")
-    axis.legend(fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend()
     save(figure, path)
 
 
@@ -176,7 +175,7 @@ def regions_figure(lines: Sequence[dict], montage: Montage, path: Path) -> bool:
     panels = [panel for panel, n in zip(panels, electrodes, strict=True) if n >= LEAST_ELECTRODES]
     if not panels:
         return False
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.4), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.4), squeeze=False)
     for axis, (title, values, lowest, colours) in zip(axes[0], panels, strict=True):
         of_electrode = np.array([values.get(region, np.nan) for region in montage.region_names])
         known = np.flatnonzero(np.isfinite(of_electrode))
@@ -200,16 +199,14 @@ def time_course_figure(courses: Mapping[str, np.ndarray], times: np.ndarray, pat
 
     courses : mapping of a class to (T,) sums over electrodes. times : (T,) seconds.
     """
-    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6, 3.4))
     width = max(1, round(0.1 / (times[1] - times[0]))) if len(times) > 1 else 1
     for name, course in courses.items():
-        axis.plot(
-            times, np.convolve(course, np.ones(width) / width, mode="same") / (times[1] - times[0]), label=plain(name)
-        )
+        smooth = np.convolve(course, np.ones(width) / width, mode="same")
+        axis.plot(times, smooth / (times[1] - times[0]), label=plain(name))
     axis.axhline(0, color="grey", lw=0.8)
     axis.set(xlabel="seconds", ylabel="adds to the probability, per second")
-    axis.legend(fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend()
     save(figure, path)
 
 
@@ -223,7 +220,7 @@ def topography_figure(maps: Mapping[str, np.ndarray], electrodes: Sequence[str],
     places = mne.channels.make_standard_montage("standard_1005").get_positions()["ch_pos"]
     known = [k for k, name in enumerate(electrodes) if name in places]
     heads = len(known) >= LEAST_ELECTRODES
-    figure, axes = plt.subplots(1, len(maps), figsize=(3.2 * len(maps), 3.4), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(maps), figsize=(3.2 * len(maps), 3.4), squeeze=False)
     largest = max(max(np.abs(values).max() for values in maps.values()), 1e-9)
     for axis, (name, values) in zip(axes[0], maps.items(), strict=True):
         if heads:
@@ -244,5 +241,5 @@ def topography_figure(maps: Mapping[str, np.ndarray], electrodes: Sequence[str],
 def save(figure: plt.Figure, path: Path) -> None:
     """Write a figure, whole."""
     with written_whole(path) as unfinished:
-        figure.savefig(unfinished, dpi=120, format="png")
+        figure.savefig(unfinished, format="png")
     plt.close(figure)

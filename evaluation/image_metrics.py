@@ -20,7 +20,7 @@ from evaluation.statistics import difference
 from stages.pictures import PictureFolder, Stimuli, compared_picture, drawn_with, fault_of, true_class_picture
 from stages.rows import Row
 from stages.scores import mean_and_interval
-from utils.errors import UserError
+from utils.errors import UserError, loading
 from utils.limits import opened_picture
 from utils.progress import progress
 
@@ -122,29 +122,19 @@ METRICS = {
 
 @dataclass
 class Pictures:
-    """Drawn pictures of a generating script's folder with what was seen.
-
-    rows : list of Row
-    stimuli, drawn : list of PIL.Image
-    true_class : list of PIL.Image. Drawn from the true class's prompt; empty where draw_true_class.py was not run.
-    model : str. The image model, as a picture says.
-    ceiling : str. What the pictures of `true_class` were drawn from, in words.
-    others : dict. What further pictures of the same trials were drawn from, in words → list of PIL.Image.
-    recipe : dict. How all were drawn, see `way_of`.
-    faults : list of str. Why what was drawn is no picture, see `fault_of`; "" of a picture.
-    left_out : dict. Way of drawing, in words → how many are no pictures, of how many, and why.
-    """
+    """Drawn pictures of a generating script's folder with what was seen."""
 
     rows: list[Row]
     stimuli: list[Image.Image]
     drawn: list[Image.Image]
-    true_class: list[Image.Image]
-    model: str
-    ceiling: str = TRUE_CLASS
+    true_class: list[Image.Image]  # from the true class's prompt; empty where draw_true_class.py was not run
+    model: str  # the image model, as a picture says
+    ceiling: str = TRUE_CLASS  # what the pictures of `true_class` were drawn from, in words
+    # what further pictures of the same trials were drawn from, in words → the pictures
     others: dict[str, list[Image.Image]] = field(default_factory=dict)
-    recipe: dict = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
+    recipe: dict = field(default_factory=dict)  # how all were drawn, see `way_of`
+    faults: list[str] = field(default_factory=list)  # why what was drawn is no picture, see `fault_of`; "" of one
+    left_out: dict[str, str] = field(default_factory=dict)  # way of drawing → how many are no pictures, and why
 
     def scored(self) -> "Pictures":
         """Those that are scored: trials whose picture is none are left out, and said.
@@ -152,7 +142,12 @@ class Pictures:
         In `true_class` and `others`, None stands where a trial's picture is none.
         """
         ways = {DRAWN: self.faults} | {way: list(map(fault_of, drawn)) for way, drawn in self.ways().items()}
-        left_out = {way: _left_out(faults) for way, faults in ways.items() if any(faults)}
+        left_out = {}
+        for way, faults in ways.items():
+            counts = Counter(filter(None, faults))
+            if counts:
+                why = ", ".join(f"{n} {fault}" for fault, n in counts.items())
+                left_out[way] = f"{counts.total()} of {len(faults)} ({why})"
         kept = [k for k, fault in enumerate(self.faults) if not fault]
 
         def part(way: str, pictures: list) -> list:
@@ -174,12 +169,6 @@ class Pictures:
         return ({self.ceiling: self.true_class} if self.true_class else {}) | self.others
 
 
-def _left_out(faults: Sequence[str]) -> str:
-    """How many are no pictures, of how many, and why, in words."""
-    counts = Counter(fault for fault in faults if fault)
-    return f"{counts.total()} of {len(faults)} ({', '.join(f'{n} {fault}' for fault, n in counts.items())})"
-
-
 def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictures:
     """UserError if a picture is missing or damaged, or those of the true classes were drawn in another way."""
     names = PictureFolder(folder, rows, {}, 0)
@@ -189,12 +178,34 @@ def read_pictures(folder: Path, rows: Sequence[Row], stimuli: Stimuli) -> Pictur
     for path, row, recipe in zip(paths, rows, recipes, strict=True):
         if recipe.get("embedding", row.embedding) != row.embedding:
             raise UserError(f"{path} was drawn from something else than was decoded; draw again (--stage images)")
-    true_class, ceiling = _true_class(folder, rows, recipes)
-    seen = [stimuli.of(row) for row in rows]
-    compared = {words: _compared(folder, way, rows, recipes) for way, words in COMPARED.items()}
-    others = {words: pictures for words, pictures in compared.items() if pictures}
-    model = str(recipes[0].get("model", "unknown"))
+
+    def as_drawn(way: dict, recipe: dict) -> bool:  # but for what it was drawn from
+        return bool(way) and all(way[k] == recipe.get(k) for k in set(way) - {"prompt", "model", "conditioning"})
+
+    again = f"draw_true_class.py {folder} again"
+    true_class, ways = _beside([true_class_picture(folder, row) for row in rows], recipes, as_drawn, again)
+    ceiling = CAPTION if ways and ways[0].get("conditioning") == "caption" else TRUE_CLASS
+    others = {}
+    for name, words in COMPARED.items():
+
+        def alike(way: dict, recipe: dict, name: str = name) -> bool:
+            return way.get("drawn_from") == name and way_of(way) == way_of(recipe)
+
+        beside = [compared_picture(folder, name, row) for row in rows]
+        others[words], _ = _beside(beside, recipes, alike, "generate_eeg2img.py with --compare again")
+    others = {words: pictures for words, pictures in others.items() if pictures}
+    model, seen = str(recipes[0].get("model", "unknown")), [stimuli.of(row) for row in rows]
     return Pictures(list(rows), seen, drawn, true_class, model, ceiling, others, way_of(recipes[0]), faults)
+
+
+def _beside(paths: Sequence[Path], recipes: Sequence[dict], fits: Callable, again: str) -> tuple[list, list[dict]]:
+    """Other pictures of the same trials, if any, and how they were drawn; UserError where one does not fit."""
+    if not any(path.is_file() for path in paths):
+        return [], []
+    ways = [drawn_with(path) or {} for path in paths]
+    if not all(map(fits, ways, recipes)):
+        raise UserError(f"{paths[0].parent} is not of these pictures; run {again}")
+    return [_read(path) for path in paths], ways
 
 
 def scored_pictures(run: Run, stimuli: Stimuli, none: list[str]) -> Pictures | None:
@@ -202,32 +213,6 @@ def scored_pictures(run: Run, stimuli: Stimuli, none: list[str]) -> Pictures | N
     pictures = read_pictures(run.place, run.rows, stimuli).scored()
     none += [f"{run.name}, {way}: {some}" for way, some in pictures.left_out.items()]
     return pictures if pictures.rows else None
-
-
-def _true_class(folder: Path, rows: Sequence[Row], recipes: Sequence[dict]) -> tuple[list[Image.Image], str]:
-    """Pictures of the true classes, none where none was drawn, and what they were drawn from, in words."""
-    paths = [true_class_picture(folder, row) for row in rows]
-    if not any(path.is_file() for path in paths):
-        return [], TRUE_CLASS
-    ways = [drawn_with(path) or {} for path in paths]
-    for way, recipe in zip(ways, recipes, strict=True):
-        if not way or any(way[name] != recipe.get(name) for name in set(way) - {"prompt", "model", "conditioning"}):
-            place = folder / "true_class"
-            raise UserError(f"{place} is not of these pictures; run draw_true_class.py {folder} again")
-    return [_read(path) for path in paths], CAPTION if ways[0].get("conditioning") == "caption" else TRUE_CLASS
-
-
-def _compared(folder: Path, way: str, rows: Sequence[Row], recipes: Sequence[dict]) -> list[Image.Image]:
-    """Pictures of the same trials that were drawn from something else, if any; UserError if they are of another run."""
-    paths = [compared_picture(folder, way, row) for row in rows]
-    if not any(path.is_file() for path in paths):
-        return []
-    for path, recipe in zip(paths, recipes, strict=True):
-        drawn = drawn_with(path) or {}
-        if drawn.get("drawn_from") != way or way_of(drawn) != way_of(recipe):
-            place = folder / "compared"
-            raise UserError(f"{place} is not of these pictures; run generate_eeg2img.py with --compare again")
-    return [_read(path) for path in paths]
 
 
 def way_of(recipe: dict) -> dict:
@@ -239,13 +224,8 @@ def way_of(recipe: dict) -> dict:
 def _read(path: Path) -> Image.Image:
     if not path.is_file():
         raise UserError(f"{path} is not there; draw first (--stage images)")
-    try:
-        with opened_picture(path) as picture:
-            return picture.convert("RGB")
-    except UserError:
-        raise
-    except Exception:  # whatever a file that is no picture makes Pillow say
-        raise UserError(f"{path} is no picture, or damaged; remove it and draw again") from None
+    with loading(f"{path} is no picture, or damaged", "remove it and draw again"), opened_picture(path) as picture:
+        return picture.convert("RGB")
 
 
 # ---------------------------------------------------------------- scores
@@ -269,9 +249,7 @@ NOTE = (
 Values = dict[str, np.ndarray]  # metric → (N,) values of the trials
 
 
-def values_of(
-    pictures: Pictures, networks: dict[str, Callable], seed: int = 0, control: Pictures | None = None
-) -> dict[str, Values]:
+def values_of(pictures: Pictures, networks: dict[str, Callable], control: Pictures | None = None) -> dict[str, Values]:
     """Way of drawing → metric → (N,) values of the trials.
 
     Ways: the pictures as decoded; the same pictures paired at random with the stimuli (values are means over pairings);
@@ -282,7 +260,7 @@ def values_of(
         mine, its = pictures.recipe, control.recipe
         names = ", ".join(sorted(name for name in {*mine, *its} if mine.get(name) != its.get(name)))
         raise UserError(f"the control's pictures were drawn in another way than the run's ({names}); draw both alike")
-    rng, n = np.random.default_rng(seed), len(pictures.rows)
+    rng, n = np.random.default_rng(0), len(pictures.rows)
     stimulus = list(map(_stimulus, pictures.rows))
     real = _Views(pictures.stimuli, networks, "the stimuli")
     drawn = _Views(pictures.drawn, networks, "the pictures")

@@ -14,11 +14,10 @@ from PIL import Image
 from torch import nn
 
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
-from models.loading import load_processor, load_whole
+from models.loading import kind_of, load_processor, load_whole
 from utils.archives import check_packed
 from utils.checkpoints import check_tensors, unwrapped
 from utils.errors import UserError, loading
-from utils.hub import fetch_nothing
 
 MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
 BATCH = 32
@@ -67,11 +66,7 @@ def feature_networks(
 
 def _stages(name: str) -> dict[str, Callable]:
     """What the first and the last stage of a convolutional classifier give, flat; both are had by one pass."""
-    safe = {"local_files_only": fetch_nothing(name, "config.json", "--convnet"), "trust_remote_code": False}
-    with loading(f"--convnet {name}", CONV_HINT):
-        kind = transformers.PretrainedConfig.get_config_dict(name, **safe)[0].get("model_type")
-    if kind not in CONVNETS:
-        raise UserError(f"--convnet {name} is a {kind}; expected one of {', '.join(CONVNETS)}")
+    kind, safe = kind_of(name, "--convnet", CONV_HINT, CONVNETS)
     model = load_whole(getattr(transformers, CONVNETS[kind]), name, "--convnet", CONV_HINT, **safe, dtype=torch.float32)
     with loading(f"--convnet {name}", CONV_HINT):
         processor = load_processor(transformers.AutoImageProcessor, name, use_fast=False, **safe)

@@ -42,14 +42,8 @@ def cards(run: Run, stimuli: Stimuli) -> Iterator[dict]:
         read_by = next((name for name, read in row.readouts.items() if read.probabilities is not None), None)
         p = row.readouts[read_by].probabilities if read_by else []
         chances = [(classes.get(k, f"class {k}"), chance) for k, chance in enumerate(p)]
-        card = {
-            "run": run.name,
-            "person": row.subject,
-            "session": row.session,
-            "recording": row.run,
-            "trial": row.trial,
-        }
-        card |= {"true": row.true_name, "decoded": row.predicted_name or "no class"}
+        card = {"run": run.name, "person": row.subject, "session": row.session, "recording": row.run}
+        card |= {"trial": row.trial, "true": row.true_name, "decoded": row.predicted_name or "no class"}
         card |= {"right": row.predicted_label == row.true_label, "simulated": row.simulated}
         if looks := row.readouts.get(PICTURE):  # what a reader sees is judged
             card["decoded"] += f" · picture looks like: {classes.get(looks.label, 'no class')}"
@@ -76,11 +70,9 @@ def page(
     drawn : sequence of Run. Whose pictures they are.
     """
     shown = Counter(card["run"] for card in made)
-    left_out = [
-        f"Of {run.name}, {shown[run.name]} of {len(run.rows)} pictures are shown, spread over all of them."
-        for run in drawn
-        if shown[run.name] < len(run.rows)
-    ]
+    words = "pictures are shown, spread over all of them"
+    of_all = [(run.name, shown[run.name], len(run.rows)) for run in drawn]
+    left_out = [f"Of {name}, {some} of {n} {words}." for name, some, n in of_all if some < n]
     place, layout = jinja2.FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=place, autoescape=True, undefined=jinja2.StrictUndefined, **layout)
     content = {"sections": sections, "warnings": warnings, "notes": notes, "cards": made, "left_out": left_out}

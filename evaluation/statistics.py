@@ -31,14 +31,9 @@ def class_scores(counts: np.ndarray) -> dict[str, float]:
     n, hits, true, decoded = counts.sum(), np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)[:-1]
     there = true > 0
     f1 = 2 * hits[there] / (true + decoded)[there]
-    expected = float((true * decoded).sum() / n**2)
-    agreed = hits.sum() / n
-    kappa = float((agreed - expected) / (1 - expected)) if expected < 1 else 0.0
-    return {
-        "balanced_accuracy": float((hits[there] / true[there]).mean()),
-        "macro_f1": float(f1.mean()),
-        "kappa": kappa,
-    }
+    expected, agreed = float((true * decoded).sum() / n**2), hits.sum() / n
+    scores = {"balanced_accuracy": float((hits[there] / true[there]).mean()), "macro_f1": float(f1.mean())}
+    return scores | {"kappa": float((agreed - expected) / (1 - expected)) if expected < 1 else 0.0}
 
 
 def top_k(true: Sequence[int], probabilities: np.ndarray, k: int) -> float:

@@ -22,43 +22,28 @@ SKETCH = 512  # directions from which a trial's spectra are seen
 
 @dataclass
 class Summaries:
-    """What one pass over the samples leaves; a row a trial, and a recording is a person's session and run.
+    """What one pass over the samples leaves; a row a trial, and a recording is a person's session and run."""
 
-    mean, first, last : (N, C) microvolts. Of each electrode; its first and its last sample.
-    bits : (N, 8 + 2 C). How often each of a sample's 8 lowest bits is set; the lowest byte of first and last samples.
-    constant : (N, 2 C). Which electrodes do not change within the trial, and their value.
-    sketch : (N, 24). The trial, each electrode standardised, seen from 24 fixed directions.
-    energies : (N, C, B). Logarithm of the energy in each of `BANDS`, relative to µV².
-    profile : (N, F). Logarithm of the amplitude at each whole Hz of `SPECTRUM`, mean over electrodes.
-    spectra : (N, 512) float32. What is a trial's own in the spectra of its electrodes, seen from fixed directions.
-    layout : (N, 2 F) float32. The same of mean and deviation over electrodes, whatever their order.
-    deviation, reach, pooled_mean : (C,). Of each electrode over all trials; reach is largest minus smallest.
-    spread : (N, C). Deviation within each trial.
-    moments : dict of (person, session, run, split) to (n, (C,) sums of means, (C, C) of covariances within trials, of
-        raw products over time).
-    written, typical, chance : float. The largest share of one sample's variance, or of one of its low bits', that lies
-        between classes, the median sample's, and what the largest may reach by chance; `where` that sample is.
-    """
-
-    mean: np.ndarray
-    first: np.ndarray
+    mean: np.ndarray  # (N, C) microvolts, of each electrode
+    first: np.ndarray  # (N, C) microvolts: its first and its last sample
     last: np.ndarray
-    bits: np.ndarray
-    constant: np.ndarray
-    sketch: np.ndarray
-    energies: np.ndarray
-    profile: np.ndarray
-    spectra: np.ndarray
-    layout: np.ndarray
-    spread: np.ndarray
-    deviation: np.ndarray
-    reach: np.ndarray
-    pooled_mean: np.ndarray
+    bits: np.ndarray  # (N, 8 + 2 C): how often each of 8 lowest bits is set; lowest byte of first and last samples
+    constant: np.ndarray  # (N, 2 C): which electrodes do not change within the trial, and their value
+    sketch: np.ndarray  # (N, 24): the trial, each electrode standardised, seen from 24 fixed directions
+    energies: np.ndarray  # (N, C, B): logarithm of the energy in each of `BANDS`, relative to µV²
+    profile: np.ndarray  # (N, F): logarithm of the amplitude at each whole Hz of `SPECTRUM`, mean over electrodes
+    spectra: np.ndarray  # (N, 512) float32: what is a trial's own in its electrodes' spectra, from fixed directions
+    layout: np.ndarray  # (N, 2 F) float32: the same of mean and deviation over electrodes, whatever their order
+    spread: np.ndarray  # (N, C): deviation within each trial
+    deviation: np.ndarray  # (C,) of each electrode over all trials
+    reach: np.ndarray  # (C,) largest minus smallest
+    pooled_mean: np.ndarray  # (C,)
+    # (person, session, run, split) → n, (C,) sums of means, (C, C) of covariances within trials, of raw products
     moments: dict
-    written: float
-    typical: float
-    chance: float
-    where: str
+    written: float  # the largest share of one sample's variance, or of one of its low bits', that is between classes
+    typical: float  # the median sample's
+    chance: float  # what the largest may reach by chance
+    where: str  # the sample of the largest
 
 
 def summarise(store, trials: Sequence[Trial], mode_of: dict[str, str] | None = None) -> Summaries:
@@ -85,8 +70,8 @@ def summarise(store, trials: Sequence[Trial], mode_of: dict[str, str] | None = N
             of_trials = _rows_of_trials(x, directions) | _spectra_of_trials(x, store.sfreq, bins, of_spectra)
             for name, part in of_trials.items():
                 rows[name].append(part)
-            for mode, part in _by_split(x, [(mode_of or {}).get(trials[k].key, "") for k in places]):
-                moments[(*recording, mode)] = _moments(part)
+            modes = np.array([(mode_of or {}).get(trials[k].key, "") for k in places])
+            moments |= {(*recording, mode): _moments(x[modes == mode]) for mode in dict.fromkeys(modes.tolist())}
             most, least = np.maximum(most, x.max(axis=(0, 2))), np.minimum(least, x.min(axis=(0, 2)))
             total += x.sum(axis=(0, 2), dtype=float)
             squares += np.square(x, dtype=float).sum(axis=(0, 2))
@@ -165,11 +150,6 @@ def _spectra_of_trials(x: np.ndarray, sfreq: float, bins: np.ndarray, directions
         "spectra": own(log) @ directions / np.sqrt(max(len(directions), 1)),
         "layout": np.concatenate([own(log.mean(axis=1)), own(log.std(axis=1))], axis=1),
     }
-
-
-def _by_split(x: np.ndarray, modes: Sequence[str]) -> list[tuple[str, np.ndarray]]:
-    """Trials (n, C, T) of each split."""
-    return [(mode, x[[k for k, other in enumerate(modes) if other == mode]]) for mode in dict.fromkeys(modes)]
 
 
 def _moments(x: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:

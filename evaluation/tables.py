@@ -205,10 +205,6 @@ def _interval(line: dict) -> str:
     return f"{100 * line['low']:.1f} to {percent(line['high'])} ({line['interval_over']})"
 
 
-def _accuracy(line: dict) -> str:
-    return percent(line["accuracy"]) + (f" ± {100 * line['sd']:.1f}" if "sd" in line else "")
-
-
 def _control(line: dict) -> str:
     if "control" not in line:
         return "not run"
@@ -244,7 +240,7 @@ COLUMNS = {
     "EEG": lambda line: "simulated" if line["simulated"] else "",
     "part of it": _part,
     USED: lambda line: line.get("uses", ""),
-    "accuracy": _accuracy,
+    "accuracy": lambda line: percent(line["accuracy"]) + (f" ± {100 * line['sd']:.1f}" if "sd" in line else ""),
     "left out": lambda line: f"{line['left_out']} test trials" if line.get("left_out") else "",
     "n": lambda line: (f"{line['seeds']} × " if line["seeds"] > 1 else "") + str(line["n"]),
     "people": lambda line: str(line["people"]),
@@ -266,9 +262,8 @@ COLUMNS = {
     "encoder": lambda line: line.get("encoder", ""),
 }
 COMPARED = ("a", "b", "n", "only_a", "only_b", "p", "p_holm")
-IN_PAPER = f"run|read-out|EEG|{USED}|accuracy|n|people|95 % interval|chance|p, permuted|balanced|kappa|encoder".split(
-    "|"
-)
+IN_PAPER = ("run", "read-out", "EEG", USED, "accuracy", "n", "people", "95 % interval", "chance", "p, permuted")
+IN_PAPER += ("balanced", "kappa", "encoder")
 CSV = """
     run readout simulated window regions uses seeds accuracy sd n people low high interval_over chance p_binomial
     p_permuted permuted permuted_low permuted_high balanced_accuracy macro_f1 kappa top3 top5 ece
