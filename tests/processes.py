@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import socket
 import sys
 import traceback
@@ -21,6 +22,7 @@ def started(n: int, work: Callable[[int], None], log: Path | None = None) -> lis
         child = os.fork()
         if child == 0:
             code = 99
+            signal.alarm(300)  # two that wait for each other
             try:
                 out = os.open(log or os.devnull, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
                 os.dup2(out, 1)
@@ -45,6 +47,13 @@ def started(n: int, work: Callable[[int], None], log: Path | None = None) -> lis
 def ended(children: list[int]) -> list[int]:
     """Their exit codes, −9 of a process that was killed so."""
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def by_forks(n: int, log: Path, script: str, *args) -> str:
+    """What n processes print that run a script's command line together, and end well."""
+    codes = ended(started(n, run_script(script, *args), log))
+    assert codes == [0] * n, log.read_text()[-3000:]
+    return log.read_text()
 
 
 def run_script(name: str, *args) -> Callable[[int], None]:

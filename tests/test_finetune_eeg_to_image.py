@@ -16,6 +16,7 @@ from datasets.recording import Trial
 from datasets.store import open_store, write_store
 from stages.pictures import cue_arrow
 from tests.conftest import ROOT, interrupted_before, read_jsonl, small_store
+from tests.processes import by_forks
 from utils.files import read_json
 
 SCRIPT = "finetune_eeg_to_image.py"
@@ -190,20 +191,9 @@ def test_a_warm_start_takes_over_pooling_and_trained_encoder(vi_demo, vi_trained
 
 
 def test_two_processes_train_one_mapper(vi_demo, vi_few, tmp_path):
-    command = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no",
-               "--dynamo_backend", "no", "--main_process_port", "0", str(ROOT / SCRIPT)]  # fmt: skip
     flags = vi_demo.mapping(tmp_path / "run", epochs=2, mapper="mlp", datasets_dir=vi_few)
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    done = subprocess.run(
-        [*command, *flags],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
-        timeout=300,  # two that wait for each other
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 process(es)" in done.stdout and len(read_jsonl(tmp_path / "run/decoded_test.jsonl")) == 20
+    said = by_forks(2, tmp_path / "log", SCRIPT, *flags)
+    assert "2 process(es)" in said and len(read_jsonl(tmp_path / "run/decoded_test.jsonl")) == 20
 
 
 # ---------------------------------------------------------------- what a user gets wrong
