@@ -42,28 +42,33 @@ import json
 from models.captioner import Captioner
 from models.clip_targets import read_image
 from stages.captions import known_captions
-from utils.device import pick_device
 from utils.paths import append
+from utils.processes import start_processes
 from utils.progress import progress
 
 
 def main(args: argparse.Namespace) -> None:
-    folder, output, device = Path(args.images_dir), Path(args.output), pick_device(args.cuda)
+    folder, output, processes = Path(args.images_dir), Path(args.output), start_processes(args.cuda)
     images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.name[0] != "." and p.is_file())
     if not images:
         raise UserError(f"--images_dir {folder} holds no image ({', '.join(IMAGES)})")
-    known = known_captions(output)  # what was cut off by a kill is gone from the file
+    with processes.first_ahead():
+        known = known_captions(output)  # what was cut off by a kill is gone from the file
+    processes.wait()  # all have looked before the first one writes
     missing = [path for path in images if path.relative_to(folder).as_posix() not in known]
     output.parent.mkdir(parents=True, exist_ok=True)
     if missing:
-        captioner = Captioner(args.model, device, args.beams, args.max_tokens)
-        with progress(total=len(missing), desc="captions", unit="image") as bar:
-            for start in range(0, len(missing), args.batch_size):
-                part = missing[start : start + args.batch_size]
-                for path, caption in zip(part, captioner([read_image(path) for path in part]), strict=True):
+        captioner = Captioner(args.model, processes.device, args.beams, args.max_tokens)
+        at_once = args.batch_size * processes.n
+        with progress(total=len(missing), desc="captions", unit="image", disable=not processes.first) as bar:
+            for start in range(0, len(missing), at_once):
+                part = missing[start : start + at_once]
+                captions = processes.each(lambda of: captioner([read_image(p) for p in of]), part, args.batch_size)
+                for path, caption in zip(part, sum(captions, []), strict=True) if processes.first else ():
                     line = {"image": path.relative_to(folder).as_posix(), "caption": caption, "model": args.model}
                     append(output, json.dumps(line).encode() + b"\n")
                 bar.update(len(part))
+    processes.end()
     print(f"{output}: {len(images)} images, {len(missing)} captioned now, by {args.model}")
 
 

@@ -20,6 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("folders", nargs="+", help="folders of generate.py, generate_vi.py or generate_vi_eeg2img.py")
     parser.add_argument("--image_model", help="the image model, where it is elsewhere now than the pictures say")
     parser.add_argument("--cuda", type=int, default=0, help="GPU to use; -1: CPU")
+    flags.add_memory_flags(parser.add_argument)
     return parser.parse_args()
 
 
@@ -28,7 +29,7 @@ if __name__ == "__main__":
 
 from evaluation.decoded_runs import description_of, read_run
 from models import SCHEDULERS
-from models.image_generator import EEGImageGenerator
+from models.image_generator import EEGImageGenerator, read_prompts
 from stages.pictures import (
     PictureFolder,
     drawn_with,
@@ -37,12 +38,12 @@ from stages.pictures import (
     opened_whole,
     report_faults,
     save_with_recipe,
+    together,
     true_class_picture,
 )
 from stages.rows import read_rows
-from utils.device import pick_device
 from utils.files import write_json
-from utils.progress import progress
+from utils.processes import start_processes
 
 # what a recipe has → whether it can be right: the file may be a stranger's
 RECIPE = {
@@ -55,7 +56,7 @@ RECIPE = {
 
 
 def main(args: argparse.Namespace) -> None:
-    device = pick_device(args.cuda)
+    processes = start_processes(args.cuda)
     for folder in map(Path, args.folders):
         run = read_run(folder)
         description = description_of(run)
@@ -82,15 +83,21 @@ def main(args: argparse.Namespace) -> None:
 
         # ------------------------------------------------------------ the same, from the true class
         missing = [row for row in rows if not is_drawn(true_class_picture(folder, row), recipes[row.index])]
-        if missing:
-            how = alike[0]
-            settings = how["steps"], how["guidance"], how["size"], how.get("scheduler", "dpm")
-            generator = EEGImageGenerator(how["model"], device, *settings)
-            for row in progress(missing, desc="drawing", unit="image"):
-                recipe = recipes[row.index]
-                picture = generator.generate(recipe["prompt"], recipe["seed"])
-                save_with_recipe(picture, recipe, true_class_picture(folder, row))
+        if mine := processes.share(missing):
+            how, device, memory = alike[0], processes.device, args.max_memory_gb
+            prompts, empty = read_prompts(how["model"], [recipes[row.index]["prompt"] for row in mine], device, memory)
+            settings = how["steps"], how["guidance"], how["size"], how.get("scheduler", "dpm"), empty
+            generator = EEGImageGenerator(how["model"], device, *settings, args.image_batch_size, memory)
+            for rows_together in together(mine, generator.at_once, "drawing"):
+                asked = [recipes[row.index] for row in rows_together]
+                told = [prompts[recipe["prompt"]] for recipe in asked]
+                drawn = generator.draw(told, [recipe["seed"] for recipe in asked])
+                for row, recipe, picture in zip(rows_together, asked, drawn, strict=True):
+                    save_with_recipe(picture, recipe, true_class_picture(folder, row))
             del generator  # its memory is free before the next folder's model loads
+        processes.wait()
+        if not processes.first:
+            continue
         write_json(alike[0] | {"pictures": len(rows)}, folder / "true_class" / "true_class.json")
         print(
             f"{folder / 'true_class'}: {len(missing)} pictures drawn from the true class, {len(rows) - len(missing)} "
@@ -98,6 +105,7 @@ def main(args: argparse.Namespace) -> None:
         )
         paths = [true_class_picture(folder, row) for row in rows]
         report_faults({path.name: fault_of(opened_whole(path)) for path in paths})
+    processes.end()
 
 
 if __name__ == "__main__":

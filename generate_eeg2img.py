@@ -77,7 +77,6 @@ def parse_args() -> argparse.Namespace:
     draw("--samples", type=flags.at_least(1), default=1,
         help="pictures a trial, of which the one nearest to the decoded embedding stays")
     draw("--clip_model", help="that judges samples: local folder or hub address (default: the one trained with)")
-    draw("--draw_batch", type=flags.at_least(1), default=1, help="pictures drawn at once")
     draw("--compare", nargs="*", choices=COMPARED, default=[], help="draw the same trials from these as well")
     draw("--beside", nargs="*", default=[],
         help="folders of other runs on the same trials, whose pictures stand in steps.png too")
@@ -141,10 +140,11 @@ from stages.pictures import (
 from stages.rows import Row, read_rows
 from stages.runs import check_output, report_decoded
 from stages.steps import Caption, Embedding, LowLevel, Map, Step, decode_embedding, open_runs
-from utils.device import free_gpu_memory, pick_device
+from utils.device import free_gpu_memory
 from utils.files import read_json
 from utils.hub import fetch_nothing, model_identity
 from utils.paths import written_whole
+from utils.processes import Processes, start_processes
 from utils.progress import progress
 
 
@@ -164,9 +164,9 @@ def steps_asked(args: argparse.Namespace) -> list[Step]:
 # ---------------------------------------------------------------- stage 1: EEG → decoded.jsonl, embeddings.safetensors
 
 
-def decode(args: argparse.Namespace, steps: list[Step], device, output_dir: Path) -> None:
+def decode(args: argparse.Namespace, steps: list[Step], processes: Processes, output_dir: Path) -> None:
     """Write decoded.jsonl and embeddings.safetensors, step by step."""
-    place, opened = " ".join(args.model_dir), (args.foundation_dir, args.cache_dir, device)
+    place, opened = " ".join(args.model_dir), (args.foundation_dir, args.cache_dir, processes.device)
     runs = open_runs(args.model_dir, args.datasets_dir, args.split, *opened, args.num_samples)
     run = runs[0][0]
     checkpoint, cache = run.checkpoint, cache_folder(args.cache_dir, run.dataset.store.path)
@@ -176,7 +176,7 @@ def decode(args: argparse.Namespace, steps: list[Step], device, output_dir: Path
             f"{place} was trained towards {checkpoint['target']}; --conditioning {asked} needs --target image or "
             "structure"
         )
-    how = dict(zip(("foundation", "cache_dir", "device"), opened, strict=True)) | {"batch_size": args.batch_size}
+    how = dict(foundation=opened[0], cache_dir=opened[1], processes=processes, batch_size=args.batch_size)
     decoded, others = decode_embedding(runs, Path(args.images_dir), args.clip_model, cache, **how)
     kept = {"decoded": decoded.vectors} | {way: others[way] for way in others if way in args.compare}
     controls = {"encoder": checkpoint["shuffled"]}
@@ -186,6 +186,8 @@ def decode(args: argparse.Namespace, steps: list[Step], device, output_dir: Path
     if controls["encoder"] and not all(controls.values()):
         real = ", ".join(step for step, shuffled in controls.items() if not shuffled)
         raise UserError(f"{place} is a shuffled-label control, but not its {real}: train these on shuffled labels too")
+    if not processes.first:
+        return
     write_guidance(output_dir / "embeddings.safetensors", decoded.rows, kept)
 
     # ------------------------------------------------------------ what the second stage, and evaluate.py, will ask
@@ -219,8 +221,17 @@ def decode(args: argparse.Namespace, steps: list[Step], device, output_dir: Path
 # ---------------------------------------------------------------- stage 2: decoded.jsonl → pictures
 
 
-def draw(args, steps: list[Step], rows: list[Row], image_model: str, clip_model: str, device, output_dir: Path) -> None:
+def draw(
+    args: argparse.Namespace,
+    steps: list[Step],
+    rows: list[Row],
+    image_model: str,
+    clip_model: str,
+    processes: Processes,
+    output_dir: Path,
+) -> None:
     """All samples, then the choice, then what they are compared with, and the sheets."""
+    device, memory = processes.device, args.max_memory_gb
     kept = read_guidance(output_dir / "embeddings.safetensors", rows)
     place = {row.index: k for k, row in enumerate(rows)}
     needed = [*(name for step in steps for name in step.needs), *(way for way in COMPARED[:2] if way in args.compare)]
@@ -237,10 +248,11 @@ def draw(args, steps: list[Step], rows: list[Row], image_model: str, clip_model:
     # ------------------------------------------------------------ prompts, then the image model
     wanted = wanted_pictures(output_dir, rows, kept, recipe, args.seed, args.samples, args.compare)
     missing = [one for one in wanted if not is_there(one) or any(step.lacks(output_dir, one) for step in steps)]
+    missing = processes.share(missing)
     own = {row.index: {"embedding": row.embedding, "samples": args.samples} for row in rows}
     final = PictureFolder(output_dir, rows, recipe, args.seed, lambda row: own[row.index])
     if missing:
-        prompts, empty = read_prompts(image_model, sorted({one.prompt for one in wanted}), device)
+        prompts, empty = read_prompts(image_model, [one.prompt for one in missing], device, memory)
         check_gpu_is_free(device, args.max_held_mib)
     with progress(total=len(missing), desc="drawing", unit="image") as bar:
         for ways in ((DECODED,), ("ceiling", "nearest"), ("caption",)):
@@ -249,9 +261,10 @@ def draw(args, steps: list[Step], rows: list[Row], image_model: str, clip_model:
                 continue
             guiding = [step for step in steps if set(ways) & set(step.ways)]
             settings = {k: v for step in guiding for k, v in step.settings(kept).items()}
+            settings |= {"batch_size": args.image_batch_size, "max_memory_gb": memory}
             generator = GuidedGenerator(image_model, device, empty, *how, args.scheduler, **settings)
-            for start in range(0, len(todo), args.draw_batch):
-                batch = todo[start : start + args.draw_batch]
+            for start in range(0, len(todo), generator.at_once):
+                batch = todo[start : start + generator.at_once]
                 guidance = [
                     Guidance(
                         prompts[one.prompt],
@@ -269,6 +282,9 @@ def draw(args, steps: list[Step], rows: list[Row], image_model: str, clip_model:
             free_gpu_memory(device)
 
     # ------------------------------------------------------------ the sample that stays; comparisons, sheets
+    processes.wait()
+    if not processes.first:
+        return
     embed = CLIPImageTargetBuilder(clip_model, output_dir).load() if args.samples > 1 else None
     chosen = choose_samples(output_dir, rows, args.samples, kept["decoded"], embed)
     for row in rows:
@@ -286,7 +302,7 @@ def draw(args, steps: list[Step], rows: list[Row], image_model: str, clip_model:
 
 
 def main(args: argparse.Namespace) -> None:
-    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
+    processes, output_dir = start_processes(args.cuda), Path(args.output_dir)
     check_output(output_dir)
     steps = steps_asked(args)
     if args.stage != "decode":  # asked before anything is decoded
@@ -297,10 +313,11 @@ def main(args: argparse.Namespace) -> None:
         for place in args.beside:
             read_rows(Path(place) / "decoded.jsonl")
     if args.stage != "images":
-        decode(args, steps, device, output_dir)
-        free_gpu_memory(device)
+        decode(args, steps, processes, output_dir)
+        free_gpu_memory(processes.device)
+        processes.wait()
     if args.stage == "decode":
-        return
+        return processes.end()
     rows, record = read_rows(output_dir / "decoded.jsonl"), read_json(output_dir / "run.json")
     with loading(str(output_dir / "run.json"), "it is damaged; decode again"):
         before, asked = record["arguments"], record["drawn_for"]
@@ -312,7 +329,8 @@ def main(args: argparse.Namespace) -> None:
         if args.clip_model and asked["clip"] and asked["clip"] != model_identity(args.clip_model):
             raise UserError(f"--clip_model {args.clip_model} is another one than {output_dir} was decoded with")
         clip_model = args.clip_model or str(before["clip_model"])
-    draw(args, steps, rows, image_model, clip_model, device, output_dir)
+    draw(args, steps, rows, image_model, clip_model, processes, output_dir)
+    processes.end()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from utils.paths import cache_folder, default
 from utils.script import run_script, start_script
 
 # flags of generate_eeg2img.py that had no part in text states, and still may be given
-NO_PART = "samples draw_batch beside ip_adapter ip_scale captioner strength prior_steps prior_guidance".split()
+NO_PART = "samples beside ip_adapter ip_scale captioner strength prior_steps prior_guidance".split()
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,7 +57,7 @@ import torch
 
 from datasets.splits import print_caution
 from models.eeg_encoders import STATES
-from models.image_generator import EEGImageGenerator, image_model_address
+from models.image_generator import EEGImageGenerator, image_model_address, read_prompts
 from stages import retrieval
 from stages.captions import read_captions
 from stages.embeddings import read_embeddings, write_embeddings
@@ -72,19 +72,21 @@ from stages.pictures import (
     opened_whole,
     report_faults,
     save_with_recipe,
+    together,
     true_class_picture,
 )
 from stages.rows import Row, read_rows, write_rows
 from stages.runs import check_output, report_decoded
 from stages.steps import open_runs
-from utils.device import free_gpu_memory, pick_device
+from utils.device import free_gpu_memory
 from utils.files import read_json, write_json
 from utils.hub import fetch_nothing
-from utils.progress import progress
+from utils.processes import Processes, start_processes
 
 
-def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> None:
+def decode(args: argparse.Namespace, processes: Processes, output_dir: Path) -> None:
     """Stage 1: EEG → decoded.jsonl, embeddings.safetensors."""
+    device = processes.device
     place, opened = " ".join(args.model_dir), (args.foundation_dir, args.cache_dir, device)
     runs = open_runs(args.model_dir, args.datasets_dir, args.split, *opened, args.num_samples)
     run, groups = runs[0]
@@ -93,7 +95,10 @@ def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> 
         raise UserError(
             f"{place} was trained towards {checkpoint['target']}; pictures from states need --target text_states"
         )
-    of_runs = [retrieval.embed(one.model, one.dataset, own, one.people, device, args.batch_size) for one, own in runs]
+    shared = device, args.batch_size, processes
+    of_runs = [retrieval.embed(one.model, one.dataset, own, one.people, *shared) for one, own in runs]
+    if not processes.first:
+        return
     outputs = torch.stack(of_runs).mean(dim=0)  # (N, 77, D)
     p = retrieval.prototype_probabilities(outputs, checkpoint["prototypes"], checkpoint["centre"])
     rows = retrieval.class_rows(run.dataset, groups, p, "prototype")
@@ -113,7 +118,7 @@ def decode(args: argparse.Namespace, device: torch.device, output_dir: Path) -> 
     print_caution(run.description, checkpoint["protocol"])
 
 
-def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: torch.device, output_dir: Path) -> None:
+def draw(args: argparse.Namespace, rows: list[Row], image_model: str, processes: Processes, output_dir: Path) -> None:
     """Stage 2: pictures from decoded states; with --captions from the test images' own captions as well."""
     path = output_dir / "embeddings.safetensors"
     states = read_embeddings(path, rows, image_model)
@@ -121,7 +126,8 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
         raise UserError(f"{path} holds states of another number of places than {STATES[0]}; decode again")
     how = args.num_inference_steps, args.guidance_scale, args.image_size
     recipe = drawing_recipe(image_model, *how) | {"conditioning": "text_states", "scheduler": args.scheduler}
-    pictures = PictureFolder(output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding})
+    of_row = lambda row: {"embedding": row.embedding}  # noqa: E731
+    pictures = PictureFolder(output_dir, rows, recipe, args.seed, of_row, processes)
     captions = read_captions(Path(args.captions), [row.image for row in rows]) if args.captions else {}
     of_caption = recipe | {"conditioning": "caption"}
     captioned = rows if captions else []
@@ -129,18 +135,26 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
         row.index: {"prompt": captions[row.image], "seed": args.seed + row.index} | of_caption for row in captioned
     }
     missing = [row for row in captioned if not is_drawn(true_class_picture(output_dir, row), recipes[row.index])]
+    missing = processes.share(missing)
     if pictures.missing or missing:
+        device, memory = processes.device, args.max_memory_gb
+        prompts, empty = read_prompts(image_model, [captions[row.image] for row in missing], device, memory)
         check_gpu_is_free(device, args.max_held_mib)
-        generator = EEGImageGenerator(image_model, device, *how, args.scheduler)
-        if generator.empty.pooled is not None:
+        generator = EEGImageGenerator(image_model, device, *how, args.scheduler, empty, args.image_batch_size, memory)
+        if empty.pooled is not None:
             raise UserError(
                 f"--image_model {image_model} reads a pooled vector beside text states; Stable Diffusion 1.x does not"
             )
-        for row, seed in pictures.to_draw():
-            pictures.keep(row, generator.generate(states[row.index], seed))
-        for row in progress(missing, desc="drawing from captions", unit="image"):
-            picture = generator.generate(captions[row.image], args.seed + row.index)
-            save_with_recipe(picture, recipes[row.index], true_class_picture(output_dir, row))
+        pictures.draw_missing(
+            lambda rows, seeds: generator.draw([states[row.index] for row in rows], seeds), generator.at_once
+        )
+        for some in together(missing, generator.at_once, "drawing from captions"):
+            told, seeds = [prompts[captions[row.image]] for row in some], [args.seed + row.index for row in some]
+            for row, picture in zip(some, generator.draw(told, seeds), strict=True):
+                save_with_recipe(picture, recipes[row.index], true_class_picture(output_dir, row))
+    processes.wait()
+    if not processes.first:
+        return
     if captions:
         about = {"told": "the stimulus's caption", "pictures": len(rows)}
         write_json(of_caption | about, output_dir / "true_class" / "true_class.json")
@@ -156,16 +170,18 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, device: to
 
 
 def main(args: argparse.Namespace) -> None:
-    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
+    processes, output_dir = start_processes(args.cuda), Path(args.output_dir)
     check_output(output_dir)
     if args.stage != "decode":  # asked before anything is decoded
         image_model = image_model_address(args.image_model)
         fetch_nothing(image_model, "model_index.json", "--image_model")
     if args.stage != "images":
-        decode(args, device, output_dir)
-        free_gpu_memory(device)
+        decode(args, processes, output_dir)
+        free_gpu_memory(processes.device)
+        processes.wait()
     if args.stage != "decode":
-        draw(args, read_rows(output_dir / "decoded.jsonl"), image_model, device, output_dir)
+        draw(args, read_rows(output_dir / "decoded.jsonl"), image_model, processes, output_dir)
+    processes.end()
 
 
 if __name__ == "__main__":

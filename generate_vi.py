@@ -44,19 +44,19 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
-from models.image_generator import EEGImageGenerator, image_model_address
+from models.image_generator import EEGImageGenerator, image_model_address, read_prompts
 from stages.checkpoints import as_trained
 from stages.decoding import DecodingSettings, decode_text, read_text_runs
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawing_recipe
 from stages.rows import read_rows
 from stages.runs import check_output, remove_pieces, report_decoded
-from utils.device import pick_device
 from utils.hub import fetch_nothing
+from utils.processes import start_processes
 
 
 def main(args: argparse.Namespace) -> None:
     description = load_description("VI")
-    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
+    processes, output_dir = start_processes(args.cuda), Path(args.output_dir)
     draws = args.stage != "decode"
     check_output(output_dir)
     if args.stage != "images":
@@ -71,22 +71,30 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ stage 1: EEG → decoded.jsonl
     if args.stage != "images":
-        rows, record = decode_text(runs, description, DecodingSettings.among(vars(args)), device)
+        rows, record = decode_text(runs, description, DecodingSettings.among(vars(args)), processes)
         record |= {"arguments": vars(args)} | description.own_record()
-        report_decoded(rows, output_dir, record)
+        if processes.first:
+            report_decoded(rows, output_dir, record)
+        processes.wait()
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if draws:
         rows = read_rows(output_dir / "decoded.jsonl", description.classes)
         how = args.num_inference_steps, args.guidance_scale, args.image_size, args.scheduler
         recipe = drawing_recipe(image_model, *how)
-        pictures = PictureFolder(output_dir, rows, recipe, args.seed)
+        pictures = PictureFolder(output_dir, rows, recipe, args.seed, processes=processes)
         if pictures.missing:
+            device, memory = processes.device, args.max_memory_gb
+            prompts, empty = read_prompts(image_model, [row.prompt for row in pictures.missing], device, memory)
             check_gpu_is_free(device, args.max_held_mib)
-            generator = EEGImageGenerator(image_model, device, *how)
-            for row, seed in pictures.to_draw():
-                pictures.keep(row, generator.generate(row.prompt, seed))
-        pictures.finish(stimuli.of)
+            generator = EEGImageGenerator(image_model, device, *how, empty, args.image_batch_size, memory)
+            pictures.draw_missing(
+                lambda rows, seeds: generator.draw([prompts[row.prompt] for row in rows], seeds), generator.at_once
+            )
+        processes.wait()
+        if processes.first:
+            pictures.finish(stimuli.of)
+    processes.end()
     remove_pieces(output_dir)  # all is decoded and drawn
 
 

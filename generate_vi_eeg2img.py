@@ -53,22 +53,22 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 from datasets.store import description_of_store
-from models.image_generator import EEGImageGenerator, image_model_address
+from models.image_generator import EEGImageGenerator, image_model_address, read_prompts
 from stages.checkpoints import as_trained
 from stages.decoding import DecodingSettings, decode_embeddings, read_mapper_runs
 from stages.embeddings import read_embeddings, write_embeddings
 from stages.pictures import PictureFolder, Stimuli, check_gpu_is_free, drawing_recipe
 from stages.rows import read_rows
 from stages.runs import check_output, report_decoded
-from utils.device import pick_device
 from utils.hub import fetch_nothing
+from utils.processes import start_processes
 
 
 def main(args: argparse.Namespace) -> None:
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "VI")
     args.downstream_dataset = description.name
     args.stimuli_dir = args.stimuli_dir or description.images_dir or default("data/VisualImagery/stimuli")
-    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
+    processes, output_dir = start_processes(args.cuda), Path(args.output_dir)
     embeddings = output_dir / "embeddings.safetensors"
     draws = args.stage != "decode"
     check_output(output_dir)
@@ -84,11 +84,12 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ stage 1: EEG → decoded.jsonl
     if args.stage != "images":
-        rows, outputs, record = decode_embeddings(runs, description, DecodingSettings.among(vars(args)), device)
-        write_embeddings(embeddings, rows, outputs, runs[0].content["image_model"])
+        rows, outputs, record = decode_embeddings(runs, description, DecodingSettings.among(vars(args)), processes)
         record |= {"arguments": vars(args)} | description.own_record()
-        report_decoded(rows, output_dir, record)
-        del outputs  # the image stage has the GPU for itself
+        if processes.first:
+            write_embeddings(embeddings, rows, outputs, runs[0].content["image_model"])
+            report_decoded(rows, output_dir, record)
+        processes.wait()
 
     # ------------------------------------------------------------ stage 2: decoded.jsonl → pictures
     if draws:
@@ -99,18 +100,24 @@ def main(args: argparse.Namespace) -> None:
         if args.conditioning != "class":
             states = read_embeddings(embeddings, rows, image_model)
             recipe |= {"conditioning": args.conditioning, "blend": args.blend}
-        pictures = PictureFolder(
-            output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding} if states else {}
-        )
+        of_row = (lambda row: {"embedding": row.embedding}) if states else None
+        pictures = PictureFolder(output_dir, rows, recipe, args.seed, of_row, processes)
         if pictures.missing:
+            device, memory = processes.device, args.max_memory_gb
+            prompts, empty = read_prompts(image_model, [row.prompt for row in pictures.missing], device, memory)
+            told = {row.index: prompts[row.prompt] for row in pictures.missing}
+            if states:
+                share = args.blend if args.conditioning == "blend" else 1
+                told = {index: of_class.blend(states[index], share) for index, of_class in told.items()}
             check_gpu_is_free(device, args.max_held_mib)
-            generator = EEGImageGenerator(image_model, device, *how)
-            for row, seed in pictures.to_draw():
-                conditioning = states.get(row.index, row.prompt)
-                if args.conditioning == "blend":
-                    conditioning = generator.embed(row.prompt).blend(conditioning, args.blend)
-                pictures.keep(row, generator.generate(conditioning, seed))
-        pictures.finish(stimuli.of)
+            generator = EEGImageGenerator(image_model, device, *how, empty, args.image_batch_size, memory)
+            pictures.draw_missing(
+                lambda rows, seeds: generator.draw([told[row.index] for row in rows], seeds), generator.at_once
+            )
+        processes.wait()
+        if processes.first:
+            pictures.finish(stimuli.of)
+    processes.end()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from utils.paths import cache_folder, default
 from utils.script import run_script, start_script
 
 PUBLISHED = ("atm", "nice", "ubp")
+AT_ONCE = 8  # test images embedded at once: several processes share such batches
 
 
 def parse_args() -> argparse.Namespace:
@@ -87,10 +88,10 @@ from stages.clip_runs import ClipRun
 from stages.pictures import top_sheet
 from stages.rows import Row, write_rows
 from stages.targets import TargetSettings, missing_photos
-from utils.device import pick_device
 from utils.files import environment, read_json, write_json
 from utils.hub import local_folder
 from utils.paths import written_whole
+from utils.processes import Processes, start_processes
 
 
 def runs_of(args: argparse.Namespace, device: torch.device) -> list[tuple[ClipRun, Path | None]]:
@@ -136,11 +137,11 @@ def targets_of(args, run: ClipRun, images: list[str], cache_dir: Path) -> dict[s
 
 
 def embedded(
-    run: ClipRun, n: int | None, width: int, seed: int, device: torch.device
+    run: ClipRun, n: int | None, width: int, seed: int, processes: Processes
 ) -> tuple[list[Group], torch.Tensor]:
     """All test images of each person, means of `n` repetitions (None: all), and their embeddings (N, width)."""
     groups = some_repetitions(repetitions(run.dataset), n, seed)
-    outputs = retrieval.embed(run.model, run.dataset, groups, run.people, device)
+    outputs = retrieval.embed(run.model, run.dataset, groups, run.people, processes.device, AT_ONCE, processes)
     if outputs.shape[1:] != (width,):
         raise UserError(f"{run.name} gives embeddings of width {outputs.shape[1]}, --clip_model of width {width}")
     return groups, outputs
@@ -168,8 +169,8 @@ def rows_of(
 
 
 def main(args: argparse.Namespace) -> None:
-    device, output_dir = pick_device(args.cuda), Path(args.output_dir)
-    lines, runs = [], runs_of(args, device)
+    processes, output_dir = start_processes(args.cuda), Path(args.output_dir)
+    lines, runs = [], runs_of(args, processes.device)
     names = [run.name for run, _ in runs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(
@@ -182,12 +183,18 @@ def main(args: argparse.Namespace) -> None:
         if len(images) < 2:
             raise UserError(f"{run.dataset.store.path} has {len(images)} test images; retrieval needs two or more")
         cache_dir = cache_folder(args.cache_dir, run.dataset.store.path)
-        targets = targets_of(args, run, images, cache_dir)
+        with processes.first_ahead():  # which keeps the images' embeddings
+            targets = targets_of(args, run, images, cache_dir)
         place = output_dir / run.name if len(runs) > 1 else output_dir
 
         # ------------------------------------------------------------ all repetitions: rows and scores
         width = targets["retrieval"].shape[1]
-        whole = embedded(run, None, width, args.seed, device)
+        whole = embedded(run, None, width, args.seed, processes)
+        most = max(len(group.trials) for group in repetitions(run.dataset))
+        numbers = sorted({n for n in args.test_repetitions or (1, 2, 5, 10, 20, 40, 80) if n <= most} | {most})
+        fewer = {n: embedded(run, n, width, args.seed, processes) for n in numbers if n != most}
+        if not processes.first:  # all is embedded, which is what takes long
+            continue
         rows, nearest = rows_of(run, *whole, targets, images)
         about = {"used of the test person": rows[0].uses, "hubness": retrieval.hubness(nearest.values(), images)}
         lines += [
@@ -212,9 +219,6 @@ def main(args: argparse.Namespace) -> None:
             write_json(own, place / geometry / "run.json")
 
         # ------------------------------------------------------------ fewer repetitions; a sheet
-        most = max(len(group.trials) for group in repetitions(run.dataset))
-        numbers = sorted({n for n in args.test_repetitions or (1, 2, 5, 10, 20, 40, 80) if n <= most} | {most})
-        fewer = {n: embedded(run, n, width, args.seed, device) for n in numbers if n != most}
         of_number = {n: rows if n == most else rows_of(run, *fewer[n], targets, images)[0] for n in numbers}
         curve = [(n, retrieval.score_lines(run.name, of)) for n, of in of_number.items()]
         figures.repetitions_figure(curve, run.name, place / "repetitions.png")
@@ -231,6 +235,9 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ one table; windows and regions where runs differ in
     # them
+    processes.end()
+    if not processes.first:
+        return
     heads, cells = retrieval.table(lines)
     text = tables.markdown(heads, cells)
     print(f"\n{text}\n\n{retrieval.NOTE}")

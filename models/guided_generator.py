@@ -19,7 +19,6 @@ from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
 
 TOKENS = 4  # of an image, as diffusers loads the plain IP-Adapter
-OFFLOAD_BELOW = 10.0  # GB of GPU memory: with less, Stable Diffusion XL's parts take turns on the GPU
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class GuidedGenerator(EEGImageGenerator):
     """An image model that draws from `Guidance`; its text encoders are not loaded.
 
     empty : Conditioning. The empty prompt, read before (see `read_prompts`).
-    how, settings : steps, guidance_scale, image_size, scheduler: as `EEGImageGenerator`.
+    how, settings : steps, guidance_scale, image_size, scheduler, batch_size, …: as `EEGImageGenerator`.
     ip_adapter : str, optional. See `read_ip_adapter`; `width`: of the embeddings; `ip_scale`: of its part.
     controlnet : str, optional. See `load_controlnet`; `controlnet_scale`: of its part.
     strength : float, optional. Begin from latents, with this share of the steps.
@@ -132,73 +131,37 @@ class GuidedGenerator(EEGImageGenerator):
         strength: float | None = None,
         **settings,
     ):
-        self.controlnet_scale, self.strength, self.has_adapter = controlnet_scale, strength, bool(ip_adapter)
+        self.ip_adapter, self.width, self.ip_scale = ip_adapter, width, ip_scale
+        self.controlnet, self.controlnet_scale, self.strength = controlnet, controlnet_scale, strength
         super().__init__(name, device, *how, empty=empty, **settings)
-        if ip_adapter:
-            state = read_ip_adapter(ip_adapter, self.family, width)
-            with loading(f"--ip_adapter {ip_adapter}", HINT):
+
+    def _add_parts(self) -> None:
+        """IP-Adapter, ControlNet, and the pipeline that draws with them."""
+        if self.ip_adapter:
+            state = read_ip_adapter(self.ip_adapter, self.family, self.width)
+            with loading(f"--ip_adapter {self.ip_adapter}", HINT):
                 diffusers.logging.set_verbosity_error()
                 self.pipeline.load_ip_adapter(state, subfolder="", weight_name="", image_encoder_folder=None)
-                self.pipeline.set_ip_adapter_scale(ip_scale)
-        added = {"controlnet": load_controlnet(controlnet, self.family, self.dtype)} if controlnet else {}
-        if strength is not None and int(self.steps * strength) < 1:
-            raise UserError(f"--strength {strength:g} of {self.steps} steps is less than one step")
+                self.pipeline.set_ip_adapter_scale(self.ip_scale)
+        net, begins = self.controlnet, self.strength is not None
+        added = {"controlnet": load_controlnet(net, self.family, self.dtype)} if net else {}
+        if begins and int(self.steps * self.strength) < 1:
+            raise UserError(f"--strength {self.strength:g} of {self.steps} steps is less than one step")
         own = type(self.pipeline).__name__
-        kind = own.removesuffix("Pipeline") + ("ControlNet" if controlnet else "")
-        kind += ("Img2Img" if strength is not None else "") + "Pipeline"
-        with loading(f"--image_model {name}", HINT):
-            if kind != own:
+        kind = own.removesuffix("Pipeline") + ("ControlNet" if net else "") + ("Img2Img" if begins else "") + "Pipeline"
+        if kind != own:
+            with loading(f"--image_model {self.name}", HINT):
                 if "safety_checker" in self.pipeline.components:
                     added["requires_safety_checker"] = False
                 self.pipeline = getattr(diffusers, kind)(**(self.pipeline.components | added))
-            self._place(device)
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.device = device
 
-    def _place(self, device: torch.device) -> None:
-        """Put the parts where they work; where the GPU is small, those of Stable Diffusion XL take turns."""
-        if device.type != "cuda":
-            self.pipeline.to(device)
-            return
-        free = torch.cuda.mem_get_info(device)[0] / 1e9
-        if self.family.large and free < OFFLOAD_BELOW:
-            print(f"{free:.1f} GB of GPU memory are free: the image model's parts take turns there (offload)")
-            self.pipeline.enable_model_cpu_offload(device=device)
-        else:
-            print(f"{free:.1f} GB of GPU memory are free: the whole image model goes there")
-            self.pipeline.to(device)
-
-    @torch.inference_mode()
-    def draw(self, guidance: Sequence[Guidance], seeds: Sequence[int]) -> list[Image.Image]:
-        """One picture for each, from its own seed; what else is in the batch changes rounding only.
-
-        All of a batch have the same kinds of guidance. A picture that is none is drawn again, alone: see `a_picture`.
-        Raises UserError where shapes do not fit.
-        """
-        drawn = zip(guidance, seeds, self._drawn(guidance, seeds), strict=True)
-        return [
-            self.a_picture(picture, seed, lambda k, one=one: self._drawn([one], [k])[0]) for one, seed, picture in drawn
-        ]
-
-    def _drawn(self, guidance: Sequence[Guidance], seeds: Sequence[int]) -> list[Image.Image]:
-        """What one try gives."""
-        inputs = self._text_inputs(guidance) | self._embedding_inputs(guidance) | self._image_inputs(guidance)
-        with loading(f"--image_model {self.name}", HINT):
-            noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-            drawn = self.pipeline(**inputs, **self.sampling, generator=noise, output_type="np")
-        if len(drawn.images) != len(guidance):
-            raise ValueError(f"{len(drawn.images)} pictures of {len(guidance)}")
-        return self.pictures(drawn)
-
-    def _text_inputs(self, guidance: Sequence[Guidance]) -> dict:
-        for one in guidance:
-            one.prompt.must_be_as_wide_as(self.empty)
-        prompts = Conditioning.batch([one.prompt for one in guidance]).changed(lambda t: t.to(self.device))
-        expanded = self.empty.changed(lambda t: t.expand(len(guidance), *t.shape[1:]).to(self.device, self.dtype))
-        return self.family.inputs(prompts, expanded)
+    def _inputs(self, wanted: Sequence[Guidance]) -> dict:
+        """In diffusers' words. All of a batch have the same kinds of guidance; UserError where shapes do not fit."""
+        prompts = self._text_inputs([one.prompt for one in wanted])
+        return prompts | self._embedding_inputs(wanted) | self._image_inputs(wanted)
 
     def _embedding_inputs(self, guidance: Sequence[Guidance]) -> dict:
-        if not self.has_adapter:
+        if not self.ip_adapter:
             return {}
         embeddings = torch.stack([one.embedding for one in guidance])
         pairs = guidance_pairs(embeddings, self.guidance_scale > 1).to(self.device, self.dtype)

@@ -1,12 +1,12 @@
 """Prompts, or states in a text encoder's space, → pictures. One class a family of image models.
 
-A family has its defaults (`steps`, `guidance_scale`), says how a prompt is read (`read_prompt`) and draws (`draw`). The
+A family has its defaults (`steps`, `guidance_scale`), says how a prompt is read (`read_prompt`) and drawn (`inputs`). The
 targets of the mapper are built with the same `read_prompt`, so that training and drawing cannot disagree.
 `IMAGE_FAMILIES` in models/__init__.py lists them by the class that a model's model_index.json names.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models import IMAGE_FAMILIES, SCHEDULERS, choose
 from models.loading import load_pipeline
+from models.memory import GB, MARGIN, MEANS, choose_means, memory_for, n_bytes, needs_of
 from utils.device import free_gpu_memory
 from utils.errors import UserError, loading
 from utils.hub import fetch_nothing
@@ -96,7 +97,8 @@ class StableDiffusion:
     backbone = "unet"
     not_for_reading = ("unet", "vae", "safety_checker", "image_encoder", "feature_extractor")
     not_for_drawing = ("text_encoder", "tokenizer", "image_encoder")
-    guided, large = True, False  # by IP-Adapter, latents and ControlNet; too large for a small GPU at once
+    guided = True  # by IP-Adapter, latents and ControlNet
+    batches = True  # whether pictures are the same when they are drawn together
     controllable = True  # whether train_structure.py can train a ControlNet for it
     takes_samplers = True  # whether --scheduler may name another sampler than its own
     ip_adapter = "models/ip-adapter_sd15.safetensors"  # in h94/IP-Adapter
@@ -132,12 +134,8 @@ class StableDiffusion:
         padded = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
         return tokenizer(prompt, return_tensors="pt", **padded).input_ids.to(self.pipeline.device)
 
-    def draw(self, conditioning: Conditioning, empty: Conditioning, **settings) -> diffusers.ImagePipelineOutput:
-        """diffusers' own call; `empty` is what guidance leads away from."""
-        return self.pipeline(**self.inputs(conditioning, empty), **settings)
-
     def inputs(self, conditioning: Conditioning, empty: Conditioning) -> dict:
-        """Both, in diffusers' words."""
+        """Both, in diffusers' words; `empty` is what guidance leads away from, once a picture."""
         return {"prompt_embeds": conditioning.states.to(empty.states), "negative_prompt_embeds": empty.states}
 
 
@@ -146,7 +144,7 @@ class StableDiffusionXL(StableDiffusion):
 
     not_for_reading = ("unet", "vae", "image_encoder", "feature_extractor")
     not_for_drawing = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder")
-    large, controllable = True, False
+    controllable = False
     ip_adapter = "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
 
     def set_scheduler(self) -> None:
@@ -182,6 +180,8 @@ class Amused(StableDiffusion):
     not_for_reading = ("transformer", "vqvae")
     guided, controllable, ip_adapter = False, False, None
     takes_samplers = False
+    # its sampler draws tokens from probabilities: a rounding of them can tip one, and the rest of the picture with it
+    batches = False
 
     def set_scheduler(self) -> None:
         pass
@@ -246,13 +246,20 @@ class EEGImageGenerator:
     guidance_scale : float, optional. Classifier-free guidance; default: the family's.
     image_size : int. Edge in pixels. A model whose own size is smaller draws at that size; the picture is enlarged.
     scheduler : str. A key of `SCHEDULERS`.
-    empty : Conditioning, optional. The empty prompt, read before (`read_prompts`): text encoders are left out, and
-        nothing is put on `device` yet.
-    Raises UserError if the model cannot be loaded.
+    empty : Conditioning, optional. The empty prompt, read before (`read_prompts`): text encoders are left out.
+    batch_size : int, optional. Pictures drawn together; default: 1 on the CPU, on a GPU what fits.
+    max_memory_gb : float, optional. GPU memory that may be taken; default: what is free. See `models.memory`.
+    Raises UserError if the model cannot be loaded, or the memory does not suffice.
+
+    at_once : int. Pictures that are best drawn together.
     """
 
-    def __init__(self, name, device, steps=None, guidance_scale=None, image_size=512, scheduler="dpm", empty=None):
-        self.name = name
+    def __init__(
+        self, name: str, device: torch.device, steps: int | None = None, guidance_scale: float | None = None,
+        image_size: int = 512, scheduler: str = "dpm", empty: Conditioning | None = None,
+        batch_size: int | None = None, max_memory_gb: float | None = None,
+    ):  # fmt: skip
+        self.name, self.device = name, device
         self.dtype = torch.float16 if device.type == "cuda" else torch.float32
         self.family = load_image_model(name, self.dtype, for_drawing=empty is not None)
         if scheduler != "dpm" and not self.family.takes_samplers:
@@ -260,10 +267,9 @@ class EEGImageGenerator:
                 f"--scheduler {scheduler}: --image_model {name} has a sampler of its own; leave --scheduler out"
             )
         choose(SCHEDULERS, scheduler)(self.family)
-        self.pipeline = self.family.pipeline if empty else self.family.pipeline.to(device)
+        self.pipeline = self.family.pipeline
         if empty:
             self.empty = empty
-        self.pipeline.set_progress_bar_config(disable=True)
         self.steps = steps or self.family.steps
         self.guidance_scale = self.family.guidance_scale if guidance_scale is None else guidance_scale
         self.sampling = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
@@ -275,6 +281,40 @@ class EEGImageGenerator:
             if not 0 < self.drawn_size <= 8192:
                 raise ValueError(f"it draws {self.drawn_size} pixels from {factor} a latent")
         self.size = {"height": self.drawn_size, "width": self.drawn_size}
+        self._add_parts()
+        self.pipeline.set_progress_bar_config(disable=True)
+        with loading(f"--image_model {name}", HINT):
+            self._place(batch_size, max_memory_gb)
+
+    def _add_parts(self) -> None:
+        """Load what else the pipeline draws with."""
+
+    def _place(self, batch_size: int | None, max_memory_gb: float | None) -> None:
+        """Put the parts where they work, as the memory allows."""
+        if not self.family.batches:
+            if (batch_size or 1) > 1:
+                print(
+                    f"notice: --image_batch_size {batch_size}: {self.name} draws one picture after the other; its "
+                    "sampler would draw others in a batch"
+                )
+            batch_size = 1
+        if hasattr(self.pipeline, "vae"):
+            self.pipeline.vae.enable_slicing()  # a batch is decoded as its pictures are alone
+        self.means, self.at_once = "whole", batch_size or 1
+        if self.device.type == "cuda":
+            memory = memory_for(self.device, max_memory_gb)
+            backbone = getattr(self.pipeline, self.family.backbone)
+            needs = needs_of(self.pipeline, backbone, self.drawn_size, self.guidance_scale > 1)
+            self.means, self.at_once = choose_means(needs, memory, batch_size)
+            print(f"{memory / GB:.1f} GB of GPU memory: {MEANS[self.means]}; pictures drawn together: {self.at_once}")
+        if self.means == "parts":
+            self.pipeline.enable_model_cpu_offload(device=self.device)
+        elif self.means == "layers":
+            # a VAE decodes by other ways than its forward, and latents alone
+            self.pipeline._exclude_from_cpu_offload = [*self.pipeline._exclude_from_cpu_offload, "vae", "vqvae"]
+            self.pipeline.enable_sequential_cpu_offload(device=self.device)
+        else:
+            self.pipeline.to(self.device)
 
     @torch.inference_mode()
     def embed(self, prompt: str) -> Conditioning:
@@ -295,26 +335,47 @@ class EEGImageGenerator:
         """What guidance leads away from; the same for all pictures."""
         return self._read(self.family.read_empty)
 
-    @torch.inference_mode()
     def generate(self, conditioning: Conditioning | str, seed: int) -> Image.Image:
-        """One picture, from a prompt or from states; `info["fault"]` says why it is none, `info["redrawn"]` how it was
-        drawn in a further try.
+        """One picture, from a prompt or from states, as `draw` gives it."""
+        return self.draw([self.embed(conditioning) if isinstance(conditioning, str) else conditioning], [seed])[0]
 
-        Drawn alone, from noise made on the CPU: the same on every device up to rounding, and whatever else is drawn.
-        Raises UserError if the states are not as wide as the model's own.
+    @torch.inference_mode()
+    def draw(self, wanted: Sequence, seeds: Sequence[int]) -> list[Image.Image]:
+        """One picture for each; `info["fault"]` says why it is none, `info["redrawn"]` how it was drawn in a further
+        try: alone, see `a_picture`.
+
+        Each is drawn from its own noise, made on the CPU: it depends on its seed, and on the device and what else is
+        in the batch up to rounding.
+
+        wanted : sequence of Conditioning. What each is drawn from.
+        Raises UserError if states are not as wide as the model's own.
         """
-        if isinstance(conditioning, str):
-            conditioning = self.embed(conditioning)
-        conditioning.must_be_as_wide_as(self.empty)
-        return self.a_picture(self._drawn(conditioning, seed), seed, lambda other: self._drawn(conditioning, other))
+        drawn = zip(wanted, seeds, self._drawn(wanted, seeds), strict=True)
+        return [
+            self.a_picture(picture, seed, lambda k, one=one: self._drawn([one], [k])[0]) for one, seed, picture in drawn
+        ]
 
-    def _drawn(self, conditioning: Conditioning, seed: int) -> Image.Image:
+    def _drawn(self, wanted: Sequence, seeds: Sequence[int]) -> list[Image.Image]:
         """What one try gives."""
+        inputs = self._inputs(wanted)
         with loading(f"--image_model {self.name}", HINT):
-            settings = self.sampling | self.size | {"generator": torch.Generator("cpu").manual_seed(seed)}
-            empty = self.empty.changed(lambda t: t.to(self.dtype))
-            drawn = self.family.draw(conditioning, empty, output_type="np", **settings)
-        return self.pictures(drawn)[0]
+            noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+            noise = noise if len(noise) > 1 else noise[0]  # aMUSEd's sampler takes one
+            drawn = self.pipeline(**inputs, **self.sampling, generator=noise, output_type="np")
+        if len(drawn.images) != len(wanted):
+            raise ValueError(f"{len(drawn.images)} pictures of {len(wanted)}")
+        return self.pictures(drawn)
+
+    def _inputs(self, wanted: Sequence[Conditioning]) -> dict:
+        """In diffusers' words."""
+        return self._text_inputs(wanted) | self.size
+
+    def _text_inputs(self, told: Sequence[Conditioning]) -> dict:
+        for one in told:
+            one.must_be_as_wide_as(self.empty)
+        told = Conditioning.batch(told).changed(lambda t: t.to(self.device))
+        empty = self.empty.changed(lambda t: t.expand(len(told.states), *t.shape[1:]).to(self.device, self.dtype))
+        return self.family.inputs(told, empty)
 
     def pictures(self, drawn: diffusers.ImagePipelineOutput) -> list[Image.Image]:
         """What a pipeline has drawn, arrays from 0 to 1, at the size that was asked for; with its fault, if any."""
@@ -349,6 +410,8 @@ class EEGImageGenerator:
     def _again_in_float32(self, picture: Image.Image, seed: int, draw: Callable[[int], Image.Image]) -> Image.Image:
         """What `draw` gives in float32; the picture itself where the GPU has no room for that."""
         try:
+            if self.means == "layers":
+                raise torch.OutOfMemoryError
             with self._in_float32():
                 return draw(seed)
         except (UserError, torch.OutOfMemoryError) as error:
@@ -375,13 +438,20 @@ class EEGImageGenerator:
 
 @torch.inference_mode()
 def read_prompts(
-    name: str, prompts: Sequence[str], device: torch.device
+    name: str, prompts: Iterable[str], device: torch.device, max_memory_gb: float | None = None
 ) -> tuple[dict[str, Conditioning], Conditioning]:
-    """Each prompt, and the empty one, as an image model's text encoders read them: on the CPU; the encoders are freed.
+    """Each prompt once, and the empty one, as an image model's text encoders read them: on the CPU; the encoders are
+    freed.
 
+    max_memory_gb : float, optional. GPU memory that may be taken; encoders that are larger read on the CPU.
     Raises UserError if the model cannot be loaded, or gives what is not finite.
     """
+    prompts = sorted(set(prompts))
     family = load_image_model(name, torch.float16 if device.type == "cuda" else torch.float32, for_reading=True)
+    modules = (part for part in family.pipeline.components.values() if isinstance(part, torch.nn.Module))
+    weights = sum(n_bytes(part.parameters()) for part in modules)
+    if device.type == "cuda" and MARGIN * weights > memory_for(device, max_memory_gb):
+        device, _ = torch.device("cpu"), family.pipeline.to(torch.float32)
     family.pipeline.to(device)
     with loading(f"--image_model {name}", HINT):
         both = _read_both(family, prompts)

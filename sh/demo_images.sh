@@ -116,7 +116,7 @@ draw() { # folder of the pictures, what is told, encoder's run, further flags
     --image_model $pth/stable-diffusion-shapes \
     --ip_adapter $pth/ip-adapter --controlnet $pth/controlnet --structure_vae $runs/sgdm_vae \
     --captioner $pth/captioner --prior_guidance 2 \
-    --num_samples 60 --num_inference_steps 12 --guidance_scale 3 --image_size 64 --draw_batch 10 \
+    --num_samples 60 --num_inference_steps 12 --guidance_scale 3 --image_size 64 --image_batch_size 10 \
     --output_dir "$out/pictures/$1" "${@:4}"
 }
 pair << END

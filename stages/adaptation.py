@@ -85,12 +85,13 @@ class Adapter:
     def batches(self, chosen: Sequence[int], size: int, rank: int = 0, n_processes: int = 1) -> list[list[int]]:
         """Places of `chosen` in batches; where sessions are adapted to, session by session in the order of recording.
 
-        rank, n_processes : int. Of several processes each one has its share: every n-th trial, or session.
+        rank, n_processes : int. Of several processes each one has its share: every n-th batch, or session. So a batch
+            is the same for any number of them, and what is read of it to the last digit.
         """
-        groups = [list(chosen)[rank::n_processes]]
-        if self.works:
-            asked = set(chosen)
-            groups = [[place for place in of if place in asked] for of in list(self.places.values())[rank::n_processes]]
+        if not self.works:
+            return [list(chosen[k : k + size]) for k in range(0, len(chosen), size)][rank::n_processes]
+        asked = set(chosen)
+        groups = [[place for place in of if place in asked] for of in list(self.places.values())[rank::n_processes]]
         return [group[k : k + size] for group in groups for k in range(0, len(group), size)]
 
     def before(self, batch: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ from stages.retrieval import embed
 from stages.tokens import encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint, unwrapped
 from utils.errors import UserError, loading
+from utils.processes import Processes
 
 # what a name in one of NICE's two files begins with → the part's name
 NICE_FILES = {"0.tsconv": "enc_eeg.", "1.fn.": "proj_eeg."}
@@ -108,11 +109,17 @@ def check_trials(dataset: TrialDataset, checkpoint: dict, path: Path) -> None:
         )
 
 
-def clip_part(run: ClipRun, groups: Sequence[Group], device: torch.device, batch_size: int = 256) -> torch.Tensor:
+def clip_part(
+    run: ClipRun,
+    groups: Sequence[Group],
+    device: torch.device,
+    batch_size: int = 256,
+    processes: Processes | None = None,
+) -> torch.Tensor:
     """(N, D) embeddings of groups in CLIP's space; of a run towards structure the first D of what it gives."""
     if not groups:
         return torch.zeros(0, run.checkpoint.get("clip_width") or run.model.out)
-    outputs = embed(run.model, run.dataset, groups, run.people, device, batch_size)
+    outputs = embed(run.model, run.dataset, groups, run.people, device, batch_size, processes)
     return outputs[:, : run.checkpoint.get("clip_width")]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from datasets.description import DatasetDescription
 from datasets.trials import TrialDataset, part_as_trained
@@ -17,6 +17,7 @@ from stages.rows import Row, draw_what, mapper_readouts, mean_of, new_row, text_
 from stages.tokens import checkpoint_facts
 from utils.device import PRECISIONS, pick_precision
 from utils.errors import UserError
+from utils.processes import Processes
 from utils.progress import progress
 
 
@@ -83,15 +84,16 @@ def of_one(field: str, runs: Sequence[Checkpoint]) -> Sequence[Checkpoint]:
 
 
 def decode_text(
-    runs: Sequence[Checkpoint], description: DatasetDescription, settings: DecodingSettings, device: torch.device
+    runs: Sequence[Checkpoint], description: DatasetDescription, settings: DecodingSettings, processes: Processes
 ) -> tuple[list[Row], dict]:
     """Rows of `num_samples` trials with what is drawn of each; and what run.json keeps.
 
+    processes : Processes. Those that share the trials; each gets all rows.
     Of several runs, read-outs are the means of their probabilities; there is no text of several.
     Raises UserError where trials were trained on, or a model does not fit.
     """
     readout = settings.readout or ("keyword" if len(runs) == 1 else "likelihood")
-    decoded = [_texts(run, number, description, settings, device) for number, run in enumerate(runs)]
+    decoded = [_texts(run, number, description, settings, processes) for number, run in enumerate(runs)]
     rows = decoded[0][0] if len(runs) == 1 else mean_of([rows for rows, _ in decoded])
     if readout not in rows[0].readouts:
         of = "of several runs there are" if len(runs) > 1 else "the run has"
@@ -100,13 +102,13 @@ def decode_text(
 
 
 def decode_embeddings(
-    runs: Sequence[Checkpoint], description: DatasetDescription, settings: DecodingSettings, device: torch.device
+    runs: Sequence[Checkpoint], description: DatasetDescription, settings: DecodingSettings, processes: Processes
 ) -> tuple[list[Row], dict[int, tuple[torch.Tensor, torch.Tensor]], dict]:
     """As `decode_text`, by mappers; and by trial their states (1, 77, D) and pooled vector (1, D), if they are drawn.
 
     Of several runs both are means.
     """
-    decoded = [_mapped(run, description, settings, device) for run in runs]
+    decoded = [_mapped(run, description, settings, processes) for run in runs]
     rows = decoded[0][0] if len(runs) == 1 else mean_of([rows for rows, _, _ in decoded])
     for row in rows:
         row.text = description.canonical[row.readouts[settings.readout].label]
@@ -139,10 +141,10 @@ def _opened(
 
 
 def _texts(
-    run: Checkpoint, number: int, description: DatasetDescription, settings: DecodingSettings, device: torch.device
+    run: Checkpoint, number: int, description: DatasetDescription, settings: DecodingSettings, processes: Processes
 ) -> tuple[list[Row], Mapping]:
     """One run's rows. Its model is freed with this function."""
-    path, checkpoint, lora_dir = run
+    (path, checkpoint, lora_dir), device = run, processes.device
     dataset, chosen, encoder = _opened(run, description, settings)
     precision = pick_precision(settings.precision, device)
     model = checkpoints.load_text_model(
@@ -152,7 +154,7 @@ def _texts(
     how = settings.cache_dir, not settings.no_cache_features, device
     dataset = checkpoints.connect(model, checkpoint, encoder, dataset, *how)
     adapter = Adapter(checkpoint.get("adapt", "none"), model.class_logits, model.encoder, dataset, device)
-    batches = adapter.batches(chosen, settings.batch_size)
+    batches = adapter.batches(chosen, settings.batch_size, processes.index, processes.n)
     decides = {
         "precision": precision,
         "device": device.type,
@@ -161,12 +163,14 @@ def _texts(
         "adapt": checkpoint.get("adapt"),
     }
     order = [place for batch in batches for place in batch]
-    pieces = DecodedPieces(Path(settings.output_dir), model, dataset, order, number, **decides)
+    rank = number * processes.n + processes.index
+    pieces = DecodedPieces(Path(settings.output_dir), model, dataset, order, rank, **decides)
     rows = []
     with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
         model.read_prefix()
         loader = DataLoader(dataset, batch_sampler=batches)
-        for place, batch in enumerate(progress(loader, desc="decoding", unit="batch")):
+        bar = progress(loader, desc="decoding", unit="batch", disable=not processes.first)
+        for place, batch in enumerate(bar):
             adapter.before(batches[place])
             decoded = pieces.get(place)  # what an interrupted run has decoded already
             if decoded is None:
@@ -176,7 +180,7 @@ def _texts(
             for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
                 readouts = text_readouts(description, text, probabilities)
                 rows.append(new_row(dataset, index, readouts, text, adapter.adaptation.uses))
-    rows.sort(key=lambda row: row.index)  # which may have been decoded session by session
+    rows = sorted(processes.gathered(rows), key=lambda row: row.index)  # decoded session by session, or by several
     if adapter.adaptation.changes == "answers" and len(rows) < len(dataset):
         print(f"notice: {path} was tested with --adapt {checkpoint['adapt']}: its answers to {len(rows)} of "
               f"{len(dataset)} trials are set straight by these alone, and may differ from the test's")  # fmt: skip
@@ -186,20 +190,27 @@ def _texts(
 
 @torch.no_grad()
 def _mapped(
-    run: Checkpoint, description: DatasetDescription, settings: DecodingSettings, device: torch.device
+    run: Checkpoint, description: DatasetDescription, settings: DecodingSettings, processes: Processes
 ) -> tuple[list[Row], dict[int, tuple], Mapping]:
     """One run's rows, and its states and pooled vectors where drawing needs them."""
-    path, checkpoint, _ = run
+    (path, checkpoint, _), device = run, processes.device
     dataset, chosen, encoder = _opened(run, description, settings)
     model = checkpoints.load_mapper_model(checkpoint, path, device)
     how = settings.cache_dir, not settings.no_cache_features, device
     dataset = checkpoints.connect(model, checkpoint, encoder, dataset, *how)
-    prototypes, rows, alone = checkpoint["prototypes"].to(device), [], {}
-    loader = DataLoader(Subset(dataset, chosen), settings.batch_size)
-    for batch in progress(loader, desc="decoding", unit="batch"):
-        outputs = model(batch["x"].to(device))
-        for index, readouts in zip(batch["index"].tolist(), mapper_readouts(outputs, prototypes), strict=True):
-            rows.append(new_row(dataset, index, readouts, ""))
-    if settings.conditioning != "class":  # one trial at a time: rounding differs with the batch, and no picture may
-        alone = {index: model(dataset[index]["x"][None].to(device))[:2] for index in chosen}
+    prototypes = checkpoint["prototypes"].to(device)
+
+    def read(places: Sequence[int]) -> tuple[list[Row], dict[int, tuple]]:
+        outputs = model(torch.stack([dataset[place]["x"] for place in places]).to(device))
+        readouts = zip(places, mapper_readouts(outputs, prototypes), strict=True)
+        rows, alone = [new_row(dataset, place, own, "") for place, own in readouts], {}
+        if settings.conditioning != "class":  # one trial at a time: rounding differs with the batch, and no picture may
+            for place in places:
+                of_trial = model(dataset[place]["x"][None].to(device))
+                alone[place] = tuple(part.cpu() for part in of_trial[:2])
+        return rows, alone
+
+    parts = processes.each(read, chosen, settings.batch_size, "decoding")
+    rows = [row for of_part, _ in parts for row in of_part]
+    alone = {place: of_trial for _, of_part in parts for place, of_trial in of_part.items()}
     return rows, alone, {"store": dataset.store.fingerprint} | checkpoint_facts(encoder)

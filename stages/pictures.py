@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.limits import opened_picture
 from utils.paths import image_path, written_whole
 from utils.photos import ONE_COLOUR, OddPictures, one_colour, whole_picture
+from utils.processes import Processes
 from utils.progress import progress
 
 PANEL = 256  # pixels, edge of one picture in a comparison
@@ -103,10 +104,19 @@ class PictureFolder:
     recipe : dict. What all pictures are drawn with: model, steps, guidance, size.
     seed : int. Trial i is drawn from seed + i.
     more : callable, optional. Row → what a picture depends on besides prompt, seed and `recipe`.
+    processes : Processes, optional. Those that share what is missing.
+
+    missing : list of Row. Without a picture, that this process has to draw.
     """
 
     def __init__(
-        self, folder: Path, rows: Sequence[Row], recipe: dict, seed: int, more: Callable[[Row], dict] | None = None
+        self,
+        folder: Path,
+        rows: Sequence[Row],
+        recipe: dict,
+        seed: int,
+        more: Callable[[Row], dict] | None = None,
+        processes: Processes | None = None,
     ):
         self.folder, self.rows, self.seed = folder, rows, seed
         self.recipes, self.missing = {}, []
@@ -115,15 +125,19 @@ class PictureFolder:
             self.recipes[row.index] = own
             if not is_drawn(self.path("generated", row), own):
                 self.missing.append(row)
+        self.n_missing = len(self.missing)
+        if processes:
+            self.missing = processes.share(self.missing)
 
     def path(self, kind: str, row: Row) -> Path:
         """File of a trial; made of integers only."""
         return self.folder / f"{kind}_{row.index:04d}_true{row.true_label}_pred{row.predicted_label}.png"
 
-    def to_draw(self) -> Iterator[tuple[Row, int]]:
-        """Rows without a picture, each with its seed, under a bar."""
-        for row in progress(self.missing, desc="drawing", unit="image"):
-            yield row, self.seed + row.index
+    def draw_missing(self, draw: Callable[[list[Row], list[int]], list[Picture]], at_once: int) -> None:
+        """Draw and keep what is missing, so many pictures together. `draw`: rows and their seeds → pictures."""
+        for rows in together(self.missing, at_once, "drawing"):
+            for row, picture in zip(rows, draw(rows, [self.seed + row.index for row in rows]), strict=True):
+                self.keep(row, picture)
 
     def keep(self, row: Row, picture: Picture) -> None:
         """Write a picture with its recipe."""
@@ -157,11 +171,19 @@ class PictureFolder:
                         path.unlink()
         if [row.picture_fault for row in self.rows] != marked_before:
             write_rows(self.rows, self.folder / "decoded.jsonl")
-        grid, drawn = self.folder / "summary_grid.png", len(self.missing)
+        grid, drawn = self.folder / "summary_grid.png", self.n_missing
         with written_whole(grid) as unfinished:
             summary_grid([self.path("comparison", row) for row in self.rows]).save(unfinished, format="PNG")
         print(f"{drawn} images drawn, {len(self.rows) - drawn} were there; {grid}")
         report_faults({self.path("generated", row).name: row.picture_fault for row in self.rows})
+
+
+def together(items: Sequence, at_once: int, what: str) -> Iterator[Sequence]:
+    """What is to be drawn, so many together, under a bar."""
+    with progress(total=len(items), desc=what, unit="image") as bar:
+        for start in range(0, len(items), at_once):
+            yield items[start : start + at_once]
+            bar.update(len(items[start : start + at_once]))
 
 
 def report_faults(faults: Mapping[str, str]) -> None:

@@ -19,21 +19,33 @@ from models.contrastive import k_way, ranks_among, retrieval_ranks
 from stages.rows import Readout, Row, most_likely, new_row
 from stages.scores import FEW_PEOPLE, mean_and_interval, percent, wilson
 from utils.errors import UserError
+from utils.processes import Processes
 
 Groups = Sequence[Group]
 
 
 @torch.no_grad()
 def embed(
-    model: Module, dataset: TrialDataset, groups: Groups, people: list[str], device: torch.device, batch_size: int = 256
+    model: Module,
+    dataset: TrialDataset,
+    groups: Groups,
+    people: list[str],
+    device: torch.device,
+    batch_size: int = 256,
+    processes: Processes | None = None,
 ) -> Tensor:
     """(N, …) float32 outputs of a model in evaluation mode for the mean over each group's trials, on the CPU.
 
     people : list of str. The people of its table; others are strangers to it.
+    processes : Processes, optional. Those that share the batches; each gets all outputs.
     """
     model.eval()
-    batches = DataLoader(Averages(dataset, groups, people), batch_size)
-    return torch.cat([model(batch["x"].to(device), batch["subject"].to(device)).float().cpu() for batch in batches])
+
+    def outputs(groups: Groups) -> Tensor:
+        batches = DataLoader(Averages(dataset, groups, people), batch_size)
+        return torch.cat([model(batch["x"].to(device), batch["subject"].to(device)).float().cpu() for batch in batches])
+
+    return torch.cat(processes.each(outputs, groups, batch_size)) if processes else outputs(groups)
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

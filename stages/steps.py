@@ -36,6 +36,7 @@ from stages.targets import decoded_maps
 from utils.checkpoints import fingerprint
 from utils.errors import UserError
 from utils.hub import fetch_nothing, model_identity
+from utils.processes import Processes
 from utils.seeds import sample_seed
 
 CAPTIONED = 16  # trials whose captions are read at once
@@ -56,14 +57,20 @@ class Decoded:
     length: float
     foundation: str
     cache_dir: str | None
-    device: torch.device
+    processes: Processes
     batch_size: int
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        return self.processes.device
 
     def further(self, place: str, target: str) -> tuple[ClipRun, Callable[[], Tensor]]:
         """A further run on the same trials, see `open_like`; and a function that gives its outputs (N, …) for them."""
         opened = self.foundation, self.cache_dir, self.device
         run, groups = open_like(Path(place), self.run, self.groups, target, *opened)
-        return run, lambda: embed(run.model, run.dataset, groups, run.people, self.device, self.batch_size)
+        shared = self.device, self.batch_size, self.processes
+        return run, lambda: embed(run.model, run.dataset, groups, run.people, *shared)
 
 
 class Step:
@@ -252,8 +259,12 @@ class Caption(Step):
         adapter, shuffled = read_adapter(Path(self.place), of_encoder, self.captioner, width)
         adapter.to(decoded.device)
         reader = Captioner(self.captioner, decoded.device, flag="--captioner")
-        with torch.no_grad():
-            parts = [reader.from_tokens(adapter(x.to(decoded.device))) for x in decoded.vectors.split(CAPTIONED)]
+
+        @torch.no_grad()
+        def captions(vectors: Tensor) -> list[str]:
+            return reader.from_tokens(adapter(vectors.to(decoded.device)))
+
+        parts = decoded.processes.each(captions, decoded.vectors, CAPTIONED, "captions")
         for row, caption in zip(decoded.rows, sum(parts, []), strict=True):
             row.text = row.prompt = caption
         return {}, {"caption": shuffled}
@@ -371,8 +382,9 @@ def decode_embedding(
 
     Of several runs the embeddings are the means of theirs, each of length one.
     """
-    run, groups = runs[0]
-    of_runs = [clip_part(*one, how["device"], how["batch_size"]) for one in runs]  # (N, D) each
+    (run, groups), processes = runs[0], how["processes"]
+    of_runs = [clip_part(*one, processes.device, how["batch_size"], processes) for one in runs]  # (N, D) each
     vectors = of_runs[0] if len(runs) == 1 else torch.stack([F.normalize(v, dim=-1) for v in of_runs]).mean(dim=0)
-    rows, others, length = nearest_images(run, groups, vectors, images_dir, clip_model, cache)
+    with processes.first_ahead():  # which keeps the embeddings of images
+        rows, others, length = nearest_images(run, groups, vectors, images_dir, clip_model, cache)
     return Decoded(run, groups, vectors, rows, length, **how), others

@@ -16,6 +16,7 @@ from datasets.bciciv2a_llm_dataset import DESCRIPTION
 from datasets.store import open_store, write_store
 from stages.rows import signed
 from tests.conftest import read_jsonl, run_inside
+from tests.processes import by_forks
 
 
 def pictures(folder, kind="generated"):
@@ -194,6 +195,26 @@ def test_the_decoding_models_are_gone_before_the_image_model_loads(demo, trained
     assert len(alive) == 1 and len([m for m in alive[0] if isinstance(m, EEGLanguageModel)]) == before
 
 
+def test_two_processes_decode_and_draw_what_one_does(demo, trained, drawn, tmp_path, monkeypatch):
+    from models.image_generator import EEGImageGenerator
+
+    draw = EEGImageGenerator.draw
+
+    def noted(self, wanted, seeds):
+        with open(tmp_path / f"{os.getpid()}.seeds", "a") as file:
+            file.write("".join(f"{seed}\n" for seed in seeds))
+        return draw(self, wanted, seeds)
+
+    monkeypatch.setattr(EEGImageGenerator, "draw", noted)
+    flags = demo.generation(trained, tmp_path / "out", image_batch_size=1)
+    by_forks(2, tmp_path / "log", "generate.py", *flags)
+    assert sorted(file.read_text().split() for file in tmp_path.glob("*.seeds")) == [["0", "63"], ["32", "95"]]
+    for name in ("decoded.jsonl", "summary_grid.png", *pictures(drawn[0])):
+        assert (tmp_path / "out" / name).read_bytes() == (drawn[0] / name).read_bytes(), name
+    assert (tmp_path / "log").read_text().count("4 images drawn, 0 were there") == 1
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_too_much_gpu_memory_held_stops_before_the_image_model(demo, trained, drawn, script, tmp_path, monkeypatch):
     (tmp_path / "decoded.jsonl").write_bytes((drawn[0] / "decoded.jsonl").read_bytes())
     monkeypatch.setattr("stages.pictures.free_gpu_memory", lambda device: 900.0)
@@ -362,7 +383,7 @@ def test_what_is_decoded_is_not_decoded_again_when_drawing_was_interrupted(
     from models.image_generator import EEGImageGenerator
 
     calls, drawn = [], []
-    read, draw = EEGLanguageModel.read, EEGImageGenerator.generate
+    read, draw = EEGLanguageModel.read, EEGImageGenerator.draw
     monkeypatch.setattr(EEGLanguageModel, "read", lambda self, *of: calls.append(1) or read(self, *of))
 
     def dies(self, *of):
@@ -371,7 +392,7 @@ def test_what_is_decoded_is_not_decoded_again_when_drawing_was_interrupted(
             raise RuntimeError("killed")
         return draw(self, *of)
 
-    monkeypatch.setattr(EEGImageGenerator, "generate", dies)
+    monkeypatch.setattr(EEGImageGenerator, "draw", dies)
     flags = demo.generation(trained, tmp_path / "out", batch_size=2)
     with pytest.raises(RuntimeError, match="killed"):
         script("generate.py", *flags)

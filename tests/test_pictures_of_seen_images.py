@@ -25,6 +25,7 @@ from stages.pictures import drawn_with
 from stages.rows import read_rows
 from stages.steps import open_like
 from tests.conftest import ROOT, flat, once, read_jsonl, run_inside
+from tests.processes import by_forks
 from tests.seen_images import CLIP, SCRIPT, interrupted_after, things_store, train_with_control, training
 from utils.checkpoints import read_checkpoint
 from utils.errors import UserError
@@ -276,6 +277,13 @@ def test_pictures_come_from_every_step_and_a_second_run_draws_nothing(things, tr
     assert script(DRAW, *flags).code == 0
     assert before == {path: path.read_bytes() for path in (tmp_path / "all").rglob("*.png")}
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "all/samples").glob("*.png")}
+    two = ["--output_dir", tmp_path / "two", "--image_batch_size", 1]
+    by_forks(2, tmp_path / "log", DRAW, *flags, *two)
+    assert (tmp_path / "two" / FILE).read_bytes() == (tmp_path / "all" / FILE).read_bytes()
+    assert len(before) == len(list((tmp_path / "two").rglob("*.png")))
+    for path in (*(tmp_path / "all/samples").glob("*.png"), *(tmp_path / "all/compared").glob("*.png")):
+        other = tmp_path / "two" / path.relative_to(tmp_path / "all")
+        assert np.abs(np.asarray(Image.open(path), int) - np.asarray(Image.open(other), int)).max() <= 2
     recipe = drawn_with(next((tmp_path / "all").glob("generated_*.png")))
     assert (
         recipe["strength"] == 0.85

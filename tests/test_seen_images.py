@@ -20,6 +20,7 @@ from models.CSBrain import CSBrain
 from stages.retrieval import similarities
 from stages.rows import read_rows, write_rows
 from tests.conftest import ROOT, edited, flat, once, read_jsonl
+from tests.processes import by_forks
 from tests.seen_images import (
     CLIP,
     SCRIPT,
@@ -468,6 +469,10 @@ def test_scores_are_those_of_the_ranks_exactly(trained, things, script, tmp_path
     assert {line[lines[0].index("repetitions")] for line in lines[1:]} == {"", "1", "4"}
     assert "classification" in done.out and "Wilson" in done.out
     assert all((tmp_path / "out/ubp" / name).stat().st_size > 3000 for name in ("top5.png", "repetitions.png"))
+    two = [trained / "ubp", *ranked(things, tmp_path / "two"), "--test_repetitions", 1, 4]
+    by_forks(2, tmp_path / "log", "retrieve.py", *two)
+    for name in ("scores.csv", "ubp/retrieval.jsonl", "ubp_shuffled/retrieval.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
 
 def test_other_geometries_are_ranked_a_person_at_a_time_and_stand_in_lines_of_their_own(
@@ -633,7 +638,9 @@ def test_any_captioner_in_the_hubs_layout_writes_a_line_an_image_and_goes_on(ima
     assert [line["image"] for line in lines] == [f"c0/c0_{k}.png" for k in range(10)] and all(
         line["caption"] for line in lines
     )
-    whole = (tmp_path / "captions.jsonl").read_bytes()
+    whole, shared = (tmp_path / "captions.jsonl").read_bytes(), tmp_path / "shared.jsonl"
+    by_forks(3, tmp_path / "log", "caption_images.py", *flags, "--output", shared, "--batch_size", 2)
+    assert shared.read_bytes() == whole
     (tmp_path / "captions.jsonl").write_bytes(whole[: int(0.7 * len(whole))])  # a kill
     assert script("caption_images.py", *flags).code == 0
     assert {json.dumps(line) for line in read_jsonl(tmp_path / "captions.jsonl")} == {

@@ -1,14 +1,19 @@
-"""Training by several processes: what one process makes of the same batches, and what is left when one is killed."""
+"""Several processes: what one process makes of the same batches, and what is left when one is killed."""
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 import torch
+from PIL import Image
 
 from datasets.description import load_description
 from stages import runs
-from tests.conftest import flat, once, read_jsonl, small_store
+from tests.conftest import ROOT, flat, once, read_jsonl, small_store
 from tests.processes import ended, run_script, started
 from tests.seen_images import SCRIPT, things_store, train_with_control, training
 from utils.files import read_json
@@ -129,3 +134,26 @@ def test_when_a_process_is_killed_the_run_ends_and_goes_on_to_the_same_bytes(thi
     assert ended(started(2, lambda rank: work(rank, cut, resume=True), log)) == [0, 0], log.read_text()
     for name in ("metrics.jsonl", "last.pth", "decoded_test.jsonl", "results.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_one_process_killed_ends_the_run_and_the_same_command_goes_on(script, tmp_path):
+    (tmp_path / "images").mkdir()
+    for k in range(16):
+        Image.new("RGB", (32, 32), (16 * k, 255 - 8 * k, 99)).save(tmp_path / f"images/{k:02d}.png")
+    output, whole = tmp_path / "captions.jsonl", tmp_path / "whole.jsonl"
+    how = {"images_dir": tmp_path / "images", "model": ROOT / "demo/assets/captioner", "batch_size": 1, "cuda": -1}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--main_process_port", "0", str(ROOT / "caption_images.py"), *flat(how | {"output": output})]  # fmt: skip
+    with open(tmp_path / "log", "w") as log:
+        run = subprocess.Popen(launch, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    workers, until = [], time.monotonic() + 200
+    while not (output.exists() and output.stat().st_size) and run.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+        workers = workers if len(workers) == 2 else psutil.Process(run.pid).children()
+    workers[1].kill()
+    assert run.wait(timeout=100) != 0, (tmp_path / "log").read_text()
+    assert not [worker for worker in workers if worker.is_running()]
+    assert 0 < output.read_text().count("\n") < 16
+    for file in (output, whole):
+        assert script("caption_images.py", *flat(how | {"output": file})).code == 0
+    assert output.read_bytes() == whole.read_bytes()

@@ -61,9 +61,14 @@ def start_accelerator(
     )
     if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
-    if accelerator.num_processes == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
-        print("notice: accelerate started one process where several were asked for; --multi_gpu makes it start them")
+    say_if_alone(accelerator.num_processes)
     return accelerator, precision
+
+
+def say_if_alone(n: int) -> None:
+    """Print a notice where `accelerate launch` was asked for several processes and started one."""
+    if n == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+        print("notice: accelerate started one process where several were asked for; --multi_gpu makes it start them")
 
 
 def scaler_state(accelerator: Accelerator) -> dict | None:

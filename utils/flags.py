@@ -352,6 +352,18 @@ def add_image_flags(
     add(*folder, default=photos and default(photos),
         help="folder of the photos that were seen, where there are any" + ("" if photos else " (default: its own)"))
     add("--max_held_mib", type=number, default=256, help="GPU memory still held above which no image model is loaded")
+    add_memory_flags(add)
+    # fmt: on
+
+
+def add_memory_flags(add: Callable) -> None:
+    """What drawing takes at once. `add`: the parser's, or a group's, `add_argument`."""
+    # fmt: off
+    add("--image_batch_size", "--draw_batch", type=at_least(1),
+        help="pictures drawn together; a kill loses so many (default: 1 on the CPU, on a GPU what fits, up to 8)")
+    add("--max_memory_gb", type=positive,
+        help="GPU memory that drawing may take; where it is little, parts of the image model wait on the CPU (default: "
+        "all that is free)")
     # fmt: on
 
 

@@ -96,12 +96,18 @@ def only_one(path: Path, wait: str = "") -> Iterator[bool]:
 @contextmanager
 def all_of(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Hold several lock files; yields them. Of the processes that Accelerate started for one run, the first does."""
-    one_of_many = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("RANK", "0") != "0"
-    held = [] if one_of_many else sorted(set(paths))
+    held = [] if rank_and_number()[0] else sorted(set(paths))
     with ExitStack() as stack:
         for path in held:
             stack.enter_context(only_one(path))
         yield held
+
+
+def rank_and_number() -> tuple[int, int]:
+    """Which of how many processes this is that `accelerate launch` started for one run; 0 of 1 where it is alone."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return 0, 1
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def remove_stale(folder: Path, pattern: str) -> None:

@@ -1,10 +1,102 @@
-"""Several processes of one run: which rows are whose, and all rows again from everybody's."""
+"""The processes that share a run: one, or those that `accelerate launch` started, each on a device of its own.
 
-from collections.abc import Sequence
+Work is cut into blocks whose sizes do not depend on how many processes there are, so that results do not either.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+
+from utils.device import pick_device, say_if_alone
+from utils.locks import rank_and_number
+from utils.progress import progress
+
+PATIENCE = timedelta(days=2)  # for one another: a share may take hours longer; who waits for a dead one is ended
+T, R = TypeVar("T"), TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """What one of them knows.
+
+    device : torch.device. Its own. index, n : int. Which of how many it is.
+    """
+
+    device: torch.device
+    index: int = 0
+    n: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes what all have made."""
+        return self.index == 0
+
+    def share(self, items: Iterable[T]) -> list[T]:
+        """This one's part of what the first one lists: nothing is done twice, or by nobody."""
+        items = list(items)
+        if self.n > 1:
+            (items,) = broadcast_object_list([items])
+        return items[self.index :: self.n]
+
+    def each(self, function: Callable[[Sequence[T]], R], items: Sequence[T], size: int, desc: str = "") -> list[R]:
+        """`function` of each block of `size` items, in their order: every process does its share, and has all results.
+
+        Results are pickled on their way, so tensors have to be on the CPU.
+        """
+        blocks = [items[k : k + size] for k in range(0, len(items), size)]
+        mine = progress(blocks[self.index :: self.n], desc=desc, unit="batch", disable=not (desc and self.first))
+        results = [function(block) for block in mine]
+        if self.n == 1:
+            return results
+        of_all = gather_object([results])
+        return [of_all[k % self.n][k // self.n] for k in range(len(blocks))]
+
+    def gathered(self, items: list[T]) -> list[T]:
+        """What all have, behind one another."""
+        return gather_object(items) if self.n > 1 else items
+
+    def first_ahead(self) -> AbstractContextManager:
+        """Let the first one through before the others, which find what it has put into a cache."""
+        return PartialState().main_process_first() if self.n > 1 else nullcontext()
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        if self.n > 1:
+            PartialState().wait_for_everyone()
+
+    def end(self) -> None:
+        """Wait for all, and end what they share: the last line of a script."""
+        if self.n > 1:
+            self.wait()
+            PartialState().destroy_process_group()
+
+
+def start_processes(cuda: int) -> Processes:
+    """This process among those of its run, on the device that `--cuda` names, or its own of several GPUs.
+
+    Only the first one prints.
+    """
+    index, n = rank_and_number()
+    if index:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the script runs
+    device = pick_device(cuda)
+    say_if_alone(n)
+    if n == 1:
+        return Processes(device)
+    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    return Processes(state.device, state.process_index, state.num_processes)
+
+
+# ---------------------------------------------------------------- tensors, in training
 
 
 def share(accelerator: Accelerator, rows: Sequence, least: int = 1) -> list:

@@ -117,7 +117,7 @@ def pipelines_1_to_3(at: Places, result: Callable[[str], Path]) -> dict[str, Sta
                 "cache_dir": work / "cache",
             } | flags)]  # fmt: skip
 
-        return Stage(command, counted=(EEGImageGenerator, "generate"))
+        return Stage(command, counted=(EEGImageGenerator, "draw"))
 
     return {
         "preparation": Stage(
@@ -152,14 +152,14 @@ def pipelines_1_to_3(at: Places, result: Callable[[str], Path]) -> dict[str, Sta
             lambda work, on: [*generate, "--datasets_dir", at.few, "--stage", "images", "--image_size", 64,
                               "--num_inference_steps", 2, "--output_dir", work / "out"],
             lambda work: shutil.copytree(result("decoding") / "out", work / "out"),
-            (EEGImageGenerator, "generate"),
+            (EEGImageGenerator, "draw"),
         ),
         "class pictures": drawn("generate_vi.py", projection_path=at.vi_trained, image_model=at.pth / "amused"),
         "mapped pictures": drawn("generate_vi_eeg2img.py", mapper_path=at.mapped, image_model=image_model),
         "true classes": Stage(
             lambda work, on: ["draw_true_class.py", work / "out", "--cuda", -1],
             lambda work: shutil.copytree(result("drawing") / "out", work / "out"),
-            (EEGImageGenerator, "generate"),
+            (EEGImageGenerator, "draw"),
         ),
     }  # fmt: skip
 
@@ -231,7 +231,7 @@ def pipelines_4_to_6(at: Places, result: Callable[[str], Path]) -> dict[str, Sta
                 "captions": states["captions"], "images_dir": at.imagenet / "images",
                 "image_model": states["image_model"], "num_samples": 2, "num_inference_steps": 1, "image_size": 64,
                 "cuda": -1, "cache_dir": work / "cache", "output_dir": work / "out"})],
-            counted=(EEGImageGenerator, "generate")),
+            counted=(EEGImageGenerator, "draw")),
         "retrieval": Stage(lambda work, on: ["retrieve.py", at.runs / "ubp", *seen(work, output_dir=work / "out")]),
         "captions": Stage(
             lambda work, on: ["caption_images.py", *flat({

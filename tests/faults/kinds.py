@@ -673,8 +673,7 @@ def read_drawn(folder: Path, at: Places) -> list:
     from stages.pictures import PictureFolder, summary_grid
 
     drawn = PictureFolder(folder, [row(7, at)], RECIPE, 0)
-    for one, _ in drawn.to_draw():
-        drawn.keep(one, at.pictures[1].resize((64, 64)))
+    drawn.draw_missing(lambda rows, seeds: [at.pictures[1].resize((64, 64)) for _ in rows], 1)
     drawn.finish(lambda _: Image.new("RGB", (32, 32)))
     with Image.open(drawn.path("generated", row(7, at))) as picture:
         return [picture.convert("RGB"), summary_grid([drawn.path("comparison", row(7, at))])]

@@ -62,6 +62,21 @@ def test_a_picture_depends_on_conditioning_and_seed_only(generator):
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
+def test_a_picture_of_a_batch_is_what_it_is_alone(generator, capsys):
+    """Of aMUSEd, whose sampler would draw others, there are no batches."""
+    prompts = [load_description("VI").image_prompts[label] for label in range(4)]
+    told = [generator.embed(prompt) for prompt in prompts]
+    alone = [np.asarray(generator.generate(one, seed), int) for seed, one in enumerate(told)]
+    if isinstance(generator.family, Amused):
+        name = generator.name
+        assert EEGImageGenerator(name, CPU, steps=1, image_size=64, batch_size=4).at_once == 1
+        assert f"--image_batch_size 4: {name} draws one picture after the other" in capsys.readouterr().out
+        return
+    together = [np.asarray(picture, int) for picture in generator.draw(told, range(4))]
+    assert max(np.abs(a - b).max() for a, b in zip(alone, together, strict=True)) <= 2
+    assert np.abs(alone[0] - alone[1]).mean() > 2
+
+
 def test_a_prompt_and_its_own_embedding_give_what_the_plain_pipeline_gives(generator):
     """Against diffusers' own call with the prompt as text."""
     prompt = load_description("VI").image_prompts[3]
@@ -112,16 +127,19 @@ def small(vi_pth):
 
 def flag(generator, monkeypatch, unsafe):
     """Let the safety checker blacken what is drawn from the seeds that `unsafe` says; gives the drawn seeds."""
-    seeds, draw = [], generator.family.draw
+    seeds, kind = [], type(generator.pipeline)
+    draw = kind.__call__
 
     def checked(*inputs, generator, **settings):
-        seeds.append(generator.initial_seed())
         drawn = draw(*inputs, generator=generator, **settings)
-        drawn.nsfw_content_detected = [unsafe(seeds[-1])]
-        drawn.images[0][:] *= not unsafe(seeds[-1])
+        of_call = [one.initial_seed() for one in (generator if isinstance(generator, list) else [generator])]
+        drawn.nsfw_content_detected = [unsafe(seed) for seed in of_call]
+        for picture, black in zip(drawn.images, drawn.nsfw_content_detected, strict=True):
+            picture[:] *= not black
+        seeds.extend(of_call)
         return drawn
 
-    monkeypatch.setattr(generator.family, "draw", checked)
+    monkeypatch.setattr(kind, "__call__", checked)
     return seeds
 
 
@@ -132,6 +150,14 @@ def test_a_blackened_picture_is_drawn_again_from_another_seed(small, monkeypatch
     assert seeds == [5, 5 + STRIDE, 5 + 2 * STRIDE] and np.array_equal(np.asarray(drawn), np.asarray(plain))
     assert "fault" not in drawn.info and drawn.info["redrawn"] == f"from seed {5 + 2 * STRIDE}"
     assert "safety checker" in capsys.readouterr().out
+
+
+def test_of_a_batch_only_what_is_none_is_drawn_again(small, monkeypatch):
+    told = [small.embed("a dog")] * 3
+    seeds = flag(small, monkeypatch, lambda seed: seed == 1)
+    pictures = small.draw(told, [0, 1, 2])
+    assert seeds == [0, 1, 2, 1 + STRIDE] and not any("fault" in picture.info for picture in pictures)
+    assert [picture.info.get("redrawn") for picture in pictures] == [None, f"from seed {1 + STRIDE}", None]
 
 
 def test_what_stays_black_says_why(small, monkeypatch):
@@ -150,8 +176,7 @@ def break_vae(generator, factor):
 
 def test_a_picture_that_is_not_finite_is_named_and_not_drawn_thrice_in_vain(small, monkeypatch):
     break_vae(small, 1e30)
-    draw, tries = small.family.draw, []
-    monkeypatch.setattr(small.family, "draw", lambda *a, **b: tries.append(1) or draw(*a, **b))
+    tries = flag(small, monkeypatch, lambda seed: False)
     drawn = small.generate("a dog", 5)
     assert drawn.info["fault"] == "not finite" and np.asarray(drawn).max() == 0 and len(tries) == 1
 
@@ -175,7 +200,7 @@ def test_what_overflows_in_half_precision_is_drawn_again_in_float32(small, capsy
 
 def test_a_picture_of_one_colour_is_none(small, monkeypatch):
     flat = SimpleNamespace(images=np.full((1, 64, 64, 3), 0.5))
-    monkeypatch.setattr(small.family, "draw", lambda *_, **__: flat)
+    monkeypatch.setattr(type(small.pipeline), "__call__", lambda *_, **__: flat)
     assert small.generate("a dog", 5).info["fault"] == "of one colour"
 
 

@@ -186,14 +186,17 @@ def test_a_file_that_pillow_would_hand_to_a_program_is_no_picture(tmp_path):
 def draw(folder, rows, recipe=(("steps", 4),), seed=0, black=()):
     """Draw what is missing, those of seeds in `black` as one in place of a picture; gives the seeds that were drawn."""
     pictures, seeds = PictureFolder(folder, rows, dict(recipe), seed), []
-    for each, own_seed in pictures.to_draw():
+
+    def of_seed(own_seed):
         seeds.append(own_seed)
         drawn = Image.new("RGB", (32, 32))
         if own_seed in black:
             drawn.info["fault"] = "not finite"
         else:
             drawn.paste((255, own_seed, 0), (4, 4, 12, 12))
-        pictures.keep(each, drawn)
+        return drawn
+
+    pictures.draw_missing(lambda rows, own_seeds: list(map(of_seed, own_seeds)), 2)
     pictures.finish(lambda row: Image.new("RGB", (32, 32), "white"))
     return seeds
 

@@ -1,5 +1,6 @@
 """What several processes share: rows, gradients through the gather, weights of uneven shares."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 from models.contrastive import LogitScale, info_nce
 from tests.processes import ended, started
+from utils import processes
 from utils.device import end_processes, start_accelerator
-from utils.processes import gathered, mean_over, part, share
+from utils.processes import Processes, gathered, mean_over, part, share
 
 
 def process(rank: int, n: int) -> SimpleNamespace:
@@ -77,3 +79,63 @@ def test_the_gradient_of_a_contrastive_loss_through_the_gather_is_that_of_one_pr
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-6)
         for name in ("linear.weight", "linear.bias", "scale.logarithm"):  # of the second step: the first one was right
             assert torch.allclose(found[name], alone[name], rtol=1e-5, atol=1e-7), name
+
+
+# ---------------------------------------------------------------- threads for processes, whose messages go through a list
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def of_all(monkeypatch):
+    """Run `work(processes)` as each of `n` processes; their results, by number."""
+
+    def run(n, work):
+        meeting, said, results, mine = threading.Barrier(n, timeout=10), [None] * n, [None] * n, threading.local()
+
+        def gather(items):
+            said[mine.index] = items
+            meeting.wait()
+            everything = [item for items in said for item in items]
+            meeting.wait()
+            return everything
+
+        monkeypatch.setattr(processes, "gather_object", gather)
+        monkeypatch.setattr(processes, "broadcast_object_list", lambda items: gather(items)[:1])
+
+        def one(index):
+            mine.index = index
+            results[index] = work(Processes(CPU, index, n))
+
+        threads = [threading.Thread(target=one, args=(index,)) for index in range(n)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+    return run
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_items, size", [(0, 3), (1, 3), (2, 1), (7, 1), (7, 3), (12, 3)])
+def test_blocks_are_the_same_for_any_number_of_processes_and_none_is_done_twice(of_all, n, n_items, size):
+    items, done = list(range(n_items)), []
+
+    def tenfold(block):
+        done.append(block)
+        return [10 * item for item in block]
+
+    blocks = [items[k : k + size] for k in range(0, n_items, size)]
+    results = of_all(n, lambda mine: mine.each(tenfold, items, size))
+    assert results == [[[10 * item for item in block] for block in blocks]] * n and sorted(done) == blocks
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_shares_are_parts_of_what_the_first_process_lists(of_all, n):
+    """Another one may have looked a moment later, and found less to do."""
+    for n_items in (0, 1, 4, 9):
+        shares = of_all(n, lambda mine, k=n_items: mine.share(range(k if mine.first else k // 2)))
+        assert sorted(item for share in shares for item in share) == list(range(n_items))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert of_all(n, lambda mine: mine.gathered([mine.index])) == [list(range(n))] * n
