@@ -126,8 +126,7 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, processes:
         raise UserError(f"{path} holds states of another number of places than {STATES[0]}; decode again")
     how = args.num_inference_steps, args.guidance_scale, args.image_size
     recipe = drawing_recipe(image_model, *how) | {"conditioning": "text_states", "scheduler": args.scheduler}
-    of_row = lambda row: {"embedding": row.embedding}  # noqa: E731
-    pictures = PictureFolder(output_dir, rows, recipe, args.seed, of_row, processes)
+    pictures = PictureFolder(output_dir, rows, recipe, args.seed, lambda row: {"embedding": row.embedding}, processes)
     captions = read_captions(Path(args.captions), [row.image for row in rows]) if args.captions else {}
     of_caption = recipe | {"conditioning": "caption"}
     captioned = rows if captions else []

@@ -1,7 +1,8 @@
 """Prompts, or states in a text encoder's space, → pictures. One class a family of image models.
 
-A family has its defaults (`steps`, `guidance_scale`), says how a prompt is read (`read_prompt`) and drawn (`inputs`). The
-targets of the mapper are built with the same `read_prompt`, so that training and drawing cannot disagree.
+A family has its defaults (`steps`, `guidance_scale`), says how a prompt is read (`read_prompt`) and given to diffusers
+(`inputs`). The targets of the mapper are built with the same `read_prompt`, so that training and drawing cannot
+disagree.
 `IMAGE_FAMILIES` in models/__init__.py lists them by the class that a model's model_index.json names.
 """
 

@@ -58,3 +58,26 @@ def test_things_like_stores_have_an_embedding_of_every_image(tmp_path):
     assert len(trials) == 220 and {trial.image for trial in trials} == set(known)
     classes = splits["train"].store.meta["classes"]
     assert all(f"_{classes[trial.label]}/" in trial.image for trial in trials)
+
+
+def test_every_line_of_the_hardware_table_fits_in_full_size():
+    """On tensors without numbers; and no picture takes more than the placement on a GPU reckons with."""
+    from benchmarks import memory_of_pictures as memory
+    from models.memory import OF_DENOISER, OF_VAE
+
+    work = {}
+
+    def line(name, modules, does, grad=False, limit=memory.LIMIT):
+        _, weights, most = memory.peak(modules, does, grad)
+        assert weights < most <= limit, name
+        work[name] = 1e9 * (most - weights)
+
+    for stage in memory.HARDWARE:
+        with memory.without_numbers():
+            stage(line)
+    one, eight = (
+        work[name] for name in ("SD 1.5, IP-Adapter and ControlNet: denoise", "the same, 8 pictures together: denoise")
+    )
+    assert max(one, eight / 8) < OF_DENOISER * 2 * 64**2 * 320 * 2 < 1.5 * one
+    decode = work["SD 1.5 and IP-Adapter: decode the picture"]
+    assert decode < OF_VAE * 512**2 * 128 * 2 < 1.5 * decode and len(work) == 9

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.memory_of_pictures import SD15, SDXL, TEXT_G, TEXT_L, VAE, build
+from benchmarks.memory_of_pictures import PROMPTS, SD15, SDXL, TEXT_G, TEXT_L, TINYLLAMA, VAE, build
 from datasets.description import load_description
 from demo.tiny_models import byte_tokenizer
 from models.CSBrain import CSBrain
@@ -35,11 +35,8 @@ from models.tiny_llm import write_language_model
 from utils.device import free_gpu_memory
 
 GIB, LEFT = 2**30, 256  # MiB that a line may leave on the GPU
-PROMPTS = "You read brain recordings.", "A recording: {eeg} What was it?"
 SENTENCES = ["The person imagined a dog.", "The person imagined a bird."]
 MONTAGE = load_description("VI").montage
-TINYLLAMA = dict(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
-                 num_attention_heads=32, num_key_value_heads=4, bos_token_id=1, eos_token_id=2)  # fmt: skip
 EULER = dict(beta_schedule="scaled_linear", timestep_spacing="trailing")
 
 
