@@ -115,6 +115,7 @@ from stages.tokens import (
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.paths import cache_folder
+from utils.processes import dealt
 from utils.progress import progress
 from utils.seeds import seed_everything
 
@@ -131,7 +132,7 @@ def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> f
         in_group = min(group, n_batches - step // group * group)
         with accelerator.accumulate(model):
             targets = batch["target_ids"], batch["target_mask"], args.label_smoothing, batch["label"]
-            loss = model(batch["x"], *targets, args.lambda_cls)
+            loss = batch["weight"] * model(batch["x"], *targets, args.lambda_cls)
             accelerator.backward(loss * group / in_group)  # accelerate divides by `group`, which the last may not fill
             if accelerator.sync_gradients:
                 *text, head = (group["params"] for group in optimizer.param_groups)
@@ -333,8 +334,8 @@ def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -
     groups = [{"params": trained, "lr": lr}, *model.encoder_groups(of_encoder, args.encoder_lr, args.layer_decay)]
     groups.append({"params": of_head, "lr": lr})
     optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
-    loader = DataLoader(dataset, args.batch_size, shuffle=True, collate_fn=collator)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    loader = dealt(accelerator, dataset, args.batch_size, args.seed, collator)
+    model, optimizer = accelerator.prepare(model, optimizer)
     epochs = args.epochs - args.warmup_epochs if joint else args.warmup_epochs
     steps = epochs * math.ceil(len(loader) / args.gradient_accumulation_steps)
     lowest = min(MIN_LR, *(group["lr"] for group in groups))  # no rate rises

@@ -110,6 +110,7 @@ from stages.scores import score_rows
 from stages.tokens import augmentations, check_pretraining, checkpoint_facts, encoder_for, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import end_processes, resume_optimizer, scaler_state, start_accelerator
+from utils.processes import dealt, mean_over
 from utils.progress import progress
 from utils.seeds import seed_everything
 
@@ -187,6 +188,7 @@ def train_epoch(
         outputs = (output.float() for output in model(batch["x"]))  # states, pooled, logits
         seen = MapperBatch(*outputs, batch["label"], *targets, args.temperature, args.label_smoothing)
         loss, parts = mapper_loss(seen, weights)
+        loss, parts = batch["weight"] * loss, {name: batch["weight"] * part for name, part in parts.items()}
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
@@ -195,7 +197,7 @@ def train_epoch(
         totals = {name: totals[name] + parts[name].detach() if name in parts else 0.0 for name in LAMBDAS}
         bar.update(len(batch["label"]) * accelerator.num_processes)
     mean = accelerator.reduce(torch.as_tensor(total / len(loader)), reduction="mean")
-    return float(mean), {name: float(value) / len(loader) for name, value in totals.items()}
+    return float(mean), {name: mean_over(accelerator, float(value) / len(loader)) for name, value in totals.items()}
 
 
 @torch.no_grad()
@@ -269,8 +271,8 @@ def main(args: argparse.Namespace) -> None:
     by_depth = model.encoder_groups(of_encoder, args.encoder_lr, args.layer_decay) or [{"params": []}]
     groups = [{"params": list(mapper.parameters())}, *by_depth]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)
-    loader = DataLoader(splits["train"], args.batch_size, shuffle=True)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    loader = dealt(accelerator, splits["train"], args.batch_size, args.seed)
+    model, optimizer = accelerator.prepare(model, optimizer)
     with loading(*LAST):
         resume_optimizer(accelerator, optimizer, run.state)
 

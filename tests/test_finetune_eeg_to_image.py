@@ -190,10 +190,16 @@ def test_a_warm_start_takes_over_pooling_and_trained_encoder(vi_demo, vi_trained
     assert refused.code == 2 and "is not a checkpoint of finetune_eeg_llm.py" in refused.error_line
 
 
-def test_two_processes_train_one_mapper(vi_demo, vi_few, tmp_path):
-    flags = vi_demo.mapping(tmp_path / "run", epochs=2, mapper="mlp", datasets_dir=vi_few)
-    said = by_forks(2, tmp_path / "log", SCRIPT, *flags)
-    assert "2 process(es)" in said and len(read_jsonl(tmp_path / "run/decoded_test.jsonl")) == 20
+def test_two_processes_train_the_mapper_that_one_does_on_the_same_batches(vi_demo, vi_few, script, tmp_path):
+    def flags(name: str, size: int) -> list[str]:  # linear: without dropout; 40 trials, the last batch has 12
+        return vi_demo.mapping(tmp_path / name, epochs=2, mapper="linear", datasets_dir=vi_few, batch_size=size)
+
+    assert "2 process(es)" in by_forks(2, tmp_path / "log", SCRIPT, *flags("two", 7))
+    assert script(SCRIPT, *flags("one", 14)).code == 0
+    for a, b in zip(*(read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two")), strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
+        assert b["loss_parts"] == pytest.approx(a["loss_parts"], rel=1e-5)
+    assert [row["index"] for row in read_jsonl(tmp_path / "two/decoded_test.jsonl")] == list(range(20))
 
 
 # ---------------------------------------------------------------- what a user gets wrong

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.device import pick_device, say_if_alone
 from utils.locks import rank_and_number
@@ -132,6 +134,24 @@ def part(accelerator: Accelerator, rows: Sequence) -> tuple[Sequence, float]:
     """
     own = rows[accelerator.process_index :: accelerator.num_processes]
     return (own, len(own) * accelerator.num_processes / len(rows)) if len(own) else (rows[:1], 0.0)
+
+
+def dealt(
+    accelerator: Accelerator, dataset: Dataset, size: int, seed: int, collate: Callable[[list], dict] = default_collate
+) -> DataLoader:
+    """Batches of `size` items a process, in an order of `seed` and `set_epoch`; each process has its `part` of a batch.
+
+    Batches are what `collate` makes, with the `weight` of their mean loss. Accelerate's own loaders fill the last
+    batches with items that then count twice.
+    """
+
+    def own(rows: list[int]) -> dict[str, Any]:
+        rows, weight = part(accelerator, rows)
+        return collate([dataset[row] for row in rows]) | {"weight": weight}
+
+    loader = DataLoader(range(len(dataset)), size * accelerator.num_processes, shuffle=True, collate_fn=own)
+    how = {"put_on_device": True, "use_seedable_sampler": True, "data_seed": seed}
+    return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0, **how)
 
 
 def mean_over(accelerator: Accelerator, value: float) -> float:

@@ -10,7 +10,7 @@ from models.contrastive import LogitScale, info_nce
 from tests.processes import ended, started
 from utils import processes
 from utils.device import end_processes, start_accelerator
-from utils.processes import Processes, gathered, mean_over, part, share
+from utils.processes import Processes, dealt, gathered, mean_over, part, share
 
 
 def process(rank: int, n: int) -> SimpleNamespace:
@@ -30,6 +30,22 @@ def test_every_row_is_had_once_at_any_count(processes):
         means = [weight * own.double().mean() for own, weight in parts]  # of a loss that is the row's number
         assert float(sum(means)) / processes == pytest.approx(sum(rows) / n)
     assert share(process(0, processes), []) == []
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_an_epoch_deals_out_every_item_once_in_the_order_of_one_process(processes):
+    def epoch(n: int, rank: int, of: int, size: int) -> list:
+        where = SimpleNamespace(process_index=rank, num_processes=of, device=torch.device("cpu"))
+        loader = dealt(where, list(range(n)), size, 5, lambda items: {"rows": torch.tensor(items)})
+        loader.set_epoch(2)
+        return [batch["rows"].tolist() if batch["weight"] else [] for batch in loader]
+
+    for n in range(1, 14):
+        alone = epoch(n, 0, 1, 2 * processes)
+        assert sorted(sum(alone, [])) == list(range(n))
+        together = zip(*(epoch(n, rank, processes, 2) for rank in range(processes)), strict=True)
+        for batch, parts in zip(alone, together, strict=True):
+            assert list(parts) == [batch[rank::processes] for rank in range(processes)]
 
 
 class Encoder(torch.nn.Module):
