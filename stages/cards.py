@@ -49,9 +49,7 @@ KINDS = {
         "EEG of seen images: an encoder towards --target {target}",
         ("eeg-of-seen-images",),
         {
-            "image": "retrieve.py {}",
-            "text": "retrieve.py {}",
-            "vision": "retrieve.py {}",
+            **dict.fromkeys(("image", "text", "vision"), "retrieve.py {}"),
             "structure": MAPS + "--structure_dir {}",
             "vae_latent": DRAW + "--low_level_dir {}",
             "text_states": "generate_text_states.py --model_dir {}",

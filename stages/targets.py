@@ -44,37 +44,30 @@ from utils.errors import UserError
 from utils.hub import model_identity
 
 FIXED_SCALE = 1 / 0.07  # of similarities, where it is not trained
+OPTIONS = ("structure_vae", "clip_layer", "blur", "clip_features")  # that only some targets have
 Result = tuple[list[Row], dict[str, Measure]]
 
 
 @dataclass
 class TargetSettings:
-    """What a target is made from; flags of the same names.
-
-    cache_dir : Path. Where embedded targets are kept.
-    train_scale : bool. Whether the scale of similarities is trained with the encoder.
-    device : torch.device. Where the image model's VAE works.
-    clip_features : sequence of str, optional. Files of embeddings in place of `clip_model`'s.
-    clip_layer : sequence of int, optional. Layers of `clip_model` that are read, see `models.vision.load_vision`.
-    blur : sequence of float, optional. Gaussians by which images are blurred, see `models.vision.over_blurs`.
-    """
+    """What a target is made from; flags of the same names."""
 
     objective: str
     images_dir: Path
-    cache_dir: Path
+    cache_dir: Path  # where embedded targets are kept
     clip_model: str
     image_model: str
-    clip_features: Sequence[str] | None = None
-    clip_layer: Sequence[int] | None = None
-    blur: Sequence[float] | None = None
+    clip_features: Sequence[str] | None = None  # files of embeddings in place of `clip_model`'s
+    clip_layer: Sequence[int] | None = None  # layers of `clip_model` that are read, see `models.vision.load_vision`
+    blur: Sequence[float] | None = None  # Gaussians by which images are blurred, see `models.vision.over_blurs`
     captions: str | None = None
     structure_vae: str | None = None
     lambda_text: float = 0.0
     mse_share: float = 0.9
     positives: str = "image"
     unit_eeg: bool = True
-    train_scale: bool = True
-    device: torch.device | str = "cpu"
+    train_scale: bool = True  # whether the scale of similarities is trained with the encoder
+    device: torch.device | str = "cpu"  # where the image model's VAE works
 
 
 class Target:
@@ -149,7 +142,7 @@ class Images(Target):
     """image: CLIP embeddings of the images, contrastive; beside them those of sentences, with a share --lambda_text."""
 
     objectives, of_sentences, in_clip_space, ranks = (*CONTRASTIVE, "generation", "mse"), True, True, True
-    of_photos, options = True, ("blur",)
+    of_photos, options = True, ("blur", "clip_features")
 
     def embed(self, images: list[str], splits: Splits) -> dict:
         tables = {"target": self.vectors(images, splits)}
@@ -218,14 +211,11 @@ class Images(Target):
         candidates = {"retrieval": self.embed(images, {"test": dataset})["target"]}
         if self.in_clip_space and dataset.description.apart == "concept":  # else several images have one sentence
             s = self.settings
-            if (
-                s.clip_features
-                and not at_hand(s.clip_model)
-                and not sentence_vectors(images, dataset.store, s.clip_features)
-            ):
-                print(f"notice: no classification: the features have no sentences, and {s.clip_model} is not at hand")
-            else:
+            given = not s.clip_features or at_hand(s.clip_model)
+            if given or sentence_vectors(images, dataset.store, s.clip_features):
                 candidates["classification"] = self.sentences(images, {"test": dataset})
+            else:
+                print(f"notice: no classification: the features have no sentences, and {s.clip_model} is not at hand")
         return candidates
 
 
@@ -236,11 +226,8 @@ class VisionLayers(Images):
 
     def vectors(self, images: Sequence[str], splits: Splits) -> Tensor:
         s = self.settings
-        if s.clip_features:
-            raise UserError("--clip_features has no part in --target vision; --clip_model names what embeds the images")
-        return clip_targets.vision_targets(
-            s.clip_model, self.paths(images), s.cache_dir, s.clip_layer or (), s.blur or ()
-        )
+        layers, blur = s.clip_layer or (), s.blur or ()
+        return clip_targets.vision_targets(s.clip_model, self.paths(images), s.cache_dir, layers, blur)
 
 
 class Sentences(Images):
@@ -406,9 +393,8 @@ def without_lacking(splits: Splits, lacking: Sequence[str]) -> tuple[Splits, lis
         print(f"notice: {len(absent)} images have no target: {lacking[0]} is one; n and chance are those of the others")
         there = {mode: dataset.without(absent) for mode, dataset in splits.items()}
         if empty := [mode for mode, dataset in splits.items() if len(dataset) and not len(there[mode])]:
-            raise UserError(
-                f"no {empty[0]} trials are left: the images of all are missing, or have no caption; {lacking[0]} is one"
-            )
+            why = f"the images of all are missing, or have no caption; {lacking[0]} is one"
+            raise UserError(f"no {empty[0]} trials are left: {why}")
         splits = there
     return splits, list(lacking), {mode: n for mode, n in counts.items() if n}
 
@@ -443,12 +429,9 @@ def check_fits(target: str, kind: type, encoder: str, net: type, given: Mapping)
     if kind.wants not in gives:
         both = f"--target {target} and --encoder {encoder} do not go together"
         raise UserError(f"{both}: the target needs {kind.wants}, the encoder gives {' or '.join(gives)}")
-    for name in ("structure_vae", "clip_layer", "blur"):
-        if given[name] and name not in (*kind.needs, *kind.options):
-            raise UserError(f"--{name} has no part in --target {target}")
-    if given["clip_features"] and not kind.of_photos or given["clip_features"] and kind.wants == "latents":
-        raise UserError(f"--clip_features has no part in --target {target}")
+    unfit = [name for name in OPTIONS if given[name] and name not in (*kind.needs, *kind.options)]
+    unfit += ["lambda_text"] if given["lambda_text"] and not kind.of_sentences else []
+    if unfit:
+        raise UserError(f"--{unfit[0]} has no part in --target {target}")
     if given["objective"] not in kind.objectives:
         raise UserError(f"--target {target} goes with --objective {' or '.join(kind.objectives)}")
-    if given["lambda_text"] and not kind.of_sentences:
-        raise UserError(f"--lambda_text has no part in --target {target}")
