@@ -53,28 +53,26 @@ KINDS = {
     "caption": Kind("train_prior.py --what caption", "caption_epoch{}.pth", f"{OF_PRIOR} captioner"),
     "vae": Kind("train_structure.py --what vae", "vae_epoch{}.pth", "dataset settings model seen"),
 }
-TEXTS = (
-    "dataset protocol encoder_name token_pooling encoder_fingerprint llm image_model mapper_name target objective "
-    "granularity clip_model units what clip captioner"
-)
 LISTS = ("seen", "classes", "people")  # of texts
-# what a field must be, where a checkpoint has it. `encoder` is a prior's fingerprint, or weights
-TYPES = {
-    **dict.fromkeys(TEXTS.split(), str),
-    **dict.fromkeys(LISTS, list),
-    **dict.fromkeys("projection mapper settings model".split(), dict),
-    **dict.fromkeys("window regions band clip_layer blur".split(), (list, type(None))),
-    **dict.fromkeys("lora preprocessing words head adapter".split(), (dict, type(None))),
-    **dict.fromkeys("align align_method adapt".split(), str),
-    "adapter_name": (str, type(None)),
-    "mirror_average": bool,
-    "encoder": (dict, str, type(None)),
-    **dict.fromkeys("prototypes centre".split(), (torch.Tensor, type(None))),
-    "n_times": int,
-    "sfreq": (int, float),
-    "seed": int,
-    "shuffled": bool,
+NOTHING = type(None)
+# what fields must be, where a checkpoint has them. `encoder` is a prior's fingerprint, or weights
+FIELDS = {
+    (
+        str,
+    ): "dataset protocol encoder_name token_pooling encoder_fingerprint llm image_model mapper_name target objective "
+    "granularity clip_model units what clip captioner align align_method adapt",
+    (list,): " ".join(LISTS),
+    (dict,): "projection mapper settings model",
+    (bool,): "mirror_average shuffled",
+    (int,): "n_times seed",
+    (int, float): "sfreq",
+    (str, NOTHING): "adapter_name",
+    (list, NOTHING): "window regions band clip_layer blur",
+    (dict, NOTHING): "lora preprocessing words head adapter",
+    (dict, str, NOTHING): "encoder",
+    (torch.Tensor, NOTHING): "prototypes centre",
 }
+TYPES = {field: kinds for kinds, fields in FIELDS.items() for field in fields.split()}
 
 
 def read_run_checkpoint(place: Path, kind: str) -> tuple[Path, dict]:
@@ -84,9 +82,9 @@ def read_run_checkpoint(place: Path, kind: str) -> tuple[Path, dict]:
     checkpoint = read_checkpoint(path)
     if missing := ", ".join(sorted(field for field in needed.split() if field not in checkpoint)):
         raise UserError(f"{path} is not a checkpoint of {script} of this version (it has no {missing}); {HINT}")
-    wrong = [field for field in TYPES if field in checkpoint and not isinstance(checkpoint[field], TYPES[field])]
-    lists = [field for field in LISTS if field in checkpoint and field not in wrong]
-    wrong += [field for field in lists if not all(isinstance(text, str) for text in checkpoint[field])]
+    wrong = [k for k, kinds in TYPES.items() if k in checkpoint and not isinstance(checkpoint[k], kinds)]
+    lists = [k for k in LISTS if k in checkpoint and k not in wrong]
+    wrong += [k for k in lists if not all(isinstance(text, str) for text in checkpoint[k])]
     if wrong:
         raise UserError(f"{path} is damaged: its {', '.join(wrong)} cannot be right; {HINT}")
     if checkpoint.get("what", kind) != kind:
@@ -120,15 +118,6 @@ def as_trained(
     return description if other_words else description.with_words(checkpoint.get("words") or {}, str(path))
 
 
-def load_state(module: nn.Module, state: dict, path: Path) -> None:
-    """Put a checkpoint's weights into a module; UserError where they do not fit."""
-    try:
-        module.load_state_dict(state)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is damaged: its weights do not fit its settings ({reason})") from None
-
-
 def _built(kind: type, checkpoint: dict, path: Path) -> nn.Module:
     """A model with the settings and the weights of a checkpoint, finite, in evaluation mode."""
     with loading(str(path), HINT), building(str(path), path):
@@ -149,11 +138,12 @@ def check_unseen(seen: Sequence[str], protocol: str, dataset: TrialDataset, chos
     both = sorted({mark for index in chosen for mark in dataset.trials[index].marks.values()} & set(seen))
     if both and dataset.mode == "test":
         sessions = f"{', '.join(both[:5])} (--protocol {protocol}), which would be test trials now"
-        hint = "decode under the protocol that it was trained under"
-        raise UserError(f"{where} was trained or validated on {sessions}; {hint}")
+        what = f"{where} was trained or validated on {sessions}"
+        raise UserError(f"{what}; decode under the protocol that it was trained under")
     if both:
-        sessions = f"{len(both)} of these trials' sessions"
-        print(f"notice: {where} has seen {sessions} in training or validation; no test score")
+        print(
+            f"notice: {where} has seen {len(both)} of these trials' sessions in training or validation; no test score"
+        )
 
 
 def checkpoint_encoder(
@@ -168,10 +158,9 @@ def checkpoint_encoder(
         asked = " ".join(f"--{name} {was[name]}" for name in other)
         raise UserError(f"{path} was trained on {asked}; give the same")
     if (dataset.n_times, dataset.sfreq) != (checkpoint["n_times"], checkpoint["sfreq"]):
-        raise UserError(
-            f"{path} was trained on trials of {checkpoint['n_times']} samples at {checkpoint['sfreq']} Hz; "
-            f"{dataset.store.path} has {dataset.n_times} at {dataset.sfreq} Hz: another window or recorder"
-        )
+        was = f"trials of {checkpoint['n_times']} samples at {checkpoint['sfreq']} Hz"
+        now = f"{dataset.store.path} has {dataset.n_times} at {dataset.sfreq} Hz: another window or recorder"
+        raise UserError(f"{path} was trained on {was}; {now}")
     was, now = checkpoint.get("preprocessing"), dataset.facts["preprocessing"]
     if was is not None and now is not None and was != now:
         other = ", ".join(f"{k} {now.get(k)} and not {value}" for k, value in was.items() if now.get(k) != value)
@@ -180,7 +169,8 @@ def checkpoint_encoder(
     if encoder.pretrained and fingerprint(encoder) != checkpoint["encoder_fingerprint"]:
         raise UserError(f"{path} was trained on the features of another encoder than {foundation}")
     if checkpoint["encoder"] is not None:
-        load_state(encoder, checkpoint["encoder"], path)
+        with loading(f"{path} is damaged: its encoder", HINT):
+            encoder.load_state_dict(checkpoint["encoder"])
     return encoder
 
 
@@ -205,11 +195,9 @@ def connect(
         model.encoder, model.reducer = encoder.to(device).eval(), reducer.to(device)
         model.mirror = Mirror.of_trials(*kind_of(dataset)) if checkpoint.get("mirror_average") else None
     check_parts(model, dataset, device)
-    if not cached:
-        return dataset
-    n_tokens = dataset.tokens.shape[1]
+    n_tokens = dataset.tokens.shape[1] if cached else None
     was = checkpoint.get("settings", {}).get("n_tokens", n_tokens)
-    if was != n_tokens:
+    if cached and was != n_tokens:
         raise UserError(f"the mapper was trained on {was} tokens a trial; {dataset.store.path} gives {n_tokens}")
     return dataset
 
@@ -278,20 +266,18 @@ def load_text_model(
         projection.load_state_dict(checkpoint["projection"])
     except RuntimeError:
         raise UserError(f"{path} does not fit the language model's width; --llm names another") from None
-    head = adapter = None
-    if state := checkpoint.get("adapter"):
-        with loading(f"{path} is damaged: its adapter", HINT):
-            adapter = choose(ADAPTERS, checkpoint["adapter_name"])(*state["positions"].shape)
-            adapter.load_state_dict(state)
-            must_be_finite(adapter)
-    if state := checkpoint.get("head"):
-        with loading(f"{path} is damaged: its head", HINT):
+    parts = {"head": None, "adapter": None}
+    with loading(f"{path} is damaged: its head or adapter", HINT):
+        if state := checkpoint.get("adapter"):
+            parts["adapter"] = choose(ADAPTERS, checkpoint["adapter_name"])(*state["positions"].shape)
+        if state := checkpoint.get("head"):
             n_classes, n_features = state["linear.weight"].shape
-            head = eeg_llm.ClassHead(n_features // width, width, n_classes, "norm.weight" in state)
-            head.load_state_dict(state)
-            must_be_finite(head)
+            parts["head"] = eeg_llm.ClassHead(n_features // width, width, n_classes, "norm.weight" in state)
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(checkpoint[name])
+                must_be_finite(part)
     prompts = description.system_prompt, description.user_prompt
-    parts = {"head": head, "adapter": adapter}
     return eeg_llm.EEGLanguageModel(language_model, tokenizer, *prompts, projection, **parts).to(device).eval()
 
 
