@@ -209,8 +209,8 @@ def main(args: argparse.Namespace) -> None:
     check_pretraining(encoder, splits["test"])
     check_prior(args.adapt, splits["test"])
     encoder_fingerprint, store = fingerprint(encoder), splits["train"].store
-    files, turn = ["projection_epoch{}.pth", "lora_epoch{}"], (accelerator.process_index, accelerator.num_processes)
-    run = Run(Path(args.model_dir), files, args.select_by, args.keep, turn)
+    device, turn = accelerator.device, (accelerator.process_index, accelerator.num_processes)
+    run = Run(Path(args.model_dir), ["projection_epoch{}.pth", "lora_epoch{}"], args.select_by, args.keep, turn)
     train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.seed)
     cached = train_encoder == "never" and not args.no_cache_features
     check_learns(args.adapt, None if cached else encoder, bool(args.lambda_cls))
@@ -222,28 +222,27 @@ def main(args: argparse.Namespace) -> None:
     dtype = PRECISIONS[precision]
     with accelerator.main_process_first():
         llm = language_model_for(args.llm, description, cache_folder(args.cache_dir, store.path))
-    language_model, tokenizer = load_language_model(llm, accelerator.device, not args.no_quantize, dtype)
+    language_model, tokenizer = load_language_model(llm, device, not args.no_quantize, dtype)
     seed_everything(args.seed)
     language_model = add_lora(language_model, args.lora_r, args.lora_alpha, args.lora_targets)
     projection = EEGProjection(language_model.get_input_embeddings().weight.shape[1], encoder.width, args.dropout)
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
     augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
-    how = args.token_pooling, args.cache_dir, accelerator.device, turn
-    splits, reducer = with_features(splits, encoder, cached, *how)
+    splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, device, turn)
     model = EEGLanguageModel(
         language_model, tokenizer, description.system_prompt, description.user_prompt, projection,
         None if cached else encoder, None if cached else reducer, train_encoder,
     )  # fmt: skip
     add_parts(model, splits["train"], encoder, reducer, args)
-    model.to(accelerator.device)
+    model.to(device)
     accelerator.print(
         f"{description.name}, {args.protocol}: {' / '.join(str(len(d)) for d in splits.values())} train / val / test "
         f"trials, tokens: {len(reducer.groups)} groups × {encoder.width} features; projection "
         f"{sum(p.numel() for p in projection.parameters()):,} and LoRA "
         f"{sum(p.numel() for p in model.lora_parameters()):,} parameters; "
         f"{'full' if args.no_quantize else '4-bit NF4'} language model, {precision}, {accelerator.num_processes} "
-        f"process(es) on {accelerator.device}"
+        f"process(es) on {device}"
     )
 
     # ------------------------------------------------------------ training
