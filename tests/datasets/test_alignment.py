@@ -106,6 +106,23 @@ def test_causal_alignment_comes_to_that_of_the_whole_session_at_its_end():
     assert not np.allclose(causal[trials[3].key], whole[trials[3].key], rtol=0.05)
 
 
+def test_the_mean_of_few_trials_is_shrunk_as_if_two_more_had_been_alike_in_all_directions():
+    trials, x = person(n=6, sessions="T")
+    matrices = aligning_matrices(trials, lambda t: x[t.key], "causal", "euclidean")
+    for n in (1, 2, 6):
+        mean = np.mean([covariance(x[t.key]) for t in trials[:n]], axis=0)
+        matrix = matrices[trials[n - 1].key].astype(float)
+        before, after = (np.ptp(np.log(np.linalg.eigvalsh(of))) for of in (mean, matrix @ mean @ matrix))
+        assert after == pytest.approx(before * 2 / (2 + n), rel=1e-2)
+
+
+def test_an_offset_of_an_electrode_is_no_size_of_it():
+    trials, x = person(n=4)
+    offset = {key: of + np.array([[1000.0], [0], [-500], [0], [20]], "<f4") for key, of in x.items()}
+    one, other = (aligning_matrices(trials, lambda t, of=of: of[t.key], "session", "euclidean") for of in (x, offset))
+    assert all(np.allclose(one[key], other[key], atol=1e-4) for key in one)
+
+
 def test_a_trial_alone_is_brought_to_one_size_and_keeps_its_shape():
     trials, x = person()
     matrices = aligning_matrices(trials, lambda t: x[t.key], "trial", "euclidean")
@@ -241,7 +258,7 @@ def test_a_band_that_trials_cannot_have_is_refused(store, band):
 
 
 def test_without_an_effect_no_condition_tells_anything():
-    """1,000 null experiments: noise, mixed otherwise in each person; trained on one, tested on the other."""
+    """200 null experiments a condition, 1,000 in all: noise, mixed otherwise in each person; another one is tested."""
     rng, right, n = np.random.default_rng(0), dict.fromkeys(ALIGNMENTS, 0), 200
     for _ in range(n):
         people = []

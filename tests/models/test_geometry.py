@@ -60,6 +60,19 @@ def test_procrustes_turns_embeddings_back_as_scipys_does_where_pairs_are_known()
     assert after.mean() < before.mean() and (after == 1).double().mean() >= (best == 1).double().mean() - 0.03
 
 
+def test_directions_that_few_pairs_say_nothing_of_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(geometry, "ROUNDS", 1)
+    x, y = pair(n=4, d=12, noise=1.0)
+    x_unit, y_unit = (of.double() - of.double().mean(dim=0) for of in (x, y))
+    x_unit, y_unit = (of / of.norm(dim=1, keepdim=True) for of in (x_unit, y_unit))
+    like = geometry.csls(x_unit, y_unit)
+    mutual = [(k, int(j)) for k, j in enumerate(like.argmax(dim=1)) if int(like[:, j].argmax()) == k]
+    pairs = np.mean([np.outer(x_unit[k], y_unit[j]) for k, j in mutual], axis=0)
+    shrunk = pairs + 0.5 * np.linalg.norm(pairs, 2) * np.eye(12)
+    turn = torch.from_numpy(orthogonal_procrustes(np.eye(12), shrunk)[0])
+    assert np.allclose(geometry.procrustes(x, y), geometry.csls(x_unit @ turn, y_unit), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_a_geometry_takes_any_number_of_embeddings_and_no_labels(name):
     x, y = pair()
