@@ -28,6 +28,7 @@ from stages.tokens import TokenCache, encoder_for
 from utils.checkpoints import fingerprint, read_kept
 from utils.errors import UserError
 from utils.paths import cache_folder
+from utils.processes import Processes
 
 SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
 DECODED_ANEW = 16  # trials of a text or mapper run
@@ -190,7 +191,7 @@ def decoded_findings(run: Run, description, store, cache_dir: str | None, device
                     readout="head" if kind == "mapper" else None, no_quantize=bool(run.argument.get("no_quantize")),
                 )  # fmt: skip
                 as_read = checkpoints.as_trained(description, found[0].path, found[0].content)
-                rows = decode(found, as_read, asked, device)[0]
+                rows = decode(found, as_read, asked, Processes(device))[0]
         except RUNS_FAULTS as error:
             yield "cannot", f"whether its checkpoint gives these answers: {error}"
         else:

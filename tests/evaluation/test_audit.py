@@ -337,7 +337,7 @@ def test_what_a_geometry_has_used_is_no_breach_and_adapted_answers_are_said_not_
 
     def run(uses, **argument):
         rows = [SimpleNamespace(uses=uses)]
-        return SimpleNamespace(name="run", rows=rows, uses=uses, argument=argument, record={}, place=tmp_path)
+        return SimpleNamespace(name="run", rows=rows, uses=uses, argument=argument, record={}, folder=tmp_path)
 
     test = SimpleNamespace(mode="test", uses="nothing", align="none")
     kinds = [next(used_findings(of, [test])).kind for of in (run(whole, geometry="csls"), run(whole), run("nothing"))]
