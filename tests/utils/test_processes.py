@@ -97,7 +97,7 @@ def test_the_gradient_of_a_contrastive_loss_through_the_gather_is_that_of_one_pr
             assert torch.allclose(found[name], alone[name], rtol=1e-5, atol=1e-7), name
 
 
-# ---------------------------------------------------------------- threads for processes, whose messages go through a list
+# ---------------------------------------------------------------- shares, of threads whose messages go through a list
 
 CPU = torch.device("cpu")
 
