@@ -224,9 +224,13 @@ def keep_rows(run: Run, place: Path) -> None:
 
 
 def read_control(run: Run, suffix: str) -> Run | None:
-    """The control of a run: the folder of its name with the suffix. UserError where that is no control of it."""
-    place = run.place.with_name(run.place.name + suffix)
-    if not place.exists() or not run.place.is_dir():
+    """The control of a run: the folder of its name with the suffix, or, in a folder of runs with the suffix, that of its
+    name, as `retrieve.py --geometry` leaves them. UserError where that is no control of it.
+    """
+    name = run.place.name
+    places = run.place.with_name(name + suffix), Path(f"{run.place.parent}{suffix}") / name
+    place = next((place for place in places if place.exists()), None)
+    if place is None or not run.place.is_dir():
         return None
     if decoded_file(place) is None:
         print(f"notice: the control {place} holds no decoded trials yet")

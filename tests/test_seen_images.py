@@ -491,6 +491,11 @@ def test_other_geometries_are_ranked_a_person_at_a_time_and_stand_in_lines_of_th
         assert {row.uses for row in rows} == {f"{LABELLED}; {whole}"} and {row.uses for row in plain} == {LABELLED}
         assert used[f"retrieval, {name}"] == f"{LABELLED}; {whole}" and used["retrieval"] == LABELLED
         assert [row.index for row in rows] == [row.index for row in plain]
+    # its control is that of the same geometry
+    alone = script("evaluate.py", out / "csls", "--output_dir", tmp_path / "tables")
+    assert alone.code == 0, alone.err
+    (line,) = read_csv(tmp_path / "tables/results.csv")
+    assert line["control"] and int(line["control_n"]) == len(plain)
     # two seeds, one of them ranked otherwise, are no mean
     shutil.copytree(out, tmp_path / "again/ubp")
     for place in (tmp_path / "again/ubp/run.json", tmp_path / "again/ubp/csls/run.json"):
