@@ -226,6 +226,8 @@ class VisionLayers(Images):
 
     def vectors(self, images: Sequence[str], splits: Splits) -> Tensor:
         s = self.settings
+        if s.clip_features:  # of retrieve.py
+            raise UserError("--clip_features has no part in --target vision; --clip_model names what embeds the images")
         layers, blur = s.clip_layer or (), s.blur or ()
         return clip_targets.vision_targets(s.clip_model, self.paths(images), s.cache_dir, layers, blur)
 
