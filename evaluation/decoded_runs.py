@@ -224,8 +224,8 @@ def keep_rows(run: Run, place: Path) -> None:
 
 
 def read_control(run: Run, suffix: str) -> Run | None:
-    """The control of a run: the folder of its name with the suffix, or, in a folder of runs with the suffix, that of its
-    name, as `retrieve.py --geometry` leaves them. UserError where that is no control of it.
+    """The control of a run: the folder of its name with the suffix; or, where the folder around it is there with the
+    suffix, that of its name there, as `retrieve.py --geometry` leaves them. UserError where it is no control of it.
     """
     name = run.place.name
     places = run.place.with_name(name + suffix), Path(f"{run.place.parent}{suffix}") / name
