@@ -90,8 +90,8 @@ def main(args: argparse.Namespace) -> None:
             generator = EEGImageGenerator(how["model"], device, *settings, args.image_batch_size, memory)
             for rows_together in together(mine, generator.at_once, "drawing"):
                 asked = [recipes[row.index] for row in rows_together]
-                told = [prompts[recipe["prompt"]] for recipe in asked]
-                drawn = generator.draw(told, [recipe["seed"] for recipe in asked])
+                conditionings = [prompts[recipe["prompt"]] for recipe in asked]
+                drawn = generator.draw(conditionings, [recipe["seed"] for recipe in asked])
                 for row, recipe, picture in zip(rows_together, asked, drawn, strict=True):
                     save_with_recipe(picture, recipe, true_class_picture(folder, row))
             del generator  # its memory is free before the next folder's model loads

@@ -148,8 +148,8 @@ def draw(args: argparse.Namespace, rows: list[Row], image_model: str, processes:
             lambda rows, seeds: generator.draw([states[row.index] for row in rows], seeds), generator.at_once
         )
         for some in together(missing, generator.at_once, "drawing from captions"):
-            told, seeds = [prompts[captions[row.image]] for row in some], [args.seed + row.index for row in some]
-            for row, picture in zip(some, generator.draw(told, seeds), strict=True):
+            wanted, seeds = [prompts[captions[row.image]] for row in some], [args.seed + row.index for row in some]
+            for row, picture in zip(some, generator.draw(wanted, seeds), strict=True):
                 save_with_recipe(picture, recipes[row.index], true_class_picture(output_dir, row))
     processes.wait()
     if not processes.first:

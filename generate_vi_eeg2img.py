@@ -105,14 +105,16 @@ def main(args: argparse.Namespace) -> None:
         if pictures.missing:
             device, memory = processes.device, args.max_memory_gb
             prompts, empty = read_prompts(image_model, [row.prompt for row in pictures.missing], device, memory)
-            told = {row.index: prompts[row.prompt] for row in pictures.missing}
+            conditionings = {row.index: prompts[row.prompt] for row in pictures.missing}
             if states:
                 share = args.blend if args.conditioning == "blend" else 1
-                told = {index: of_class.blend(states[index], share) for index, of_class in told.items()}
+                conditionings = {
+                    index: of_class.blend(states[index], share) for index, of_class in conditionings.items()
+                }
             check_gpu_is_free(device, args.max_held_mib)
             generator = EEGImageGenerator(image_model, device, *how, empty, args.image_batch_size, memory)
             pictures.draw_missing(
-                lambda rows, seeds: generator.draw([told[row.index] for row in rows], seeds), generator.at_once
+                lambda rows, seeds: generator.draw([conditionings[row.index] for row in rows], seeds), generator.at_once
             )
         processes.wait()
         if processes.first:

@@ -371,12 +371,12 @@ class EEGImageGenerator:
         """In diffusers' words."""
         return self._text_inputs(wanted) | self.size
 
-    def _text_inputs(self, told: Sequence[Conditioning]) -> dict:
-        for one in told:
+    def _text_inputs(self, conditionings: Sequence[Conditioning]) -> dict:
+        for one in conditionings:
             one.must_be_as_wide_as(self.empty)
-        told = Conditioning.batch(told).changed(lambda t: t.to(self.device))
-        empty = self.empty.changed(lambda t: t.expand(len(told.states), *t.shape[1:]).to(self.device, self.dtype))
-        return self.family.inputs(told, empty)
+        batch = Conditioning.batch(conditionings).changed(lambda t: t.to(self.device))
+        empty = self.empty.changed(lambda t: t.expand(len(batch.states), *t.shape[1:]).to(self.device, self.dtype))
+        return self.family.inputs(batch, empty)
 
     def pictures(self, drawn: diffusers.ImagePipelineOutput) -> list[Image.Image]:
         """What a pipeline has drawn, arrays from 0 to 1, at the size that was asked for; with its fault, if any."""

@@ -12,7 +12,7 @@ from datasets.store import write_store
 from datasets.things_dataset import ELECTRODES as THINGS
 from datasets.things_dataset import concept_of
 from stages import runs
-from tests.conftest import ROOT, flat, run_inside
+from tests.conftest import ROOT, flat, once, run_inside
 
 CLIP = ROOT / "demo/assets/clip"
 SCRIPT = "finetune_eeg_to_clip.py"
@@ -136,6 +136,16 @@ def train_with_control(things, folder):
     """A short run and its control."""
     for name, more in (("ubp", {}), ("ubp_shuffled", {"shuffle_labels": True})):
         run_inside(SCRIPT, *training(things, folder / name, **more))
+
+
+def seen_things(tmp_path_factory):
+    """The folder of `things_store`, once for all test processes."""
+    return once(tmp_path_factory, "seen_things", lambda folder: (folder.mkdir(), things_store(folder)))
+
+
+def seen_runs(things, tmp_path_factory):
+    """The folder of `train_with_control`, once for all test processes."""
+    return once(tmp_path_factory, "seen_trained", lambda folder: train_with_control(things, folder))
 
 
 @contextmanager

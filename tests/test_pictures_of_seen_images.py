@@ -26,7 +26,7 @@ from stages.rows import read_rows
 from stages.steps import open_like
 from tests.conftest import ROOT, flat, once, read_jsonl, run_inside
 from tests.processes import by_forks
-from tests.seen_images import CLIP, SCRIPT, interrupted_after, things_store, train_with_control, training
+from tests.seen_images import CLIP, SCRIPT, interrupted_after, seen_runs, seen_things, training
 from utils.checkpoints import read_checkpoint
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -40,12 +40,12 @@ CPU, FILE = torch.device("cpu"), "decoded.jsonl"
 
 @pytest.fixture(scope="session")
 def things(tmp_path_factory):
-    return once(tmp_path_factory, "seen_things", lambda folder: (folder.mkdir(), things_store(folder)))
+    return seen_things(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def trained(things, tmp_path_factory):
-    return once(tmp_path_factory, "seen_trained", lambda folder: train_with_control(things, folder))
+    return seen_runs(things, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ from tests.seen_images import (
     imagenet_store,
     interrupted_after,
     save_model,
-    things_store,
-    train_with_control,
+    seen_runs,
+    seen_things,
     training,
 )
 from utils.files import read_csv, read_json, write_json
@@ -36,7 +36,7 @@ from utils.files import read_csv, read_json, write_json
 
 @pytest.fixture(scope="session")
 def things(tmp_path_factory):
-    return once(tmp_path_factory, "seen_things", lambda folder: (folder.mkdir(), things_store(folder)))
+    return seen_things(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def ranked(folder, output_dir):
 @pytest.fixture(scope="session")
 def trained(things, tmp_path_factory):
     """A short run and its control."""
-    return once(tmp_path_factory, "seen_trained", lambda folder: train_with_control(things, folder))
+    return seen_runs(things, tmp_path_factory)
 
 
 # ---------------------------------------------------------------- training

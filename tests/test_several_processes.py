@@ -15,18 +15,18 @@ from datasets.description import load_description
 from stages import runs
 from tests.conftest import ROOT, flat, once, read_jsonl, small_store
 from tests.processes import ended, run_script, started
-from tests.seen_images import SCRIPT, things_store, train_with_control, training
+from tests.seen_images import SCRIPT, seen_runs, seen_things, training
 from utils.files import read_json
 
 
 @pytest.fixture(scope="session")
 def things(tmp_path_factory):
-    return once(tmp_path_factory, "seen_things", lambda folder: (folder.mkdir(), things_store(folder)))
+    return seen_things(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def trained(things, tmp_path_factory):
-    return once(tmp_path_factory, "seen_trained", lambda folder: train_with_control(things, folder))
+    return seen_runs(things, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 
 from utils.errors import UserError
+from utils.locks import rank_and_number
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -45,6 +46,7 @@ def start_accelerator(
     order that `seed` and the epoch decide. `idle_parameters`: some parameters have no part in the loss at times.
     `static_graph`: each step has the same parameters in the loss; they may stand outside `forward`, or never be used.
     """
+    only_first_prints()
     device = pick_device(cuda)
     if device.type == "cuda" and "LOCAL_RANK" not in os.environ:
         torch.cuda.set_device(device)
@@ -59,14 +61,14 @@ def start_accelerator(
             DistributedDataParallelKwargs(find_unused_parameters=idle_parameters, static_graph=static_graph)
         ],
     )
-    if not accelerator.is_main_process:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
-    say_if_alone(accelerator.num_processes)
     return accelerator, precision
 
 
-def say_if_alone(n: int) -> None:
-    """Print a notice where `accelerate launch` was asked for several processes and started one."""
+def only_first_prints() -> None:
+    """Silence all processes of a run but the first; print a notice where Accelerate started one in place of several."""
+    rank, n = rank_and_number()
+    if rank:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the script runs
     if n == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
         print("notice: accelerate started one process where several were asked for; --multi_gpu makes it start them")
 

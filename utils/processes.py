@@ -3,8 +3,6 @@
 Work is cut into blocks whose sizes do not depend on how many processes there are, so that results do not either.
 """
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from utils.device import pick_device, say_if_alone
+from utils.device import only_first_prints, pick_device
 from utils.locks import rank_and_number
 from utils.progress import progress
 
@@ -87,12 +85,9 @@ def start_processes(cuda: int) -> Processes:
 
     Only the first one prints.
     """
-    index, n = rank_and_number()
-    if index:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the script runs
+    only_first_prints()
     device = pick_device(cuda)
-    say_if_alone(n)
-    if n == 1:
+    if rank_and_number()[1] == 1:
         return Processes(device)
     state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
     return Processes(state.device, state.process_index, state.num_processes)
