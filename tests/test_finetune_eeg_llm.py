@@ -17,6 +17,7 @@ from datasets.recording import Trial
 from datasets.store import open_store, write_store
 from datasets.trials import shuffled_labels
 from tests.conftest import ROOT, interrupted_before, read_jsonl, run_process, small_store
+from tests.processes import by_forks
 
 SCRIPT = "finetune_eeg_llm.py"
 
@@ -194,13 +195,9 @@ def test_two_processes_train_together(demo, few, tmp_path):
     """Through both phases; the encoder is trained in the second one."""
     flags = {"epochs": 3, "warmup_epochs": 2, "train_encoder": True}
     training = demo.training(tmp_path / "run", gradient_accumulation_steps=1, datasets_dir=few, **flags)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-              "--main_process_port", "29611", str(ROOT / SCRIPT), *training]  # fmt: skip
-    one = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, capture_output=True, text=True, env=one, timeout=300)  # two that wait for each other
-    assert done.returncode == 0, done.stderr[-3000:]
+    said = by_forks(2, tmp_path / "log.txt", SCRIPT, *training)
     assert json.loads((tmp_path / "run/run.json").read_text())["num_processes"] == 2
-    assert "2 process(es)" in done.stdout and done.stdout.count("best epoch") == 1
+    assert "2 process(es)" in said and said.count("best epoch") == 1
     losses = [row["train_loss"] for row in metrics(tmp_path / "run")]
     assert len(losses) == 3 and losses[1] < losses[0]
     decoded = read_jsonl(tmp_path / "run/decoded_test.jsonl")

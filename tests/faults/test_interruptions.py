@@ -46,7 +46,7 @@ def holds_a_file(unfinished):
 @pytest.mark.parametrize(
     "number, code, word", [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_preparing_stops_at_once_keeps_its_files_and_goes_on(demo, process, tmp_path, number, code, word):
+def test_preparing_stops_at_once_keeps_its_files_and_goes_on(demo, script, tmp_path, number, code, word):
     flags = ("--skip_download", "--raw_dir", demo.raw, "--lmdb_dir", tmp_path / "store")
     unfinished = tmp_path / ".store.unfinished/data.mdb"
     seconds, found, err = stop(start("prepare_data.py", *flags), lambda: holds_a_file(unfinished), number)
@@ -56,29 +56,29 @@ def test_preparing_stops_at_once_keeps_its_files_and_goes_on(demo, process, tmp_
         == f"{word}; files that are prepared are kept; the same command goes on behind them"
     )
     assert unfinished.exists() and not (tmp_path / "store").exists()
-    again = process("prepare_data.py", *flags)
+    again = script("prepare_data.py", *flags)
     assert again.code == 0 and "were prepared by a run that was interrupted" in again.out
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert (tmp_path / "store/data.mdb").read_bytes() == (demo.store / "data.mdb").read_bytes()
 
 
-def test_an_unfinished_store_of_other_settings_or_other_files_is_begun_anew(demo, process, tmp_path):
+def test_an_unfinished_store_of_other_settings_or_other_files_is_begun_anew(demo, script, tmp_path):
     flags = ["--skip_download", "--raw_dir", demo.raw, "--lmdb_dir", tmp_path / "store"]
     stop(
         start("prepare_data.py", *flags), lambda: holds_a_file(tmp_path / ".store.unfinished/data.mdb"), signal.SIGKILL
     )
-    other = process("prepare_data.py", *flags, "--tmax", 5.0)
+    other = script("prepare_data.py", *flags, "--tmax", 5.0)
     assert other.code == 0 and "were prepared by a run" not in other.out
     assert open_store(tmp_path / "store").shape == (22, 750) and [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
-def test_training_ends_in_one_line_and_goes_on(demo, few, process, tmp_path):
+def test_training_ends_in_one_line_and_goes_on(demo, few, script, tmp_path):
     flags = demo.training(tmp_path / "run", datasets_dir=few, epochs=3)
     seconds, code, err = stop(start("finetune_eeg_llm.py", *flags), (tmp_path / "run/last.pth").exists, signal.SIGTERM)
     assert seconds < 10 and code == 143
     assert err.strip().splitlines()[-1] == "terminated; finished epochs are kept; go on with --resume"
     assert not list((tmp_path / "run").glob(".*"))  # neither lock nor half a file
-    assert process("finetune_eeg_llm.py", *flags, "--resume").code == 0
+    assert script("finetune_eeg_llm.py", *flags, "--resume").code == 0
     assert [row["epoch"] for row in read_jsonl(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]
 
 
