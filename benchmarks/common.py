@@ -122,7 +122,6 @@ def apart(function: Callable, *arguments) -> tuple[object, float]:
 
 
 def _with_peak(function: Callable, arguments: tuple) -> tuple[object, float]:
-    multiprocessing.set_start_method("fork", force=True)  # as in a script; a spawned process would spawn its workers
     given = function(*arguments)
     return given, max(memory()["peak"], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9)
 

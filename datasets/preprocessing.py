@@ -12,6 +12,8 @@ from scipy.signal import butter, sosfiltfilt
 
 from utils.errors import UserError
 
+AT_ONCE = 1 << 20  # samples of some electrodes that are filtered together
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -39,8 +41,9 @@ def filter_run(signal: np.ndarray, sfreq: float, settings: Preprocessing) -> np.
     """
     filtered = signal - (signal.mean(axis=0, keepdims=True) if settings.reference == "average" else 0.0)
     sos = butter(settings.order, (settings.l_freq, settings.h_freq), "bandpass", fs=sfreq, output="sos")
-    for chan in filtered:  # one at a time: the filter makes several copies, and a recording can be 600 MB
-        chan[:] = sosfiltfilt(sos, chan)
+    some = max(1, AT_ONCE // filtered.shape[1])  # the filter makes several copies, and a recording can be 600 MB
+    for start in range(0, len(filtered), some):
+        filtered[start : start + some] = sosfiltfilt(sos, filtered[start : start + some])
     return filtered
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -16,6 +17,8 @@ from utils.errors import UserError
 from utils.progress import progress
 from utils.script import INTERRUPTIONS
 
+# Forks inherit what was made before them. Python's own choice differs by version (3.14) and system; macOS cannot fork.
+PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 AHEAD = 2  # jobs given out for each worker: results that wait for an earlier one take memory, and are lost in a kill
 
 
@@ -82,8 +85,8 @@ def _interruptions_wait() -> Iterator[None]:
 
 def _start(function: Callable, job: tuple) -> tuple[Connection, multiprocessing.Process]:
     """A worker at one job, and the pipe that its result comes through."""
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    worker = multiprocessing.Process(target=_work, args=(theirs, os.getpid(), function, job), daemon=True)
+    ours, theirs = PROCESSES.Pipe(duplex=False)
+    worker = PROCESSES.Process(target=_work, args=(theirs, os.getpid(), function, job), daemon=True)
     worker.start()
     theirs.close()  # so that a worker's end is the end of its pipe
     return ours, worker

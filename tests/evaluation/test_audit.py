@@ -12,6 +12,7 @@ import torch
 from datasets import alignment
 from datasets.recording import Trial
 from datasets.store import open_store, write_store
+from evaluation import audit
 from evaluation.audit import store_findings
 from evaluation.audit_amplitudes import amplitude_findings
 from evaluation.audit_copies import copy_findings
@@ -214,96 +215,96 @@ def test_one_pass_gives_what_all_samples_at_once_give(tmp_path):
 # ---------------------------------------------------------------- runs
 
 
-def audited(script, demo, run, *flags):
-    return script("evaluate.py", "--audit", demo.store, run, "--cuda", "-1", *flags)
+@pytest.fixture
+def audited(script, demo, monkeypatch):
+    """The audit of runs on the demo, without the checks of the store itself: they take the most time, and have tests."""
+    monkeypatch.setattr(audit, "store_findings", lambda *_: ())
+    return lambda *runs_and_flags: script("evaluate.py", "--audit", demo.store, *runs_and_flags, "--cuda", "-1")
 
 
 def test_a_clean_run_is_left_alone(script, demo, trained):
-    done = audited(script, demo, trained)
+    done = script("evaluate.py", "--audit", demo.store, trained, "--cuda", "-1")
     assert "token cache were encoded anew and agree" in done.out and "was chosen by validation" in done.out
     assert not {name for name in breaches(done.out) if name == "trained"}, done.out
 
 
-def test_an_epoch_that_validation_did_not_choose_is_named(script, demo, run):
+def test_an_epoch_that_validation_did_not_choose_is_named(audited, run):
     best = json.loads((run / "results.json").read_text())["best_epoch"]
     edited(run / "results.json", lambda r: r.update(best_epoch=best % 3 + 1))
-    done = audited(script, demo, run)
+    done = audited(run)
     assert done.code == 2 and "run" in breaches(done.out) and f"by validation (keyword) it is epoch {best}" in done.out
 
 
-def test_test_scores_beside_each_epoch_and_a_second_decoding_are_named(script, demo, run):
+def test_test_scores_beside_each_epoch_and_a_second_decoding_are_named(audited, run):
     lines = [json.loads(line) | {"test": {}} for line in (run / "metrics.jsonl").read_text().splitlines()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shutil.copy(run / "decoded_test.jsonl", run / "decoded_test_epoch2.jsonl")
-    out = audited(script, demo, run).out
+    out = audited(run).out
     assert "test scores stand beside epoch 1" in out and "decoded_test_epoch2.jsonl" in out
 
 
-def test_a_run_on_another_store_and_scores_of_other_rows_are_named(script, demo, run):
+def test_a_run_on_another_store_and_scores_of_other_rows_are_named(audited, run):
     edited(run / "run.json", lambda r: r["depends_on"].update(store="0" * 64))
     edited(
         run / "results.json", lambda r: r["test"]["keyword"].update(correct=0 if r["test"]["keyword"]["correct"] else 1)
     )
-    out = audited(script, demo, run).out
+    out = audited(run).out
     assert "made from another store" in out and "says other scores of keyword" in out
 
 
-def test_a_checkpoint_that_has_seen_test_people_or_is_of_another_encoder_is_named(script, demo, run):
+def test_a_checkpoint_that_has_seen_test_people_or_is_of_another_encoder_is_named(audited, run):
     best = json.loads((run / "results.json").read_text())["best_epoch"]
     path = run / f"projection_epoch{best}.pth"
     checkpoint = torch.load(path, weights_only=True)
     torch.save(checkpoint | {"seen": [*checkpoint["seen"], "A09/T"], "encoder_fingerprint": "x"}, path)
-    out = audited(script, demo, run).out
+    out = audited(run).out
     assert "trained on test sessions: A09/T" in out and "another encoder than the run" in out
 
 
-def test_cached_tokens_of_another_store_are_named(script, demo, run, tmp_path):
+def test_cached_tokens_of_another_store_are_named(audited, demo, run, tmp_path):
     """Another store's tokens under this store's names, with checksums that are right."""
     shutil.copytree(demo.store.parent / "token_cache", tmp_path / "cache")
     files = sorted((tmp_path / "cache").glob("tokens-*.safetensors"))
     kept = [read_kept(file) for file in files]
-    assert script(
-        "evaluate.py", "--audit", demo.store, run, "--cuda", "-1", "--cache_dir", tmp_path / "cache"
-    ).out.count("agree")
+    assert audited(run, "--cache_dir", tmp_path / "cache").out.count("agree")
     for file, tensors in zip(files, kept, strict=True):
         keep(tensors | {"tokens": tensors["tokens"].flip(0)}, file)
-    done = audited(script, demo, run, "--cache_dir", tmp_path / "cache")
+    done = audited(run, "--cache_dir", tmp_path / "cache")
     assert done.code == 2 and "in the token cache is not what the encoder makes of this store" in done.out
 
 
-def test_decoding_test_with_several_epochs_is_named(script, demo, trained, tmp_path):
+def test_decoding_test_with_several_epochs_is_named(script, audited, demo, trained, tmp_path):
     for epoch in (2, 3):
         flags = demo.generation(trained, tmp_path / f"out{epoch}", stage="decode", generate_images=None)
         done = script("generate.py", *flags, "--projection_dir", trained / f"projection_epoch{epoch}.pth")
         assert done.code == 0, done.err
-    done = script("evaluate.py", "--audit", demo.store, tmp_path / "out2", tmp_path / "out3", "--cuda", "-1")
+    done = audited(tmp_path / "out2", tmp_path / "out3")
     assert "the test was decoded with several epochs: projection_epoch2.pth, projection_epoch3.pth" in done.out
 
 
-def test_what_is_missing_is_said_and_not_passed_over(script, demo, run):
+def test_what_is_missing_is_said_and_not_passed_over(audited, run):
     (run / "metrics.jsonl").unlink()
     edited(run / "run.json", lambda r: r.update(depends_on={}))
     edited(run / "results.json", lambda r: r["test"]["keyword"].update(correct=1))
     shutil.copy(run / "decoded_test.jsonl", run / "decoded_test_epoch2.jsonl")
-    done = audited(script, demo, run)
+    done = audited(run)
     assert done.code == 2
     for words in ("without its metrics.jsonl nobody can tell how its epoch was chosen", "from which store it was made",
                   "other scores of keyword", "decoded_test_epoch2.jsonl"):  # fmt: skip
         assert words in done.out, done.out
 
 
-def test_a_baselines_epoch_and_scores_are_looked_at(script, demo, tmp_path):
+def test_a_baselines_epoch_and_scores_are_looked_at(script, audited, demo, tmp_path):
     flags = ("--datasets_dir", demo.store, "--foundation_dir", demo.csbrain, "--cuda", -1, "--epochs", 4)
     assert script("baseline.py", "--model", "linear_probe", "--output_dir", tmp_path / "probe", *flags).code == 0
     assert script("baseline.py", "--model", "best_constant", "--output_dir", tmp_path / "constant", *flags).code == 0
-    command = ("evaluate.py", "--audit", demo.store, tmp_path / "probe", tmp_path / "constant", "--cuda", -1)
-    out = script(*command).out
+    out = audited(tmp_path / "probe", tmp_path / "constant").out
     assert "of 4 was chosen by validation (classifier)" in out and "best_constant has no epochs to choose from" in out
     assert not breaches(out) & {"probe", "constant"}, out
     best = json.loads((tmp_path / "probe/results.json").read_text())["best_epoch"]
     edited(tmp_path / "probe/results.json", lambda r: r.update(best_epoch=best % 4 + 1))
     edited(tmp_path / "constant/results.json", lambda r: r["test"]["classifier"].update(correct=1))
-    assert {"probe", "constant"} <= breaches(script(*command).out)
+    assert {"probe", "constant"} <= breaches(audited(tmp_path / "probe", tmp_path / "constant").out)
 
 
 def test_what_was_used_of_the_test_person_is_compared_and_causal_alignment_is_tried(few, script, tmp_path, monkeypatch):

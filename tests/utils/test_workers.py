@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,6 +26,18 @@ def dies(number):
 
 def test_results_come_in_order_whichever_worker_is_done_first():
     assert list(in_order(late, [(k,) for k in range(7)], 2, "x")) == list(range(7))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS cannot fork")
+def test_workers_have_what_was_made_before_them_whatever_python_starts_by_itself():
+    default = multiprocessing.get_start_method()
+    made = {}  # of a function that cannot be pickled
+    try:
+        multiprocessing.set_start_method("forkserver", force=True)  # Python 3.14's
+        made["whitener"] = 7
+        assert list(in_order(lambda k: made["whitener"] + k, [(k,) for k in range(4)], 2, "x")) == [7, 8, 9, 10]
+    finally:
+        multiprocessing.set_start_method(default, force=True)
 
 
 def dies_at(path, number):
