@@ -115,7 +115,7 @@ from stages.tokens import (
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.paths import cache_folder
-from utils.processes import dealt
+from utils.processes import dealt, weight_by
 from utils.progress import progress
 from utils.seeds import seed_everything
 
@@ -132,7 +132,8 @@ def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> f
         in_group = min(group, n_batches - step // group * group)
         with accelerator.accumulate(model):
             targets = batch["target_ids"], batch["target_mask"], args.label_smoothing, batch["label"]
-            loss = batch["weight"] * model(batch["x"], *targets, args.lambda_cls)
+            weights = weight_by(accelerator, batch["target_mask"], batch["weight"]), batch["weight"] * args.lambda_cls
+            loss = model(batch["x"], *targets, weights)
             accelerator.backward(loss * group / in_group)  # accelerate divides by `group`, which the last may not fill
             if accelerator.sync_gradients:
                 *text, head = (group["params"] for group in optimizer.param_groups)
@@ -332,9 +333,8 @@ def start_phase(accelerator, model, dataset, collator, run, joint: bool, args) -
     lr = args.lr if joint else args.warmup_lr
     groups = [{"params": trained, "lr": lr}, *model.encoder_groups(of_encoder, args.encoder_lr, args.layer_decay)]
     groups.append({"params": of_head, "lr": lr})
-    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
     loader = dealt(accelerator, dataset, args.batch_size, args.seed, collator)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups, weight_decay=args.weight_decay))
     epochs = args.epochs - args.warmup_epochs if joint else args.warmup_epochs
     steps = epochs * math.ceil(len(loader) / args.gradient_accumulation_steps)
     lowest = min(MIN_LR, *(group["lr"] for group in groups))  # no rate rises

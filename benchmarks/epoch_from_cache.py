@@ -52,7 +52,7 @@ def text(data: Path, pth: Path, folder: Path, epochs: int) -> tuple:
     def bare() -> None:
         for batch in batches:
             targets = batch["target_ids"], batch["target_mask"], 0.0, batch["label"]
-            model(batch["x"], *targets, 1.0).backward()
+            model(batch["x"], *targets, (1.0, 1.0)).backward()
         model.zero_grad()
 
     command = [

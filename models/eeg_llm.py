@@ -128,13 +128,13 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         target_mask: Tensor,
         label_smoothing: float = 0.0,
         labels: Tensor | None = None,
-        lambda_cls: float = 0.0,
+        weights: tuple[float | Tensor, float] = (1.0, 0.0),
     ) -> Tensor:
-        """Mean next-token cross-entropy over the target tokens only, and lambda_cls times the head's cross-entropy.
+        """Mean next-token cross-entropy over the target tokens only, and the head's cross-entropy, each weighted.
 
         target_ids : (B, T) int64. Answers, each ended by the end-of-sequence token; padded on the right with anything.
         target_mask : (B, T) bool. False where padded.
-        labels : (B,) int64, for the head.
+        labels : (B,) int64, for the head. weights : of the two losses; the second one counts where there is a head.
         """
         tokens = self.encode(x)
         prompt = self._embed_prompt(tokens)  # (B, n + S, H)
@@ -146,10 +146,10 @@ class EEGLanguageModel(AfterEncoder, nn.Module):
         out = self.language_model(inputs_embeds=torch.cat([prompt, target], dim=1), **how)
         logits = out.logits.float()  # (B, T, V)
         loss = F.cross_entropy(logits.mT, target_ids, reduction="none", label_smoothing=label_smoothing)  # (B, T)
-        loss = (loss * target_mask).sum() / target_mask.sum()
+        loss = weights[0] * (loss * target_mask).sum() / target_mask.sum()
         if self.head is None:
             return loss
-        return loss + lambda_cls * F.cross_entropy(self.head(tokens).float(), labels, label_smoothing=label_smoothing)
+        return loss + weights[1] * F.cross_entropy(self.head(tokens).float(), labels, label_smoothing=label_smoothing)
 
     # ------------------------------------------------------------ decoding
 

@@ -92,7 +92,9 @@ def list_runs(
     if output in command:
         raise UserError(f"the command says {output}; leave it out, since each run has a folder of its own")
     kinds = {protocol.partition(":")[0] for protocol in protocols}
-    choices = [_choices(*flag_and_values) for flag_and_values in varied]
+    if controls and ("--shuffle_labels" in command or "shuffle_labels" in (flag for flag, *_ in varied)):
+        raise UserError("--controls adds --shuffle_labels to a second run of each; leave it out of the command")
+    choices = [_choices(known, *flag_and_values) for flag_and_values in varied]
 
     parts, runs = (product(*choices), protocols or [""], seeds or [None], [False, True][: 1 + controls]), []
     for chosen, protocol, seed, control in product(*parts):
@@ -116,10 +118,10 @@ def list_runs(
     return runs
 
 
-def _choices(flag: str, *values: str) -> list[tuple[str, list[str]]]:
+def _choices(known: set[str], flag: str, *values: str) -> list[tuple[str, list[str]]]:
     """For each value of a flag its part of a folder's name, and its words; a value may be several words."""
-    if not values:
-        return [(f"no_{flag}", []), (flag, [f"--{flag}"])]
+    if not values:  # of what is on by default, without means --no-FLAG
+        return [(f"no_{flag}", [f"--no-{flag}"] * (f"--no-{flag}" in known)), (flag, [f"--{flag}"])]
     return [(f"{flag}-{_as_name(value)}", [f"--{flag}", *shlex.split(value)]) for value in values]
 
 
@@ -131,11 +133,20 @@ def _as_name(text: str) -> str:
 def check_commands(runs: Sequence[SweptRun]) -> None:
     """Raise UserError where a finished run was made by another command, as its log says."""
     for run in runs:
-        heads = [line for line in run.log_lines() if line.startswith(HEAD)] if run.finished else []
-        before = heads and shlex.split(heads[-1].removeprefix(HEAD))
-        if before and [w for w in before if w != "--resume"] != [w for w in run.command if w != "--resume"]:
+        *wanted, output, _ = run.command  # the log lies beside the folder, however the sweep's was spelled
+        heads = [_words(line) for line in run.log_lines() if line.startswith(HEAD)] if run.finished else []
+        made = [words[:-2] for words in heads if words[-2:-1] == [output] and Path(words[-1]).name == run.folder.name]
+        if made and [w for w in made[-1] if w != "--resume"] != [w for w in wanted if w != "--resume"]:
             other = f"{run.folder} was made by another command ({run.log} says it)"
             raise UserError(f"{other}; choose another --output_dir")
+
+
+def _words(line: str) -> list[str]:
+    """The command that a log's line says; nothing where a script printed a line that begins alike, or it is cut off."""
+    try:
+        return shlex.split(line.removeprefix(HEAD))
+    except ValueError:
+        return []
 
 
 def minutes_of(runs: Sequence[SweptRun]) -> float | None:

@@ -17,7 +17,6 @@ from datasets.recording import Trial
 from datasets.store import open_store, write_store
 from datasets.trials import shuffled_labels
 from tests.conftest import ROOT, interrupted_before, read_jsonl, run_process, small_store
-from tests.processes import by_forks
 
 SCRIPT = "finetune_eeg_llm.py"
 
@@ -189,19 +188,6 @@ def test_the_controls_accuracy_scatters_around_chance(demo):
     shares = [np.mean([t.label == k for t, k in zip(trials, shuffled_labels(trials, seed), strict=True)])
               for seed in range(60)]  # fmt: skip
     assert np.mean(shares) == pytest.approx(0.25, abs=0.03) and 0.02 < np.std(shares) < 0.08
-
-
-def test_two_processes_train_together(demo, few, tmp_path):
-    """Through both phases; the encoder is trained in the second one."""
-    flags = {"epochs": 3, "warmup_epochs": 2, "train_encoder": True}
-    training = demo.training(tmp_path / "run", gradient_accumulation_steps=1, datasets_dir=few, **flags)
-    said = by_forks(2, tmp_path / "log.txt", SCRIPT, *training)
-    assert json.loads((tmp_path / "run/run.json").read_text())["num_processes"] == 2
-    assert "2 process(es)" in said and said.count("best epoch") == 1
-    losses = [row["train_loss"] for row in metrics(tmp_path / "run")]
-    assert len(losses) == 3 and losses[1] < losses[0]
-    decoded = read_jsonl(tmp_path / "run/decoded_test.jsonl")
-    assert [row["index"] for row in decoded] == list(range(16))  # every trial once
 
 
 def test_a_launch_that_starts_one_process_instead_of_two_is_said(demo, tmp_path):

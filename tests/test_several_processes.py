@@ -106,6 +106,30 @@ def test_several_processes_train_what_one_does_on_the_same_batches(things, train
         assert ranks[0] == ranks[1]
 
 
+def test_two_processes_train_the_text_that_one_does(demo, few, tmp_path):
+    """Through both phases, the encoder in the second one; sentences have 8 to 14 tokens, so processes have as many."""
+    for n in (1, 2):
+        how = {"batch_size": 6 // n, "gradient_accumulation_steps": 1, "datasets_dir": few, "train_encoder": True}
+        made_by(n, tmp_path / str(n), "finetune_eeg_llm.py", *demo.training(tmp_path / str(n), **how))
+    one, two = (read_jsonl(tmp_path / f"{n}/metrics.jsonl") for n in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-4)
+        assert b["val"]["likelihood"]["n"] == a["val"]["likelihood"]["n"] == 16
+    said = (tmp_path / "2.log").read_text()
+    assert "2 process(es)" in said and said.count("best epoch") == 1
+    one, two = (read_jsonl(tmp_path / f"{n}/decoded_test.jsonl") for n in (1, 2))
+    assert [row["index"] for row in two] == list(range(16))  # every trial once
+    for a, b in zip(one, two, strict=True):
+        alike = [row["readouts"]["likelihood"]["probabilities"] for row in (a, b)]
+        assert alike[1] == pytest.approx(alike[0], abs=1e-3)
+
+
+def test_a_baseline_is_one_process(stores, tmp_path):
+    flags = flat({"model": "csp_lda", "datasets_dir": stores / "2b", "output_dir": tmp_path / "run", "cuda": -1})
+    assert ended(started(2, run_script("baseline.py", *flags), tmp_path / "log")) == [2, 2]
+    assert "start it without accelerate launch" in (tmp_path / "log").read_text()
+
+
 def test_when_a_process_is_killed_the_run_ends_and_goes_on_to_the_same_bytes(things, tmp_path):
     flags = {"setting": "within", "subject": "sub-01", "encoder": "nice", "channels": "occipital", "epochs": 3,
              "batch_size": 20}  # fmt: skip

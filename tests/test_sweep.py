@@ -116,6 +116,13 @@ def test_flags_values_seeds_people_and_controls_make_folders_and_commands():
     assert list(run.command) == ["python", "t.py", *flags] and run.folder == ROOT / "x" / run.name
 
 
+def test_without_a_flag_that_is_on_by_default_a_run_says_no():
+    known = {"--output_dir", "--cached", "--no-cached"}
+    without, with_it = list_runs(ROOT, ["python", "t.py"], known, varied=[("cached",)])
+    assert without.name == "no_cached" and "--no-cached" in without.command and "--cached" not in without.command
+    assert with_it.name == "cached" and "--cached" in with_it.command and "--no-cached" not in with_it.command
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_what_is_listed_is_a_command_of_each_training_script(name, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "60")  # how wide -h is written says nothing of the flags
@@ -144,9 +151,11 @@ def test_what_is_listed_is_a_command_of_each_training_script(name, monkeypatch, 
     (sweep(command=("python", "broken.py")), "broken.py -h fails"),
     (sweep(command=("python", "other.py")), "neither --output_dir nor --model_dir"),
     (sweep("--protocol", "lose:P1"), "expected one of published, loso"),
+    (sweep("--controls", command=("python", "controlled.py", "--shuffle_labels")), "leave it out of the command"),
 ])  # fmt: skip
 def test_what_cannot_be_swept_is_one_line(here, script, flags, words):
     (here / "broken.py").write_text("import nothing_of_this_name")
+    (here / "controlled.py").write_text(TRAIN.replace('"--resume"', '"--shuffle_labels"'))
     (here / "other.py").write_text("import argparse; argparse.ArgumentParser().parse_args()")
     stopped = script(*flags)
     assert stopped.code == 2 and words in stopped.error_line and not (here / "runs").exists()
@@ -169,6 +178,10 @@ def test_failures_are_listed_with_their_last_line_and_the_same_command_does_what
     assert again.code == 0 and "finished: 2, to do: 2" in again.out and done(here) == ["P1", "P4", "P2", "P3"]
     third = script(*sweep())
     assert third.code == 0 and "to do: 0" in third.out and len(done(here)) == 4
+    with open(here / "runs/P1.log", "a") as log:
+        log.write("$ 5 a month isn't much\n$ python\ntook 3 s\n")  # the script's own words
+    absolute = [str(here / "runs") if word == "runs" else word for word in sweep()]
+    assert "to do: 0" in script(*absolute).out
     other = script(*sweep(command=("python", "train.py", "--nap", "0")))
     assert other.code == 2 and "runs/P1 was made by another command" in other.error_line
 
@@ -186,7 +199,10 @@ def test_the_others_begin_when_the_first_of_their_setting_has_cached_what_they_r
 
 
 def test_an_interruption_ends_the_runs_as_well(here):
-    command = [sys.executable, str(ROOT / "sweep.py"), *sweep("--at_once", 2)[1:], "--nap", "50"]
+    """What a launcher has started, too."""
+    (here / "launch.py").write_text("import subprocess, sys; subprocess.call([sys.executable, *sys.argv[1:]])")
+    launched = ("python", "-m", "launch", "train.py")
+    command = [sys.executable, str(ROOT / "sweep.py"), *sweep("--at_once", 2, command=launched)[1:], "--nap", "50"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (here / "runs/P1.log").exists() or "begins" not in (here / "runs/P1.log").read_text():
         time.sleep(0.05)

@@ -20,6 +20,7 @@ INSTALL = "pip install -r requirements-sweep.txt"
 # SLURM says a time limit to all processes of a job; what is run under submitit must not die of it
 UNSIGNALLED = ("sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh")
 PAUSE = 0.2  # seconds from one look at what runs to the next
+LAST = 20.0  # seconds that what a command has started may take to end behind it
 REQUEUES = 100  # how often a job may reach its time limit
 Job = tuple[list[str], str, str]  # command, log, folder in which it runs
 
@@ -53,6 +54,7 @@ class Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # a launcher's processes end with it
             )
 
     def done(self) -> bool:
@@ -71,9 +73,19 @@ class Attempt:
                 file.write(f"{TOOK}{time.monotonic() - self.started:.0f} s\n")
         return self.process.returncode
 
+    def end(self) -> None:
+        """Ask the command, and what it has started, to end."""
+        if not self.done():
+            os.killpg(self.process.pid, signal.SIGTERM)
+
     def cancel(self) -> None:
-        self.process.terminate()
+        self.end()
         self.process.wait()
+        until = time.monotonic() + LAST
+        with suppress(ProcessLookupError):  # nobody of its group is left
+            while time.monotonic() < until:
+                os.killpg(self.process.pid, 0)
+                time.sleep(PAUSE)
 
 
 def carry_out(*job) -> int:
@@ -92,7 +104,7 @@ class Here:
 
     def stop(self, running: Sequence[Attempt]) -> None:
         for attempt in running:
-            attempt.process.terminate()  # all of them first: each may take seconds to end
+            attempt.end()  # all of them first: each may take seconds to end
         for attempt in running:
             attempt.cancel()
 

@@ -149,6 +149,17 @@ def dealt(
     return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0, **how)
 
 
+def weight_by(accelerator: Accelerator, counted: Tensor, weight: float) -> float | Tensor:
+    """The weight of a process's mean over what it has counted, so that the mean over processes is the mean over all.
+
+    counted : bool tensor, such as the tokens of answers. weight : float. Of its rows, by `part`: 0 where none is its own.
+    """
+    if accelerator.num_processes == 1:
+        return weight
+    n = counted.sum() * float(weight > 0)
+    return n / accelerator.reduce(n, "mean")
+
+
 def mean_over(accelerator: Accelerator, value: float) -> float:
     """The mean of a number over processes."""
     return float(accelerator.reduce(torch.tensor(value, dtype=torch.double, device=accelerator.device), "mean"))

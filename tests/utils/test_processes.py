@@ -10,7 +10,7 @@ from models.contrastive import LogitScale, info_nce
 from tests.processes import ended, started
 from utils import processes
 from utils.device import end_processes, start_accelerator
-from utils.processes import Processes, dealt, gathered, mean_over, part, share
+from utils.processes import Processes, dealt, gathered, mean_over, part, share, weight_by
 
 
 def process(rank: int, n: int) -> SimpleNamespace:
@@ -95,6 +95,23 @@ def test_the_gradient_of_a_contrastive_loss_through_the_gather_is_that_of_one_pr
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-6)
         for name in ("linear.weight", "linear.bias", "scale.logarithm"):  # of the second step: the first one was right
             assert torch.allclose(found[name], alone[name], rtol=1e-5, atol=1e-7), name
+
+
+def test_a_mean_over_what_each_has_counted_is_weighted_to_the_mean_over_all(tmp_path):
+    values = [torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), torch.tensor([10.0])]  # one process's tokens, and the other's
+
+    def work(rank: int) -> None:
+        accelerator, _ = start_accelerator(-1, "fp32", 1, 0)
+        for name, weights in (("both", (1.0, 1.0)), ("first", (2.0, 0.0))):  # 0: a row of another, for nothing
+            counted = torch.ones_like(values[rank], dtype=torch.bool)
+            mean = weight_by(accelerator, counted, weights[rank]) * values[rank].mean()
+            mean = mean_over(accelerator, float(mean))
+            torch.save(mean, tmp_path / f"{name}{rank}.pt")
+        end_processes(accelerator)
+
+    assert ended(started(2, work, tmp_path / "log")) == [0, 0], (tmp_path / "log").read_text()
+    assert [torch.load(tmp_path / f"{name}1.pt") for name in ("both", "first")] == pytest.approx([25 / 6, 3.0])
+    assert weight_by(process(0, 1), torch.ones(3), 1.0) == 1.0
 
 
 # ---------------------------------------------------------------- shares, of threads whose messages go through a list
