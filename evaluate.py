@@ -318,4 +318,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args), [Path(args.output_dir) / ".lock"] if args.output_dir else [])
+    places = filter(None, (args.output_dir, args.keep_rows, args.ensemble))
+    run_script(lambda: main(args), [Path(place) / ".lock" for place in places])

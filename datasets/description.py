@@ -8,6 +8,7 @@ Nothing here imports a slow library: a script's -h reads it.
 
 import importlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -159,7 +160,7 @@ class DatasetDescription:
         named = [
             " ".join(word.lower().split()) for words in changed["keywords"].values() for word in dict.fromkeys(words)
         ]
-        if twice := sorted({word for word in named if named.count(word) > 1}):
+        if twice := sorted(word for word, n in Counter(named).items() if n > 1):
             raise UserError(f"{where}: the keyword {twice[0]!r} names two classes; a text with it would name neither")
         return replace(self, **texts, **changed)
 

@@ -147,12 +147,12 @@ def fine_classes(paths: Sequence[Path]) -> list[str]:
             marked = f"{len(fine)} of 80 classes are marked fine, {', '.join(wrong[:3])} among the last 40"
             raise UserError(f"{paths[0]}: {marked}; expected 40 fine classes, which stand first")
         fine = list(labels[:FINE])
-    others = Counter()
+    others, among = Counter(), set(fine)
     for item in (item for file in files for item in file.items):
-        if (item["granularity"] == "fine") != (item["label"] in fine):
+        if (item["granularity"] == "fine") != (item["label"] in among):
             others[f"S{item['subject']:02d}"] += 1
     if others:
-        classes = [wnid for wnid in labels if wnid in fine and (wnid, "coarse") in marks]
+        classes = [wnid for wnid in fine if (wnid, "coarse") in marks]
         whose = ", ".join(f"{who} {n}" for who, n in sorted(others.items()))
         kept = "they are kept with their class, which has one granularity"
         print(f"notice: {others.total()} trials of {len(classes)} fine classes are marked coarse ({whose}); {kept}")
@@ -166,7 +166,7 @@ def facts(paths: Sequence[Path], names: Path | None, fine: Sequence[str]) -> dic
         wnids.
     fine : sequence of str. What `fine_classes` gave.
     """
-    labels = opened(paths[0], stamp(paths[0])).labels
+    labels, fine = opened(paths[0], stamp(paths[0])).labels, set(fine)
     parts = {"coarse": [k for k, wnid in enumerate(labels) if wnid not in fine]}
     of_fine = [k for k, wnid in enumerate(labels) if wnid in fine]
     parts |= {f"fine{start // GROUP}": of_fine[start : start + GROUP] for start in range(0, len(of_fine), GROUP)}

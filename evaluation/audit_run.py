@@ -21,15 +21,18 @@ from utils.errors import UserError
 from utils.files import read_csv, read_json
 
 KINDS = ("projection", "mapper", "encoder")  # what checkpoints are called after
+LISTS = ("seen", "absent", "classes")  # of texts, in a checkpoint
+OF_TRAINING = ("results.json", "metrics.jsonl", "last.pth")
 
 
 @of_run
 def run_findings(run: Run, store, splits: Split) -> Checked:
     """All checks of a run's folder, against the store that it says it was made from."""
     yield from chain(_made_from(run, store), _test_trials(run, splits), _answers(run))
-    if checkpoint := run.record.get("projection") or run.record.get("mapper"):
+    checkpoint = run.record.get("projection") or run.record.get("mapper")
+    if checkpoint:
         yield "ok", f"decoded with {checkpoint}"
-    else:
+    if not checkpoint or any((run.folder / name).exists() for name in OF_TRAINING):
         yield from chain(_scores(run), _tables(run), _epoch(run, store, splits))
 
 
@@ -110,7 +113,12 @@ def _tables(run: Run) -> Checked:
         if head in text and f"{head}{percent(score.accuracy)} | {score.n} |" not in text:
             yield "BREACH", f"README.md, its model card, says another score of {name} than its decoded trials"
     for path in (run.folder / "results.csv", run.folder.parent / "results.csv"):
-        for line in read_csv(path):
+        try:
+            lines = read_csv(path)
+        except UserError as error:
+            yield "cannot", f"its scores in a table: {error}"
+            continue
+        for line in lines:
             score = own.get(line.get("readout")) if line.get("run") in (run.name, run.folder.name) else None
             if score and _differs(_number(line.get("accuracy")), score.accuracy):
                 yield "BREACH", f"{path.name} says another accuracy of {line['readout']} than its decoded trials"
@@ -151,7 +159,7 @@ def _epoch(run: Run, store, splits: Split) -> Checked:
             if not is_history(history) or type(tested) is not int or not isinstance(results.get("test"), dict):
                 raise ValueError
             best = best_epoch(history, readout)["epoch"]
-    except (UserError, ValueError, KeyError, TypeError, OSError):
+    except (UserError, ValueError, KeyError, TypeError, OSError, RecursionError):
         yield "cannot", "metrics.jsonl or results.json is missing or damaged: nobody can tell how its epoch was chosen"
         return
     if history is None and model is not None and tested is None:
@@ -176,9 +184,12 @@ def _epoch(run: Run, store, splits: Split) -> Checked:
         yield "cannot", "without its last.pth nobody can tell whether metrics.jsonl is as it was written"
     elif _differs_as_json(state.get("history"), history):
         yield "BREACH", "metrics.jsonl has other epochs or scores than last.pth remembers"
-    path = next(filter(Path.is_file, (folder / f"{kind}_epoch{tested}.pth" for kind in KINDS)), None)
-    if path:
-        checkpoint = read_checkpoint(path)
+    kinds = KINDS if 0 < tested <= len(history) else ()
+    path = next(filter(Path.is_file, (folder / f"{kind}_epoch{tested}.pth" for kind in kinds)), None)
+    checkpoint = read_checkpoint(path) if path else {}
+    if wrong := [name for name in LISTS if not _are_texts(checkpoint.get(name) or ())]:
+        yield "BREACH", f"{path.name}: {wrong[0]} is no list of names"
+    elif path:
         yield from _checkpoint(run, path, checkpoint, store, splits)
         if checkpoint.get("epoch", tested) != tested:
             yield "BREACH", f"{path.name} is of epoch {checkpoint['epoch']}"
@@ -204,7 +215,11 @@ def _history(history: Sequence[dict], results: Mapping, best: int) -> Checked:
 
 
 def _differs_as_json(a: object, b: object) -> bool:
-    return json.loads(json.dumps(a, default=str)) != json.loads(json.dumps(b))
+    return json.loads(json.dumps(a, default=str, skipkeys=True)) != json.loads(json.dumps(b))
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 
 
 def _same_weights(checkpoint: Mapping, other: Mapping) -> bool:

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from models.loading import kind_of, load_processor, load_whole
+from models.loading import kind_of, load_processor, load_tokenizer, load_whole
 from utils.errors import UserError, loading
 
 HINT = "give a local folder in the hub's layout, whole, or a hub address"
@@ -49,7 +49,7 @@ class Captioner:
         self.model = model.eval().to(device)
         with loading(self.what, HINT):
             self.images = load_processor(transformers.AutoImageProcessor, name, use_fast=False, **safe)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, **safe)
+            self.tokenizer = load_tokenizer(name, **safe)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
         """One caption a picture; never empty."""

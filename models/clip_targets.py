@@ -17,10 +17,10 @@ import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image, ImageOps
 from safetensors import safe_open
-from transformers import AutoTokenizer, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
 from models.eeg_clip_mapper import HINT, CLIPImageTargetBuilder, CLIPTextTargetBuilder
-from models.loading import load_whole
+from models.loading import load_tokenizer, load_whole
 from models.vision import load_vision
 from utils.checkpoints import keep, read_kept
 from utils.errors import UserError, loading
@@ -86,7 +86,7 @@ def sentence_targets(name: str, sentences: Sequence[str], cache_dir: Path) -> to
         safe = {"local_files_only": fetch_nothing(name, "config.json", "--clip_model"), "trust_remote_code": False}
         model = load_whole(CLIPTextModelWithProjection, name, "--clip_model", HINT, **safe, dtype=torch.float32)
         with loading(f"--clip_model {name}", HINT):
-            return model.eval(), AutoTokenizer.from_pretrained(name, **safe)
+            return model.eval(), load_tokenizer(name, **safe)
 
     @torch.inference_mode()
     def build(part: Sequence[str]) -> torch.Tensor:

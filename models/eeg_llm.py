@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from models.hub import OnHub
-from models.loading import building, check_config, load_whole, refuse_code
+from models.loading import building, check_config, load_tokenizer, load_whole, refuse_code
 from models.poolings import FEATURES, EEGTokenReducer
 from models.token_encoders import AfterEncoder
 from utils.checkpoints import as_bytes
@@ -339,7 +339,7 @@ def load_language_model(name: str, device: torch.device, quantize: bool, dtype: 
     hint = "give a local folder or a hub address, and --no_quantize where bitsandbytes does not support the device"
     refuse_code()
     with loading(f"--llm {name}", hint):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **safe)
+        tokenizer = load_tokenizer(name, **safe)
     how = {"dtype": dtype, "device_map": {"": device}, "quantization_config": four_bits if quantize else None}
     model = load_whole(transformers.AutoModelForCausalLM, name, "--llm", hint, **safe, **how)
     # a repository's own settings of generation (penalties, sampling) would change what is decoded

@@ -132,7 +132,9 @@ class StableDiffusion:
     def token_ids(self, prompt: str) -> Tensor:
         """(1, 77) ids, as the pipelines make them."""
         tokenizer = self.pipeline.tokenizer
-        padded = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
+        places = self.pipeline.text_encoder.config.max_position_embeddings
+        longest = min(tokenizer.model_max_length, places)
+        padded = {"padding": "max_length", "truncation": True, "max_length": longest}
         return tokenizer(prompt, return_tensors="pt", **padded).input_ids.to(self.pipeline.device)
 
     def inputs(self, conditioning: Conditioning, empty: Conditioning) -> dict:

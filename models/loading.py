@@ -21,6 +21,8 @@ from utils.hub import fetch_nothing
 
 LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be; no class of the folder's
 # numbers of a config that say how often something is built
+# of a tokenizer.json: what changes the text, and what such a rule puts in
+TEXT_RULES, GROWING = ("normalizer", "pre_tokenizer"), ("content", "prepend", "replacement")
 COUNTS = re.compile(r"layers|depth|heads$|blocks$|n_layer$")
 
 
@@ -70,8 +72,34 @@ def kind_of(name: str, flag: str, hint: str, known: Mapping, expected: str = "ex
 
 def load_processor(kind: type, name: str, **settings):  # noqa: ANN201 - whatever `kind` makes
     """`kind.from_pretrained(name, …)` of an image processor; ValueError where its pictures would be too large."""
-    check_config(Path(name, "preprocessor_config.json"), limits.MAX_INPUT)
+    where = {name: value for name, value in settings.items() if name in ("local_files_only", "subfolder")}
+    found, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name, **where)  # from either of two files
+    check_numbers(found, "the image processor", limits.MAX_INPUT)
     return kind.from_pretrained(name, **settings)
+
+
+def load_tokenizer(name: str, **settings):  # noqa: ANN201 - a tokenizer of transformers
+    """`AutoTokenizer.from_pretrained(name, …)`; ValueError where its rules would make a short text very long."""
+    check_tokenizer(Path(name))
+    return transformers.AutoTokenizer.from_pretrained(name, **settings)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise ValueError where a tokenizer.json's rules could make a character more than `MAX_GROWTH` of them.
+
+    Its library ends the process where memory runs out. Rules that replace follow one another, so they multiply.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return
+    rules = read_json(folder / "tokenizer.json")
+    growth, waiting = 1, [rules.get(part) for part in TEXT_RULES]
+    while waiting:
+        rule = waiting.pop()
+        waiting += rule if isinstance(rule, list) else rule.values() if isinstance(rule, dict) else []
+        if isinstance(rule, dict):
+            growth *= max([1, *(len(rule[key]) for key in GROWING if isinstance(rule.get(key), str))])
+        if growth > limits.MAX_GROWTH:
+            raise ValueError(f"tokenizer.json makes a character over {limits.MAX_GROWTH} of them; it is made to last")
 
 
 def check_config(path: Path, most: int = limits.MAX_SIZE) -> None:
@@ -153,7 +181,9 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
             if part in left_out or not isinstance(index[part], list) or index[part][0] is None:
                 continue
             check_config(Path(name, part, "scheduler_config.json"))
-            check_config(Path(name, part, "preprocessor_config.json"), limits.MAX_INPUT)
+            for settings in ("preprocessor_config.json", "processor_config.json"):
+                check_config(Path(name, part, settings), limits.MAX_INPUT)
+            check_tokenizer(Path(name, part))
             kind = part_class(part, *map(str, index[part]))
             if issubclass(kind, transformers.PreTrainedModel | diffusers.ModelMixin):
                 parts[part] = load_whole(kind, name, flag, hint, subfolder=part, dtype=dtype, **local)

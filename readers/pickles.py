@@ -147,6 +147,8 @@ def samples(value: object, axes: Sequence[int]) -> Array:
     """An array of floating-point numbers with so many axes."""
     if not isinstance(value, StoredArray | np.ndarray) or value.dtype.kind != "f" or len(value.shape) not in axes:
         raise ValueError(f"floating-point numbers with {' or '.join(map(str, axes))} axes")
+    if 0 in value.shape:
+        raise ValueError("numbers; there are none")
     return value
 
 

@@ -71,10 +71,10 @@ def read_json(path: Path) -> dict:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """Lines of a table with a head, as text by column; empty where there is no such file."""
+    """Lines of a table with a head, as text by column; empty where there is no such file; UserError for a damaged one."""
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
+    with loading(f"{path} is damaged", "expected a table"), open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

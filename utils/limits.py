@@ -33,6 +33,7 @@ LOADED_RATIO, LOADED_SMALL = 16, 1 << 30  # bytes in memory for a byte of a MATL
 MAX_VALUES, MAX_LEVELS = 1 << 20, 64  # values that a file of any size may stand for; containers inside containers
 MAX_LAYERS, MAX_SIZE, MAX_INPUT = 1_000, 1 << 24, 4_096  # of a model's config: layers and entries of a list; any other
 # number (vocabularies have up to 262,144 words); pixels of a picture that a preprocessor makes
+MAX_GROWTH = 1_000  # characters that a tokenizer's rules put in the place of one
 MAX_SETTING = 1 << 20  # a number in the settings of a checkpoint: 77 states of 768 are 59,136
 
 

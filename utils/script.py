@@ -16,7 +16,9 @@ from utils.locks import all_of
 from utils.paths import remove_leftovers
 
 # control characters, but for those of a line and of a progress bar (its cursor goes up, and clears to the line's end)
-CONTROL = re.compile(r"(?!\x1b\[[AK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+CONTROL = re.compile(
+    r"(?!\x1b\[[AK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
 # what libraries say in errors of their own: NumPy's and PyTorch's, of the GPU as well
 NO_MEMORY = re.compile(r"[Cc]an't allocate memory|[Cc]annot allocate memory|out of memory|bad_alloc|Unable to allocate")
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)

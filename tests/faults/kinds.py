@@ -31,7 +31,7 @@ class Kind:
     checksum : bool. Whether no damaged file may give another result.
     files : str. Patterns of those that are damaged, with blanks between.
     damage : callable, optional. The one way to damage them.
-    aside : str. Why the kind is left out of what every change must pass: slow, or a known fault is not mended yet.
+    aside : str. Why the kind is left out of what every change must pass: it is slow.
     """
 
     make: Callable

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation import audit_run
+from evaluation.decoded_runs import read_run
 from tests.conftest import flat
 from tests.faults import kinds
 from tests.faults.damage import enlarge, long_picture, repack, repickle, smuggle
@@ -472,9 +474,11 @@ def read_captions_file(folder: Path, at: Places) -> list:
 def copy_run(folder: Path, at: Places) -> None:
     run = json.loads((at.runs / "ubp/results.json").read_text())
     for name in ("run.json", "results.json", "metrics.jsonl", "decoded_test.jsonl", "README.md", "config.json",
-                 "model.safetensors", f"encoder_epoch{run['best_epoch']}.pth"):  # fmt: skip
+                 "model.safetensors", "last.pth", f"encoder_epoch{run['best_epoch']}.pth"):  # fmt: skip
         (folder / "ubp").mkdir(exist_ok=True)
         shutil.copy(at.runs / "ubp" / name, folder / "ubp" / name)
+    accuracy = run["test"]["retrieval"]["accuracy"]
+    (folder / "ubp/results.csv").write_text(f"run,readout,accuracy\nubp,retrieval,{accuracy}\n")
 
 
 def read_audit(folder: Path, at: Places) -> str:
@@ -486,6 +490,11 @@ def read_audit(folder: Path, at: Places) -> str:
         if " breaches in " not in str(error):
             raise
     return out.getvalue().replace(str(folder), "")
+
+
+def read_table(folder: Path, at: Places) -> list:
+    """What the audit says of a table of scores beside a run."""
+    return list(audit_run._tables(read_run(folder / "ubp")))
 
 
 def read_shared(folder: Path, at: Places) -> str:
@@ -529,7 +538,6 @@ def read_weights(folder: Path, at: Places) -> list:
 # functions that open a file and that no kind reaches, and why
 NOT_REACHED = {
     "utils.files.code_digest": "the project's own code",
-    "utils.files.read_csv": "docs/published.csv alone",
     "stages.inputs.table": "tables in docs/ alone",
     "doctor.check_packages": "requirements.txt alone",
     "evaluation.report.page": "figures that it has just drawn",
@@ -585,7 +593,8 @@ KINDS = {
     "targets of seen images": Kind(make_seen_targets, read_seen_targets, True, "*.safetensors"),
     "seen images": Kind(make_seen_images, read_seen_images),
     "captions.jsonl": Kind(make_captions, read_captions_file),
-    "run, audited": Kind(copy_run, read_audit, files="*.json*", aside="8 s a file"),
+    "run, audited": Kind(copy_run, read_audit, files="*.json* *.csv *.pth", aside="8 s a file"),
+    "run, its table of scores": Kind(copy_run, read_table, files="*.csv"),
     "run, shared": Kind(copy_run, read_shared, files="[!de]*"),
     "run, evaluated": Kind(copy_run, read_evaluated, files="r*.json"),
     "pictures, evaluated": Kind(make_drawn_page, read_page, files="*.[pj]*"),

@@ -22,6 +22,7 @@ from models.image_generator import EEGImageGenerator, load_image_model
 from models.loading import built, part_class, refuse_code
 from stages.pictures import cue_arrow
 from utils.errors import UserError
+from utils.files import read_json
 from utils.paths import ROOT
 
 CPU = torch.device("cpu")
@@ -398,11 +399,40 @@ def test_an_image_model_of_any_size_is_refused_before_it_is_built(demo, tmp_path
         load_image_model(str(tmp_path / "sd"), torch.float32)
 
 
-def test_a_processor_makes_no_pictures_of_any_size(tmp_path):
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])  # either may say it
+def test_a_processor_makes_no_pictures_of_any_size(tmp_path, file):
     shutil.copytree(ROOT / "demo/assets/clip", tmp_path / "clip")
-    edited(tmp_path / "clip/preprocessor_config.json", size={"shortest_edge": 40_000})
+    settings = read_json(tmp_path / "clip/preprocessor_config.json") | {"size": {"shortest_edge": 40_000}}
+    nested = settings if file.startswith("pre") else {"image_processor": settings}
+    (tmp_path / "clip" / file).write_text(json.dumps(nested))
     with pytest.raises(UserError, match="shortest_edge 40000"):
         CLIPImageTargetBuilder(str(tmp_path / "clip"), tmp_path).load()
+
+
+DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize("rules", [
+    {"normalizer": {"type": "Sequence", "normalizers": [DOUBLE] * 31}},
+    {"normalizer": {"type": "Prepend", "prepend": "a" * 5000}},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Metaspace", "replacement": "a" * 40}] * 3}},
+])  # fmt: skip
+def test_a_tokenizer_makes_no_text_of_any_length(demo, tmp_path, rules):
+    """Its library would end the process."""
+    for of in ("TinyLlama-1.1B-Chat-v1.0", "stable-diffusion"):
+        shutil.copytree(demo.pth / of, tmp_path / of)
+    edited(tmp_path / "TinyLlama-1.1B-Chat-v1.0/tokenizer.json", **rules)
+    with pytest.raises(UserError, match="tokenizer.json makes a character over 1000"):
+        language_model(tmp_path / "TinyLlama-1.1B-Chat-v1.0")
+    (tmp_path / "stable-diffusion/tokenizer/tokenizer.json").write_text(json.dumps(rules))
+    with pytest.raises(UserError, match="tokenizer.json makes a character over 1000"):
+        load_image_model(str(tmp_path / "stable-diffusion"), torch.float32)
+
+
+def test_a_prompt_is_as_long_as_the_text_encoder_reads_whatever_the_tokenizer_says(demo, tmp_path):
+    shutil.copytree(demo.pth / "stable-diffusion", tmp_path / "sd")
+    edited(tmp_path / "sd/tokenizer/tokenizer_config.json", model_max_length=2 * 10**7)
+    assert load_image_model(str(tmp_path / "sd"), for_reading=True).token_ids("a hand").shape == (1, 77)
 
 
 def test_a_checkpoints_sizes_are_compared_with_its_weights_before_they_take_memory():
