@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import run_inside
+from tests.utils.test_locks import holder
 
 
 def row(k, correct, n_classes=4, tasks=False):
@@ -637,6 +638,20 @@ def test_the_first_of_several_seeds_is_the_smallest_number(script, tmp_path):
     recorded(tmp_path / "b", 90, other=1)
     out = script("evaluate.py", *sorted(tmp_path.iterdir())).out
     assert "a_seed2, keyword" in out.split("## Runs on the same trials")[1].split("##")[0]
+
+
+def test_a_folder_of_rows_that_another_process_writes_is_refused(script, tmp_path):
+    write(tmp_path / "run", correct=80)
+    for flag in ("--keep_rows", "--ensemble", "--output_dir"):
+        (tmp_path / flag).mkdir()
+        first = holder(tmp_path / flag / ".lock")
+        try:
+            done = script("evaluate.py", tmp_path / "run", flag, tmp_path / flag)
+            assert done.code == 2 and f"process {first.pid} on " in done.error_line
+            assert [path.name for path in (tmp_path / flag).iterdir()] == [".lock"]
+        finally:
+            first.kill()
+            first.wait()
 
 
 def test_a_folder_and_the_file_in_it_are_one_run_and_are_not_kept_into_themselves(script, tmp_path):

@@ -408,6 +408,16 @@ def test_times_that_cannot_be_are_one_line(raw, script, tmp_path, times):
     assert done.code == 2 and "times" in done.error_line
 
 
+def test_an_array_without_samples_is_one_line_however_many_it_says_to_have(raw, script, tmp_path):
+    shutil.copytree(raw, tmp_path / "x")
+    cut_files(tmp_path / "x", "npy")
+    path = tmp_path / "x/npy/sub-01/preprocessed_eeg_training.npy"
+    content = pickle.loads(path.read_bytes()) | {"preprocessed_eeg_data": np.empty((2 * 10**8, 1, 63, 0))}
+    path.write_bytes(pickle.dumps(content | {"times": np.arange(-5, 0) / 250}, protocol=4))
+    done = prepare(script, tmp_path / "x", tmp_path / "store", raw_dir=tmp_path / "x/npy")
+    assert done.code == 2 and "preprocessed_eeg_data" in done.error_line and "there are none" in done.error_line
+
+
 @pytest.mark.parametrize("value", [5, [["x"]], None, {"a": 1}, [_nested()]])
 def test_lists_of_images_that_are_none_are_one_line(raw, script, tmp_path, value):
     shutil.copytree(raw / "raw", tmp_path / "raw")

@@ -218,6 +218,7 @@ PICTURES = {
     "mirrored": lambda path, picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path),
     "turned": lambda path, picture: picture.rotate(90, expand=True).save(path),
     "cut to its middle": lambda path, picture: picture.crop((6, 5, 114, 85)).save(path),
+    "cut a little": lambda path, picture: picture.crop((3, 2, 117, 88)).save(path),
 }
 
 
@@ -322,8 +323,36 @@ def table(run):
     (run.parent / "results.csv").write_text(f"run,readout,accuracy,n\nrun,keyword,0.99,{results['n']}\n")
 
 
+def said_to_be_decoded(run):
+    """What a folder of decoded trials says, in a training run's record."""
+    accuracy(run)
+    edited(run / "run.json", lambda r: r.update(mapper="x"))
+
+
+def in_checkpoint(**what):
+    def change(run):
+        path = best_checkpoint(run)
+        torch.save(torch.load(path, weights_only=True) | what, path)
+
+    return change
+
+
+def remembered(run):
+    content = torch.load(run / "last.pth", weights_only=True)
+    torch.save(content | {"history": [{("a", "tuple"): 1}]}, run / "last.pth")
+
+
 RUNS = {
     "an accuracy, and not its count": (accuracy, "other scores of keyword"),
+    "an accuracy, and a record of decoding": (said_to_be_decoded, "other scores of keyword"),
+    "seen, a number": (in_checkpoint(seen=5), "seen is no list of names"),
+    "classes, a number": (in_checkpoint(classes=3), "classes is no list of names"),
+    "absent, a list of lists": (in_checkpoint(absent=[["a"]]), "absent is no list of names"),
+    "last.pth's history": (remembered, "than last.pth remembers"),
+    "an epoch of 400 digits": (
+        lambda run: edited(run / "results.json", lambda r: r.update(best_epoch=10**400)),
+        "was tested; by validation",
+    ),
     "a p-value": (interval, "other scores of likelihood"),
     "the validation in results.json": (validation, "another validation"),
     "another epoch wins": (another_epoch, "than last.pth remembers"),
@@ -344,6 +373,20 @@ def test_a_file_of_a_run_that_was_edited_is_named(demo, run, name):
     found = [f for f in run_findings(read_run(run), store, splits_of(store, BCIC, "published")) if f.kind == "BREACH"]
     assert any(words in finding.words for finding in found), found
     assert not any("has seen no test" in finding.words for finding in found)
+
+
+@pytest.mark.parametrize("file, content, words", [
+    ("results.csv", b"run,readout\xff\xfe", "its scores in a table"),
+    ("results.csv", "run,readout,accuracy\nrun,keyword,0.5\n".encode("utf-16"), "its scores in a table"),
+    ("results.csv", b"run,readout\nx," + b"y" * 140_000, "its scores in a table"),
+    ("metrics.jsonl", b"[" * 100_000, "is missing or damaged"),
+])  # fmt: skip
+def test_a_file_of_a_run_that_cannot_be_read_is_said_not_to_be(demo, run, file, content, words):
+    (run / file).write_bytes(content)
+    store = open_store(demo.store)
+    found = list(run_findings(read_run(run), store, splits_of(store, BCIC, "published")))
+    assert any(words in finding.words for finding in found if finding.kind == "cannot"), found
+    assert not breaches(found)
 
 
 def test_a_run_as_it_was_written_has_no_breach_in_its_files(demo, trained):
