@@ -140,7 +140,7 @@ def main() -> None:
         wanted, got = transcribed(model, x), model(x)
         assert (wanted - got).abs().max() < 1e-4 * wanted.square().mean().sqrt(), "the two do not agree"
         sides = {"ours": lambda x=x: model(x), "transcribed": lambda x=x: transcribed(model, x)}
-        if compiled:
+        if compiled is not None:  # a compiled module has a length, of which it knows nothing
             sides["torch.compile"] = lambda x=x: compiled(x)
         if args.bf16:
             sides["bf16"] = lambda x=x: _bf16(model, x)

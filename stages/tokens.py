@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -166,9 +167,11 @@ class TokenCache:
 
     def files(self, dataset: TrialDataset) -> dict[Path, list[Trial]]:
         """The cache's files for the people of a split, and whose tokens each holds: FILE trials of a person."""
-        files = {}
+        files, of_person = {}, defaultdict(list)
+        for trial in dataset.store.trials:
+            of_person[trial.subject].append(trial)
         for person in dict.fromkeys(trial.subject for trial in dataset.trials):
-            trials = [trial for trial in dataset.store.trials if trial.subject == person]
+            trials = of_person[person]
             for start in range(0, len(trials), FILE):
                 part = trials[start : start + FILE]
                 files[self._path(dataset, part, self.pooling)] = part

@@ -97,6 +97,8 @@ def language_model(sizes: Sizes) -> Path:
 
 
 def text_model(sizes: Sizes, quantize: bool, encoder: nn.Module | None = None, reducer=None) -> EEGLanguageModel:
+    if quantize:
+        import bitsandbytes  # noqa: F401 - where it is not there, the line was not run and has not failed
     dtype = torch.float16 if quantize else torch.bfloat16
     dtype = torch.float32 if sizes.device.type == "cpu" else dtype
     llm, tokenizer = load_language_model(str(language_model(sizes)), sizes.device, quantize, dtype)
@@ -291,6 +293,28 @@ def train_part(sizes: Sizes, low_level: bool) -> tuple[int, float]:
     return sizes.timed(step, n)
 
 
+def train_controlnet(sizes: Sizes) -> tuple[int, float]:
+    """As train_structure.py does it: float32, AdamW, activations computed twice; towards noise of 512 × 512."""
+    import diffusers
+
+    folder, n, edge = image_model(sizes, False), sizes.batch(4), 8 if sizes.tiny else 64
+    kinds = {"model/unet": diffusers.UNet2DConditionModel, "controlnet": diffusers.ControlNetModel}
+    unet, net = (kind.from_pretrained(folder / place).to(sizes.device).float() for place, kind in kinds.items())
+    unet.requires_grad_(False)
+    net.train().enable_gradient_checkpointing()
+    optimizer, scaler = torch.optim.AdamW(net.parameters(), lr=1e-5), torch.amp.GradScaler(enabled=False)
+    noisy, noise = torch.randn(2, n, 4, edge, edge, device=sizes.device)
+    states = torch.randn(n, 77, unet.config.cross_attention_dim, device=sizes.device)
+    maps, t = torch.rand(n, 3, 8 * edge, 8 * edge, device=sizes.device), torch.randint(1000, (n,), device=sizes.device)
+
+    def step() -> None:
+        down, middle = net(noisy, t, states, maps, return_dict=False)
+        more = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        backward(F.mse_loss(unet(noisy, t, states, **more).sample, noise), optimizer, scaler)
+
+    return sizes.timed(step, n)
+
+
 def draw(sizes: Sizes) -> tuple[int, float]:
     """Stable Diffusion 1.5 from a prompt, the default number of steps."""
     from models.image_generator import EEGImageGenerator
@@ -366,6 +390,7 @@ LINES: dict[str, tuple[str, Callable, float | None, str]] = {
     "atm": ("ATM training, batch 1,024", train_atm, 8, "trials"),
     "low_level": ("low level training, batch 30", lambda s: train_part(s, True), 8, "trials"),
     "vae": ("SGDM's VAE training, batch 32", lambda s: train_part(s, False), 8, "pictures"),
+    "controlnet": ("ControlNet training, AdamW, batch 4", train_controlnet, 16, "pictures"),
     "sd15": ("Stable Diffusion 1.5, fp16, 512 × 512", draw, 4, "pictures"),
     "guided": ("the same, IP-Adapter, ControlNet, latents", lambda s: draw_guided(s, False), 4, "pictures"),
     "sdxl": ("SDXL-Turbo and IP-Adapter, 4 steps", lambda s: draw_guided(s, True), 8, "pictures"),

@@ -6,17 +6,21 @@
 #     bash tests/gpu/run.sh --only nf4 bf16
 #
 # A bare machine needs Python, PyTorch and transformers. WHEELS names a folder of wheels for what it lacks; they are
-# unpacked into a folder of their own, and the machine is left as it is. Made where there is a network:
-#     pip download --no-deps -d wheels diffusers==… peft==… accelerate==… lmdb==… zlib-ng==… scipy==… matplotlib==… …
-# bitsandbytes is as large as all others: take it alone, in a second go with --only nf4. What is not there is named.
+# unpacked into the folder PLACE, which stays for a second go, or else into one that is removed. Made with a network:
+#     get() { pip download --no-deps -d "$1" -r <(grep -E "^(${2// /|})==" requirements.txt) "${@:3}"; }
+#     get wheels "accelerate diffusers peft lmdb zlib-ng scipy pillow" psutil                       # 49 MB
+#     get more "bitsandbytes matplotlib" contourpy cycler kiwisolver pyparsing python-dateutil six fonttools  # 58 MB
+#     PLACE=/tmp/unpacked WHEELS=wheels bash tests/gpu/run.sh      # without NF4, and without the same command twice
+#     PLACE=/tmp/unpacked WHEELS=more bash tests/gpu/run.sh --only nf4 decode twice
+# A line whose library is not there says so.
 # OUT (default: outputs/gpu) is where check.md and check.json are left. Exit code 1: a line failed, or is over its limit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-python3}
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
 if [ -n "${WHEELS:-}" ]; then
-  place=$(mktemp -d)
-  trap 'rm -rf "$place"' EXIT
+  place=${PLACE:-$(mktemp -d)}
+  if [ -z "${PLACE:-}" ]; then trap 'rm -rf "$place"' EXIT; fi
   "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --target "$place" "$WHEELS"/*.whl
   export PYTHONPATH="$place${PYTHONPATH:+:$PYTHONPATH}"
 fi
