@@ -117,6 +117,8 @@ def main(args: argparse.Namespace) -> None:
         each, n, slots = minutes_of(runs), sum(not run.finished for run in runs), args.at_once or 1
         if not n or each is None:
             return "; how long they take is known when the first one is finished" if n else ""
+        if args.engine != "here" and args.at_once is None:
+            return f"; about {as_time(each)} each, as many at once as there is room for"
         how = f"with {slots} at once" if slots > 1 else "one after another"
         return f"; about {as_time(each)} each, {as_time(each * -(-n // slots))} in all {how}"
 

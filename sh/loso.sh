@@ -6,8 +6,9 @@
 #     --datasets_dir data/BCICIV2a/processed_lmdb --foundation_dir pth/CSBrain.pth
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-folder=$1 people=()
-shift
+folder=${1:-} people=()
+shift || true
 while [ $# -gt 0 ] && [ "$1" != -- ]; do people+=("$1"); shift; done
+if [ $# = 0 ]; then echo "error: say FOLDER PERSON… -- FLAGS; the -- is missing" >&2; exit 2; fi
 shift
 python sweep.py --protocol "${people[@]/#/loso:}" --output_dir "$folder" -- python finetune_eeg_llm.py "$@"

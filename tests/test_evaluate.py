@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import run_inside
+from tests.processes import by_forks
 from tests.utils.test_locks import holder
 
 
@@ -409,10 +410,10 @@ def test_published_figures_stand_apart_and_only_beside_real_recordings(script, t
 
 @pytest.fixture(scope="module")
 def drawn(vi_demo, mapped, tmp_path_factory):
-    """Four decoded trials with pictures, and pictures of their true classes."""
+    """Four decoded trials with pictures, and pictures of their true classes, by two processes."""
     folder = tmp_path_factory.mktemp("drawn") / "vi"
     run_inside("generate_vi_eeg2img.py", *vi_demo.vi_generation(folder, mapper_path=mapped, num_inference_steps=2))
-    run_inside("draw_true_class.py", folder, "--cuda", -1)
+    by_forks(2, folder.parent / "log", "draw_true_class.py", folder, "--cuda", -1)
     return folder
 
 

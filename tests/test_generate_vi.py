@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from datasets.visual_imagery_llm_dataset import DESCRIPTION
 from stages.rows import signed
 from tests.conftest import read_jsonl, run_inside
+from tests.processes import by_forks
 from tests.test_generate import pictures
 from utils.files import write_jsonl
 
@@ -74,13 +75,13 @@ def test_the_stimulus_of_the_true_class_stands_beside_the_picture(drawn_mapper, 
 def test_a_picture_depends_on_its_trials_seed_and_conditioning_only(
     vi_demo, script, tmp_path, request, script_name, which, key
 ):
-    """Decoded and drawn in batches of 1 and of 4, and when only one picture is asked for."""
+    """Decoded and drawn in batches of 1, by two processes, and of 4, and when only one picture is asked for."""
     drawn = request.getfixturevalue("drawn_text" if which == "vi_trained" else "drawn_mapper")[0]
     flags = {key: request.getfixturevalue(which)}
     if which == "vi_trained":
         flags["image_model"] = vi_demo.pth / "amused"
-    done = script(script_name, *vi_demo.vi_generation(tmp_path / "batch1", batch_size=1, **flags))
-    assert done.code == 0, done.err
+    by_forks(2, tmp_path / "log", script_name, *vi_demo.vi_generation(tmp_path / "batch1", batch_size=1, **flags))
+    assert (tmp_path / "batch1/decoded.jsonl").read_bytes() == (drawn / "decoded.jsonl").read_bytes()
     assert list(pictures(drawn)) == list(pictures(tmp_path / "batch1"))
     for name, picture in pictures(tmp_path / "batch1").items():
         assert np.array_equal(picture, pictures(drawn)[name])

@@ -382,7 +382,7 @@ def test_text_states_become_pictures_beside_those_from_captions(imagenet, script
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*.png")}
     shutil.copytree(tmp_path / "run", tmp_path / "same")  # the mean of a run and itself is the run
     both = [*draw, "--model_dir", tmp_path / "run", tmp_path / "same", "--output_dir", tmp_path / "two"]
-    assert script("generate_eeg2img.py", *both, "--stage", "decode").code == 0
+    by_forks(2, tmp_path / "log", "generate_eeg2img.py", *both, "--stage", "decode", "--batch_size", 1)
     alone, mean = (read_rows(tmp_path / name / "decoded.jsonl") for name in ("out", "two"))
     assert [row.readouts["prototype"] for row in mean] == [row.readouts["prototype"] for row in alone]
     scored = script(
