@@ -21,9 +21,9 @@ from utils.hub import fetch_nothing
 
 LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts may be; no class of the folder's
 # numbers of a config that say how often something is built
+COUNTS = re.compile(r"layers|depth|heads$|blocks$|n_layer$")
 # of a tokenizer.json: what changes the text, and what such a rule puts in
 TEXT_RULES, GROWING = ("normalizer", "pre_tokenizer"), ("content", "prepend", "replacement")
-COUNTS = re.compile(r"layers|depth|heads$|blocks$|n_layer$")
 
 
 def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa: ANN201 - whatever `kind` makes
