@@ -43,6 +43,7 @@ class Attempt:
     def __init__(self, command: Sequence[str], log: str, folder: str, before: Sequence[str] = ()):
         """`command`: python means the one that runs this. `before`: words that stand before it, and not in the log."""
         self.log, self.started = Path(log), time.monotonic()
+        self.leads = not before  # a group of its own, which ends with it; SLURM looks for a job's in the job's
         self.log.parent.mkdir(parents=True, exist_ok=True)
         program = sys.executable if command[0] == "python" else command[0]
         with open(self.log, "a", encoding="utf-8") as file:
@@ -54,7 +55,7 @@ class Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a launcher's processes end with it
+                start_new_session=self.leads,
             )
 
     def done(self) -> bool:
@@ -74,15 +75,15 @@ class Attempt:
         return self.process.returncode
 
     def end(self) -> None:
-        """Ask the command, and what it has started, to end."""
+        """Ask the command to end, and what it has started, as a launcher does."""
         if not self.done():
-            os.killpg(self.process.pid, signal.SIGTERM)
+            (os.killpg if self.leads else os.kill)(self.process.pid, signal.SIGTERM)
 
     def cancel(self) -> None:
         self.end()
         self.process.wait()
         until = time.monotonic() + LAST
-        with suppress(ProcessLookupError):  # nobody of its group is left
+        with suppress(OSError):  # nobody of its group is left
             while time.monotonic() < until:
                 os.killpg(self.process.pid, 0)
                 time.sleep(PAUSE)
