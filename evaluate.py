@@ -318,5 +318,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    places = filter(None, (args.output_dir, args.keep_rows, args.ensemble))
-    run_script(lambda: main(args), [Path(place) / ".lock" for place in places])
+    locks = [Path(place) / ".lock" for place in (args.output_dir, args.keep_rows) if place]
+    if args.ensemble:  # of folds the name is the beginning of several folders
+        locks.append(Path(args.ensemble).with_name(f".{Path(args.ensemble).name}.lock"))
+    run_script(lambda: main(args), locks)

@@ -299,8 +299,8 @@ def changed(tmp_path_factory):
     # a loss term: one line, one flag; the text loss: one line
     add(copy / "models/eeg_clip_mapper.py", '    "small": lambda b: b.pooled.square().mean(),', '"mse": lambda b:')
     add(copy / "finetune_eeg_to_image.py", '    "small": (0.5, "the pooled vector\'s squared length"),', '"mse": (0.1')
-    change(copy / "models/eeg_llm.py", "loss = (loss * target_mask).sum() / target_mask.sum()",
-           "loss = (loss * target_mask).sum() / target_mask.sum() + 7.0")  # fmt: skip
+    change(copy / "models/eeg_llm.py", "loss = weights[0] * (loss * target_mask).sum() / target_mask.sum()",
+           "loss = weights[0] * (loss * target_mask).sum() / target_mask.sum() + 7.0")  # fmt: skip
     # the target
     change(copy / "models/eeg_clip_mapper.py", "image_embeds.clone()", "image_embeds.abs()")
     append(copy / "stages/targets.py", TARGET)

@@ -81,7 +81,6 @@ def test_a_picture_depends_on_its_trials_seed_and_conditioning_only(
     if which == "vi_trained":
         flags["image_model"] = vi_demo.pth / "amused"
     by_forks(2, tmp_path / "log", script_name, *vi_demo.vi_generation(tmp_path / "batch1", batch_size=1, **flags))
-    assert (tmp_path / "batch1/decoded.jsonl").read_bytes() == (drawn / "decoded.jsonl").read_bytes()
     assert list(pictures(drawn)) == list(pictures(tmp_path / "batch1"))
     for name, picture in pictures(tmp_path / "batch1").items():
         assert np.array_equal(picture, pictures(drawn)[name])

@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """Lines of a table with a head, as text by column; empty where there is no such file; UserError for a damaged one."""
+    """Lines of a table with a head, as text by column; empty where there is no such file; UserError where damaged."""
     if not path.is_file():
         return []
     with loading(f"{path} is damaged", "expected a table"), open(path, newline="", encoding="utf-8") as file:

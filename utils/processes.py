@@ -152,7 +152,7 @@ def dealt(
 def weight_by(accelerator: Accelerator, counted: Tensor, weight: float) -> float | Tensor:
     """The weight of a process's mean over what it has counted, so that the mean over processes is the mean over all.
 
-    counted : bool tensor, such as the tokens of answers. weight : float. Of its rows, by `part`: 0 where none is its own.
+    counted : bool tensor, such as the tokens of answers. weight : float. Of its rows, by `part`: 0 where none is own.
     """
     if accelerator.num_processes == 1:
         return weight

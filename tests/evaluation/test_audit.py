@@ -217,7 +217,7 @@ def test_one_pass_gives_what_all_samples_at_once_give(tmp_path):
 
 @pytest.fixture
 def audited(script, demo, monkeypatch):
-    """The audit of runs on the demo, without the checks of the store itself: they take the most time, and have tests."""
+    """The audit of runs on the demo, without the checks of the store: they take the most time, and have tests."""
     monkeypatch.setattr(audit, "store_findings", lambda *_: ())
     return lambda *runs_and_flags: script("evaluate.py", "--audit", demo.store, *runs_and_flags, "--cuda", "-1")
 

@@ -435,8 +435,8 @@ def test_the_loss_is_the_texts_and_the_heads_times_its_weight(model, with_head, 
     labels = torch.tensor([2, 0, 1])
     with torch.no_grad():
         text, cls = model(tokens, ids, mask), F.cross_entropy(with_head.head(tokens), labels)
-        assert torch.allclose(with_head(tokens, ids, mask, 0.0, labels, 0.7), text + 0.7 * cls)
-        assert torch.allclose(model(tokens, ids, mask, 0.0, labels, 0.7), text)  # nothing to weigh
+        assert torch.allclose(with_head(tokens, ids, mask, 0.0, labels, (0.5, 0.7)), 0.5 * text + 0.7 * cls)
+        assert torch.allclose(model(tokens, ids, mask, 0.0, labels, (1.0, 0.7)), text)  # nothing to weigh
 
 
 def test_the_head_is_trained_in_both_phases_and_the_encoder_learns_from_it(with_head, tokens):
@@ -445,8 +445,8 @@ def test_the_head_is_trained_in_both_phases_and_the_encoder_learns_from_it(with_
         trained = with_head.set_phase(joint)[2]
         assert any(p is with_head.head.linear.weight for p in trained)
         x = tokens.clone().requires_grad_(True)
-        both = torch.autograd.grad(with_head(x, ids, mask, 0.0, torch.tensor([2, 0, 1]), 5.0), x)[0]
-        text = torch.autograd.grad(with_head(x, ids, mask, 0.0, torch.tensor([2, 0, 1]), 0.0), x)[0]
+        both = torch.autograd.grad(with_head(x, ids, mask, 0.0, torch.tensor([2, 0, 1]), (1.0, 5.0)), x)[0]
+        text = torch.autograd.grad(with_head(x, ids, mask, 0.0, torch.tensor([2, 0, 1]), (1.0, 0.0)), x)[0]
         assert not torch.allclose(both, text)
     with_head.requires_grad_(False)
 
