@@ -15,6 +15,7 @@ from datasets.description import load_description
 from datasets.recording import Trial
 from datasets.store import open_store, write_store
 from datasets.trials import load_splits
+from evaluation import audit_copies
 from evaluation.audit import splits_of, store_findings
 from evaluation.audit_images import caption_findings, image_findings
 from evaluation.audit_models import decoded_findings, target_findings
@@ -145,6 +146,22 @@ def test_clean_signals_are_left_alone(tmp_path, seed):
     found = _without_probes(open_store(tmp_path))
     assert not [str(f) for f in found if f.kind in ("BREACH", "notice")]
     assert {f.check for f in found} >= {"changed copies", "likeness", "whitening"}
+
+
+def test_one_blink_is_no_copy_of_another(monkeypatch):
+    rng, t = np.random.default_rng(0), np.arange(400) / 200
+
+    def trial(at=None):
+        blink = 0 if at is None else 120 * np.exp(-(((t - at) / 0.06) ** 2)) * np.linspace(1, 0.2, 22)[:, None]
+        return (10 * rng.standard_normal((22, 400)) + blink).astype(np.float32)
+
+    flat = np.mean([np.abs(audit_copies._spectrum(trial())) for _ in range(20)], axis=0)
+    one, other = trial(0.8), trial(1.1)
+    copy = np.concatenate([one[:, 40:], other[:, :40]], axis=1)
+    likeness = lambda a, b: audit_copies._at_any_lag(a, b, flat, 200.0)[0]  # noqa: E731
+    assert likeness(one, other) < audit_copies.CHANGED and likeness(one, copy) > audit_copies.CHANGED
+    monkeypatch.setattr(audit_copies, "LOUDEST", 1e9)
+    assert likeness(one, other) > audit_copies.CHANGED  # each frequency as loud as it is
 
 
 def test_whitening_by_people_is_a_breach_where_a_person_trains_and_tests(tmp_path):
