@@ -352,13 +352,14 @@ def whiten_ahead(piece: Piece, scale: float | None, options: dict, workers: int)
 
     So it would the matrix of resampling, and import what is slow to import.
     """
-    import sklearn.covariance  # noqa: F401
-
     if "raw_eeg" not in piece.path.name:
         return
     raw = _raw(piece.path, stamp(piece.path))
-    _resampling(raw.n_times, raw.sfreq)
+    if raw.sfreq != SFREQ:
+        _resampling(raw.n_times, raw.sfreq)
     if options["whiten"] == "epochs":
+        import sklearn.covariance  # noqa: F401
+
         _whitener_of(piece, scale, options, workers)
 
 

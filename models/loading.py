@@ -72,7 +72,7 @@ def kind_of(name: str, flag: str, hint: str, known: Mapping, expected: str = "ex
 
 def load_processor(kind: type, name: str, **settings):  # noqa: ANN201 - whatever `kind` makes
     """`kind.from_pretrained(name, …)` of an image processor; ValueError where its pictures would be too large."""
-    where = {name: value for name, value in settings.items() if name in ("local_files_only", "subfolder")}
+    where = {key: value for key, value in settings.items() if key in ("local_files_only", "subfolder")}
     found, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name, **where)  # from either of two files
     check_numbers(found, "the image processor", limits.MAX_INPUT)
     return kind.from_pretrained(name, **settings)
@@ -181,8 +181,8 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
             if part in left_out or not isinstance(index[part], list) or index[part][0] is None:
                 continue
             check_config(Path(name, part, "scheduler_config.json"))
-            for settings in ("preprocessor_config.json", "processor_config.json"):
-                check_config(Path(name, part, settings), limits.MAX_INPUT)
+            for file in ("preprocessor_config.json", "processor_config.json"):
+                check_config(Path(name, part, file), limits.MAX_INPUT)
             check_tokenizer(Path(name, part))
             kind = part_class(part, *map(str, index[part]))
             if issubclass(kind, transformers.PreTrainedModel | diffusers.ModelMixin):

@@ -10,8 +10,8 @@
 #     get() { pip download --no-deps -d "$1" -r <(grep -E "^(${2// /|})==" requirements.txt) "${@:3}"; }
 #     get wheels "accelerate diffusers peft lmdb zlib-ng scipy pillow" psutil                       # 49 MB
 #     get more "bitsandbytes matplotlib" contourpy cycler kiwisolver pyparsing python-dateutil six fonttools  # 58 MB
-#     PLACE=/tmp/unpacked WHEELS=wheels bash tests/gpu/run.sh      # without NF4, and without the same command twice
-#     PLACE=/tmp/unpacked WHEELS=more bash tests/gpu/run.sh --only nf4 decode twice
+#     PLACE=unpacked WHEELS=wheels bash tests/gpu/run.sh      # without NF4, and without the same command twice
+#     PLACE=unpacked WHEELS=more bash tests/gpu/run.sh --only nf4 decode twice
 # A line whose library is not there says so.
 # OUT (default: outputs/gpu) is where check.md and check.json are left. Exit code 1: a line failed, or is over its limit.
 set -euo pipefail
