@@ -12,6 +12,7 @@ from pathlib import Path
 
 from utils import flags
 from utils.errors import UserError
+from utils.locks import lock_beside
 from utils.paths import default
 from utils.script import run_script, start_script
 
@@ -73,6 +74,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    lock = Path(args.output).with_name(f".{Path(args.output).name}.lock")
+    lock = lock_beside(args.output)
     go_on = "captions that are written are kept; the same command goes on behind them"
     run_script(lambda: main(args), [lock], go_on)

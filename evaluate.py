@@ -28,6 +28,7 @@ from datasets.description import DATASETS, described
 from datasets.splits import caution, check_protocol
 from utils import flags
 from utils.errors import UserError
+from utils.locks import lock_beside
 from utils.paths import default
 from utils.script import run_script, start_script
 
@@ -320,5 +321,5 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     locks = [Path(place) / ".lock" for place in (args.output_dir, args.keep_rows) if place]
     if args.ensemble:  # of folds the name is the beginning of several folders
-        locks.append(Path(args.ensemble).with_name(f".{Path(args.ensemble).name}.lock"))
+        locks.append(lock_beside(args.ensemble))
     run_script(lambda: main(args), locks)

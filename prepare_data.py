@@ -14,6 +14,7 @@ from pathlib import Path
 from datasets.description import DATASETS, load_description
 from utils import flags
 from utils.errors import UserError
+from utils.locks import lock_beside
 from utils.paths import default, make_room
 from utils.script import run_script, start_script
 
@@ -89,6 +90,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    lock = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")
+    lock = lock_beside(args.lmdb_dir)
     go_on = "files that are prepared are kept; the same command goes on behind them"
     run_script(lambda: main(args), [lock], go_on)

@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 
 from utils import flags
+from utils.locks import lock_beside
 from utils.paths import make_room
 from utils.script import run_script, start_script
 
@@ -169,6 +170,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    lock = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")
+    lock = lock_beside(args.lmdb_dir)
     go_on = "files that are prepared are kept; the same command goes on behind them"
     run_script(lambda: main(args), [lock], go_on)

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from datasets.things_dataset import DESCRIPTION, ELECTRODES, EPOCH, SESSIONS, SUBJECTS
 from utils import flags
 from utils.errors import UserError
+from utils.locks import lock_beside
 from utils.paths import default, make_room
 from utils.script import run_script, start_script
 
@@ -144,6 +145,6 @@ def kept_electrodes(files: list) -> list[str]:
 
 
 if __name__ == "__main__":
-    lock = args.lmdb_dir.with_name(f".{args.lmdb_dir.name}.lock")
+    lock = lock_beside(args.lmdb_dir)
     go_on = "pieces that are prepared are kept; the same command goes on behind them"
     run_script(lambda: main(args), [lock], go_on)

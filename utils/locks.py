@@ -103,6 +103,11 @@ def all_of(paths: Sequence[Path]) -> Iterator[list[Path]]:
         yield held
 
 
+def lock_beside(path: str | Path) -> Path:
+    """`.NAME.lock` beside a file, or a folder, that appears as a whole."""
+    return Path(path).with_name(f".{Path(path).name}.lock")
+
+
 def rank_and_number() -> tuple[int, int]:
     """Which of how many processes this is that `accelerate launch` started for one run; 0 of 1 where it is alone."""
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
