@@ -184,7 +184,8 @@ def main(args: argparse.Namespace) -> None:
     write_rows(rows, output_dir / "decoded_test.jsonl")
     chosen_by = "nothing to choose" if not history else READOUT if len(val) else "none: the last epoch"
     # last of all: who finds it finds the rows as well
-    write_json({"best_epoch": best, "selected_by": chosen_by, "test": scores}, output_dir / "results.json")
+    results = {"best_epoch": best, "selected_by": chosen_by, "test": scores}
+    write_json(results | ({"uses": rows[0].uses} if rows else {}), output_dir / "results.json")
     counts = " / ".join(str(len(data)) for data in (train, val, test))
     chosen = f"; epoch {best} of {len(history)} by validation" if history else ""
     print(f"{args.model} on {description.name}, {args.protocol}: {counts} train / val / test trials{chosen}")

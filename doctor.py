@@ -54,7 +54,7 @@ PIPELINES = {
     "vi_direct": Pipeline("pipeline 3, Visual Imagery: EEG → CLIP space → Stable Diffusion 1.5",
         ["python prepare_data_vi.py", "bash sh/finetune_eeg_to_image.sh", "bash sh/generate_images.sh vi_direct"],
         6, 1, [], "VI", "mapper", "pth_downtasks/eeg_direct", "runwayml/stable-diffusion-v1-5"),
-    "things": Pipeline("pipeline 4, THINGS-EEG2: EEG → CLIP space → SDXL-Turbo (ATM, NICE, UBP)",
+    "things": Pipeline("pipeline 4, THINGS-EEG2, ten people: EEG → CLIP space → SDXL-Turbo (ATM, NICE, UBP)",
         ["python prepare_data_things.py", "bash sh/things.sh"],
         7, 12, [("clip", VIT_H), ("clip", VIT_L), ("captioner", "microsoft/git-large-coco"),
                 ("adapter", "sdxl_models/ip-adapter_sdxl_vit-h.safetensors")],
@@ -65,7 +65,7 @@ PIPELINES = {
         "EEGImageNet", "images", "pth_downtasks/imagenet", "CompVis/stable-diffusion-v1-4"),
     "sgdm": Pipeline("pipeline 6, THINGS-EEG2: EEG → structure → ControlNet → Stable Diffusion 1.5 (SGDM)",
         ["python prepare_data_things.py --subjects 8", "bash sh/sgdm.sh sub-08"],
-        9.5, 10, [("clip", VIT_H), ("adapter", "models/ip-adapter_sd15.safetensors")],
+        16, 10, [("clip", VIT_H), ("adapter", "models/ip-adapter_sd15.safetensors")],
         "THINGS", "images", "pth_downtasks/sgdm", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
 }
 SECTIONS = {  # of what is printed → kinds of needs

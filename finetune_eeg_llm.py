@@ -212,7 +212,7 @@ def main(args: argparse.Namespace) -> None:
     encoder_fingerprint, store = fingerprint(encoder), splits["train"].store
     device, turn = accelerator.device, (accelerator.process_index, accelerator.num_processes)
     run = Run(Path(args.model_dir), ["projection_epoch{}.pth", "lora_epoch{}"], args.select_by, args.keep, turn)
-    train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.seed)
+    train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.layer_decay, args.seed)
     cached = train_encoder == "never" and not args.no_cache_features
     check_learns(args.adapt, None if cached else encoder, bool(args.lambda_cls))
     depends_on = {"store": store.fingerprint, "list of trials": store.listed, "encoder": encoder_fingerprint}

@@ -136,6 +136,7 @@ def start_encoder(args, dataset, description) -> tuple:
         raise UserError(f"--warm_start {args.warm_start} has the encoder {warm['encoder_name']}, not {args.encoder}")
     args.encoder, args.token_pooling = warm["encoder_name"], args.token_pooling or warm["token_pooling"]
     encoder = checkpoint_encoder(warm, path, dataset["train"], foundation, args.allow_partial, args.seed)
+    check_pretraining(encoder, dataset["test"])
     frozen = "; the pooling has no weights, the encoder was frozen"
     print(
         f"warm start: {args.token_pooling} pooling{frozen if warm['encoder'] is None else ' and the trained encoder'}"
@@ -243,7 +244,7 @@ def main(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()  # all have looked before the first one writes
 
     # ------------------------------------------------------------ EEG tokens: a frozen encoder runs once
-    train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.seed)
+    train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.layer_decay, args.seed)
     cached = train_encoder == "never" and not args.no_cache_features
     augment = augmentations(args.augment, "tokens" if cached else "signal", splits["train"])
     splits, reducer = with_features(splits, encoder, cached, args.token_pooling, args.cache_dir, device, turn)

@@ -113,8 +113,9 @@ if __name__ == "__main__":
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--conditioning", nargs="+")
     if first.parse_known_args()[0].conditioning == ["text_states"]:  # commands of before it had a script of its own
+        given = [part.partition("=")[0] for part in sys.argv[1:] if len(part) > 2 and part.startswith("--")]
         for names, usual in OF_TEXT_STATES.items():
-            if not any(part.split("=")[0] in names for part in sys.argv):
+            if not any(name.startswith(flag) for name in names for flag in given):  # also shortened
                 sys.argv += [names[0], default(usual)]
         runpy.run_path(str(ROOT / "generate_text_states.py"), run_name="__main__")
         sys.exit()

@@ -75,7 +75,7 @@ from stages.pictures import (
     together,
     true_class_picture,
 )
-from stages.rows import Row, read_rows, write_rows
+from stages.rows import Row, read_rows, used_besides, write_rows
 from stages.runs import check_output, report_decoded
 from stages.steps import open_runs
 from utils.device import free_gpu_memory
@@ -102,6 +102,7 @@ def decode(args: argparse.Namespace, processes: Processes, output_dir: Path) -> 
     outputs = torch.stack(of_runs).mean(dim=0)  # (N, 77, D)
     p = retrieval.prototype_probabilities(outputs, checkpoint["prototypes"], checkpoint["centre"])
     rows = retrieval.class_rows(run.dataset, groups, p, "prototype")
+    used_besides(rows, *(one.dataset.uses for one, _ in runs))
     none = torch.zeros(1, outputs.shape[-1])  # no pooled vector
     states = {row.index: (of_trial[None], none) for row, of_trial in zip(rows, outputs, strict=True)}
     write_embeddings(output_dir / "embeddings.safetensors", rows, states, checkpoint["image_model"])

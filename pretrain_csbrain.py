@@ -163,8 +163,11 @@ def main(args: argparse.Namespace) -> None:
     seed_everything(args.seed)
     montages = [of["train"].montage for of in splits]
     model = CSBrain.build(montages[0].brain_regions, montages[0].sorted_indices)
+    known = set()  # whose trials the weights that are gone on from have read
     if args.foundation_dir:
-        print(f"going on from {args.foundation_dir}: {load_weights(model, weights_file(args.foundation_dir))}")
+        loaded = load_weights(model, weights_file(args.foundation_dir))
+        known = set(loaded.pretrained_on)
+        print(f"going on from {args.foundation_dir}: {loaded}")
     model.to(accelerator.device)
     others = (with_weights_of(model, montage).to(accelerator.device) for montage in montages[1:])
     models = OneOf([model, *others])
@@ -182,9 +185,7 @@ def main(args: argparse.Namespace) -> None:
             model.load_state_dict(run.state["model"])
             optimizer.load_state_dict(run.state["optimizer"])
     n = [{mode: len(dataset) for mode, dataset in of.items()} for of in splits]
-    people = sorted(
-        {f"{of['train'].description.name}/{t.subject}" for of in splits for d in of.values() for t in d.trials}
-    )
+    people = {f"{of['train'].description.name}/{t.subject}" for of in splits for d in of.values() for t in d.trials}
     print(f"{len(splits)} stores, {sum(of['train'] for of in n)} / {sum(of['val'] for of in n)} train / val trials of "
           f"{len(people)} people; {sum(p.numel() for p in model.parameters()):,} parameters; "
           f"{accelerator.num_processes} process(es) on {accelerator.device}")  # fmt: skip
@@ -195,7 +196,7 @@ def main(args: argparse.Namespace) -> None:
             return args.lr * (step + 1) / args.warmup
         return args.lr * (1 + math.cos(math.pi * min(1.0, (step - args.warmup) / max(1, steps - args.warmup)))) / 2
 
-    run.begin(all_splits[0], args.protocol or description.protocol, pretrained_on=people)
+    run.begin(all_splits[0], args.protocol or description.protocol, pretrained_on=sorted(people | known))
     together = accelerator.prepare(models)
     for epoch in run.epochs(args.epochs):
         seed_everything(args.seed, epoch, accelerator.process_index)
@@ -205,7 +206,7 @@ def main(args: argparse.Namespace) -> None:
         run.trained(loss)
         val = explained(accelerator, models, splits, args.mask)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        facts = {"model": model.state_dict(), "what": "csbrain", "pretrained_on": people}
+        facts = {"model": model.state_dict(), "what": "csbrain", "pretrained_on": sorted(people | known)}
         print(run.save_epoch(loss, val, [facts], state))
         accelerator.wait_for_everyone()
     run.finish([], False, {})  # nothing is tested: what the features are worth, baseline.py --model linear_probe says

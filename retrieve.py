@@ -4,7 +4,8 @@ finetune_eeg_to_clip.py.
     python retrieve.py pth_downtasks/things/atm_sub-08 --datasets_dir data/THINGS/processed_lmdb \
         --output_dir outputs/things/atm_sub-08
     python retrieve.py pth_downtasks/things/*                       # one table; windows and regions as figures
-    python retrieve.py --published_checkpoint ATMS.pth --encoder atm --checkpoint_kind paper --subject sub-08
+    python retrieve.py --published_checkpoint ATMS.pth --encoder atm --checkpoint_kind paper --subject sub-08 \
+        --clip_model laion/CLIP-ViT-H-14-laion2B-s32B-b79K
 
 Scores: top-1 and top-5 among all test images, and k-way for k = 2, 4, 10, 50, 100 exactly (no distractors are drawn), a
 person and on average, for retrieval (images) and classification (sentences); by the number of test repetitions.
@@ -17,7 +18,7 @@ import argparse
 import functools
 from pathlib import Path
 
-from datasets.alignment import ALIGNMENTS, used_together
+from datasets.alignment import ALIGNMENTS
 from datasets.description import load_description, of_images
 from datasets.splits import caution
 from models import GEOMETRIES, choose
@@ -86,7 +87,7 @@ from models.eeg_embedding import embedder_named
 from stages import TARGETS, clip_runs, retrieval
 from stages.clip_runs import ClipRun
 from stages.pictures import top_sheet
-from stages.rows import Row, write_rows
+from stages.rows import Row, used_besides, write_rows
 from stages.targets import TargetSettings, missing_photos
 from utils.files import environment, read_json, write_json
 from utils.hub import local_folder
@@ -162,8 +163,7 @@ def rows_of(
     else:
         like = retrieval.similarities(groups, outputs, targets["retrieval"], geometry)
         rows = ask(targets["retrieval"], images, like=like)
-        for row in rows:
-            row.uses = used_together(*row.uses.split("; "), ALIGNMENTS["session"].uses)
+        used_besides(rows, ALIGNMENTS["session"].uses)
     nearest = like.topk(min(5, len(images))).indices.tolist()
     return rows, {row.index: [images[k] for k in of] for row, of in zip(rows, nearest, strict=True)}
 
@@ -196,10 +196,9 @@ def main(args: argparse.Namespace) -> None:
         if not processes.first:  # all is embedded, which is what takes long
             continue
         rows, nearest = rows_of(run, *whole, targets, images)
-        about = {"used of the test person": rows[0].uses, "hubness": retrieval.hubness(nearest.values(), images)}
-        lines += [
-            line | (about if args.geometry != ["plain"] else {}) for line in retrieval.score_lines(run.name, rows)
-        ]
+        about = {"used of the test person": rows[0].uses}
+        about |= {"hubness": retrieval.hubness(nearest.values(), images)} if args.geometry != ["plain"] else {}
+        lines += [line | about for line in retrieval.score_lines(run.name, rows)]
         write_rows(rows, place / "retrieval.jsonl")
         before = read_json(folder / "run.json") if folder and (folder / "run.json").is_file() else {}
         arguments = before.get("arguments", {})

@@ -1,4 +1,4 @@
-"""Claim: an epoch of finetune_eeg_to_clip.py takes at most 1.1 times the bare passes of the same network.
+"""Goal: an epoch of finetune_eeg_to_clip.py takes at most 1.1 times the bare passes of the same network.
 
     python benchmarks/contrastive_training.py
     python benchmarks/contrastive_training.py --encoders nice --trials 1024 --memory_trials 2000      # a look
@@ -155,7 +155,7 @@ def main() -> None:
             print(
                 f"{encoder}, {len(train)} trials an epoch: " + ", ".join(f"{n} {r}" for n, r in rates.items()) + " /s"
             )
-            print(f"  ours / bare {common.ratio(ours, bare)} (claim: ≤ 1.1)")
+            print(f"  ours / bare {common.ratio(ours, bare)} (goal: ≤ 1.1)")
             print(f"  authors' way / ours {common.ratio(authors, ours)}")
     for n in args.memory_trials:
         with tempfile.TemporaryDirectory() as folder:

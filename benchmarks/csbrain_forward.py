@@ -1,4 +1,4 @@
-"""Claim: CSBrain's forward pass takes 1 / 1.5 of the time of a direct transcription at batch 1 and 8, 1 / 1.3 at 32.
+"""Goal: CSBrain's forward pass takes 1 / 1.5 of the time of a direct transcription at batch 1 and 8, 1 / 1.3 at 32.
 
     python benchmarks/csbrain_forward.py                       # BCIC-IV-2a: 22 electrodes, 4 seconds; fp32
     python benchmarks/csbrain_forward.py --compile --bf16      # and what torch.compile and bf16 are worth
@@ -23,7 +23,7 @@ from benchmarks import common
 from datasets.description import load_description
 from models.CSBrain import CSBrain
 
-CLAIMS = {1: 1.5, 8: 1.5, 32: 1.3}  # batch → ratio
+GOALS = {1: 1.5, 8: 1.5, 32: 1.3}  # batch → ratio
 SQUARE = 2048  # edge of the matrices that tell the machine's rate
 
 # ---------------------------------------------------------------- the rival: the paper, line by line
@@ -123,7 +123,7 @@ def main() -> None:
     parser = common.new_parser(__doc__, rounds=9)
     parser.add_argument("--dataset", default="BCICIV2a", help="whose electrodes")
     parser.add_argument("--patches", type=int, default=4, help="seconds of a trial")
-    parser.add_argument("--batches", type=int, nargs="+", default=list(CLAIMS), help="batch sizes")
+    parser.add_argument("--batches", type=int, nargs="+", default=list(GOALS), help="batch sizes")
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
     parser.add_argument("--bf16", action="store_true", help="also autocast to bf16")
     args = parser.parse_args()
@@ -147,8 +147,8 @@ def main() -> None:
         rates = [matrix_rate()]
         seconds = common.in_turns(sides, args.rounds)
         rates.append(matrix_rate())
-        claim = f" (claim: ≥ {CLAIMS[batch]})" if batch in CLAIMS else ""
-        print(f"batch {batch:2}: transcribed / ours {common.ratio(seconds['transcribed'], seconds['ours'])}{claim}")
+        goal = f" (goal: ≥ {GOALS[batch]})" if batch in GOALS else ""
+        print(f"batch {batch:2}: transcribed / ours {common.ratio(seconds['transcribed'], seconds['ours'])}{goal}")
         trial = [1000 * s / batch for s in seconds["ours"]]
         share = [100 * gflop / (s / batch) / max(rates) for s in seconds["ours"]]
         print(

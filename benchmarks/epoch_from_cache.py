@@ -1,4 +1,4 @@
-"""Claim: an epoch of text or mapper training from cached tokens takes at most 1.1 times the bare passes.
+"""Goal: an epoch of text or mapper training from cached tokens takes at most 1.1 times the bare passes.
 
     python benchmarks/epoch_from_cache.py --data data/demo --pth pth/demo     # after sh/demo.sh
 
@@ -98,7 +98,7 @@ def main() -> None:
             n, bare, command = work(args.data, args.pth, Path(folder) / "run", args.rounds + 1)
             ours, (bare,) = common.around(command, Path(folder) / "run", {"bare": bare}, args.rounds)
         print(f"{name}, {n} trials: epoch {common.spread(ours)} s, bare passes {common.spread(bare)} s")
-        print(f"  epoch / bare {common.ratio(ours, bare)} (claim: ≤ 1.1)")
+        print(f"  epoch / bare {common.ratio(ours, bare)} (goal: ≤ 1.1)")
 
 
 if __name__ == "__main__":

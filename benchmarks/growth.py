@@ -1,4 +1,4 @@
-"""Claim: nothing grows faster than linearly with the trials, and a contrastive training's own memory has a bound.
+"""Goal: nothing grows faster than linearly with the trials, and a contrastive training's own memory has a bound.
 
     python benchmarks/growth.py                                     # 1,000 to 100,000 trials
     python benchmarks/growth.py --sizes 200 400 800 --rounds 1      # a look

@@ -1,4 +1,4 @@
-"""Claim: every line of the hardware table in docs/training.md fits: 8 GB for training on text and for pictures, 4 GB
+"""Goal: every line of the hardware table in docs/training.md fits: 8 GB for training on text and for pictures, 4 GB
 with Stable Diffusion 1.5, its IP-Adapter and ControlNet; SDXL-Turbo fits as it is; training a ControlNet takes 16 GB.
 
     python benchmarks/memory_of_pictures.py

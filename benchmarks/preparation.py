@@ -1,4 +1,4 @@
-"""Claim: two workers prepare recordings at least 5 times as fast as the published way, and 1.8 times as fast as one.
+"""Goal: two workers prepare recordings at least 5 times as fast as the published way, and 1.8 times as fast as one.
 
     python benchmarks/preparation.py                                     # a part of each data set, both sides
     python benchmarks/preparation.py --scale 1 --rounds 1 --sides ours   # full sizes: time and memory
@@ -236,9 +236,9 @@ def report(name: str, n: int, seconds: dict, peaks: dict) -> None:
     print(f"{name}, {n:,} trials")
     for side, of in seconds.items():
         print(f"  {side}: {common.spread([n / s for s in of], 1)} trials/s, largest process {peaks[side]:.2f} GB")
-    print(f"  1 worker / 2 workers {common.ratio(seconds['1 worker'], seconds['2 workers'])} (claim: ≥ 1.8)")
+    print(f"  1 worker / 2 workers {common.ratio(seconds['1 worker'], seconds['2 workers'])} (goal: ≥ 1.8)")
     if "published" in seconds:
-        print(f"  published / 2 workers {common.ratio(seconds['published'], seconds['2 workers'])} (claim: ≥ 5)")
+        print(f"  published / 2 workers {common.ratio(seconds['published'], seconds['2 workers'])} (goal: ≥ 5)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Claim: preparing a full Visual Imagery recording (32 electrodes, 1000 Hz, 40 minutes) takes under 2.5 GB a worker.
+"""Goal: preparing a full Visual Imagery recording (32 electrodes, 1000 Hz, 40 minutes) takes under 2.5 GB a worker.
 
     python benchmarks/recording_memory.py
 

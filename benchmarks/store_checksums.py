@@ -51,8 +51,8 @@ def main() -> None:
             pairs = [(epoch(dataset, checks=True), epoch(dataset, checks=False)) for _ in range(args.rounds)]
             with_check, without = zip(*pairs, strict=True)
             print(f"{name:10}: {common.spread(without, 0)} µs a trial without the check")
-            claim = "" if name == "no encoder" else " (claim: ≤ 1.05)"
-            print(f"            with / without {common.ratio(with_check, without)}{claim}")
+            goal = "" if name == "no encoder" else " (goal: ≤ 1.05)"
+            print(f"            with / without {common.ratio(with_check, without)}{goal}")
 
 
 def epoch(dataset: TrialDataset, checks: bool) -> float:

@@ -1,4 +1,4 @@
-"""Claim: trials come out of the store at least 5 times as fast as out of CBraMod's pickled layout with its loader.
+"""Goal: trials come out of the store at least 5 times as fast as out of CBraMod's pickled layout with its loader.
 
     python benchmarks/store_reading.py
 
@@ -7,7 +7,7 @@ order, in turns, from a warm page cache. Needs about 3 GB of disk in the tempora
 {"sample": (22, 4, 200) float64 array in microvolts, "label": int}; its loader unpickles and divides by 100, its
 collation stacks and converts. Three ways:
 
-reader    the store's mapped, read-only (22, 800) arrays against the loader's arrays: what the claim is about
+reader    the store's mapped, read-only (22, 800) arrays against the loader's arrays: what the goal is about
 items     private float32 tensors in microvolts, one by one: here copying 70 kB out of the page cache is most of the
           store's time
 batches   64 float32 tensors at a time through PyTorch's DataLoader
@@ -110,7 +110,7 @@ def main():
                         of.append(1e6 * (time.perf_counter() - started) / args.trials)
             print(
                 f"{way:8} store {common.spread(times[0], 1)}, pickled {common.spread(times[1], 1)} µs a trial; "
-                f"pickled / store {common.ratio(times[1], times[0])}" + (" (claim: ≥ 5)" if way == "reader" else "")
+                f"pickled / store {common.ratio(times[1], times[0])}" + (" (goal: ≥ 5)" if way == "reader" else "")
             )
 
 

@@ -1,4 +1,4 @@
-"""Claim: validation of text, all sentences scored, runs at least 4 times as fast as batched `generate` of full prompts.
+"""Goal: validation of text, all sentences scored, runs at least 4 times as fast as batched `generate` of full prompts.
 
     python benchmarks/text_validation.py                  # a language model of TinyLlama's size, fp32: 4.4 GB
     python benchmarks/text_validation.py --layers 2       # a look
@@ -86,7 +86,7 @@ def main() -> None:
     )
     for name, of in seconds.items():
         print(f"  {name}: {common.spread([s / args.trials for s in of])} s a trial")
-    print(f"  full prompts / ours {common.ratio(seconds['full prompts'], seconds['ours'])} (claim: ≥ 4)")
+    print(f"  full prompts / ours {common.ratio(seconds['full prompts'], seconds['ours'])} (goal: ≥ 4)")
 
 
 if __name__ == "__main__":

@@ -133,7 +133,9 @@ def common_electrodes(
     everywhere = [name for name in found[0].electrodes if all(name in f.electrodes for f in found)]
     if asked:
         if missing := [name for name in asked if name not in everywhere]:
-            raise UserError(f"--electrodes {some(missing)}: not in all recordings; these are: {', '.join(everywhere)}")
+            lacks = next(file for f, file in zip(found, files, strict=True) if missing[0] not in f.electrodes)
+            these = f"{lacks} has no {missing[0]}; in all are {', '.join(everywhere) or 'none'}"
+            raise UserError(f"--electrodes {some(missing)}: not in all recordings: {these}")
         everywhere = list(asked)
     montage, unknown = montage_of(everywhere)
     left_out = sorted({*unknown, *(name for f in found for name in f.others)})

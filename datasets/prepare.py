@@ -73,10 +73,7 @@ def prepare(
         for note in writer.notes:
             counts.update({tuple(key): n for key, n in note["counts"]})
         if not any(fate == "kept" for fate, *_ in counts):
-            dropped = sum(n for (fate, *_), n in counts.items() if fate.startswith("dropped"))
-            said = Counter({key: n for key, n in counts.items() if isinstance(key[-1], str) and key[0] != "recordings"})
-            some = "; ".join(f"{fate.partition(': ')[2]}: {what} ({n})" for (fate, *_, what), n in said.most_common(5))
-            cause = (f"{dropped} were dropped" if dropped else "no events in them") + (f" ({some})" if some else "")
+            cause = _why_none(counts)
             raise UserError(f"none of the {len(files)} recordings gives a trial: {cause}; {files[0]} is the first")
     except BaseException as error:
         wrong = isinstance(error, UserError) and not isinstance(error, WorkerLost)
@@ -90,6 +87,14 @@ def prepare(
     meta["sfreq"] = max(rates(meta["sources"]), default=0.0)
     meta["counts"] = {"/".join(map(str, key)): n for key, n in counts.items()}  # JSON has no tuples: "kept/A01/0"
     closing_table(description, writer.finish(meta), counts)
+
+
+def _why_none(counts: Counter) -> str:
+    """Why recordings give no trial, in words."""
+    dropped = sum(n for (fate, *_), n in counts.items() if fate.startswith("dropped"))
+    said = Counter({key: n for key, n in counts.items() if isinstance(key[-1], str) and key[0] != "recordings"})
+    some = "; ".join(f"{fate.partition(': ')[2]}: {what} ({n})" for (fate, *_, what), n in said.most_common(5))
+    return (f"{dropped} were dropped" if dropped else "no events in them") + (f" ({some})" if some else "")
 
 
 def is_simulated(files: Sequence[Path | Piece]) -> bool:

@@ -5,6 +5,7 @@ PyTorch is imported where it is used: a script's -h reads the datasets' files, a
 
 import copy
 import hashlib
+import random
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -118,6 +119,8 @@ class TrialDataset:
         align, align_method : str. Keys of `ALIGNMENTS`, `METHODS`. Covariances are those of the part that is read.
         Raises UserError if the trials have no such part.
         """
+        if align in ("none", "trial") and align_method != "euclidean":
+            raise UserError(f"--align_method {align_method} is of a mean over trials; --align {align} makes none")
         made = self._another(align=align, align_method=align_method, _aligning=None)
         made._select(window, regions, band)
         if align != "none" and len(made):
@@ -359,9 +362,16 @@ def target_ids(text: str, tokenizer) -> list[int]:
 
 
 def check_not_random(prepare: Callable, x: np.ndarray, sfreq: float) -> None:
-    """Raise UserError where an encoder's `prepare` makes something else of a trial each time: what it gives is kept."""
-    once, again = (np.asarray(prepare(x.copy(), sfreq)) for _ in range(2))
-    if once.shape != again.shape or not np.array_equal(once, again, equal_nan=once.dtype.kind == "f"):
+    """Raise UserError where an encoder's `prepare` draws anything at random: what it gives of a trial is kept."""
+    import torch
+
+    def drawn() -> tuple:
+        name, keys, place, *_ = np.random.get_state()
+        return random.getstate(), name, keys.tobytes(), place, torch.get_rng_state().numpy().tobytes()
+
+    before, first, *others = drawn(), *(np.asarray(prepare(x.copy(), sfreq)) for _ in range(8))
+    alike = [np.array_equal(first, other, equal_nan=first.dtype.kind == "f") for other in others]
+    if not all(alike) or drawn() != before:  # it may change few trials, by one of these generators or by its own
         hint = "augment in the training loop (AUGMENTATIONS in models/__init__.py, --augment)"
         raise UserError(f"prepare() of this encoder is random, and what it gives is kept: {hint}")
 

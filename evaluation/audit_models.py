@@ -32,6 +32,7 @@ from utils.processes import Processes
 
 SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
 DECODED_ANEW = 16  # trials of a text or mapper run
+ALL_ANEW = 1_000  # trials of which all are, where answers depend on those of other trials of the session
 ROUNDING = 0.1  # share of answers that another device's or library's rounding may turn
 RUNS_FAULTS = (UserError, KeyError, ValueError, TypeError, AttributeError)  # what a run's own record may make of it
 
@@ -84,19 +85,22 @@ def used_findings(run: Run, datasets: Sequence[TrialDataset]) -> Checked:
     adapt = ADAPTATIONS.get(str(run.argument.get("adapt", "none")), ADAPTATIONS["none"])
     ranked = "none" if run.argument.get("geometry", "plain") == "plain" else "session"
     settings, said = used_together(*test.uses.split("; "), adapt.uses, ALIGNMENTS[ranked].uses), run.uses
-    if "ensemble" not in run.record and settings != said:
+    if "ensemble" in run.record:
+        yield "cannot", f"whether an ensemble used of the test person what its rows say, {said!r}: audit its runs"
+    elif settings != said:
         yield "BREACH", f"its rows say {said!r} was used of the test person, its settings {settings!r}"
         return
-    yield "ok", f"used of the test person: {said}, as its settings say"
+    else:
+        yield "ok", f"used of the test person: {said}, as its settings say"
     if ALIGNMENTS[test.align].causal:
-        person = [trial for trial in test.store.trials if trial.subject == test.trials[0].subject]
-        order = sorted(person, key=origin)
-        aligned = test.aligning(order)
-        for place in sorted({1, len(order) // 2, len(order) - 1}):  # with nothing behind it, each is aligned alike
-            until = test.aligning(order[:place])
-            if any(not np.array_equal(until[trial.key], aligned[trial.key]) for trial in order[:place]):
-                yield "BREACH", f"trials before {order[place].key} are aligned by what comes after"
-                return
+        for person in sorted({trial.subject for trial in test.trials}):
+            order = sorted((trial for trial in test.store.trials if trial.subject == person), key=origin)
+            aligned = test.aligning(order)
+            for place in sorted({1, len(order) // 2, len(order) - 1}):  # with nothing behind it, each is aligned alike
+                until = test.aligning(order[:place])
+                if any(not np.array_equal(until[trial.key], aligned[trial.key]) for trial in order[:place]):
+                    yield "BREACH", f"trials before {order[place].key} are aligned by what comes after"
+                    return
         yield "ok", "no trial is aligned by a later one: bit-equal without them"
 
 
@@ -168,9 +172,12 @@ def decoded_findings(run: Run, description, store, cache_dir: str | None, device
     """Whether a text or mapper run's best checkpoint gives the answers of its rows: some are decoded anew."""
     if not (run.folder / "results.json").is_file():
         return
-    if (adapt := run.argument.get("adapt", "none")) != "none":  # some trials of a session are adapted to otherwise
-        yield "cannot", f"whether its checkpoint gives these answers: --adapt {adapt}"
-        return
+    adapt, number = run.argument.get("adapt", "none"), DECODED_ANEW
+    if adapt != "none":
+        kind, number = ADAPTATIONS.get(str(adapt), ADAPTATIONS["im"]), len(run.rows)
+        if kind.changes != "answers" or number > ALL_ANEW:  # some trials of a session are adapted to otherwise
+            yield "cannot", f"whether its checkpoint gives these answers: --adapt {adapt}, {number} trials"
+            return
     kinds = {
         "text": (partial(read_text_runs, lora_dir=None), decode_text),
         "mapper": (read_mapper_runs, decode_embeddings),
@@ -183,7 +190,7 @@ def decoded_findings(run: Run, description, store, cache_dir: str | None, device
                 found = read([str(run.folder)])
                 asked = DecodingSettings(
                     datasets_dir=str(store.path), split="test", protocol=found[0].content["protocol"],
-                    num_samples=DECODED_ANEW, output_dir=place, foundation_dir=run.argument.get("foundation_dir"),
+                    num_samples=number, output_dir=place, foundation_dir=run.argument.get("foundation_dir"),
                     use_pretrained_weights=bool(run.argument.get("use_pretrained_weights", True)),
                     allow_partial=bool(run.argument.get("allow_partial")),
                     encoder_seed=int(run.argument.get("seed", 0)),

@@ -35,15 +35,9 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
     if n_classes < 2:
         yield Finding("cannot", "probes", "there is one class only")
         return
+    yield _of_recordings(held, n_classes, recordings)
     if (held == 1).all():
-        words = "each recording holds one class: whatever tells recordings apart tells the class"
-        yield Finding("BREACH", "recordings", words)
         return
-    if (held == n_classes).all():
-        yield Finding("ok", "recordings", "each holds all classes")
-    else:
-        words = "they hold some of the classes: knowing the recording alone gives"
-        yield Finding("notice", "recordings", f"{words} {percent(np.mean(1 / held[recordings]))}")
 
     def centred(x: np.ndarray) -> np.ndarray:
         return _within(recordings, x, _robust)
@@ -77,6 +71,17 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
     yield Finding(kind, "single samples", f"{most}; no other sample has more (by chance up to {percent(s.chance)})")
     if blocks is not None and s.energies.size:
         yield _drift(s, labels, recordings, blocks)
+
+
+def _of_recordings(held: np.ndarray, n_classes: int, recordings: np.ndarray) -> Finding:
+    """What the recording of a trial alone tells of its class. held : (R,) numbers of classes of each recording."""
+    if (held == 1).all():
+        words = "each recording holds one class: whatever tells recordings apart tells the class"
+        return Finding("BREACH", "recordings", words)
+    if (held == n_classes).all():
+        return Finding("ok", "recordings", "each holds all classes")
+    words = "they hold some of the classes: knowing the recording alone gives"
+    return Finding("notice", "recordings", f"{words} {percent(np.mean(1 / held[recordings]))}")
 
 
 def _probe(

@@ -18,15 +18,16 @@ from stages.rows import PICTURE, Row, read_rows, signed
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.hub import PLAIN_FILES, local_folder
+from utils.limits import MAX_WORDS
 from utils.paths import ROOT, written_whole
 
 # files of decoded trials; the last one is kept under docs/results/
 DECODED = "decoded_test.jsonl", "decoded.jsonl", "retrieval.jsonl", "decoded_test.jsonl.gz"
 
-
+USED = "used of the test person"  # a column of every table of scores
 # arguments in a run.json that more is made of than a comparison → what they must be, in words, and whether they are
 PAIR = ("two numbers", lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)))
-TEXT = ("text", lambda value: isinstance(value, str))
+TEXT = (f"a text of at most {MAX_WORDS} characters", lambda value: isinstance(value, str) and len(value) <= MAX_WORDS)
 ARGUMENTS = {
     **dict.fromkeys(("window", "band"), PAIR),
     **dict.fromkeys("downstream_dataset datasets_dir images_dir stimuli_dir captions protocol".split(), TEXT),
@@ -240,6 +241,10 @@ def read_control(run: Run, suffix: str) -> Run | None:
         raise UserError(f"{place} is not a shuffled-label control: it was made without --shuffle_labels; move it away")
     if [t[:-1] for t in control.trials] != [t[:-1] for t in run.trials]:
         raise UserError(f"{place} is not the control of this run: it was tested on other trials; move it away")
+    its, own = control.rows[0].uses, run.rows[0].uses  # old rows do not say it
+    if its and own and its != own:
+        used = f"it used {its!r} of the test person, the run {own!r}"
+        raise UserError(f"{place} is not the control of this run: {used}; move it away")
     several_classes = len({row.true_label for row in run.rows}) > 1
     if steps := control.later_steps:
         print(f"notice: {place} is a control of {', '.join(steps)} alone: its encoder read true labels")

@@ -47,7 +47,11 @@ def write_ensembles(runs: Sequence[Run], place: Path, suffix: str) -> list[Run]:
         is_one = (folder / "run.json").is_file() and "ensemble" in read_json(folder / "run.json")
         if folder.exists() and not is_one and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--ensemble {place}: {folder} holds something else; choose another name")
-        write_rows(ensemble(members), folder / "decoded_test.jsonl")
+        rows = ensemble(members)
+        if len(used := dict.fromkeys(run.uses for run in members)) > 1:
+            print(f"notice: {folder.name} is of runs that used other things of the test person ({', '.join(used)}); "
+                  f"its rows say {rows[0].uses}")  # fmt: skip
+        write_rows(rows, folder / "decoded_test.jsonl")
         write_json(_record(members), folder / "run.json")
         made.append(read_run(folder))
     return made
@@ -58,6 +62,8 @@ def _record(members: Sequence[Run]) -> dict:
     first = members[0]
     kept = ("downstream_dataset", "datasets_dir", "protocol", "shuffle_labels", *PART)
     arguments = {name: first.argument[name] for name in kept if name in first.argument}
+    differ = [name for name in PART if any(run.argument.get(name) != first.argument.get(name) for run in members)]
+    arguments = {name: value for name, value in arguments.items() if name not in differ}
     same = all(run.depends_on == first.depends_on for run in members)
     settings = sorted({settings_but_for(run, "model_dir", "output_dir") for run in members if "fixed" in run.record})
     record = {"arguments": arguments, "fixed": {"protocol": first.protocol, "ensemble": [len(members), *settings]}}

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from evaluation.decoded_runs import Run
+from datasets.alignment import USES
+from evaluation.decoded_runs import USED, Run
 from evaluation.image_networks import DISTANCES, pixels
 from evaluation.statistics import difference
 from stages.pictures import PictureFolder, Stimuli, compared_picture, drawn_with, fault_of, true_class_picture
@@ -340,7 +341,8 @@ def step_between(argument: Mapping, other: Mapping, recipe: Mapping, its_recipe:
 
 def _line(pictures: Pictures, images: str, n: int) -> dict:
     line = {"images": images, "model": pictures.model, "n": n, "people": len({row.subject for row in pictures.rows})}
-    return line | ({"left out": pictures.left_out[images]} if images in pictures.left_out else {})
+    used = {USED: pictures.rows[0].uses} if pictures.rows[0].uses not in ("", USES[0]) else {}
+    return line | used | ({"left out": pictures.left_out[images]} if images in pictures.left_out else {})
 
 
 class _Views:
@@ -416,7 +418,7 @@ def images_table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
             known = np.isfinite(line.get(m, np.nan))
             cells[-1].append(f"{line[m]:.3f} ({line[f'{m}, low']:.3f} to {line[f'{m}, high']:.3f})" if known else "")
     heads = ["run", "images", "n", "people", *metrics]
-    for head in ("left out", "encoder"):
+    for head in (USED, "left out", "encoder"):
         if any(line.get(head) for line in lines):
             heads.append(head)
             cells = [[*cell, line.get(head, "")] for cell, line in zip(cells, lines, strict=True)]

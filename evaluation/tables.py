@@ -12,7 +12,7 @@ from datasets.alignment import USES
 from datasets.recording import origin
 from datasets.trials import PART
 from evaluation import statistics
-from evaluation.decoded_runs import Run, group_name, is_fold
+from evaluation.decoded_runs import USED, Run, group_name, is_fold
 from stages.rows import Row, with_probabilities
 from stages.scores import FEW_PEOPLE, p_value, percent, score_readout
 
@@ -163,10 +163,12 @@ def warnings_of(name: str, rows: Sequence[Row], readout: str) -> list[str]:
 
 
 def comparisons(groups: Sequence[Sequence[Run]]) -> list[dict]:
-    """McNemar's test for every two runs on the same trials; p corrected by Holm within each set of trials.
+    """McNemar's test for every two runs on the same trials; p corrected by Holm.
 
     Of several seeds the first stands for all, folds of leave-one-subject-out are put together, and the first read-out
-    of each run is compared; a language model's read-outs also with the class head beside it.
+    of each run is compared; a language model's read-outs also with the class head beside it, and all of them with the
+    best baseline of the same condition. Corrected together is what used the same of the test person, on the same
+    trials, and apart from it what compares two conditions.
     """
     same_trials = defaultdict(list)
     for group in groups:
@@ -178,12 +180,25 @@ def comparisons(groups: Sequence[Sequence[Run]]) -> list[dict]:
         same_trials[tuple(sorted(run.trials))].append(run)
     lines = []
     for runs in same_trials.values():
-        first = [(run, run.main_readout) for run in runs]
-        texts = [run for run, name in first if name != "head" and "head" in run.rows[0].readouts]
-        heads = [((run, name), (run, "head")) for run in texts for name in run.rows[0].readouts if name != "head"]
-        tests = [_mcnemar(a, b) for a, b in (*combinations(first, 2), *heads)]
-        lines += [test | {"p_holm": p} for test, p in zip(tests, statistics.holm([t["p"] for t in tests]), strict=True)]
+        pairs, together = list(combinations([(run, run.main_readout) for run in runs], 2)), defaultdict(list)
+        for run in runs:
+            names = list(run.rows[0].readouts)
+            if "head" in names[1:]:
+                pairs += [((run, name), (run, "head")) for name in names if name != "head"]
+                if baseline := _best_baseline(runs, run.uses):  # the first read-out is among all pairs
+                    pairs += [((run, name), (baseline, baseline.main_readout)) for name in names[1:]]
+        for a, b in pairs:
+            together[a[0].uses if a[0].uses == b[0].uses else ""].append(_mcnemar(a, b))
+        for tests in together.values():
+            p_holm = statistics.holm([test["p"] for test in tests])
+            lines += [test | {"p_holm": p} for test, p in zip(tests, p_holm, strict=True)]
     return lines
+
+
+def _best_baseline(runs: Sequence[Run], uses: str) -> Run | None:
+    """The run of `baseline.py` that is right most often of those that used this of the test person."""
+    baselines = [run for run in runs if run.argument.get("model") and run.uses == uses]
+    return max(baselines, key=lambda run: sum(run.right(run.main_readout)), default=None)
 
 
 def _mcnemar(a: tuple[Run, str], b: tuple[Run, str]) -> dict:
@@ -232,7 +247,6 @@ def _part(line: dict) -> str:
     return ", ".join(filter(None, parts))
 
 
-USED = "used of the test person"
 # heading → text of a line
 COLUMNS = {
     "run": lambda line: line["run"],

@@ -59,8 +59,10 @@ class Mirror:
         """For trials of these electrodes, of which some are pairs; UserError where none are."""
         if not mirrored:
             raise UserError(f"--augment mirror: no two of the electrodes {', '.join(electrodes)} mirror each other")
-        other = {a: b for pair in mirrored for a, b in (pair, pair[::-1])}
-        return cls([list(electrodes).index(other.get(name, name)) for name in electrodes], mirrored_labels(classes))
+        other, labels = {a: b for pair in mirrored for a, b in (pair, pair[::-1])}, mirrored_labels(classes)
+        sides = ", ".join(f"{classes[k]} ↔ {classes[label]}" for k, label in enumerate(labels) if label > k)
+        print(f"mirror: {len(mirrored)} pair(s) of electrodes change places, and of the classes {sides or 'none'}")
+        return cls([list(electrodes).index(other.get(name, name)) for name in electrodes], labels)
 
     def __call__(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.rand(len(x), device=x.device) < 0.5
@@ -78,13 +80,11 @@ def mirrored_labels(classes: Sequence[str]) -> list[int]:
 
     Raises UserError where a class has a side, and the other side is no class.
     """
-    other = {"left": "right", "right": "left"}
-    sides = r"(?<![A-Za-z])(left|right)(?![A-Za-z])"
-    labels = []
+    names, other, labels = [name.lower() for name in classes], {"left": "right", "right": "left"}, []
     for name in classes:
-        across = re.sub(sides, lambda found: other[found[0].lower()], name, flags=re.IGNORECASE)
-        names = [one.lower() for one in classes]
-        if across.lower() not in names:
+        across = re.sub("left|right", lambda found: other[found[0]], name.lower())
+        words = re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())  # LeftHand: left, hand
+        if across not in names and other.keys() & set(words):
             raise UserError(f"--augment mirror: the class {name!r} would become {across!r}, which is none")
-        labels.append(names.index(across.lower()))
+        labels.append(names.index(across if across in names else name.lower()))  # a leftover has no rightover
     return labels

@@ -132,8 +132,7 @@ class StableDiffusion:
     def token_ids(self, prompt: str) -> Tensor:
         """(1, 77) ids, as the pipelines make them."""
         tokenizer = self.pipeline.tokenizer
-        longest = min(tokenizer.model_max_length, self.pipeline.text_encoder.config.max_position_embeddings)
-        padded = {"padding": "max_length", "truncation": True, "max_length": longest}
+        padded = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
         return tokenizer(prompt, return_tensors="pt", **padded).input_ids.to(self.pipeline.device)
 
     def inputs(self, conditioning: Conditioning, empty: Conditioning) -> dict:

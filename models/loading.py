@@ -85,13 +85,19 @@ def load_tokenizer(name: str, **settings):  # noqa: ANN201 - a tokenizer of tran
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise ValueError where a tokenizer.json's rules could make a character more than `MAX_GROWTH` of them.
+    """Raise ValueError where a tokenizer.json's rules could make a character more than `MAX_GROWTH` of them, or a token
+    has a number over `MAX_SIZE`.
 
-    Its library ends the process where memory runs out. Rules that replace follow one another, so they multiply.
+    Their library ends the process where memory runs out: it keeps a place for each number. Rules that replace follow
+    one another, so they multiply.
     """
-    if not (folder / "tokenizer.json").is_file():
-        return
-    rules = read_json(folder / "tokenizer.json")
+    places = folder / "tokenizer.json", folder / "vocab.json"
+    rules, vocabulary = (read_json(place) if place.is_file() else {} for place in places)
+    model = rules.get("model")
+    for tokens in (vocabulary, model.get("vocab") if isinstance(model, dict) else {}):
+        numbers = tokens.values() if isinstance(tokens, dict) else ()
+        if wrong := next((k for k in numbers if isinstance(k, int) and k > limits.MAX_SIZE), None):
+            raise ValueError(f"a token has the number {reprlib.repr(wrong)}; at most {limits.MAX_SIZE} can be right")
     growth, waiting = 1, [rules.get(part) for part in TEXT_RULES]
     while waiting:
         rule = waiting.pop()
@@ -189,6 +195,11 @@ def load_pipeline(name: str, flag: str, hint: str, known: dict, without: dict, d
                 parts[part] = load_whole(kind, name, flag, hint, subfolder=part, dtype=dtype, **local)
         safe = {"use_safetensors": True, "trust_remote_code": False, "dtype": dtype}
         loaded = pipeline.from_pretrained(name, **local, **safe, **parts, **dict.fromkeys(left_out))
+        for part in ("", "_2"):  # pipelines make every prompt as long as the tokenizer says
+            tokenizer, reader = (getattr(loaded, kind + part, None) for kind in ("tokenizer", "text_encoder"))
+            if tokenizer is not None and reader is not None:
+                longest = min(tokenizer.model_max_length, reader.config.max_position_embeddings)
+                tokenizer.model_max_length = longest
     return loaded, family
 
 

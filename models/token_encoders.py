@@ -59,20 +59,23 @@ def load_encoder(
         module, without = getattr(encoder, "net", encoder), getattr(kind, "heads", ())
         loaded = load_weights(module, weights_file(place), allow_partial, without)
         encoder.loaded = loaded._replace(content={})  # which would stay in memory
-        encoder.pretrained_on = loaded.content.get("pretrained_on", [])  # pretrain_csbrain.py's
+        encoder.pretrained_on = loaded.pretrained_on
         print(f"encoder: {place}: {encoder.loaded}")
     if hasattr(encoder, "proj_out"):
         encoder.proj_out = nn.Identity()  # CSBrain's own head; downstream use drops it
     return encoder.eval().requires_grad_(False)
 
 
-def training_of(encoder: nn.Module, whole: bool, rank: int, seed: int) -> str:
+def training_of(encoder: nn.Module, whole: bool, rank: int, decay: float, seed: int) -> str:
     """When an encoder is trained, for `AfterEncoder`. Where `rank` is not 0 it gets adapters, and they alone are.
 
     whole : bool. Train all of a pretrained encoder in the joint phase.
     rank, seed : int. Of the adapters.
-    Raises UserError where both are asked for, or there is no pretrained attention to adapt.
+    decay : float. `--layer_decay`; 1: one rate for all depths.
+    Raises UserError where both are asked for, or there is no pretrained attention to adapt, or no depth that is trained.
     """
+    if decay != 1 and not (encoder.pretrained and (whole or rank) and hasattr(encoder, "parameters_by_depth")):
+        raise UserError("--layer_decay is of csbrain's blocks, where --train_encoder or --encoder_lora trains them")
     if rank:
         if whole:
             raise UserError("--train_encoder trains the encoder's own weights, --encoder_lora freezes them; give one")

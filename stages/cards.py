@@ -163,7 +163,7 @@ def model_card(folder: Path, results: Mapping, control: Mapping | None = None) -
             datasets=[_plain(dataset)],
             metrics=sorted({_metric(score) for score in test.values()}) or None,
             model_name=name,
-            eval_results=[_eval_result(readout, score, data, dataset) for readout, score in test.items()] or None,
+            eval_results=[_eval_result(name, score, results, data, dataset) for name, score in test.items()] or None,
         )
         best = f"the best one by {results['selected_by']} on the validation trials"
         chosen = best if results["val"] else "the last one, as nothing validates"
@@ -196,8 +196,9 @@ def _metric(score: Mapping) -> str:
     return str(score.get("measure", "accuracy")).replace(" ", "_")
 
 
-def _eval_result(name: str, score: Mapping, data: Mapping, dataset: str) -> EvalResult:
-    more = ("n", "people", "low", "high", "chance", "p")
+def _eval_result(name: str, score: Mapping, results: Mapping, data: Mapping, dataset: str) -> EvalResult:
+    about = {key: score[key] for key in ("n", "people", "low", "high", "chance", "p") if key in score}
+    about |= {"used_of_the_test_person": results["uses"]} if results.get("uses") else {}
     return EvalResult(
         task_type="eeg-decoding",
         dataset_type=_plain(dataset).lower(),
@@ -207,7 +208,7 @@ def _eval_result(name: str, score: Mapping, data: Mapping, dataset: str) -> Eval
         metric_type=_metric(score),
         metric_name=name,
         metric_value=score.get("accuracy", score.get("value")),
-        metric_args={key: score[key] for key in more if key in score},
+        metric_args=about,
     )
 
 
@@ -238,6 +239,8 @@ def _scores(results: Mapping, control: Mapping | None) -> Iterator[str]:
     rows += [_score_line("test, shuffled-label control", k, score) for k, score in of_control if k in results["test"]]
     if not results["test"]:
         yield "The store has no test trials, so there is no test score."
+    if results.get("uses"):
+        yield f"Used of the test person, besides the trial that is decoded: {results['uses']}."
     if rows:
         yield _table(["split", "read-out", "score", "n", "people", "95 % interval", "chance", "p"], rows)
 

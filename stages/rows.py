@@ -121,6 +121,12 @@ def new_row(dataset, index: int, readouts: dict[str, Readout], text: str, uses: 
     return row
 
 
+def used_besides(rows: Sequence[Row], *uses: str) -> None:
+    """Let rows say the most of what they and others, whose outputs go into them or their pictures, have used."""
+    for row in rows:
+        row.uses = used_together(*(one for use in (row.uses, *uses) for one in use.split("; ")))
+
+
 def draw_what(row: Row, description: DatasetDescription, readout: str) -> Row:
     """Fill in what is drawn, from one read-out: of "keyword" what the text says, else the decoded class's sentence."""
     label = row.readouts[readout].label

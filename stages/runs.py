@@ -178,6 +178,7 @@ class Run:
         chosen_by = self.choose_by if best["val"] else "none: the last epoch"
         results = {"best_epoch": best["epoch"], "selected_by": chosen_by, "val": best["val"]}
         results["test"] = {readout: score.as_dict() for readout, score in test.items()}
+        results |= {"uses": rows[0].uses} if rows else {}
         if rows or measures is None:
             write_rows(rows, self.folder / "decoded_test.jsonl")
         if self.best_file().is_file():  # a ControlNet's folder is in the hub's layout already

@@ -31,7 +31,7 @@ from stages.embeddings import Tensors
 from stages.guided_pictures import DECODED, Wanted
 from stages.pictures import Picture, opened_whole, save_with_recipe
 from stages.retrieval import class_rows, embed, prototype_probabilities, retrieval_rows
-from stages.rows import Row
+from stages.rows import Row, used_besides
 from stages.targets import decoded_maps
 from utils.checkpoints import fingerprint
 from utils.errors import UserError
@@ -69,6 +69,7 @@ class Decoded:
         """A further run on the same trials, see `open_like`; and a function that gives its outputs (N, …) for them."""
         opened = self.foundation, self.cache_dir, self.device
         run, groups = open_like(Path(place), self.run, self.groups, target, *opened)
+        used_besides(self.rows, run.dataset.uses)
         shared = self.device, self.batch_size, self.processes
         return run, lambda: embed(run.model, run.dataset, groups, run.people, *shared)
 
@@ -387,4 +388,5 @@ def decode_embedding(
     vectors = of_runs[0] if len(runs) == 1 else torch.stack([F.normalize(v, dim=-1) for v in of_runs]).mean(dim=0)
     with processes.first_ahead():  # which keeps the embeddings of images
         rows, others, length = nearest_images(run, groups, vectors, images_dir, clip_model, cache)
+    used_besides(rows, *(one.dataset.uses for one, _ in runs))
     return Decoded(run, groups, vectors, rows, length, **how), others

@@ -44,7 +44,7 @@ def encoder_for(
 def check_pretraining(encoder: nn.Module, dataset: TrialDataset) -> None:
     """Raise UserError where an encoder was pretrained on unlabelled trials of a person who is tested as a stranger."""
     tested = {f"{dataset.description.name}/{trial.subject}" for trial in dataset.trials}
-    if not dataset.trains_on_tested and (both := sorted(tested & set(map(str, encoder.pretrained_on)))):
+    if not dataset.trains_on_tested and (both := sorted(tested & set(encoder.pretrained_on))):
         hint = "pretrain under the protocol that you test under"
         raise UserError(f"--foundation_dir was pretrained on trials of {', '.join(both[:5])}, who is tested; {hint}")
 

@@ -148,6 +148,7 @@ AUGMENTATION = '''
 
 def louder(x, labels):
     """Double half of the trials."""
+    print("louder trials")
     louder = torch.rand(len(x), *[1] * (x.ndim - 1)) < 0.5
     return torch.where(louder, 2 * x, x), labels
 '''
@@ -422,6 +423,10 @@ def test_the_prompts_are_the_datasets_and_the_text_loss_is_one_line(at):
     assert 7 < line["train_loss"] < 20
 
 
+def test_an_augmentation_changes_training_batches(at):
+    assert "louder trials" in said(at, "finetune_eeg_llm.py") and "louder trials" in said(at, "finetune_eeg_to_clip.py")
+
+
 def test_a_read_out_is_one_entry(at):
     results = read_json(at / "text/results.json")
     assert results["selected_by"] == "first"
@@ -501,7 +506,7 @@ CARRIED_OUT = {
     "an encoder": (test_a_dataset_an_encoder_a_pooling_and_a_protocol_are_a_few_lines_each, SEEN),
     "a joint encoder": (test_an_encoder_is_trained_together_with_what_reads_it, SEEN),
     "a pooling": (test_a_dataset_an_encoder_a_pooling_and_a_protocol_are_a_few_lines_each, SAME),
-    "an augmentation": (test_the_prompts_are_the_datasets_and_the_text_loss_is_one_line, SEEN),
+    "an augmentation": (test_an_augmentation_changes_training_batches, test_an_augmentation_changes_training_batches),
     "a contrastive loss": (LOSS, SEEN),
     "the text loss": (test_the_prompts_are_the_datasets_and_the_text_loss_is_one_line, None),
     "the target": (LOSS, TARGET_TEST),

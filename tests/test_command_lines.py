@@ -118,6 +118,9 @@ def test_text_states_without_a_folder_go_where_they_went(monkeypatch):
     args = parsed(["generate_eeg2img.py", "--conditioning", "text_states", "--stimuli_dir", "photos"], monkeypatch)
     assert args.output_dir.endswith("outputs/eeg2img") and args.images_dir == "photos"
     assert args.datasets_dir.endswith("data/THINGS/processed_lmdb")
+    short = ["--conditioning", "text_states", "--output", "mine", "--datasets", "store", "--images", "photos"]
+    args = parsed(["generate_eeg2img.py", *short], monkeypatch)
+    assert (args.output_dir, args.datasets_dir, args.images_dir) == ("mine", "store", "photos")
 
 
 @pytest.mark.parametrize("argv", of_readme(), ids=" ".join)

@@ -4,6 +4,7 @@ writes nothing.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -425,6 +426,17 @@ def test_an_older_python_is_told_so():
 def test_the_4_bit_product_is_that_of_nf4():
     mark, text = doctor.check_4bit("cpu")
     assert mark == "ok" and "relative error 0.09" in text
+
+
+def test_it_asks_for_the_memory_that_the_hardware_table_says():
+    table = (ROOT / "docs/training.md").read_text().partition("## Hardware")[2]
+    limits = dict(re.findall(r"(?m)^\| ([^|(]+?) (?:\([^|]*)?\| (\d+) GB \|", table))
+    for work, pipeline in (
+        ("EEG → text training", "bcic"),
+        ("mapper training", "vi_direct"),
+        ("ControlNet training", "sgdm"),
+    ):
+        assert doctor.PIPELINES[pipeline].memory == int(limits[work]), (work, limits)
 
 
 def test_too_little_disk_or_memory_is_wrong(tmp_path):

@@ -243,6 +243,30 @@ def test_a_text_is_compared_with_the_class_head_beside_it(script, tmp_path):
     assert [pairs["a, keyword", "a, head"], pairs["b, keyword", "b, head"]] == [("0", "10"), ("0", "30")]
 
 
+def test_a_text_is_compared_with_the_best_baseline_of_its_condition_and_conditions_are_corrected_apart(
+    script, tmp_path
+):
+    session = "all trials, unlabelled (transductive)"
+    for name, correct, uses, method in (("text", 80, "nothing", ""), ("csp", 60, "nothing", "csp_lda"),
+                                        ("net", 70, "nothing", "eegnet"), ("far", 90, session, "eegnet")):  # fmt: skip
+        run_of(tmp_path / name, correct, method=method)
+        path = tmp_path / name / "decoded_test.jsonl"
+        rows = [json.loads(line) | {"uses": uses} for line in path.read_text().splitlines()]
+        for r in rows:
+            head = {"head": r["readouts"]["keyword"]} if name == "text" else {}
+            r["readouts"] = r["readouts"] | head if head else {"classifier": r["readouts"]["keyword"]}
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    script("evaluate.py", *sorted(tmp_path.iterdir()), "--output_dir", tmp_path / "tables")
+    lines = list(csv.DictReader((tmp_path / "tables/comparisons.csv").read_text().splitlines()))
+    of_text = {line["b"] for line in lines if line["a"] in ("text, likelihood", "text, head")}
+    assert of_text == {"text, head", "net, classifier"}
+    apart = [session in line["a"] or session in line["b"] for line in lines]
+    assert (apart.count(True), apart.count(False)) == (3, 7)  # 3 pairs and 4 of the text's further read-outs
+    ((p, corrected),) = [(float(line["p"]), float(line["p_holm"])) for line in lines
+                                  if {line["a"][:3], line["b"][:3]} == {"csp", "far"}]  # fmt: skip
+    assert corrected == pytest.approx(3 * p)  # the least of three
+
+
 def test_one_answer_for_all_and_classes_that_are_never_answered_are_warned_of(script, tmp_path):
     write(tmp_path / "run", correct=100)
     path = tmp_path / "run/decoded_test.jsonl"
@@ -299,6 +323,13 @@ def test_what_is_no_control_of_the_run_is_refused(script, tmp_path):
     write(tmp_path / "run_shuffled", correct=27, n=50)
     done = script("evaluate.py", tmp_path / "run")
     assert done.code == 2 and "run_shuffled is not the control of this run" in done.error_line
+    for name, correct, uses in (("of", 80, "nothing"), ("of_shuffled", 27, "each trial alone")):
+        write(tmp_path / name, correct=correct)
+        path = tmp_path / name / "decoded_test.jsonl"
+        lines = [json.dumps(json.loads(line) | {"uses": uses}) for line in path.read_text().splitlines()]
+        path.write_text("\n".join(lines) + "\n")
+    done = script("evaluate.py", tmp_path / "of")
+    assert done.code == 2 and "it used 'each trial alone' of the test person, the run 'nothing'" in done.error_line
     write(tmp_path / "other", correct=80)
     write(tmp_path / "other_shuffled", correct=27)
     (tmp_path / "other_shuffled/run.json").write_text('{"arguments": {"shuffle_labels": false}}')

@@ -16,6 +16,8 @@ from datasets.bciciv2a_llm_dataset import DESCRIPTION
 from datasets.recording import Trial
 from datasets.store import open_store, write_store
 from datasets.trials import shuffled_labels
+from evaluation.audit_models import decoded_findings
+from evaluation.decoded_runs import read_run
 from tests.conftest import ROOT, interrupted_before, read_jsonl, run_process, small_store
 
 SCRIPT = "finetune_eeg_llm.py"
@@ -546,3 +548,15 @@ def test_the_mirror_average_of_an_encoder_that_could_be_cached_is_decoded_again(
     for row in read_jsonl(tmp_path / "out/decoded.jsonl"):
         a, b = (of["readouts"]["head"]["probabilities"] for of in (row, ours[row["index"]]))
         assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_answers_that_earlier_trials_set_straight_are_decoded_anew_by_the_audit(demo, few, script, tmp_path):
+    more = {"encoder": "eegnet", "foundation_dir": tmp_path / "nowhere.pth", "adapt": "prior_causal"}
+    flags = demo.training(tmp_path / "run", datasets_dir=few, epochs=1, warmup_epochs=0, **more)
+    assert script(SCRIPT, *flags).code == 0
+    run, device = read_run(tmp_path / "run"), torch.device("cpu")
+    (finding,) = decoded_findings(run, DESCRIPTION, open_store(few), None, device)
+    assert finding.words == "its checkpoint decoded 16 trials anew, and 16 answers agree"
+    run.argument["adapt"] = "im"
+    (finding,) = decoded_findings(run, DESCRIPTION, open_store(few), None, device)
+    assert finding.kind == "cannot"

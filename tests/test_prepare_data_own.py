@@ -137,7 +137,7 @@ def test_pictures_that_were_shown_make_it_a_dataset_of_seen_images(bids, tmp_pat
 def test_what_is_asked_and_not_there_ends_in_one_line(bids, tmp_path, script):
     for flags, message in [
         (["--task", "x"], "--task x:.*has the task imagery"), (["--subjects", "P9"], "--subjects P9: .*has P1, P2"),
-        (["--electrodes", "Cz", "X"], "--electrodes X: not in all recordings"),
+        (["--electrodes", "Cz", "X"], "--electrodes X: not in all recordings: .* has no X"),
         (["--events", "a=b"], "no recording has a"),
         (["--people", "P1/P2"], "expected TRAIN/VAL/TEST"), (["--band", 1, 600], "expected a whole number above"),
     ]:  # fmt: skip

@@ -60,6 +60,15 @@ def test_two_montages_train_one_set_of_weights_that_the_other_scripts_read(whole
     assert again.code == 2 and "was pretrained on trials of BCICIV2a/A02, who is tested" in again.error_line
 
 
+def test_weights_that_are_gone_on_from_bring_the_people_they_were_pretrained_on(stores, whole, script, tmp_path):
+    more = {"epochs": 1, "foundation_dir": whole / "csbrain_epoch2.pth"}
+    done = script(SCRIPT, *flags(stores[1:], tmp_path / "on", **more))
+    assert done.code == 0 and "trials of 3 people" in done.out, done.err
+    content = torch.load(tmp_path / "on/csbrain_epoch1.pth", weights_only=True)
+    people = "BCICIV2a/A01 BCICIV2a/A02 BCICIV2a/A06 BCICIV2b/B01 BCICIV2b/B02 BCICIV2b/B06".split()
+    assert content["pretrained_on"] == read_json(tmp_path / "on/run.json")["pretrained_on"] == people
+
+
 def test_an_interrupted_pretraining_goes_on_to_the_same_weights(stores, whole, script, tmp_path, monkeypatch):
     with interrupted_before(2, monkeypatch):
         assert script(SCRIPT, *flags(stores, tmp_path / "cut")).code == 130

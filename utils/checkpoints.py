@@ -299,6 +299,12 @@ class Loaded(NamedTuple):
     def __str__(self) -> str:
         return "\n  skipped: ".join([f"{self.loaded}/{self.of} loaded", *self.faults])
 
+    @property
+    def pretrained_on(self) -> list[str]:
+        """Whose unlabelled trials pretrain_csbrain.py read for these weights, as DATASET/PERSON; empty of others."""
+        people = self.content.get("pretrained_on")
+        return [one for one in people if isinstance(one, str)] if isinstance(people, list) else []
+
 
 def load_weights(
     module: nn.Module, path: str | Path, allow_partial: bool = False, without: tuple[str, ...] = ()

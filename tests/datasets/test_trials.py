@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,16 @@ def test_a_protocol_chooses_the_trials(tmp_path):
     dataset = BCICIV2aLLMDataset(folder, "test", "within:A01")
     assert [(t.subject, t.session) for t in dataset.trials] == [("A01", "E")] * 3
     assert {t.subject for t in BCICIV2aLLMDataset(folder, "test", "loso:A06").trials} == {"A06"}
+
+
+@pytest.mark.parametrize("chance", [np.random.rand, lambda: torch.rand(1).item(), random.random])
+def test_a_preparation_that_changes_few_trials_at_random_is_refused(tmp_path, chance):
+    dataset = BCICIV2aLLMDataset(write(tmp_path / "store"), "train")
+    with pytest.raises(UserError, match="random, and what it gives is kept"):
+        dataset.prepared(lambda samples, sfreq: 2 * samples if chance() < 1e-6 else samples)
+    rng = np.random.default_rng(0)  # its own, which nobody sees
+    with pytest.raises(UserError, match="random, and what it gives is kept"):
+        dataset.prepared(lambda samples, sfreq: 2 * samples if rng.random() < 0.5 else samples)
 
 
 def test_what_prepare_makes_of_a_trial_is_made_once_and_tokens_take_its_place(tmp_path):

@@ -344,5 +344,5 @@ def test_what_a_geometry_has_used_is_no_breach_and_adapted_answers_are_said_not_
     kinds = [next(used_findings(of, [test])).kind for of in (run(whole, geometry="csls"), run(whole), run("nothing"))]
     assert kinds == ["ok", "BREACH", "ok"]
     (tmp_path / "results.json").write_text("{}")
-    (finding,) = decoded_findings(run(whole, adapt="prior"), None, None, None, None)
-    assert finding.kind == "cannot" and "--adapt prior" in finding.words
+    (finding,) = decoded_findings(run(whole, adapt="im"), None, None, None, None)
+    assert finding.kind == "cannot" and "--adapt im" in finding.words

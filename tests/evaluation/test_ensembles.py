@@ -82,6 +82,8 @@ def test_what_was_used_of_the_test_person_is_the_most_that_a_member_used(script,
     }
     for name, used in (("plain", "nothing"), ("aligned", "all trials, unlabelled (transductive)"), ("mean", "all")):
         assert line_of(done.out, name, "head")["used of the test person"].startswith(used)
+    assert "notice: mean is of runs that used other things of the test person (nothing, all trials" in done.out
+    assert "align" not in json.loads((tmp_path / "mean/run.json").read_text())["arguments"]
     # a comparison of two conditions says so
     assert "plain, keyword (nothing)" in done.out
     plain = script("evaluate.py", tmp_path / "plain")

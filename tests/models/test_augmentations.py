@@ -37,14 +37,24 @@ def test_mirrored_trials_exchange_sides_and_the_classes_that_have_one(shape):
 @pytest.mark.parametrize("classes, becomes", [
     (["left hand", "right hand", "feet", "tongue"], [1, 0, 2, 3]), (["LEFT", "Right"], [1, 0]),
     (["arrow left", "cup", "arrow right"], [2, 1, 0]), (["dog", "bright star", "leftover"], [0, 1, 2]),
+    (["LeftHand", "RightHand"], [1, 0]), (["lefthand", "righthand", "rest"], [1, 0, 2]), (["T1", "T2"], [0, 1]),
 ])  # fmt: skip
 def test_a_class_becomes_the_one_of_the_other_side(classes, becomes):
     assert mirrored_labels(classes) == becomes
 
 
+def test_which_classes_change_places_is_said(capsys):
+    Mirror.of_trials(*OF_TRIALS)
+    assert "1 pair(s) of electrodes change places, and of the classes left hand ↔ right hand" in capsys.readouterr().out
+    Mirror.of_trials(["C3", "C4"], [("C3", "C4")], ["T1", "T2"])
+    assert "of the classes none" in capsys.readouterr().out
+
+
 def test_what_has_no_other_side_is_not_mirrored():
     with pytest.raises(UserError, match="'left hand' would become 'right hand', which is none"):
         mirrored_labels(["left hand", "feet"])
+    with pytest.raises(UserError, match="'LeftHand' would become 'righthand', which is none"):
+        mirrored_labels(["LeftHand", "Feet"])
     with pytest.raises(UserError, match="no two of the electrodes Fz, Cz mirror each other"):
         Mirror.of_trials(["Fz", "Cz"], [], ["left", "right"])
 

@@ -19,7 +19,7 @@ class Reader(AfterEncoder, torch.nn.Module):
 
 def adapted(rank=2, seed=0) -> Reader:
     encoder = make("csbrain")
-    return Reader(encoder, training_of(encoder, False, rank, seed))
+    return Reader(encoder, training_of(encoder, False, rank, 1.0, seed))
 
 
 def trained_for_some_steps(reader, steps=3) -> torch.Tensor:
@@ -80,16 +80,22 @@ def test_another_seed_draws_other_adapters():
 ])  # fmt: skip
 def test_adapters_where_they_cannot_be_are_one_line(name, whole, message):
     with pytest.raises(UserError, match=message):
-        training_of(make(name), whole, 2, 0)
+        training_of(make(name), whole, 2, 1.0, 0)
 
 
 # ---------------------------------------------------------------- learning rates by depth
 
 
+@pytest.mark.parametrize("name", ["csbrain", "eegnet"])
+def test_a_decay_over_blocks_that_are_not_trained_is_refused(name):
+    with pytest.raises(UserError, match="--layer_decay is of csbrain's blocks"):
+        training_of(make(name), False, 0, 0.5, 0)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_learning_rate_decays_from_the_last_block_to_the_embeddings(rank):
     encoder = make("csbrain")
-    reader = Reader(encoder, training_of(encoder, not rank, rank, 0))
+    reader = Reader(encoder, training_of(encoder, not rank, rank, 1.0, 0))
     trained = reader.set_encoder_phase(joint=True)
     (one,) = reader.encoder_groups(trained, 1e-3, 1.0)
     assert one["lr"] == 1e-3 and list(map(id, one["params"])) == list(map(id, trained))
@@ -106,7 +112,7 @@ def test_the_learning_rate_decays_from_the_last_block_to_the_embeddings(rank):
 
 def test_an_encoder_without_blocks_has_one_depth():
     encoder = make("eegnet")
-    reader = Reader(encoder, training_of(encoder, False, 0, 0))
+    reader = Reader(encoder, training_of(encoder, False, 0, 1.0, 0))
     (group,) = reader.encoder_groups(reader.set_encoder_phase(joint=False), None, 0.5)
     assert group["lr"] == encoder.lr and len(group["params"]) == len(list(encoder.parameters()))
 

@@ -19,7 +19,7 @@ from torch import nn
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.eeg_llm import load_language_model, lora_targets
 from models.image_generator import EEGImageGenerator, load_image_model
-from models.loading import built, part_class, refuse_code
+from models.loading import built, load_tokenizer, part_class, refuse_code
 from stages.pictures import cue_arrow
 from utils.errors import UserError
 from utils.files import read_json
@@ -429,10 +429,25 @@ def test_a_tokenizer_makes_no_text_of_any_length(demo, tmp_path, rules):
         load_image_model(str(tmp_path / "stable-diffusion"), torch.float32)
 
 
-def test_a_prompt_is_as_long_as_the_text_encoder_reads_whatever_the_tokenizer_says(demo, tmp_path):
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.json"])
+def test_a_tokens_number_is_bounded(demo, tmp_path, file):
+    """Its library keeps a place for each number below it, and would end the process."""
+    for of in ("TinyLlama-1.1B-Chat-v1.0", "stable-diffusion/tokenizer"):
+        shutil.copytree(demo.pth / of, tmp_path / of)
+        if file == "tokenizer.json":
+            edited(tmp_path / of / file, model={"type": "BPE", "merges": [], "vocab": {"a": 2**31 - 1}})
+        else:
+            (tmp_path / of / file).write_text(json.dumps({"a": 2**31 - 1}))
+        with pytest.raises(ValueError, match="a token has the number 2147483647"):
+            load_tokenizer(str(tmp_path / of))
+
+
+@pytest.mark.parametrize("length", [2 * 10**7, 2**31 - 1])
+def test_a_prompt_is_as_long_as_the_text_encoder_reads_whatever_the_tokenizer_says(demo, tmp_path, length):
     shutil.copytree(demo.pth / "stable-diffusion", tmp_path / "sd")
-    edited(tmp_path / "sd/tokenizer/tokenizer_config.json", model_max_length=2 * 10**7)
-    assert load_image_model(str(tmp_path / "sd"), for_reading=True).token_ids("a hand").shape == (1, 77)
+    edited(tmp_path / "sd/tokenizer/tokenizer_config.json", model_max_length=length)
+    model = load_image_model(str(tmp_path / "sd"), for_reading=True)
+    assert model.token_ids("a hand").shape == (1, 77) and model.read_empty().states.shape[:2] == (1, 77)
 
 
 def test_a_checkpoints_sizes_are_compared_with_its_weights_before_they_take_memory():

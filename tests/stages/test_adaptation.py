@@ -1,8 +1,10 @@
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from torch import nn
 
 from datasets.alignment import ADAPTATIONS
@@ -190,18 +192,36 @@ def test_of_few_trials_the_leaning_is_hardly_believed():
     assert 1 < once < 1.5 and often > 5
 
 
-def test_answers_to_noise_stay_at_chance_when_they_are_set_straight():
-    """1,000 experiments without an effect: the mean is chance, and a test at 5 % finds one in twenty."""
-    from scipy.stats import binom
+# experiments without an effect: EEG2IMAGE_NULLS=1000 does as many of each kind, in a minute
+NULLS = {"prior": 1000, "prior_causal": 200, "im": 100, "im_causal": 50}
+NULLS |= dict.fromkeys(NULLS, int(os.environ["EEG2IMAGE_NULLS"])) if "EEG2IMAGE_NULLS" in os.environ else {}
 
-    rng, n, correct = np.random.default_rng(3), 40, []
-    for _ in range(1000):
+
+def are_chance(correct, n):
+    """Of experiments without an effect the mean is chance, and a test at 5 % finds at most one in twenty."""
+    assert np.mean(correct) / n == pytest.approx(0.5, abs=3 * np.sqrt(0.25 / n / len(correct)))
+    found = np.mean(np.array(correct) >= int(binom.ppf(0.95, n, 0.5)) + 1)
+    assert found < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(correct))
+
+
+@pytest.mark.parametrize("kind", ["prior", "prior_causal"])
+def test_answers_to_noise_stay_at_chance_when_they_are_set_straight(kind):
+    rng, n, correct = np.random.default_rng(3), 20, []
+    for _ in range(NULLS[kind]):
         labels, logits = rng.permutation(n) % 2, rng.standard_normal(n) + rng.normal()
         p = np.stack([1 / (1 + np.exp(logits)), 1 / (1 + np.exp(-logits))], axis=1)
-        correct.append(int((np.argmax(p * class_weights(p), axis=1) == labels).sum()))
-    assert np.mean(correct) / n == pytest.approx(0.5, abs=0.01)
-    threshold = int(binom.ppf(0.95, n, 0.5)) + 1
-    assert np.mean(np.array(correct) >= threshold) < 0.07
+        correct.append(round(n * accuracy(set_straight(answers(p, labels), kind))))
+    are_chance(correct, n)
+
+
+@pytest.mark.parametrize("kind", ["im", "im_causal"])
+def test_what_is_learned_of_noise_stays_at_chance(kind):
+    model, n, correct = net(), 10, []  # trials of each of two sessions
+    for seed in range(NULLS[kind]):
+        trials = Trials(n=n, seed=seed)
+        trials.labels = np.random.default_rng((seed, 1)).integers(0, 2, 2 * n)
+        correct.append(round(2 * n * right(decoded(kind, trials, model, size=5), trials)))
+    are_chance(correct, 2 * n)
 
 
 def test_recordings_with_classes_of_their_own_are_refused():

@@ -40,6 +40,10 @@ def test_a_card_says_who_how_well_and_by_which_command_and_its_head_is_the_hubs(
     assert "| test | keyword | 50.0 % | 40 | 2 | 35.0 % to 65.0 % | 25.0 % | 0.001 |" in text
     assert "No shuffled-label control is known" in text and "simulated" not in text
     assert text == model_card(folder, results)
+    used = model_card(folder, results | {"uses": "all trials, unlabelled (transductive)"})
+    assert "Used of the test person, besides the trial that is decoded: all trials, unlabelled" in used
+    (score,) = ModelCard(used).data.eval_results
+    assert score.metric_args["used_of_the_test_person"] == "all trials, unlabelled (transductive)"
 
 
 def test_simulated_recordings_random_encoders_and_controls_are_said(tmp_path):
