@@ -72,7 +72,7 @@ def training_of(encoder: nn.Module, whole: bool, rank: int, decay: float, seed: 
     whole : bool. Train all of a pretrained encoder in the joint phase.
     rank, seed : int. Of the adapters.
     decay : float. `--layer_decay`; 1: one rate for all depths.
-    Raises UserError where both are asked for, or there is no pretrained attention to adapt, or no depth that is trained.
+    Raises UserError where both are asked for, there is no pretrained attention to adapt, or no depth is trained.
     """
     if decay != 1 and not (encoder.pretrained and (whole or rank) and hasattr(encoder, "parameters_by_depth")):
         raise UserError("--layer_decay is of csbrain's blocks, where --train_encoder or --encoder_lora trains them")
