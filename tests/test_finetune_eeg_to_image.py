@@ -381,8 +381,8 @@ def test_an_encoder_that_has_seen_the_test_people_is_no_warm_start(vi_demo, vi_t
     )
     done = script(SCRIPT, *flags)
     assert done.code == 2 and "was trained or validated on S03/01, S03/02" in done.error_line
-    pretrained = {"model": encoder, "what": "csbrain", "pretrained_on": ["VI/S20"]}  # the same weights
-    torch.save(pretrained, tmp_path / "csbrain.pth")
+    weights = torch.load(vi_demo.csbrain, weights_only=True)  # the same ones
+    torch.save({"model": weights, "what": "csbrain", "pretrained_on": ["VI/S20"]}, tmp_path / "csbrain.pth")
     brought = {"warm_start": vi_trained, "foundation_dir": tmp_path / "csbrain.pth"}
     done = script(SCRIPT, *vi_demo.mapping(tmp_path / "run", **brought))
     assert done.code == 2 and "was pretrained on trials of VI/S20, who is tested" in done.error_line
