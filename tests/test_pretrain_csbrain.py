@@ -60,6 +60,16 @@ def test_two_montages_train_one_set_of_weights_that_the_other_scripts_read(whole
     assert again.code == 2 and "was pretrained on trials of BCICIV2a/A02, who is tested" in again.error_line
 
 
+def test_random_weights_begin_small(pretrain):
+    description = load_description("BCICIV2b")
+    montage, x = description.montage, torch.randn(4, 3, 4, 200)
+    model = CSBrain.build(montage.brain_regions, montage.sorted_indices)
+    assert model(x).std() > 100  # the published initialisation
+    pretrain["start_small"](model)
+    assert not model(x).any() and 0.1 < model.encoder(model.patch_embedding(x), model.TemEmbedEEGLayer,
+                                                      model.BrainEmbedEEGLayer).std() < 10  # fmt: skip
+
+
 def test_weights_that_are_gone_on_from_bring_the_people_they_were_pretrained_on(stores, whole, script, tmp_path):
     more = {"epochs": 1, "foundation_dir": whole / "csbrain_epoch2.pth"}
     done = script(SCRIPT, *flags(stores[1:], tmp_path / "on", **more))
