@@ -88,7 +88,7 @@ method() { # name, minutes, condition, seed, command …: one step for all peopl
 }
 text_2b() { # condition, seed, end of the name, flags of sweep.py
   local folder=$runs_2b/text_$1 done=$runs_2b/text_$1/all_seed$2$3.txt
-  step "EEG → text, used of the test person: $1, seed $2 ${*:4}" 5 $done left_out $folder $done $2 "${@:4}" -- \
+  step "EEG → text, used of the test person: $1, seed $2 ${*:4}" 7 $done left_out $folder $done $2 "${@:4}" -- \
     python finetune_eeg_llm.py --datasets_dir $store_2b --llm $pth/TinyLlama-1.1B-Chat-v1.0 "${text_recipe[@]}" \
     $(condition $1)
 }
@@ -106,10 +106,10 @@ steps_2b() {
   for seed in 0 1 2; do
     for used in $conditions; do
       text_2b $used $seed ""
-      method eegnet 2 $used $seed python baseline.py --model eegnet --epochs 20 "${network_recipe[@]}"
+      method eegnet 3 $used $seed python baseline.py --model eegnet --epochs 20 "${network_recipe[@]}"
     done
   done
-  for used in causal session; do text_2b $used 0 _shuffled --controls; done
+  for used in $conditions; do text_2b $used 0 _shuffled --controls; done
   for used in $conditions; do
     method shallow 3 $used 0 python baseline.py --model shallow --epochs 8 "${network_recipe[@]}"
   done

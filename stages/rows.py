@@ -111,6 +111,10 @@ class Row:
     picture_fault: str = ""  # why the drawn picture is none (not finite, blackened, of one colour), in words
 
 
+OF_ROW, OF_READOUT = ({f.name for f in fields(kind)} for kind in (Row, Readout))
+NUMBERS, TEXTS = ([f.name for f in fields(Row) if f.type is kind] for kind in (int, str))
+
+
 def new_row(dataset, index: int, readouts: dict[str, Readout], text: str, uses: str = USES[0]) -> Row:
     """The row of trial `index` of a `TrialDataset`. `uses`: of the test person, beyond what reading the trial has."""
     trial, label, description = dataset.trials[index], dataset.labels[index], dataset.description
@@ -210,8 +214,9 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
     if not lines:
         raise UserError(f"{path} has no trials, so there is nothing to score or draw; decode again")
     # first whether each line is a trial, then whether it is the one that was written
-    rows = _checked(path, lines, lambda content: _row(content, classes))
-    signed_lines = set(_checked(path, lines, lambda content: _signature(content, len(lines))))
+    contents = _checked(path, lines, json.loads)
+    rows = _checked(path, contents, lambda content: _row(content, classes))
+    signed_lines = set(_checked(path, contents, lambda content: _signature(content, len(lines))))
     if signed_lines == {False}:
         print(f"notice: {path} has no checksums; nobody can tell whether it is as it was written")
     elif False in signed_lines:
@@ -236,12 +241,12 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _checked(path: Path, lines: Sequence[str], check: Callable) -> list:
-    """What `check` makes of each line's content; UserError names the line that it refuses."""
+def _checked(path: Path, lines: Sequence, check: Callable) -> list:
+    """What `check` makes of each line, or of its content; UserError names the line that it refuses."""
     results = []
     for number, line in enumerate(lines, start=1):
         try:
-            results.append(check(json.loads(line)))
+            results.append(check(line))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise UserError(f"{path}, line {number} is no decoded trial: {error}; decode again") from None
     return results
@@ -265,7 +270,7 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
         raise ValueError(f"a {type(content).__name__} where an object was expected")
     content = {name: value for name, value in content.items() if name not in SIGNATURE}
     wrong = {"index", "subject", "true_label", "true_name", "readouts"} - set(content)
-    wrong |= set(content) - {f.name for f in fields(Row)}
+    wrong |= set(content) - OF_ROW
     if wrong:
         raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
     readouts = {check_text(name, "a read-out's name"): _readout(value) for name, value in content["readouts"].items()}
@@ -276,7 +281,7 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
         raise ValueError("its read-outs have different numbers of classes")
     n_classes = next(iter(readouts.values())).n_classes
     limits = {"true_label": (0, n_classes - 1), "predicted_label": (-1, n_classes - 1)}
-    for name in (f.name for f in fields(Row) if f.type is int):
+    for name in NUMBERS:
         _whole(getattr(row, name), name, *limits.get(name, (0, 10**9)))
     if type(row.simulated) is not bool:
         raise ValueError(f"simulated is {str(row.simulated)[:80]!r}; expected true or false")
@@ -284,7 +289,7 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
         raise ValueError(f"uses is {str(unknown)[:80]}; expected some of {', '.join(USES)}")
     if not isinstance(row.tasks, list) or len(row.tasks) not in (0, n_classes):
         raise ValueError(f"tasks is {row.tasks!r}; expected one name a class, or none")
-    texts = [(f.name, getattr(row, f.name)) for f in fields(Row) if f.type is str]
+    texts = [(name, getattr(row, name)) for name in TEXTS]
     for name, value in [*texts, *(("tasks", task) for task in row.tasks)]:
         check_text(value, name)
     names = [None if row.predicted_name is None else check_text(row.predicted_name, "predicted_name"), row.true_name]
@@ -296,7 +301,7 @@ def _row(content: dict, classes: Sequence[str] | None) -> Row:
 
 
 def _readout(value: dict) -> Readout:
-    if not isinstance(value, dict) or not {"label", "chance"} <= set(value) <= {f.name for f in fields(Readout)}:
+    if not isinstance(value, dict) or not {"label", "chance"} <= set(value) <= OF_READOUT:
         raise ValueError("a read-out has label, chance, probabilities and rank")
     readout = Readout(**value)
     if type(readout.chance) not in (int, float) or not 1e-5 <= readout.chance <= 1:

@@ -92,7 +92,7 @@ def check_text(value: object, name: str, most: int = MAX_WORDS) -> str:
     """A text that rows, keys and tables can hold; ValueError for what is none: too long, a lone surrogate, a zero."""
     if not isinstance(value, str) or len(value) > most:
         raise ValueError(f"{name} is {str(value)[:80]!r}; expected text of at most {most} characters")
-    if "\0" in value or re.search("[\ud800-\udfff]", value):
+    if "\0" in value or (not value.isascii() and re.search("[\ud800-\udfff]", value)):
         raise ValueError(f"{name} {value[:80]!r} holds a zero character, or half of one")
     return value
 
