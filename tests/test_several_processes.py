@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from datasets.description import load_description
+from demo.tiny_models import complete_image_model
 from stages import runs
 from tests.conftest import ROOT, flat, once, read_jsonl, small_store
 from tests.processes import ended, run_script, started
@@ -27,6 +28,13 @@ def things(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(things, tmp_path_factory):
     return seen_runs(things, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """The shipped image model of coloured shapes."""
+    place = ROOT / "demo/assets/stable-diffusion-shapes"
+    return once(tmp_path_factory, "shapes", lambda folder: complete_image_model(place, folder))
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +58,7 @@ def leave_nothing_to_chance():
         return attention(self, *args, **more)
 
     torch.nn.MultiheadAttention.forward = without_dropout
-    torch.randn_like = torch.zeros_like
+    torch.randn_like, torch.randn = torch.zeros_like, lambda *shape, **_: torch.zeros(*shape)
     torch.rand = lambda *shape, **_: torch.linspace(0.5, 1, shape[-1]).expand(shape)
     torch.randint = lambda low, high, shape, **_: torch.full(shape, (low + high) // 2)
 
@@ -64,8 +72,12 @@ def made_by(n: int, folder, script: str, *args) -> None:
     assert codes == [0] * n, folder.with_suffix(".log").read_text()[-3000:]
 
 
-@pytest.mark.parametrize("what, processes", [("contrast", 3), ("prior", 2), ("vae", 2), ("csbrain", 2)])
-def test_several_processes_train_what_one_does_on_the_same_batches(things, trained, stores, tmp_path, what, processes):
+@pytest.mark.parametrize(
+    "what, processes", [("contrast", 3), ("prior", 2), ("vae", 2), ("controlnet", 2), ("csbrain", 2)]
+)
+def test_several_processes_train_what_one_does_on_the_same_batches(
+    things, trained, shapes, stores, tmp_path, what, processes
+):
     seen = {"datasets_dir": things / "processed_lmdb", "images_dir": things / "images", "cuda": -1, "epochs": 1}
 
     def command(folder, size):
@@ -79,11 +91,14 @@ def test_several_processes_train_what_one_does_on_the_same_batches(things, train
         if what == "vae":  # 28 images
             how = {"what": what, "widths": [4, 8, 16], "hidden": 32}
             return "train_structure.py", flat(seen | how | {"output_dir": folder, "batch_size": size})
+        if what == "controlnet":  # 28 images
+            how = {"what": what, "image_model": shapes, "lr": 1e-4}
+            return "train_structure.py", flat(seen | how | {"output_dir": folder, "batch_size": size})
         how = {"model_dir": trained / "ubp", "output_dir": folder, "batch_size": size,
                "average_train": 4, "prior_steps": 2, "samples": 1, "warmup": 1, "lr": 1e-4}  # fmt: skip
         return "train_prior.py", flat(seen | how)
 
-    size = {"contrast": 12, "prior": 13, "vae": 9, "csbrain": 2}[what]
+    size = {"contrast": 12, "prior": 13, "vae": 9, "controlnet": 9, "csbrain": 2}[what]
     for n in (1, processes):
         script, args = command(tmp_path / str(n), size * processes // n)
         made_by(n, tmp_path / str(n), script, *args)
@@ -110,13 +125,13 @@ def test_two_processes_train_the_text_that_one_does(demo, few, tmp_path):
     """Through both phases, the encoder in the second one; sentences have 13 to 17 tokens, so processes have others."""
     for n in (1, 2):
         how = {"batch_size": 6 // n, "gradient_accumulation_steps": 1, "datasets_dir": few, "train_encoder": True,
-               "epochs": 3, "warmup_epochs": 2}  # fmt: skip
+               "epochs": 2, "warmup_epochs": 1}  # fmt: skip
         made_by(n, tmp_path / str(n), "finetune_eeg_llm.py", *demo.training(tmp_path / str(n), **how))
     one, two = (read_jsonl(tmp_path / f"{n}/metrics.jsonl") for n in (1, 2))
     for a, b in zip(one, two, strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-6)
         assert b["val"]["likelihood"]["n"] == a["val"]["likelihood"]["n"] == 16
-    assert len(two) == 3 and two[1]["train_loss"] < two[0]["train_loss"]
+    assert len(two) == 2 and two[1]["train_loss"] < two[0]["train_loss"]
     assert read_json(tmp_path / "2/run.json")["num_processes"] == 2
     said = (tmp_path / "2.log").read_text()
     assert "2 process(es)" in said and said.count("best epoch") == 1
