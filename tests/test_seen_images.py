@@ -461,12 +461,14 @@ def test_scores_are_those_of_the_ranks_exactly(trained, things, script, tmp_path
                   tmp_path / "out", "--test_repetitions", 1, 4, "--cuda", -1)  # fmt: skip
     assert done.code == 0, done.err
     rows = read_rows(tmp_path / "out/ubp/retrieval.jsonl")
-    lines = [line.split(",") for line in (tmp_path / "out/scores.csv").read_text().splitlines()]
-    mean = next(line for line in lines if line[0] == "ubp" and line[1] == "retrieval" and line[2].startswith("mean"))
+    lines = read_csv(tmp_path / "out/scores.csv")
+    whole = [line for line in lines if (line["run"], line["read-out"], line["repetitions"]) == ("ubp", "retrieval", "")]
+    (mean,) = [line for line in whole if line["person"].startswith("mean")]
     ranks = [row.readouts["retrieval"].rank for row in rows]
-    assert float(mean[lines[0].index("4-way")]) == pytest.approx(np.mean([k_way(rank, 6, 4) for rank in ranks]))
-    assert {line[0] for line in lines[1:]} == {"ubp", "ubp_shuffled"} and "10-way" not in lines[0]
-    assert {line[lines[0].index("repetitions")] for line in lines[1:]} == {"", "1", "4"}
+    assert float(mean["4-way"]) == pytest.approx(np.mean([k_way(rank, 6, 4) for rank in ranks]))
+    assert {line["run"] for line in lines} == {"ubp", "ubp_shuffled"} and "10-way" not in mean
+    assert {line["repetitions"] for line in lines} == {"", "1", "4"}
+    assert {line["used of the test person"] for line in whole} == {rows[0].uses} == {"other trials, labelled"}
     assert "classification" in done.out and "Wilson" in done.out
     assert all((tmp_path / "out/ubp" / name).stat().st_size > 3000 for name in ("top5.png", "repetitions.png"))
     two = [trained / "ubp", *ranked(things, tmp_path / "two"), "--test_repetitions", 1, 4]
