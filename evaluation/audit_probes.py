@@ -1,6 +1,7 @@
 """Labels that can be read from what is no brain's: order, keys, means, loudness, single samples, blocks in time."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import rankdata
@@ -24,7 +25,8 @@ DRIFT = 0.1  # share of what guessing leaves that a block must tell of its later
 def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
     """No label readable from what is no brain's: order, key, constant electrodes, means, low bits, loudness.
 
-    Loudness is the middle one of all electrodes' deviations: a rhythm changes some electrodes, a written label all.
+    Loudness is the middle one of all electrodes' deviations: a rhythm changes some electrodes, a written label all. A
+    rhythm that changes all of a few electrodes, such as alpha of closed eyes, is in one band; a written one in all.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -63,7 +65,12 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
         yield Finding("ok", "constant electrodes", "there are none")
     for name, summary in probes.items():
         limit = READABLE_LOUDNESS if name == "variance" else READABLE
-        yield _probe(name, summary, labels, recordings, blocks, limit)
+        found = _probe(name, summary, labels, recordings, blocks, limit)
+        if name == "variance" and found.kind == "BREACH" and s.energies.size:
+            of_bands = centred(s.energies.mean(axis=1) / 2)  # (N, B)
+            if np.median(_apart(of_bands, labels)) < _apart(loudness, labels)[0] / 2:
+                found = replace(found, kind="notice", words=f"{found.words}; a rhythm's: most bands do not change")
+        yield found
     # where classes come in blocks, a drift gives all samples a share
     alone = blocks is None or s.typical < s.written / 2
     kind = "BREACH" if s.written >= max(WRITTEN, s.chance) and alone else "ok"
@@ -71,6 +78,11 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
     yield Finding(kind, "single samples", f"{most}; no other sample has more (by chance up to {percent(s.chance)})")
     if blocks is not None and s.energies.size:
         yield _drift(s, labels, recordings, blocks)
+
+
+def _apart(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N, D) → (D,) how far the classes' means are apart at most."""
+    return np.ptp([x[labels == label].mean(axis=0) for label in np.unique(labels)], axis=0)
 
 
 def _of_recordings(held: np.ndarray, n_classes: int, recordings: np.ndarray) -> Finding:

@@ -411,14 +411,16 @@ def _same_stimuli(rows: Sequence[Row], others: Sequence[Row]) -> list[int] | Non
 def images_table(lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """Heads and cells in words; a metric that a line has not is empty there."""
     metrics = list(dict.fromkeys(name for line in lines for name in line if f"{name}, low" in line))
+    used = [USED] * any(USED in line for line in lines)
     cells = []
     for line in lines:
-        cells.append([line["run"], line["images"], str(line["n"]), str(line["people"])])
+        about = [line.get(head, USES[0]) for head in used]
+        cells.append([line["run"], line["images"], str(line["n"]), str(line["people"]), *about])
         for m in metrics:
             known = np.isfinite(line.get(m, np.nan))
             cells[-1].append(f"{line[m]:.3f} ({line[f'{m}, low']:.3f} to {line[f'{m}, high']:.3f})" if known else "")
-    heads = ["run", "images", "n", "people", *metrics]
-    for head in (USED, "left out", "encoder"):
+    heads = ["run", "images", "n", "people", *used, *metrics]
+    for head in ("left out", "encoder"):
         if any(line.get(head) for line in lines):
             heads.append(head)
             cells = [[*cell, line.get(head, "")] for cell, line in zip(cells, lines, strict=True)]

@@ -196,7 +196,7 @@ def test_seen_images_are_looked_at_trial_by_trial(script, tmp_path):
     )
     of_all = script("doctor.py", "--for", "things", "--raw_dir", tmp_path / "raw", "--datasets_dir", store)
     assert line_of(of_all.out, f"{tmp_path}/raw:").endswith("not there: sub-01, sub-02, sub-03, sub-04 …")
-    assert "h94/IP-Adapter" in line_of(done.out, "ip-adapter_sd15") and "needs 9.5 GB" in done.out
+    assert "h94/IP-Adapter" in line_of(done.out, "ip-adapter_sd15") and "needs 16 GB" in done.out
     gone = sorted((images / "training_images").rglob("*.png"))[0]
     gone.unlink()
     again = script("doctor.py", *flags)

@@ -18,6 +18,7 @@ from evaluation.audit_amplitudes import amplitude_findings
 from evaluation.audit_copies import copy_findings
 from evaluation.audit_models import decoded_findings, used_findings
 from evaluation.audit_people import people_findings
+from evaluation.audit_probes import probe_findings
 from evaluation.summaries import summarise
 from tests.conftest import edited, read_jsonl
 from utils.checkpoints import keep, read_kept
@@ -331,6 +332,24 @@ def test_what_was_used_of_the_test_person_is_compared_and_causal_alignment_is_tr
     (run / "decoded_test.jsonl").write_text(text)
     done = script("evaluate.py", "--audit", few, run, "--cuda", -1)
     assert done.code == 2 and "its rows say 'nothing' was used of the test person, its settings 'earlier" in done.out
+
+
+def test_a_rhythm_that_makes_all_of_a_few_electrodes_louder_is_no_written_loudness(tmp_path):
+    """Eyes that are open and closed, on a headband: alpha at all four electrodes. And the same power in all bands."""
+    rng, rhythm, gain = np.random.default_rng(0), [], []
+    for person, k in ((person, k) for person in PEOPLE for k in range(40)):
+        x, label = np.cumsum(rng.standard_normal((4, 400)), axis=1), k % 2
+        x = 12 * (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True) + 4 * rng.standard_normal((4, 400))
+        alpha = np.sin(2 * np.pi * (10 + 0.3 * rng.standard_normal()) * np.arange(400) / 200 + rng.uniform(0, 6))
+        alpha = alpha * rng.uniform(0.8, 1.2, (4, 1)) * (18 if label else 4)
+        trial = Trial(f"{person}-{k:02d}", label, person, "T", 1 + k // 20, k % 20 + 1)
+        rhythm.append((trial, (x + alpha).astype(np.float32)))
+        gain.append((trial, ((x + alpha / 4) * (1.5 if label else 1.0)).astype(np.float32)))
+    for name, trials, kind in (("rhythm", rhythm, "notice"), ("gain", gain, "BREACH")):
+        write_store(tmp_path / name, {"sfreq": 200.0}, [trials])
+        store = open_store(tmp_path / name)
+        found = [f for f in probe_findings(store.trials, summarise(store, store.trials)) if f.check == "variance"]
+        assert [f.kind for f in found] == [kind], found
 
 
 def test_what_a_geometry_has_used_is_no_breach_and_adapted_answers_are_said_not_to_be_looked_at(tmp_path):
