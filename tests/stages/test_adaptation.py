@@ -193,7 +193,7 @@ def test_of_few_trials_the_leaning_is_hardly_believed():
 
 
 # experiments without an effect: EEG2IMAGE_NULLS=1000 does as many of each kind, in a minute
-NULLS = {"prior": 1000, "prior_causal": 200, "im": 100, "im_causal": 50}
+NULLS = {"prior": 1000, "prior_causal": 100, "im": 60, "im_causal": 30}
 NULLS |= dict.fromkeys(NULLS, int(os.environ["EEG2IMAGE_NULLS"])) if "EEG2IMAGE_NULLS" in os.environ else {}
 
 
