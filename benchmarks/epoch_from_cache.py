@@ -87,15 +87,19 @@ def mapper(data: Path, pth: Path, folder: Path, epochs: int) -> tuple:
     return len(dataset), bare, command
 
 
+WORK = {"text": text, "mapper": mapper}
+
+
 def main() -> None:
     parser = common.new_parser(__doc__)
     parser.add_argument("--data", type=Path, default=common.ROOT / "data/demo", help="the demo's stores")
     parser.add_argument("--pth", type=Path, default=common.ROOT / "pth/demo", help="the demo's tiny models")
+    parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
     args = parser.parse_args()
     print(common.machine())
-    for name, work in (("text", text), ("mapper", mapper)):
+    for name in args.only:
         with tempfile.TemporaryDirectory() as folder:
-            n, bare, command = work(args.data, args.pth, Path(folder) / "run", args.rounds + 1)
+            n, bare, command = WORK[name](args.data, args.pth, Path(folder) / "run", args.rounds + 1)
             ours, (bare,) = common.around(command, Path(folder) / "run", {"bare": bare}, args.rounds)
         print(f"{name}, {n} trials: epoch {common.spread(ours)} s, bare passes {common.spread(bare)} s")
         print(f"  epoch / bare {common.ratio(ours, bare)} (goal: ≤ 1.1)")
