@@ -215,7 +215,8 @@ def main(args: argparse.Namespace) -> None:
             return args.lr * (step + 1) / args.warmup
         return args.lr * (1 + math.cos(math.pi * min(1.0, (step - args.warmup) / max(1, steps - args.warmup)))) / 2
 
-    run.begin(all_splits[0], args.protocol or description.protocol, pretrained_on=sorted(people | known))
+    pretrained_on = sorted(people | known)
+    run.begin(all_splits[0], args.protocol or description.protocol, pretrained_on=pretrained_on)
     together = accelerator.prepare(models)
     for epoch in run.epochs(args.epochs):
         seed_everything(args.seed, epoch, accelerator.process_index)
@@ -225,7 +226,7 @@ def main(args: argparse.Namespace) -> None:
         run.trained(loss)
         val = explained(accelerator, models, splits, args.mask)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        facts = {"model": model.state_dict(), "what": "csbrain", "pretrained_on": sorted(people | known)}
+        facts = {"model": model.state_dict(), "what": "csbrain", "pretrained_on": pretrained_on}
         print(run.save_epoch(loss, val, [facts], state))
         accelerator.wait_for_everyone()
     run.finish([], False, {})  # nothing is tested: what the features are worth, baseline.py --model linear_probe says

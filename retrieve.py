@@ -196,7 +196,7 @@ def main(args: argparse.Namespace) -> None:
         if not processes.first:  # all is embedded, which is what takes long
             continue
         rows, nearest = rows_of(run, *whole, targets, images)
-        about = {"used of the test person": rows[0].uses}
+        about = {decoded_runs.USED: rows[0].uses}
         about |= {"hubness": retrieval.hubness(nearest.values(), images)} if args.geometry != ["plain"] else {}
         lines += [line | about for line in retrieval.score_lines(run.name, rows)]
         write_rows(rows, place / "retrieval.jsonl")
@@ -208,7 +208,7 @@ def main(args: argparse.Namespace) -> None:
         # ------------------------------------------------------------ other geometries, which know all test trials
         for geometry in [name for name in args.geometry if name != "plain"]:
             of, near = rows_of(run, *whole, targets, images, geometry)
-            about = {"used of the test person": of[0].uses, "hubness": retrieval.hubness(near.values(), images)}
+            about = {decoded_runs.USED: of[0].uses, "hubness": retrieval.hubness(near.values(), images)}
             scored = retrieval.score_lines(run.name, of)
             lines += [line | about | {"read-out": f"{line['read-out']}, {geometry}"} for line in scored]
             write_rows(of, place / geometry / "retrieval.jsonl")

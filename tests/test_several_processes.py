@@ -125,16 +125,13 @@ def test_two_processes_train_the_text_that_one_does(demo, few, tmp_path):
     """Through both phases, the encoder in the second one; sentences have 13 to 17 tokens, so processes have others."""
     for n in (1, 2):
         how = {"batch_size": 6 // n, "gradient_accumulation_steps": 1, "datasets_dir": few, "train_encoder": True,
-               "epochs": 2, "warmup_epochs": 1}  # fmt: skip
+               "epochs": 3, "warmup_epochs": 2}  # fmt: skip
         made_by(n, tmp_path / str(n), "finetune_eeg_llm.py", *demo.training(tmp_path / str(n), **how))
     one, two = (read_jsonl(tmp_path / f"{n}/metrics.jsonl") for n in (1, 2))
     for a, b in zip(one, two, strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-6)
         assert b["val"]["likelihood"]["n"] == a["val"]["likelihood"]["n"] == 16
-    before, after = (
-        torch.load(tmp_path / f"2/projection_epoch{epoch}.pth", weights_only=True)["projection"] for epoch in (1, 2)
-    )
-    assert len(two) == 2 and not any(torch.equal(before[name], after[name]) for name in before)  # it has learned
+    assert len(two) == 3 and two[1]["train_loss"] < two[0]["train_loss"]
     assert read_json(tmp_path / "2/run.json")["num_processes"] == 2
     said = (tmp_path / "2.log").read_text()
     assert "2 process(es)" in said and said.count("best epoch") == 1

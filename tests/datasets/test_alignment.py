@@ -267,7 +267,7 @@ def test_without_an_effect_no_condition_tells_anything():
     """1,000 null experiments a condition: noise, mixed otherwise in each person and session; another one is tested."""
     rng, right, n = np.random.default_rng(0), dict.fromkeys(ALIGNMENTS, 0), 1000
     for _ in range(n):
-        people, labels = [person(n=4, n_chans=2, seed=rng.integers(1 << 30), subject=who) for who in ("P1", "P2")], []
+        people = [person(n=4, n_chans=2, seed=rng.integers(1 << 30), subject=who) for who in ("P1", "P2")]
         labels = [rng.integers(2, size=len(trials)) for trials, _ in people]
         for align in ALIGNMENTS:
             power = []

@@ -35,7 +35,7 @@ def bench(places, tmp_path_factory):
     """All that the harness said and found, in a process of its own, with one thread: forking is safe there."""
     folder = tmp_path_factory.mktemp("bench")
     command = [sys.executable, "-m", "tests.faults.mutations", places, folder, "--seed", SEED,
-               *(["--number", NUMBER] if NUMBER else ["--number", "80", "--quick"]),
+               *(["--number", NUMBER] if NUMBER else ["--number", "130", "--quick"]),
                *(["--only", ONLY] if ONLY else [])]  # fmt: skip
     alone = {
         "OMP_NUM_THREADS": "1",

@@ -199,14 +199,14 @@ NULLS |= dict.fromkeys(NULLS, int(os.environ["EEG2IMAGE_NULLS"])) if "EEG2IMAGE_
 
 def are_chance(correct, n):
     """Of experiments without an effect the mean is chance, and a test at 5 % finds at most one in twenty."""
-    assert np.mean(correct) / n == pytest.approx(0.5, abs=3 * np.sqrt(0.25 / n / len(correct)))
-    found = np.mean(np.array(correct) >= int(binom.ppf(0.95, n, 0.5)) + 1)
-    assert found < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(correct))
+    few = np.sqrt(1000 / len(correct))
+    assert np.mean(correct) / n == pytest.approx(0.5, abs=0.01 * few)
+    assert np.mean(np.array(correct) >= int(binom.ppf(0.95, n, 0.5)) + 1) < 0.05 + 0.02 * few
 
 
 @pytest.mark.parametrize("kind", ["prior", "prior_causal"])
 def test_answers_to_noise_stay_at_chance_when_they_are_set_straight(kind):
-    rng, n, correct = np.random.default_rng(3), 20, []
+    rng, n, correct = np.random.default_rng(3), 40, []
     for _ in range(NULLS[kind]):
         labels, logits = rng.permutation(n) % 2, rng.standard_normal(n) + rng.normal()
         p = np.stack([1 / (1 + np.exp(logits)), 1 / (1 + np.exp(-logits))], axis=1)
