@@ -28,7 +28,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - said before the imports, which a
 from datasets.description import load_description, with_words
 from models import FEATURE_ENCODERS
 from stages import inputs
-from stages.inputs import FINE, NOT_LOOKED_AT, Finding, Need, amount, facts_of, known_models, look_at, need_model
+from stages.inputs import FINE, NOT_CHECKED, Finding, Need, amount, facts_of, finding_of, known_models, need_model
 from utils import flags
 from utils.errors import UserError, reason
 from utils.paths import ROOT, default
@@ -203,7 +203,7 @@ def check_disk(place: str, work: str, gb: float) -> Finding:
 # ---------------------------------------------------------------- what each step needs
 
 Steps = dict[str, tuple[str, list[Need]]]  # step → its command, its needs
-look = functools.cache(look_at)  # once at each thing
+finding = functools.cache(finding_of)  # once at each thing
 
 
 def need_data(dataset: str, args: argparse.Namespace, command: str, people: Sequence[str] = ()) -> list[Need]:
@@ -218,7 +218,7 @@ def need_data(dataset: str, args: argparse.Namespace, command: str, people: Sequ
     recordings = Need("raw", inputs.check_raw, (raw, dataset, store, args.checksums, people), ask + get)
     photos = (own.get("stimuli_dir", f"{folder}/{seen}"), dataset, store)
     photos = Need("stimuli", inputs.check_photos, photos, "your ImageNet, as WNID/WNID_N.JPEG" if by_hand else get)
-    get += " --skip_download" if look(recordings)[0] in FINE and not by_hand else ""
+    get += " --skip_download" if finding(recordings)[0] in FINE and not by_hand else ""
     return [recordings, Need("store", inputs.check_store, (store, dataset, args.checksums, people), get), photos]
 
 
@@ -248,7 +248,7 @@ def steps_of_tiny(name: str, args: argparse.Namespace) -> Steps:
 def steps_of(name: str, args: argparse.Namespace, device: str) -> Steps:
     """The steps of any other pipeline."""
     _, commands, memory, writes, models, dataset, trains, run, image = PIPELINES[name]
-    facts, everyone = facts_of(dataset), inputs.EVERYONE.get(dataset, ())  # of seen images
+    facts, everyone = facts_of(dataset), load_description(dataset).everyone  # of seen images
     people = ("sub-08",) if "--subjects 8" in commands[0] else everyone  # whom the command reads
     recordings, trials, photos = need_data(dataset, args, commands[0], people)
     image, run_dir = need_model("image", args.own.get("image_model", image)), args.own.get("model_dir", default(run))
@@ -267,16 +267,16 @@ def steps_of(name: str, args: argparse.Namespace, device: str) -> Steps:
         "images": [*decoder, *seen, image, *(need_model(*model) for model in models)],
     }[trains]
 
-    gb = 0 if look(trials)[0] in FINE else facts.store_gb + (0 if look(recordings)[0] in FINE else facts.raw_gb)
+    gb = 0 if finding(trials)[0] in FINE else facts.store_gb + (0 if finding(recordings)[0] in FINE else facts.raw_gb)
     gb *= len(people) / len(everyone) if people else 1
-    to_fetch = [need for need in dict.fromkeys((*train, image)) if look(need)[0] not in FINE]
-    fetched_gb = sum(dict(known_models().values()).get(need.told[0], 0) for need in to_fetch)
+    to_fetch = [need for need in dict.fromkeys((*train, image)) if finding(need)[0] not in FINE]
+    fetched_gb = sum(dict(known_models().values()).get(need.given[0], 0) for need in to_fetch)
     home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
     cache = os.environ.get("HF_HUB_CACHE") or f"{home}/hub"
     preparing = f"preparing {dataset}" + (f" ({len(people)} people)" if people else "")
     training = f"training and drawing ({name})" if people else f"training ({trains})"
     sure = device != "cpu" and not people  # the figures are a GPU's; of seen images computed
-    prepare = [recordings, Need("disk", check_disk, (str(Path(trials.told[0]).parent), preparing, gb))]
+    prepare = [recordings, Need("disk", check_disk, (str(Path(trials.given[0]).parent), preparing, gb))]
     if not people:
         of_csbrain = "CSBrain.pth", csbrain_gb if csbrain in to_fetch else 0
         train.append(Need("disk", check_disk, (str(Path(args.foundation_dir).parent), *of_csbrain)))
@@ -304,18 +304,20 @@ def verdict(name: str, steps: Steps, packages: list[str], given: bool) -> bool:
     """Print whether these steps can run, in the places `given`, or what they lack; `packages`: those missing."""
     about = f"{name} can{{}} run ({PIPELINES[name].about})"
     made = {RESULTS.get(step) for step in steps}  # kinds of needs
-    lacking = [n for n in dict.fromkeys(n for _, needs in steps.values() for n in needs) if look(n)[0] not in FINE]
-    lacking = [n for n in lacking if not ((n.made or n.kind in made) and (look(n)[0] == "missing" or n.kind == "run"))]
+    lacking = [n for n in dict.fromkeys(n for _, needs in steps.values() for n in needs) if finding(n)[0] not in FINE]
+    lacking = [
+        n for n in lacking if not ((n.made or n.kind in made) and (finding(n)[0] == "missing" or n.kind == "run"))
+    ]
     if not lacking and not packages:
         note = ", with the places given here" if given else ""
         show("ok", f"{about.format('')}: {', then '.join(command for command, _ in steps.values())}{note}")
         return True
-    mark = "wrong" if any(look(n)[0] == "wrong" for n in lacking) else "missing"
+    mark = "wrong" if any(finding(n)[0] == "wrong" for n in lacking) else "missing"
     show(mark, f"{about.format('not')}; what it needs, and where from:")
     for n in lacking:
-        mark, text = look(n)
+        mark, text = finding(n)
         overwrite = " --overwrite" if n.kind == "store" and mark == "wrong" else ""
-        print(f"{'':9}- {text}" + (f" -> {n.get}{overwrite}" if n.get and NOT_LOOKED_AT not in text else ""))
+        print(f"{'':9}- {text}" + (f" -> {n.get}{overwrite}" if n.get and NOT_CHECKED not in text else ""))
     print(*(f"{'':9}- {text}\n" for text in packages), sep="", end="")
     return False
 
@@ -325,8 +327,8 @@ def main(args: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     print("Python and packages")
     packages = [("ok", f"Python {platform.python_version()}, {platform.platform()}"), *check_packages()]
-    for found in packages:
-        show(*found)
+    for package in packages:
+        show(*package)
     device = "cpu"
     with contextlib.suppress(Exception):  # the checks say what is the matter with torch
         import torch
@@ -341,16 +343,16 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(1 if args.pipeline else 0)
 
     needs = [n for of in steps.values() for step in of if args.step in (None, step) for n in of[step][1]]
-    needs += [n for of in data for n in of if n.kind == "store" or load_description(n.told[1]).files]
+    needs += [n for of in data for n in of if n.kind == "store" or load_description(n.given[1]).files]
     for title, kinds in SECTIONS.items():
         section = {n[:3]: n for kind in kinds for n in needs if n.kind == kind}
         print(f"\n{title}\n" if section else "", end="")
         for n in section.values():
-            show(*look(n))
+            show(*finding(n))
     print("\nWhat can run")
     absent, can = [text for mark, text in packages if mark == "missing"], []
     for name, of in steps.items():
-        there = {n.kind for _, needs in of.values() for n in needs if look(n)[0] in FINE}
+        there = {n.kind for _, needs in of.values() for n in needs if finding(n)[0] in FINE}
         left = [args.step] if args.step else [step for step in of if RESULTS.get(step) not in there]
         can.append(verdict(name, {step: of[step] for step in left}, absent, bool(args.own)))
     sys.exit(0 if all(can) or not args.pipeline else 1)

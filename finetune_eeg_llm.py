@@ -84,7 +84,6 @@ from torch.utils.data import DataLoader
 
 from datasets.store import description_of_store, read_words
 from datasets.trials import TextCollator, load_splits, part_of
-from models.augmentations import Mirror
 from models.eeg_llm import (
     LORA_TARGETS,
     ClassHead,
@@ -103,15 +102,7 @@ from stages.pieces import DecodedPieces
 from stages.rows import new_row, text_readouts
 from stages.runs import LAST, Run
 from stages.scores import score_rows
-from stages.tokens import (
-    augmentations,
-    check_pretraining,
-    check_reads_signal,
-    checkpoint_facts,
-    encoder_for,
-    kind_of,
-    with_features,
-)
+from stages.tokens import augmentations, check_pretraining, checkpoint_facts, encoder_for, mirror_of, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.paths import cache_folder
@@ -161,13 +152,8 @@ def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None 
     mine = [place for batch in batches for place in batch]
     rows, pieces = [], None
     if keep_in:
-        settings = {
-            "precision": accelerator.mixed_precision,
-            "device": accelerator.device.type,
-            "batch_size": args.eval_batch_size,
-            "max_new_tokens": args.max_new_tokens,
-            "adapt": adapt,
-        }
+        settings = {"precision": accelerator.mixed_precision, "device": accelerator.device.type, "adapt": adapt}
+        settings |= {"batch_size": args.eval_batch_size, "max_new_tokens": args.max_new_tokens}
         pieces = DecodedPieces(keep_in, model, dataset, mine, accelerator.process_index, **settings)
     with accelerator.autocast():
         model.read_prefix()
@@ -307,8 +293,7 @@ def main(args: argparse.Namespace) -> None:
 def add_parts(model: EEGLanguageModel, dataset, encoder, reducer, args) -> None:
     """Give a model what is asked for beside projection and language model: head, adapter, mirror image."""
     if args.mirror_average:
-        check_reads_signal("--mirror_average", "signal" if model.encoder else "tokens")
-        model.mirror = Mirror.of_trials(*kind_of(dataset))
+        model.mirror = mirror_of(dataset, "signal" if model.encoder else "tokens")
     if not (args.lambda_cls or args.adapter):
         return
     x = dataset[0]["x"][None]

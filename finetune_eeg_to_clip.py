@@ -1,5 +1,4 @@
-"""EEG of seen images → CLIP space, text states, latents or classes: contrastive training and its relatives, for every
-encoder.
+"""EEG of seen images → CLIP space, text states, latents or classes: contrastive training and its relatives.
 
     python finetune_eeg_to_clip.py --protocol within:sub-08 --encoder atm --output_dir pth_downtasks/things/atm_sub-08
     python finetune_eeg_to_clip.py … --encoder nice --average_train 4       # or ubp, sgdm, csbrain, shallow, …
@@ -55,9 +54,8 @@ def parse_args() -> argparse.Namespace:
         help="csbrain: pretrained, frozen, a projection is trained; the others from scratch")
     encoder("--token_pooling", default="region", choices=list(POOLINGS), help="csbrain: how features become tokens")
     encoder("--subject_embedding", choices=("known", "shared"),
-        help="atm: a token a person that is trained on, or one for all (default: known; shared where strangers are "
-        "tested)")
-    encoder("--positions", choices=("none", "sinusoid"), default="none", help="atm: what is added to the electrodes")
+        help="atm: a token a person that is trained on, or one for all (default: known; of strangers shared)")
+    encoder("--positions", choices=("none", "sinusoid"), default="none", help="atm: added to the electrodes")
     encoder("--atm_parts", nargs="+", choices=("attention", "tsconv", "mlp"), default=["attention", "tsconv", "mlp"],
         help="atm: the parts that are there, for the ablation")
     encoder("--de", choices=("gaussian", "published"), default="gaussian",
@@ -100,22 +98,17 @@ def parse_args() -> argparse.Namespace:
         help="bring EEG embeddings to unit length in NCE (default: as published, ubp not)")
     train = parser.add_argument_group("training").add_argument
     train("--epochs", type=flags.at_least(1), help="epochs (default: as published)")
-    train("--passes", type=flags.at_least(1), default=1,
-        help="passes over the training trials an epoch, which ends with validation and a checkpoint")
-    train("--batch_size", type=flags.at_least(2),
-        help="trials an optimiser step, of each process (default: as published)")
+    train("--passes", type=flags.at_least(1), default=1, help="passes over the training trials an epoch")
+    train("--batch_size", type=flags.at_least(2), help="trials a step, of each process (default: as published)")
     train("--average_train", type=flags.at_least(1),
         help="repetitions of an image that are averaged for a training trial (default: as published)")
-    train("--augment", nargs="+", choices=list(AUGMENTATIONS), default=[],
-        help="what is changed at random in training batches")
+    train("--augment", nargs="+", choices=list(AUGMENTATIONS), default=[], help="random changes of training batches")
     train("--optimizer", choices=("adam", "adamw", "sgd"), help="sgd with momentum 0.9 (default: as published)")
     train("--lr", type=flags.number, help="learning rate (default: as published)")
     train("--weight_decay", type=flags.number, help="(default: as published)")
-    train("--lr_schedule", choices=("constant", "cosine"),
-        help="cosine: by epochs, down to 1e-6 (default: as published)")
+    train("--lr_schedule", choices=("constant", "cosine"), help="cosine: down to 1e-6 (default: as published)")
     train("--clip", type=flags.number, default=0.0, help="largest gradient norm; 0: no limit, as published")
-    train("--test_repetitions", type=flags.at_least(1),
-        help="of a test image that are averaged, drawn by --seed (default: all)")
+    train("--test_repetitions", type=flags.at_least(1), help="averaged for a test image (default: all)")
     train("--shuffle_labels", action="store_true",
         help="images change places: over training trials, and as a whole in the test: the control")
     flags.add_resume_flags(parser)
@@ -129,8 +122,7 @@ def parse_args() -> argparse.Namespace:
             setattr(args, name, getattr(recipe_of(args.encoder), name))
     strangers = protocol_named(args.protocol)[0].tests_strangers
     if strangers and args.subject_embedding == "known":
-        what_to_do = "--subject_embedding shared trains one for all"
-        parser.error(f"--protocol {args.protocol} tests a person who has no token; {what_to_do}")
+        parser.error(f"--protocol {args.protocol} tests a person who has no token: --subject_embedding shared")
     args.subject_embedding = args.subject_embedding or ("shared" if strangers else "known")
     args.defaults = flags.defaults(parser, args)
     return args

@@ -61,7 +61,7 @@ from models.image_generator import EEGImageGenerator, image_model_address, read_
 from stages import retrieval
 from stages.captions import read_captions
 from stages.embeddings import read_embeddings, write_embeddings
-from stages.looks import images_of_classes, judge_pictures, read_images
+from stages.picture_class import images_of_classes, judge_pictures, read_images
 from stages.pictures import (
     PictureFolder,
     Stimuli,

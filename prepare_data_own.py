@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
         window=window, renamed=dict(args.rename), trigger=args.trigger,
         class_column=args.class_column, image_column=args.image_column, table_rate=args.sfreq,
     )  # fmt: skip
-    found = [own.look(file, how) for file in progress(files, desc="looking", unit="recording")]
+    found = [own.recording_facts(file, how) for file in progress(files, desc="looking", unit="recording")]
 
     channels = {channel for f in found for channel in (*f.electrodes, *f.electrodes.values())}
     if nowhere := [f"{old}={new}" for old, new in args.rename if not {old, new} & channels]:

@@ -82,6 +82,9 @@ class DatasetDescription:
     # large to be prepared at once or hold trials that are cut already
     prepare_piece: Callable | None = None
     table: Callable[..., list[str]] | None = None  # (metadata, counts) → lines in place of the closing table by class
+    everyone: tuple[str, ...] = ()  # the published people
+    # (folder of raw files, whether to read them) → what is there, in words, and whose; None: it cannot be said
+    raw_people: Callable[..., tuple[str, list[str] | None]] | None = None
     parts: Callable | None = None  # (trials, the store's trials) → "train", "val" or "test" for each, by what was seen
     apart: str = "image"  # what `parts` keeps apart: "concept" (nothing that is tested was trained on) or "image"
     looks_at: tuple[float, float] | None = None  # what models read by default, seconds after the onset; None: all

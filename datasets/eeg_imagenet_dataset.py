@@ -36,6 +36,7 @@ TRAIN, VAL = 0.6, 1 / 6  # share of a block that trains; share of that, at its e
 GROUP = 8  # classes of a fine group
 PEOPLE, MAX_PERSON = 16, 10**6  # codes 0 to 15; of own people
 SECOND_DAY = range(PEOPLE, 22)  # codes of some of them on another day; those from 22 on are own people
+EVERYONE = tuple(f"S{number:02d}" for number in range(PEOPLE))
 TRIALS = {subject: 4000 for subject in range(16)} | {2: 3950, 12: 3900}  # 63,850 in all
 ITEMS, REOPENED = 200, 10  # trials of a piece; pieces after which a file is opened anew: 0.5 GB
 
@@ -130,6 +131,14 @@ def pieces(paths: Sequence[Path]) -> list[Piece]:
             raise UserError(f"{path} has other labels, or in another order, than {paths[0]}; are both of EEG-ImageNet?")
         cut += Piece.all_of(path, len(file.items), ITEMS)
     return cut
+
+
+def raw_people(folder: Path, deep: bool) -> tuple[str, list[str] | None]:
+    """How many files are there, in words, and whose trials they hold, which one of two does not say. Opens them."""
+    paths = sorted(path for path in folder.glob("*.pth") if path.name[0] != ".")
+    pieces(paths)
+    gb = sum(path.stat().st_size for path in paths) / 1e9
+    return f"{len(paths)} .pth of EEGImageNet, {gb:.3g} GB", list(EVERYONE) if len(paths) > 1 else None if paths else []
 
 
 def fine_classes(paths: Sequence[Path]) -> list[str]:
@@ -330,6 +339,8 @@ DESCRIPTION = DatasetDescription(
     reference="none",
     prepare_piece=prepare_piece,
     table=table,
+    everyone=EVERYONE,
+    raw_people=raw_people,
     parts=parts,
     apart="image",
     looks_at=(0.04, 0.44),

@@ -63,16 +63,16 @@ class Reading:
     table_rate: float | None = None  # Hz, of tables of samples without times
 
 
-def look(file: Recorded, how: Reading, raw=None) -> "Found":
+def recording_facts(file: Recorded, how: Reading, raw=None) -> "Found":
     """What one recording holds, without its signal (`readers.any_recording.Found`).
 
     Electrodes that are named by number, or by their maker's own system, get the name of the place where they are.
     """
-    from readers.any_recording import look_into  # MNE is slow to import
+    from readers.any_recording import file_facts  # MNE is slow to import
 
     raw = file.opened() if file.opened and raw is None else raw
     rules = how.renamed, how.table_rate, how.trigger, file.table, how.class_column
-    found = look_into(file.path, *rules, raw, file.not_eeg)
+    found = file_facts(file.path, *rules, raw, file.not_eeg)
     positions = {name: xyz for name, xyz in found.positions.items() if name in found.others}
     if len(positions) <= len(found.others) / 2:
         positions = numbered_positions(found.others)
@@ -91,8 +91,8 @@ def recordings(file: Recorded, how: Reading) -> Iterator[Recording]:
     from readers.recordings import open_recording, read_signal
 
     raw = file.opened() if file.opened else open_recording(file.path, how.table_rate, how.trigger, how.renamed)
-    found = look(file, how, raw)
-    signal = read_signal(file.path, [found.electrodes[name] for name in how.electrodes], raw)
+    found = recording_facts(file, how, raw)
+    signal, _ = read_signal(file.path, [found.electrodes[name] for name in how.electrodes], raw)
     signal, ratio = resample(signal, found.sfreq, how.sfreq), resampling_ratio(found.sfreq, how.sfreq)
     kept, images, left_out = [], [], Counter()
     for number, (seconds, said) in enumerate(found.events, start=1):

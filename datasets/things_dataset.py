@@ -180,6 +180,15 @@ def electrodes_of(path: Path) -> tuple[str, ...]:
     return ELECTRODES if "raw_eeg" in path.name else _cut(path, stamp(path)).names
 
 
+def raw_people(folder: Path, deep: bool) -> tuple[str, list[str]]:
+    """In which layout whose recordings are there, in words, and whose; deep: read them, as `pieces` does."""
+    kinds = {person: kind for person in SUBJECTS if (kind := layout_of(folder / person))}
+    if deep:
+        pieces(folder, list(kinds), SESSIONS, None)
+    layouts = f" ({', '.join(map(' '.join, kinds.items()))})" if kinds else ""
+    return f"{len(kinds)} of {len(SUBJECTS)} people of THINGS{layouts}", list(kinds)
+
+
 def _file(folder: Path, layout: str, part: str) -> Path:
     names = (RAW_NAMES if layout == "raw" else CUT_NAMES)[part]
     path = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
@@ -587,6 +596,8 @@ DESCRIPTION = DatasetDescription(
     prepare_piece=prepare_piece,
     ahead=whiten_ahead,
     table=table,
+    everyone=SUBJECTS,
+    raw_people=raw_people,
     parts=parts,
     apart="concept",
     channels={"posterior": POSTERIOR},

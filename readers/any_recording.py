@@ -42,7 +42,7 @@ class Found:
     notes: list[str] = field(default_factory=list)  # what was understood, in words
 
 
-def look_into(
+def file_facts(
     path: Path,
     renamed: Mapping[str, str] | None = None,
     sfreq: float | None = None,

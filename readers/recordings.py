@@ -112,19 +112,23 @@ def open_recording(
         return raw
 
 
-def read_signal(path: Path, channels: Sequence[str], raw: mne.io.BaseRaw) -> np.ndarray:
+def read_signal(path: Path, channels: Sequence[str], raw: mne.io.BaseRaw, status: Sequence[str] = ()) -> tuple:
     """(n_chans, n_times) float64 microvolts of some channels, units put right as their header's quirks demand.
 
-    raw : the recording, opened. Raises UserError for NaN or infinity, or a damaged file.
+    raw : the recording, opened.
+    status : sequence of str. Channels of codes, whose (n, n_times) values are the second array: read in one pass, since
+        MNE decodes all channels of a file in each.
+    Raises UserError for NaN or infinity, or a damaged file.
     """
     with _by_a_library(path, 8 * len(raw.times) * len(raw.ch_names)):
-        signal = raw.get_data(picks=list(channels)) * 1e6
+        signal, codes = np.split(raw.get_data(picks=[*channels, *status]), [len(channels)])
+    signal *= 1e6
     for factor, _ in unit_corrections(path, channels):
         signal *= factor[:, None]
     if not np.isfinite(signal).all():
         chan, sample = np.argwhere(~np.isfinite(signal))[0]
         raise UserError(f"{path} has NaN or infinity in {channels[chan]} at sample {sample}; expected microvolts")
-    return signal
+    return signal, codes
 
 
 @contextmanager
@@ -160,13 +164,13 @@ def read_recording(path: Path, electrodes: Sequence[str], renamed: Mapping[str, 
         hint = f"--rename '{_short(raw.ch_names[0])}={missing[0]}' says which one a channel is"
         raise UserError(f"{path} has no electrode {', '.join(missing)}; it has {known}; {hint}")
     channels = [found[name] for name in electrodes]
-    signal = read_signal(path, channels, raw)
+    status = [name for name in raw.ch_names if name.lower() == "status"][-1:]
+    signal, codes = read_signal(path, channels, raw, status)
     n_times = signal.shape[1]
     with _by_a_library(path):
         events = {"annotations": annotated_events(raw)}
         words = [_short(text, 60) for text in raw.annotations.description if not code_of(text)]
-        if status := [name for name in raw.ch_names if name.lower() == "status"]:
-            events["Status"] = status_events(raw.get_data(picks=status[-1:])[0])
+        events |= {"Status": status_events(codes[0])} if status else {}
     tsv = path.with_name(path.name.replace(f"_eeg{path.suffix}", "_events.tsv"))
     if tsv.exists():
         events = {tsv.name: tsv_events(tsv, sfreq)} | events

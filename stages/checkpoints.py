@@ -13,14 +13,13 @@ from datasets.description import DatasetDescription
 from datasets.splits import check_protocol
 from datasets.trials import TrialDataset, part_of
 from models import ADAPTERS, FEATURE_ENCODERS, MAPPERS, POOLINGS, choose, is_in
-from models.augmentations import Mirror
 from models.eeg_clip_mapper import EEGMapperModel
 from models.image_generator import image_model_address
 from models.loading import building, built
 from models.prior import CaptionAdapter, DiffusionPrior
 from models.structure import StructuralVAE
 from models.token_encoders import AfterEncoder
-from stages.tokens import encoder_for, kind_of, with_features
+from stages.tokens import encoder_for, mirror_of, with_features
 from utils.checkpoints import WEIGHTS, best_checkpoint, fingerprint, must_be_finite, read_checkpoint
 from utils.errors import UserError, loading
 from utils.files import read_json
@@ -193,7 +192,7 @@ def connect(
     dataset = splits[""]
     if not cached:
         model.encoder, model.reducer = encoder.to(device).eval(), reducer.to(device)
-        model.mirror = Mirror.of_trials(*kind_of(dataset)) if checkpoint.get("mirror_average") else None
+        model.mirror = mirror_of(dataset, "signal") if checkpoint.get("mirror_average") else None
     check_parts(model, dataset, device)
     n_tokens = dataset.tokens.shape[1] if cached else None
     was = checkpoint.get("settings", {}).get("n_tokens", n_tokens)

@@ -1,6 +1,6 @@
 """What training and drawing read: where it comes from, whether it is there, and whole. For doctor.py, prepare_demo.py.
 
-A check returns a mark and a text: ok; notice, which hinders nothing; missing; wrong. What it raises, `look_at` makes a
+A check returns a mark and a text: ok; notice, which hinders nothing; missing; wrong. What it raises, `finding_of` makes a
 finding. Libraries are imported inside the checks: that one is missing is a finding as well.
 """
 
@@ -21,9 +21,9 @@ from utils.paths import ROOT
 
 Finding = tuple[str, str]
 FINE = ("ok", "notice")  # marks with which a step can begin
-NOT_LOOKED_AT = "cannot be looked at"  # then nothing is said against the thing itself
-# its kind; what `check` is told, the place or name first; how to get it; whether the step that needs it makes it
-Need = namedtuple("Need", "kind check told get made", defaults=["", False])
+NOT_CHECKED = "cannot be looked at"  # then nothing is said against the thing itself
+# its kind; what `check` is given, the place or name first; how to get it; whether the step that needs it makes it
+Need = namedtuple("Need", "kind check given get made", defaults=["", False])
 # kind of model → what its loader must find: a file, or one of several
 FILES = {
     "llm": ("config.json", "tokenizer_config.json", "tokenizer.json tokenizer.model"),
@@ -38,7 +38,6 @@ FETCH = {  # what fetches what its loader reads
     "image": "python -c \"from diffusers import DiffusionPipeline as D; D.download('{}', use_safetensors=True)\"",
 }
 HALF = ("stabilityai/sdxl-turbo",)  # fetched in half precision: half of 14 GB
-EVERYONE = {"THINGS": tuple(f"sub-{k:02d}" for k in range(1, 11)), "EEGImageNet": tuple(f"S{k:02d}" for k in range(16))}
 # of a complete dataset: folder in data/, raw files and their GB, GB of its store and of memory a worker, how to get it
 Facts = namedtuple("Facts", "folder n_files raw_gb store_gb worker_gb get")
 
@@ -83,14 +82,14 @@ def need_model(kind: str, name: str, **how) -> Need:
 # ---------------------------------------------------------------- findings
 
 
-def look_at(need: Need) -> Finding:
+def finding_of(need: Need) -> Finding:
     """What a check finds; whatever it fails with is a finding as well."""
     try:
-        mark, text = need.check(*need.told)
+        mark, text = need.check(*need.given)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a damaged file fails in many ways; what Rust panics with is no Exception
-        name = f"{need.kind}, {need.told[0]}: {NOT_LOOKED_AT}"
+        name = f"{need.kind}, {need.given[0]}: {NOT_CHECKED}"
         absent = next((e for e in (error, error.__cause__) if isinstance(e, ModuleNotFoundError)), None)
         if absent:
             mark, text = "missing", f"{name} ({absent}); pip install -r requirements.txt"
@@ -127,24 +126,13 @@ def check_raw(folder: str, dataset: str, store: str, deep: bool, wanted: Sequenc
     if not root.exists():
         return "missing", f"{folder}: no recordings of {dataset}"
     os.listdir(root)  # says so where it cannot be read
-    if dataset == "EEGImageNet":
-        from datasets.eeg_imagenet_dataset import pieces
-
-        paths = sorted(path for path in root.glob("*.pth") if path.name[0] != ".")
-        pieces(paths)  # opens them
-        text = f"{folder}: {len(paths)} .pth of {dataset}, {amount(size(paths))}"
-        return "ok" if len(paths) > 1 else "notice" if paths else "missing", text
-    if dataset == "THINGS":
-        from datasets.things_dataset import SESSIONS, layout_of, pieces
-
-        kinds = {person: kind for person in EVERYONE[dataset] if (kind := layout_of(root / person))}
-        if deep:
-            pieces(root, list(kinds), SESSIONS, None)
-        text = f"{folder}: {len(kinds)} of {len(EVERYONE[dataset])} people of {dataset}"
-        text += f" ({', '.join(map(' '.join, kinds.items()))})" if kinds else ""
-        return compared(text, sorted(set(wanted) - set(kinds)))
-
     description, known, faults = load_description(dataset), {}, []
+    if description.raw_people:
+        text, people = description.raw_people(root, deep)
+        if people is None:
+            return "notice", f"{folder}: {text}"
+        return compared(f"{folder}: {text}", sorted(set(wanted) - set(people)))
+
     files, n_files = description.files(root), int(facts_of(dataset).n_files)
     if deep:
         with contextlib.suppress(UserError):  # no store is there, or a damaged one
@@ -216,7 +204,7 @@ def check_store(path: str, dataset: str, deep: bool, wanted: Sequence[str]) -> F
     verified = "; all samples as written" if deep else ""
     if wanted:
         people, images = ({getattr(trial, field) for trial in store.trials} for field in ("subject", "image"))
-        text = f"{path}: {len(store.trials)} trials of {dataset}, {len(people)} of {len(EVERYONE[dataset])} people"
+        text = f"{path}: {len(store.trials)} trials of {dataset}, {len(people)} of {len(description.everyone)} people"
         return compared(f"{text}, {len(images)} images{verified}", sorted(set(wanted) - people))
     own_splits = store.own_splits.values()  # CBraMod's layout says them without reading the trials
     counts = Counter(own_splits or [description.split_of(trial.subject) for trial in store.trials])

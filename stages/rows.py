@@ -40,7 +40,7 @@ MAPPER_READOUTS: dict[str, Callable] = {
     "head": lambda pooled, logits, prototypes: logits.softmax(dim=-1),
     "prototype": lambda pooled, logits, prototypes: (_unit(pooled) @ _unit(prototypes).T / 0.5).softmax(dim=-1),
 }
-# of drawn pictures that no class was drawn from: what stages/looks.py says that they look like
+# of drawn pictures that no class was drawn from: what stages/picture_class.py says that they look like
 PICTURE = "picture"
 
 

@@ -15,6 +15,7 @@ from datasets.montage import Montage
 from datasets.recording import Trial
 from datasets.trials import TrialDataset, check_not_random
 from models import AUGMENTATIONS, FEATURE_ENCODERS, POOLINGS, choose
+from models.augmentations import Mirror
 from models.poolings import EEGTokenReducer
 from models.token_encoders import load_encoder
 from utils.checkpoints import fingerprint, keep, read_kept
@@ -89,25 +90,25 @@ def with_features(
 def augmentations(augment: Sequence[str], reads: str, dataset: TrialDataset) -> list[Callable]:
     """What changes training batches of these trials: entries of `AUGMENTATIONS`.
 
-    Raises UserError where the signal is not read, but kept "tokens" or "features", or the trials have no two sides.
+    reads : str. What the encoder is given: "signal", or kept "tokens" or "features".
+    Raises UserError where the signal is not read, or the trials have no two sides.
     """
-    if augment:
-        check_reads_signal("--augment", reads)
-    chosen = [choose(AUGMENTATIONS, name) for name in augment]
-    return [entry.of_trials(*kind_of(dataset)) if hasattr(entry, "of_trials") else entry for entry in chosen]
+    return [_for_trials(choose(AUGMENTATIONS, name), "--augment", reads, dataset) for name in augment]
 
 
-def check_reads_signal(flag: str, reads: str) -> None:
-    """Raise UserError where a flag changes the signal of a trial, and what is read are kept "tokens" or "features"."""
+def mirror_of(dataset: TrialDataset, reads: str) -> Mirror:
+    """The mirror image of trials like these, for `--mirror_average`. Parameters and errors as `augmentations`."""
+    return _for_trials(Mirror, "--mirror_average", reads, dataset)
+
+
+def _for_trials(change: Callable, flag: str, reads: str, dataset: TrialDataset) -> Callable:
+    """A change of signals, made for trials like these where it asks for their electrodes and classes."""
     if reads != "signal":
         kept = f"{flag} changes the signal of a trial, and what is read here are kept {reads}"
         such_as = "such as --encoder eegnet, shallow; csbrain with --train_encoder or --no_cache_features"
         raise UserError(f"{kept}: use an encoder that reads the signal and is trained ({such_as})")
-
-
-def kind_of(dataset: TrialDataset) -> tuple:
-    """Electrodes, those that mirror each other, and classes of trials: what `Mirror.of_trials` asks for."""
-    return dataset.montage.electrodes, dataset.montage.mirrored, dataset.description.classes
+    electrodes, mirrored, classes = dataset.montage.electrodes, dataset.montage.mirrored, dataset.description.classes
+    return change.of_trials(electrodes, mirrored, classes) if hasattr(change, "of_trials") else change
 
 
 class TokenCache:

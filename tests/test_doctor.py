@@ -18,7 +18,7 @@ import torch
 from safetensors.numpy import save_file
 
 import doctor
-from datasets.description import DATASETS, load_description, with_words
+from datasets.description import DATASETS, load_description, of_images, with_words
 from datasets.eeg_imagenet_dataset import TRIALS
 from datasets.store import open_store
 from datasets.things_dataset import SUBJECTS
@@ -205,7 +205,7 @@ def test_seen_images_are_looked_at_trial_by_trial(script, tmp_path):
     assert line_of(damaged.out, f"{tmp_path}/raw").startswith("wrong")  # an empty recording
     for name, word in (("ip-adapter", "ok"), ("clip", "wrong")):  # an adapter's file, and one of another kind
         file = next((ROOT / "demo/assets" / name).rglob("*.safetensors"))
-        mark, text = inputs.look_at(inputs.Need("image", inputs.check_ip_adapter, (str(file), "")))
+        mark, text = inputs.finding_of(inputs.Need("image", inputs.check_ip_adapter, (str(file), "")))
         assert mark == word, text
     empty = script("doctor.py", "--for", "imagenet", "--raw_dir", tmp_path / "images")
     assert "0 .pth of EEGImageNet" in line_of(empty.out, f"{tmp_path}/images:")
@@ -473,7 +473,7 @@ def test_it_writes_nothing(demo, process, tmp_path):
 
 def test_the_tables_say_what_the_code_says():
     listed, docs = inputs.table("datasets.md", 7), (ROOT / "docs/datasets.md").read_text()
-    assert [row[0] for row in listed] == [*with_words(), *inputs.EVERYONE]
+    assert [row[0] for row in listed] == [*with_words(), *of_images()]
     for name, folder, *_ in listed:
         assert folder == name == "FACED" or f"`data/{folder}/raw/`" in docs, name
     for name, sfreq in (("BCICIV2a", 250), ("BCICIV2b", 250), ("VI", 1000)):
@@ -485,7 +485,7 @@ def test_the_tables_say_what_the_code_says():
         n_times = (description.window[1] - description.window[0]) * sfreq
         gb = n_trials * len(description.montage.electrodes) * n_times * 4 / 1e9
         assert facts.store_gb == pytest.approx(gb, rel=0.05)
-    assert inputs.EVERYONE["THINGS"] == SUBJECTS and len(inputs.EVERYONE["EEGImageNet"]) == len(TRIALS)
+    assert [len(load_description(name).everyone) for name in of_images()] == [len(SUBJECTS), len(TRIALS)]
     for name, address in MOVED.items():
         assert inputs.known_models()[name][0] == address
     of_pipelines = [pipeline for name, pipeline in doctor.PIPELINES.items() if name not in doctor.TINY]

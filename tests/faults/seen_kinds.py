@@ -157,7 +157,7 @@ def read_own(folder: Path, at: Places) -> list:
     (file,) = own_sources.pattern_files(f"{folder}/{path.name}")
     electrodes = ("TP9", "AF7") if is_table else at.vi.montage.electrodes
     class_of = {f"{before}{k}": k - 1 for k in (1, 2, 3) for before in ("", "S  ", "Stimulus/S  ")}
-    own.common_electrodes([own.look(file, own.Reading())], [file], electrodes)  # it refuses what has others
+    own.common_electrodes([own.recording_facts(file, own.Reading())], [file], electrodes)  # it refuses what has others
     how = own.Reading(electrodes, 256.0, class_of, (0.0, 1.0), trigger="Marker0" if is_table else None)
     return [vars(one) for one in own.recordings(file, how)]
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from datasets.description import load_description
 from demo.drawings import drawing
-from stages import looks
-from stages.looks import class_vectors, judge_pictures, read_images
+from stages import picture_class
+from stages.picture_class import class_vectors, judge_pictures, read_images
 from stages.rows import Readout, Row, read_rows, write_rows
 from tests.conftest import ROOT
 from utils.errors import UserError
@@ -63,7 +63,7 @@ def test_classes_stand_for_their_captions_and_without_captions_for_their_names(c
 
 def test_where_nobody_can_judge_an_earlier_judgement_goes_and_it_is_said(captions, tmp_path, capsys, monkeypatch):
     of_class, clip, *more = captions
-    monkeypatch.setattr(looks, "at_hand", lambda name: False)
+    monkeypatch.setattr(picture_class, "at_hand", lambda name: False)
     rows, files = drawn(tmp_path)
     for given, model, words in (([], clip, "decode again"), (of_class, None, "--clip_model")):
         judge_pictures(rows, files, *captions)
