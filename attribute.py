@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stages.rows import TEXT_READOUTS
 from utils import flags
-from utils.script import run_script, start_script
+from utils.script import check_one_process, run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,6 +61,7 @@ MOST = 10  # electrodes and bands that are printed
 
 
 def main(args: argparse.Namespace) -> None:
+    check_one_process()
     device, folder = pick_device(args.cuda), Path(args.output_dir)
 
     # ------------------------------------------------------------ run and trials, as in decoding

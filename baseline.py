@@ -19,7 +19,7 @@ from datasets.splits import PROTOCOLS, check_protocol, print_caution
 from models import AUGMENTATIONS, BASELINES, ENCODERS, POOLINGS, choose
 from utils import flags
 from utils.errors import UserError
-from utils.script import run_script, start_script
+from utils.script import check_one_process, run_script, start_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -82,7 +82,6 @@ from stages.tokens import augmentations, check_pretraining, checkpoint_facts, en
 from utils.checkpoints import fingerprint
 from utils.device import pick_device
 from utils.files import environment, read_json, write_json, write_jsonl
-from utils.locks import rank_and_number
 from utils.progress import progress
 
 READOUT = "classifier"
@@ -111,8 +110,7 @@ def read(dataset: TrialDataset, reads: str, de: str) -> Data:
 
 
 def main(args: argparse.Namespace) -> None:
-    if rank_and_number()[1] > 1:
-        raise UserError("baseline.py is one process; start it without accelerate launch, or many of them by sweep.py")
+    check_one_process()
     output_dir, device = Path(args.output_dir), pick_device(args.cuda)
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words, "BCICIV2a")
     args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol

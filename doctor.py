@@ -305,9 +305,7 @@ def verdict(name: str, steps: Steps, packages: list[str], given: bool) -> bool:
     about = f"{name} can{{}} run ({PIPELINES[name].about})"
     made = {RESULTS.get(step) for step in steps}  # kinds of needs
     lacking = [n for n in dict.fromkeys(n for _, needs in steps.values() for n in needs) if finding(n)[0] not in FINE]
-    lacking = [
-        n for n in lacking if not ((n.made or n.kind in made) and (finding(n)[0] == "missing" or n.kind == "run"))
-    ]
+    lacking = [n for n in lacking if not (n.made or n.kind in made) or (finding(n)[0] != "missing" and n.kind != "run")]
     if not lacking and not packages:
         note = ", with the places given here" if given else ""
         show("ok", f"{about.format('')}: {', then '.join(command for command, _ in steps.values())}{note}")

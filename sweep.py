@@ -144,16 +144,19 @@ def main(args: argparse.Namespace) -> None:
                     failed[run] = failure
 
     # ------------------------------------------------------------ one table; failures last
+    wrong = []
     decoded = [str(run.folder) for run in runs if run.finished and (run.folder / "decoded_test.jsonl").exists()]
     if args.table and decoded:
         evaluate = [sys.executable, str(ROOT / "evaluate.py"), *decoded, "--output_dir", str(folder / "tables")]
         if subprocess.run(evaluate).returncode:
-            raise UserError(f"evaluate.py makes no table of the runs in {folder}; what it says stands above")
+            wrong.append(f"evaluate.py makes no table of the runs in {folder}; what it says stands above")
     for run, failure in failed.items():
         print(f"failed: {run.folder}: {failure}")
     if failed:
         hint = "the logs beside them say more; the same command does what is missing"
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed; {hint}")
+        wrong.append(f"{len(failed)} of {len(runs)} runs failed; {hint}")
+    if wrong:
+        raise UserError("; ".join(wrong))
 
 
 if __name__ == "__main__":

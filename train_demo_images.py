@@ -25,7 +25,7 @@ from pathlib import Path
 
 from utils import flags
 from utils.paths import default
-from utils.script import run_script, start_script
+from utils.script import check_one_process, run_script, start_script
 
 NAMES = "stable-diffusion amused clip clip-classes stable-diffusion-shapes controlnet captioner classifier".split()
 
@@ -69,6 +69,7 @@ from demo.train_shapes import train_captioner, train_classifier, train_controlne
 
 
 def main(args: argparse.Namespace) -> None:
+    check_one_process()
     train = {
         "stable-diffusion": train_stable_diffusion,
         "amused": train_amused,

@@ -21,8 +21,10 @@ import torch
 from datasets.recording import Trial
 from datasets.store import write_store
 from datasets.things_dataset import ELECTRODES
+from utils.script import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
+keep_freed_memory()  # as in the scripts, so that both sides of a ratio have it
 MEMORY = {"VmHWM": "peak", "RssAnon": "private"}  # of /proc/PID/status: with pages of mapped files, and without
 
 

@@ -1,7 +1,7 @@
 """What training and drawing read: where it comes from, whether it is there, and whole. For doctor.py, prepare_demo.py.
 
-A check returns a mark and a text: ok; notice, which hinders nothing; missing; wrong. What it raises, `finding_of` makes a
-finding. Libraries are imported inside the checks: that one is missing is a finding as well.
+A check returns a mark and a text: ok; notice, which hinders nothing; missing; wrong. What it raises, `finding_of` makes
+a finding. Libraries are imported inside the checks: that one is missing is a finding as well.
 """
 
 import contextlib

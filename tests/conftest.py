@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from utils.locks import only_one
+from utils.script import keep_freed_memory
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may be fetched
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
+keep_freed_memory()  # as the scripts do
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -186,6 +186,16 @@ def test_failures_are_listed_with_their_last_line_and_the_same_command_does_what
     assert other.code == 2 and "runs/P1 was made by another command" in other.error_line
 
 
+def test_failures_are_listed_where_no_table_can_be_made_as_well(here, script):
+    (here / "stops loso:P2").touch()
+    damaged = TRAIN.replace("(folder / \"results.json\")", "(folder / 'decoded_test.jsonl').write_text('{'); "
+                            "(folder / \"results.json\")")  # fmt: skip
+    (here / "damaged.py").write_text(damaged)
+    failed = script(*sweep(people=["P1", "P2"], command=("python", "damaged.py")))
+    assert failed.code == 2 and "failed: runs/P2: exit code 1: error: the recording is damaged" in failed.out
+    assert "evaluate.py makes no table" in failed.err and "; 1 of 2 runs failed" in failed.err
+
+
 def test_a_run_without_results_has_failed(here, script):
     (here / "idle.py").write_text(TRAIN.replace('(folder / "results.json").write_text("{}")', "print('no test')"))
     stopped = script(*sweep(people=["P1"], command=("python", "idle.py")))

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # What this system takes on a GPU: peak memory of every line of the hardware table, trials and pictures per second.
 #
-#     bash tests/gpu/run.sh            # published sizes, random weights, nothing is fetched; about 6 minutes
+#     bash tests/gpu/run.sh            # published sizes, random weights, nothing is fetched; about 6 minutes, estimated
 #     bash tests/gpu/run.sh --small    # tiny sizes on the CPU, in seconds: so that it works when a GPU is there
 #     bash tests/gpu/run.sh --only nf4 bf16
 #
 # A bare machine needs Python, PyTorch and transformers. WHEELS names a folder of wheels for what it lacks; they are
 # unpacked into the folder PLACE, which stays for a second go, or else into one that is removed. Made with a network:
 #     get() { pip download --no-deps -d "$1" -r <(grep -E "^(${2// /|})==" requirements.txt) "${@:3}"; }
-#     get wheels "accelerate diffusers peft lmdb zlib-ng scipy pillow" psutil                       # 49 MB
-#     get more "bitsandbytes matplotlib" contourpy cycler kiwisolver pyparsing python-dateutil six fonttools  # 58 MB
+#     get wheels "accelerate diffusers peft lmdb zlib-ng scipy pillow requests" psutil urllib3 charset-normalizer \
+#       importlib-metadata zipp lazy-importer                                                          # 50 MB
+#     get more "bitsandbytes matplotlib" contourpy cycler kiwisolver pyparsing python-dateutil tzdata fonttools  # 58 MB
 #     PLACE=unpacked WHEELS=wheels bash tests/gpu/run.sh      # without NF4, and without the same command twice
 #     PLACE=unpacked WHEELS=more bash tests/gpu/run.sh --only nf4 decode twice
 # A line whose library is not there says so.

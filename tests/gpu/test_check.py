@@ -1,11 +1,14 @@
 """The GPU check runs in its small form where there is no GPU; where there is one, all lines are under their limits."""
 
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 from tests.conftest import ROOT
 from tests.gpu import check
@@ -25,6 +28,29 @@ def test_the_small_form_measures_every_line_on_the_cpu(tmp_path):
     assert all(line["rate"] > 0 and not line["wrong"] for line in lines), lines
     text = (tmp_path / "gpu/check.md").read_text()
     assert "says nothing of a GPU" in text and all(line["what"] in text for line in lines)
+
+
+def needed_by(names):
+    """Names of packages with all that they need."""
+    waiting, found = list(names), set()
+    while waiting:
+        name = waiting.pop().lower().replace("_", "-")
+        if name not in found:
+            found.add(name)
+            needs = map(Requirement, importlib.metadata.requires(name) or [])
+            waiting += [n.name for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_the_wheels_that_are_carried_are_all_that_a_bare_machine_lacks():
+    said = (ROOT / "tests/gpu/run.sh").read_text().replace("\\\n#", "")
+    goes = re.findall(r'^#     get \w+ "([^"]+)"([^#\n]*)', said, re.MULTILINE)
+    there = needed_by(["torch", "transformers"])
+    assert len(goes) == 2 and "diffusers" in goes[0][0] and "bitsandbytes" in goes[1][0]
+    for pinned, others in goes:
+        carried = {*pinned.split(), *others.split()}
+        assert needed_by(carried) <= there | carried, needed_by(carried) - there - carried
+        there |= carried
 
 
 def test_a_line_that_fails_is_named_and_one_without_its_library_was_not_run(monkeypatch, tmp_path):

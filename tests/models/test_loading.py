@@ -4,6 +4,7 @@ import builtins
 import importlib.util
 import inspect
 import json
+import os
 import re
 import shutil
 import sys
@@ -215,20 +216,22 @@ def may_be_a_part(library, name):
 
 @pytest.mark.filterwarnings("ignore")
 def test_of_all_classes_of_the_libraries_a_part_is_a_model_scheduler_tokenizer_or_image_processor():
-    """Of transformers, models and configs other than AutoX are left out: they take seconds to import."""
+    """Transformers' own models and configs take 20 s to import: EEG2IMAGE_ALL_CLASSES=1 asks them too."""
     modules = {name: module.rpartition(".")[2] for name, module in transformers._class_to_module.items()}
-    quick = [name for name in dir(transformers) if re.match("Auto[A-Z]", name)
+    everything = bool(os.environ.get("EEG2IMAGE_ALL_CLASSES"))
+    asked = [name for name in dir(transformers) if everything or re.match("Auto[A-Z]", name)
              or not re.match("modeling_|configuration_", modules.get(name, name.rpartition(".")[2]))]  # fmt: skip
     places = {"diffusers": diffusers, "transformers": transformers, "peft": peft,
               "stable_diffusion": diffusers.pipelines.stable_diffusion}  # fmt: skip
     n_let_in = dict.fromkeys(places, 0)
     for library, place in places.items():
-        for name in quick if place is transformers else dir(place):
+        for name in asked if place is transformers else dir(place):
             if may_be_a_part(library, name):
                 bases = {base.__name__ for base in inspect.getmro(getattr(place, name))}
                 assert bases & KINDS and not bases & COMPOSITES and not NAMES.match(name), (library, name)
                 n_let_in[library] += 1
-    assert n_let_in["diffusers"] > 150 and n_let_in["transformers"] > 100 and n_let_in["peft"] == 0
+    least = 2000 if everything else 100
+    assert n_let_in["diffusers"] > 150 and n_let_in["transformers"] > least and n_let_in["peft"] == 0
 
 
 def test_the_parts_of_published_image_models_are_let_in_and_what_loads_other_classes_is_not():
