@@ -14,8 +14,10 @@ from datasets.recording import Trial, origin
 from datasets.splits import Split, protocol_named
 from evaluation.decoded_runs import Run, description_of
 from evaluation.findings import Checked, Finding, of_run
+from evaluation.tables import numbers
+from stages.cards import SCORES_HEAD, score_lines
 from stages.runs import best_epoch, is_history
-from stages.scores import percent, score_rows
+from stages.scores import score_rows
 from utils.checkpoints import CONFIG, WEIGHTS, read_checkpoint
 from utils.errors import UserError
 from utils.files import read_csv, read_json
@@ -88,6 +90,8 @@ def _scores(run: Run) -> Checked:
         yield "cannot", "results.json is missing or damaged: nobody can tell what it said its scores were"
         return
     own = {name: score.as_dict() for name, score in score_rows(run.rows).items()}
+    if lacking := sorted(set(own) - {name for name, _ in tested}):
+        yield "BREACH", f"results.json has no score of {', '.join(lacking)}, and its decoded trials have"
     for name, scored in tested:
         words = f"results.json says other scores of {name} than its decoded trials"
         if not isinstance(scored, dict) or "measure" not in scored and name not in own:
@@ -100,18 +104,24 @@ def _differs(a: object, b: object) -> bool:
     """Whether two values of JSON are others, but for rounding."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return set(a) != set(b) or any(_differs(a[key], b[key]) for key in a)
-    numbers = all(type(value) in (int, float) for value in (a, b))
-    return not isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) if numbers else a != b
+    both = all(type(value) in (int, float) for value in (a, b))
+    try:
+        return not isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) if both else a != b
+    except OverflowError:  # one has hundreds of digits
+        return a != b
 
 
 def _tables(run: Run) -> Checked:
     """Whether the model card, and a results.csv in the run's folder or beside it, have the scores of the rows."""
-    own, card = score_rows(run.rows), run.folder / "README.md"
+    card, own = run.folder / "README.md", {name: numbers(run.rows, name) for name in score_rows(run.rows)}
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    for name, score in own.items():
-        head = f"| test | {name} | "
-        if head in text and f"{head}{percent(score.accuracy)} | {score.n} |" not in text:
-            yield "BREACH", f"README.md, its model card, says another score of {name} than its decoded trials"
+    lines = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in text.splitlines() if line[:1] == "|"]
+    with suppress(UserError, KeyError, TypeError, ValueError, AttributeError):  # `_scores` says what is wrong there
+        right = {tuple(map(str, line)) for line in score_lines(read_json(run.folder / "results.json"))}
+        kept = {line for line in lines if len(line) == len(SCORES_HEAD) and line[0] in ("test", "val")}
+        if kept and kept != right:
+            names = ", ".join(sorted({f"{line[1]} ({line[0]})" for line in kept ^ right}))
+            yield "BREACH", f"README.md, its model card, says other scores of {names} than its decoded trials"
     for path in (run.folder / "results.csv", run.folder.parent / "results.csv"):
         try:
             lines = read_csv(path)
@@ -119,9 +129,13 @@ def _tables(run: Run) -> Checked:
             yield "cannot", f"its scores in a table: {error}"
             continue
         for line in lines:
-            score = own.get(line.get("readout")) if line.get("run") in (run.name, run.folder.name) else None
-            if score and _differs(_number(line.get("accuracy")), score.accuracy):
-                yield "BREACH", f"{path.name} says another accuracy of {line['readout']} than its decoded trials"
+            of_run = str(line.get("run")).strip() in (run.name, run.folder.name)
+            known = own.get(str(line.get("readout")).strip(), {}) if of_run else {}
+            said = {name: _number(line.get(name)) for name in known if "permuted" not in name}  # those are drawn
+            other = [name for name, value in said.items() if value is not None and _differs(value, known[name])]
+            if known and (other or said.get("accuracy") is None):
+                words = f"another {', '.join(other or ['accuracy'])} of {line['readout']}"
+                yield "BREACH", f"{path.name} says {words} than its decoded trials"
 
 
 def _number(text: str | None) -> float | None:
@@ -176,9 +190,9 @@ def _epoch(run: Run, store, splits: Split) -> Checked:
     elif not with_test:
         yield "ok", f"epoch {tested} of {len(history)} was chosen by validation ({readout})"
     yield from _history(history, results, best)
-    if model is not None:  # a baseline keeps no checkpoints
-        return
     last = folder / "last.pth"
+    if model is not None and not last.is_file() and not any(folder.glob("*_epoch*.pth")):
+        return  # a baseline keeps no checkpoints
     state = read_checkpoint(last) if last.is_file() else {}
     if not state:
         yield "cannot", "without its last.pth nobody can tell whether metrics.jsonl is as it was written"
@@ -207,7 +221,8 @@ def _history(history: Sequence[dict], results: Mapping, best: int) -> Checked:
     for epoch in history:
         for name, score in epoch["val"].items():
             right, n = score.get("correct"), score.get("n")
-            if type(right) is type(n) is int and n > 0 and _differs(right / n, score.get("accuracy")):
+            counted = type(right) is type(n) is int and n > 0
+            if counted and (not 0 <= right <= n or _differs(right / n, score.get("accuracy"))):
                 yield ("BREACH", f"metrics.jsonl: epoch {epoch['epoch']}: {name} is not its {right} right trials")
     tested = history[results["best_epoch"] - 1] if 0 < results["best_epoch"] <= len(history) else history[best - 1]
     if "val" in results and _differs_as_json(results["val"], tested["val"]):
@@ -241,12 +256,20 @@ def _checkpoint(run: Run, path: Path, checkpoint: Mapping, store, splits: Split)
     def marks(trial: Trial) -> set[str]:
         return {trial.image} if of_images else set(trial.marks.values())
 
-    classes, absent = checkpoint.get("classes"), set(checkpoint.get("absent") or ())
-    names = store.meta.get("classes") or []
-    learnt = [t for mode in ("train", "val") for t in splits[mode] if not absent & {t.image}]
-    if of_images and names and set(classes or ()) <= set(names):  # --granularity: some of the classes
-        learnt = [trial for trial in learnt if names[trial.label] in classes]
+    classes, absent = set(checkpoint.get("classes") or ()), set(checkpoint.get("absent") or ())
+    names, some = store.meta.get("classes") or [], run.argument.get("granularity", "all") != "all"
+    given = [trial for mode in ("train", "val") for trial in splits[mode]]
+    if of_images and some and classes <= set(names):
+        given = [trial for trial in given if names[trial.label] in classes]
+    learnt = [trial for trial in given if not absent & {trial.image}]
+    without = run.left_out("train") + run.left_out("val")
     noted = set(map(str, checkpoint.get("seen") or ()))
+    if len(given) - len(learnt) > without:
+        words = f"{len(given) - len(learnt)} trials as without a picture, and the run's record {without}"
+        yield "BREACH", f"{path.name} lists {words}"
+    if not noted and any(splits[mode] for mode in ("train", "val")):
+        yield "BREACH", f"{path.name} lists nothing as seen, and was trained"
+        return
     seen = noted & {mark for trial in splits["test"] for mark in marks(trial)}
     unsaid = sum(not marks(trial) & noted for trial in learnt)
     if seen and not (of_images and protocol_named(str(checkpoint.get("protocol")))[0].repeats_images):

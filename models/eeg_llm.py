@@ -22,7 +22,7 @@ from utils.checkpoints import as_bytes
 from utils.errors import UserError, loading
 from utils.files import read_json
 from utils.hub import fetch_nothing
-from utils.limits import MAX_TEMPLATE, TEMPLATE_BYTES, TEMPLATE_SECONDS, bounded
+from utils.limits import MAX_ADDED, MAX_TEMPLATE, TEMPLATE_BYTES, TEMPLATE_SECONDS, bounded
 
 EEG_PLACE = "{eeg}"  # where the EEG tokens stand in the user's turn
 LORA_R, LORA_ALPHA, LORA_TARGETS, LORA_DROPOUT = 8, 16, ("q_proj", "v_proj"), 0.05
@@ -313,11 +313,12 @@ def _apply(tokenizer, chat: list[dict]) -> str | None:
     try:
         with bounded(what, TEMPLATE_SECONDS, TEMPLATE_BYTES):
             text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            text.encode()  # half a character, which no tokenizer reads, is an error here
     except UserError:
         raise
     except Exception:
         return None
-    if len(text) > 10 * MAX_TEMPLATE:
+    if len(text) > MAX_ADDED + 2 * sum(len(turn["content"]) for turn in chat):
         raise UserError(f"{what} makes {len(text)} characters of a short chat; use another language model")
     return text
 

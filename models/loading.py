@@ -81,7 +81,10 @@ def load_processor(kind: type, name: str, **settings):  # noqa: ANN201 - whateve
 def load_tokenizer(name: str, **settings):  # noqa: ANN201 - a tokenizer of transformers
     """`AutoTokenizer.from_pretrained(name, …)`; ValueError where its rules would make a short text very long."""
     check_tokenizer(Path(name))
-    return transformers.AutoTokenizer.from_pretrained(name, **settings)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **settings)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ValueError(f"its model_max_length is {reprlib.repr(tokenizer.model_max_length)}; expected a number")
+    return tokenizer
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -115,7 +118,11 @@ def check_config(path: Path, most: int = limits.MAX_SIZE) -> None:
 
 
 def check_numbers(content: Mapping, what: str, most: int) -> None:
-    """Raise ValueError where settings have a number that no model has. most : int. Of those that count no layers."""
+    """Raise ValueError where settings have a number that no model has. most : int. Of those that count no layers.
+
+    Sizes of pictures may be written as floats; models refuse those by themselves.
+    """
+    numbers = int | float if most == limits.MAX_INPUT else int
     waiting = list(content.items())
     while waiting:
         name, value = waiting.pop()
@@ -125,10 +132,12 @@ def check_numbers(content: Mapping, what: str, most: int) -> None:
             waiting += [(name, part) for part in value]
         elif isinstance(value, Mapping):
             waiting += [(str(key), part) for key, part in value.items()]
-        elif isinstance(value, int) and abs(value) > (
-            limit := limits.MAX_LAYERS if COUNTS.search(name.lower()) else most
-        ):
-            raise ValueError(f"{what} has {name} {reprlib.repr(value)}; at most {limit} can be right")
+        elif isinstance(value, numbers):
+            counts = COUNTS.search(name.lower())
+            least, limit = (0, limits.MAX_LAYERS) if counts else (-most, most)
+            if not least <= value <= limit:
+                bound = f"at most {limit}" if value > limit else f"at least {least}"
+                raise ValueError(f"{what} has {name} {reprlib.repr(value)}; {bound} can be right")
 
 
 @contextlib.contextmanager

@@ -233,8 +233,16 @@ def _people(data: Mapping, dataset: str) -> Iterator[str]:
     yield _table(["split", "people", "who", "sessions", "trials", "images"], rows)
 
 
+SCORES_HEAD = ["split", "read-out", "score", "n", "people", "95 % interval", "chance", "p"]
+
+
+def score_lines(results: Mapping) -> list[list]:
+    """The lines of a card's table of scores, by column of `SCORES_HEAD`; results : mapping. results.json of the run."""
+    return [_score_line(split, name, score) for split in ("test", "val") for name, score in results[split].items()]
+
+
 def _scores(results: Mapping, control: Mapping | None) -> Iterator[str]:
-    rows = [_score_line(split, name, score) for split in ("test", "val") for name, score in results[split].items()]
+    rows = score_lines(results)
     of_control = (control or {}).get("test", {}).items()
     rows += [_score_line("test, shuffled-label control", k, score) for k, score in of_control if k in results["test"]]
     if not results["test"]:
@@ -242,7 +250,7 @@ def _scores(results: Mapping, control: Mapping | None) -> Iterator[str]:
     if results.get("uses"):
         yield f"Used of the test person, besides the trial that is decoded: {results['uses']}."
     if rows:
-        yield _table(["split", "read-out", "score", "n", "people", "95 % interval", "chance", "p"], rows)
+        yield _table(SCORES_HEAD, rows)
 
 
 def _score_line(split: str, name: str, score: Mapping) -> list:

@@ -51,6 +51,7 @@ class DecodingSettings:
     no_quantize: bool = False
     precision: str = "auto"
     max_new_tokens: int = 64
+    chosen: Sequence[int] | None = None  # which trials of the split; None: `num_samples`, spread over it
 
     @classmethod
     def among(cls, flags: Mapping) -> "DecodingSettings":
@@ -130,7 +131,7 @@ def _opened(
 ) -> tuple[TrialDataset, list[int], torch.nn.Module]:
     """The trials as the run read them, which of them are decoded, and the encoder."""
     dataset = TrialDataset(settings.datasets_dir, settings.split, settings.protocol, description)
-    chosen = dataset.spread(settings.num_samples)
+    chosen = settings.chosen or dataset.spread(settings.num_samples)
     dataset = part_as_trained(dataset, run.content, run.path)
     checkpoints.check_unseen(run.content["seen"], run.content["protocol"], dataset, chosen, str(run.path))
     foundation = settings.foundation_dir if settings.use_pretrained_weights else None

@@ -97,6 +97,8 @@ def check_packed(path: Path) -> None:
 
     A file in the format of before PyTorch 1.6 is no zip file and has no checksums.
     """
+    if path.exists() and not path.is_file():
+        raise Fault("it is no plain file")  # a FIFO or a device would be read for ever
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as parts:

@@ -23,6 +23,7 @@ MAX_SIDE, MAX_ASPECT = 20_000, 100  # pixels, of a panorama; a model resizes the
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_JSON, MAX_ROWS = 64 << 20, 1 << 30  # bytes of a JSON file; of decoded trials, some 2,000 each
 MAX_TEMPLATE = 100_000  # characters of a chat template; published ones have up to 10,000
+MAX_ADDED = 10_000  # characters that it may add to a chat, besides as many again; published ones add some hundred
 TEMPLATE_SECONDS, TEMPLATE_BYTES = 5.0, 512 << 20  # to fill in a chat template
 READING_SECONDS, READING_RATE = 40.0, 2 << 20  # to read a recording: this, and a second for so many bytes
 READING_BYTES = 2 << 30  # address space for that, besides what the content needs
