@@ -85,6 +85,8 @@ def opened(path: Path, version: tuple[int, int]) -> _Opened:
         raise UserError(f"{path}: expected lists of trials and of labels")
     if odd := next((name for name in labels if not is_file_name(name)), None):  # each has a folder of photos
         raise UserError(f"{path}: the label {reprlib.repr(odd)} is no name of a class")
+    if twice := [name for name, n in Counter(labels).items() if n > 1]:
+        raise UserError(f"{path} lists the label {twice[0]} twice; classes are counted by that list")
     marks, numbers, counts = set(), [], Counter()
     for place, item in enumerate(items):
         _check_item(item, labels, f"{path}: item {place}")

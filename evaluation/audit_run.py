@@ -116,7 +116,8 @@ def _tables(run: Run) -> Checked:
     card, own = run.folder / "README.md", {name: numbers(run.rows, name) for name in score_rows(run.rows)}
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     lines = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in text.splitlines() if line[:1] == "|"]
-    with suppress(UserError, KeyError, TypeError, ValueError, AttributeError):  # `_scores` says what is wrong there
+    # what is wrong with results.json, `_scores` says
+    with suppress(UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         right = {tuple(map(str, line)) for line in score_lines(read_json(run.folder / "results.json"))}
         kept = {line for line in lines if len(line) == len(SCORES_HEAD) and line[0] in ("test", "val")}
         if kept and kept != right:

@@ -145,6 +145,25 @@ def test_a_wrong_file_is_one_line(script, tmp_path, change, more, said):
         assert prepare(script, [path], tmp_path / "store", "--scale", "1e-6").code == 0
 
 
+def test_a_label_that_is_listed_twice_is_refused(script, tmp_path):
+    items = items_of([0], per_class=1)
+    labels = list(dict.fromkeys(item["label"] for item in items))
+    done = prepare(script, [save(tmp_path / "x.pth", items, labels=[*labels, labels[0]])], tmp_path / "store")
+    assert done.code == 2 and f"lists the label {labels[0]} twice" in done.error_line
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "link to a device"])
+def test_what_is_no_plain_file_is_refused_and_not_waited_for(process, tmp_path, kind):
+    path = tmp_path / "x.pth"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    flags = ("--pth_path", path, "--images_dir", tmp_path / "none", "--lmdb_dir", tmp_path / "store")
+    done = process(SCRIPT, *flags, timeout=60)
+    assert done.code == 2 and "x.pth" in done.error_line and "no plain file" in done.error_line
+
+
 def test_a_tensor_that_wants_a_gradient_is_a_tensor_and_a_damaged_byte_is_found(script, tmp_path):
     items = items_of([0], per_class=1)
     for item in items:

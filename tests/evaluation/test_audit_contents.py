@@ -1,6 +1,7 @@
 """Leaks that keep names and counts as they were: copies that were changed, pictures, targets, files of a run."""
 
 import json
+import re
 import shutil
 from collections import defaultdict
 from dataclasses import replace
@@ -18,7 +19,7 @@ from datasets.trials import load_splits
 from evaluation import audit_copies
 from evaluation.audit import splits_of, store_findings
 from evaluation.audit_images import caption_findings, image_findings
-from evaluation.audit_models import decoded_findings, target_findings
+from evaluation.audit_models import _drawn, decoded_findings, target_findings
 from evaluation.audit_probes import probe_findings
 from evaluation.audit_run import run_findings
 from evaluation.decoded_runs import read_run
@@ -359,7 +360,60 @@ def remembered(run):
     torch.save(content | {"history": [{("a", "tuple"): 1}]}, run / "last.pth")
 
 
+def card(before, after):
+    def change(run):
+        text = (run / "README.md").read_text()
+        assert before in text
+        (run / "README.md").write_text(text.replace(before, after, 1))
+
+    return change
+
+
+def interval_of_the_card(run):
+    interval = r"(\| test \| keyword \| [^|]+ \| \d+ \| \d+ \| )[\d.]+ % to"
+    changed = re.sub(interval, r"\g<1>99.1 % to", (run / "README.md").read_text())
+    (run / "README.md").write_text(changed)
+
+
+def table_with(**columns):
+    def change(run):
+        score = json.loads((run / "results.json").read_text())["test"]["keyword"]
+        line = {"run": "run", "readout": "keyword", "accuracy": score["accuracy"], "n": score["n"]} | columns
+        (run.parent / "results.csv").write_text(f"{','.join(line)}\n{','.join(map(str, line.values()))}\n")
+
+    return change
+
+
+def one_readout_less(run):
+    edited(run / "results.json", lambda r: r["test"].pop("likelihood"))
+
+
+def another_script(run):
+    """A record that says it is a baseline's, whose folder has no checkpoints; what was seen is emptied."""
+    nothing_seen(run)
+    edited(run / "run.json", lambda r: r["arguments"].update(model="eegnet"))
+
+
+def right_trials_of_an_epoch(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["val"]["keyword"]["correct"] = 10**400
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 RUNS = {
+    "the card's interval": (interval_of_the_card, "README.md, its model card, says other scores of keyword (test)"),
+    "the card's validation": (card("| val | keyword | ", "| val | keyword | 1"), "says other scores of keyword (val)"),
+    "the card's spaces": (card("| test | head | ", "|test | head | 1"), "says other scores of head (test)"),
+    "kappa in results.csv": (table_with(kappa=0.999), "results.csv says another kappa of keyword"),
+    "n in results.csv": (table_with(n=4000), "results.csv says another n of keyword"),
+    "a blank in results.csv": (table_with(run="run ", accuracy=0.99), "results.csv says another accuracy of keyword"),
+    "a read-out that is gone": (one_readout_less, "results.json has no score of likelihood"),
+    "another script, and nothing seen": (another_script, "lists nothing as seen"),
+    "an accuracy of 400 digits": (
+        lambda run: edited(run / "results.json", lambda r: r["test"]["keyword"].update(accuracy=10**400)),
+        "other scores of keyword",
+    ),
+    "400 digits of right trials": (right_trials_of_an_epoch, "is not its"),
     "an accuracy, and not its count": (accuracy, "other scores of keyword"),
     "an accuracy, and a record of decoding": (said_to_be_decoded, "other scores of keyword"),
     "seen, a number": (in_checkpoint(seen=5), "seen is no list of names"),
@@ -374,7 +428,7 @@ RUNS = {
     "the validation in results.json": (validation, "another validation"),
     "another epoch wins": (another_epoch, "than last.pth remembers"),
     "an accuracy of an epoch": (accuracy_of_an_epoch, "is not its"),
-    "the list of what it has seen": (nothing_seen, "does not list"),
+    "the list of what it has seen": (nothing_seen, "lists nothing as seen"),
     "the weights": (other_weights, "model.safetensors has other weights"),
     "answers and results, and not probabilities": (an_answer, "own probabilities, ranks or texts"),
     "all answers, and not results": (rows_alone, "other scores of likelihood"),
@@ -425,6 +479,32 @@ def test_rows_and_results_that_were_edited_alike_are_not_what_the_checkpoint_dec
     assert "its checkpoint decoded anew have other answers" in found["run"]
 
 
+def test_a_folder_of_decoded_trials_is_decoded_anew_with_the_checkpoint_that_its_record_names(demo, run):
+    """At random: whoever knew which trials are tried could change the others."""
+    store, device = open_store(demo.store), torch.device("cpu")
+    best = best_checkpoint(run)
+    decoded = run.with_name("decoded")
+    decoded.mkdir()
+    shutil.copy(run / "decoded_test.jsonl", decoded / "decoded.jsonl")
+    record = json.loads((run / "run.json").read_text())
+    arguments = record["arguments"] | {"encoder_seed": 0}
+    (decoded / "run.json").write_text(json.dumps(record | {"projection": str(best), "arguments": arguments}))
+    said = list(decoded_findings(read_run(decoded), BCIC, store, None, device))
+    assert [f.kind for f in said] == ["ok"], said
+    rows = read_rows(decoded / "decoded.jsonl")
+    for row in rows:
+        of = row.readouts["likelihood"]
+        of.label, of.probabilities = (row.true_label + 1) % 4, [float(k == (row.true_label + 1) % 4) for k in range(4)]
+    write_rows(rows, decoded / "decoded.jsonl")
+    found = breaches(decoded_findings(read_run(decoded), BCIC, store, None, device))
+    assert "its checkpoint decoded anew have other answers" in found["decoded"]
+    drawn = {tuple(_drawn(read_run(decoded), "none")) for _ in range(5)}
+    assert len(drawn) > 1 and all(len(places) == 16 for places in drawn)
+    (decoded / "run.json").write_text(json.dumps(record | {"arguments": arguments | {"model": "csp_lda"}}))
+    said = list(decoded_findings(read_run(decoded), BCIC, store, None, device))
+    assert [f.kind for f in said] == ["cannot"] and "a baseline keeps no model" in said[0].words
+
+
 # ---------------------------------------------------------------- seen images: targets, answers
 
 
@@ -442,6 +522,26 @@ def looked_at(folder, run):
     splits = load_splits(folder / "processed_lmdb", load_description("THINGS"), "joint")
     run = read_run(run)
     return list(target_findings(run, splits, folder / "images", None, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("lists, words", [
+    ({"seen": [], "classes": []}, "lists nothing as seen"),
+    ({"seen": [], "absent": "all"}, "trials as without a picture, and the run's record 0"),
+    ({"classes": None}, ""),
+])  # fmt: skip
+def test_what_a_checkpoint_of_seen_images_lists_is_not_taken_from_itself(seen, tmp_path, lists, words):
+    shutil.copytree(seen / "ubp", tmp_path / "ubp")
+    description, store = load_description("THINGS"), open_store(seen / "processed_lmdb")
+    splits = splits_of(store, description, "joint")
+    for path in (tmp_path / "ubp").glob("encoder_epoch*.pth"):
+        content = torch.load(path, weights_only=True)
+        every = sorted({trial.image for mode in ("train", "val") for trial in splits[mode]})
+        changed = {name: every if value == "all" else value for name, value in lists.items()}
+        torch.save(content | changed, path)
+    found = list(run_findings(read_run(tmp_path / "ubp"), store, splits))
+    said = [f.words for f in found if f.kind == "BREACH"]
+    assert any(words in one for one in said) if words else not said, found
+    assert any("has seen no test" in f.words for f in found) == (not words)
 
 
 def test_targets_and_answers_of_seen_images_are_made_anew(seen, tmp_path):

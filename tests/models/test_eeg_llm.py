@@ -203,6 +203,7 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in ran
     "more memory|not read"),
     ("{# " + "x" * 100_000 + " #}" + TURNS, "more than 100000 characters"),
     (TURNS + "{% for a in range(99999) %}0123456789{% endfor %}0123456789", "makes 1000... characters"),
+    (TURNS + "{{ 'x' * 50_000 }}", "makes 5.... characters"),  # whose prompt would take gigabytes
 ], ids=lambda value: value[:30])  # fmt: skip
 def test_a_chat_template_may_take_neither_time_nor_memory(model, monkeypatch, template, message):
     monkeypatch.setattr(eeg_llm, "TEMPLATE_SECONDS", 0.5)
@@ -218,7 +219,7 @@ def test_a_chat_template_may_take_neither_time_nor_memory(model, monkeypatch, te
     "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ a.b.c }}", "{{ 1 + 'a' }}",
     "{{ 1 // 0 }}",
     "{{ '%d' % 'a' }}", "{{ range(10**9) | list }}", "{{ [] | first | upper | attr('x') + 1 }}", "{% for %}", "{{",
-    "{% include '/etc/passwd' %}",
+    "{% include '/etc/passwd' %}", TURNS + "{{ '\\ud800' }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ " + "(" * 30_000 + "1" + ")" * 30_000 + " }}",
     "{{ " + "not " * 20_000 + "1 }}",
     "{% for a in [1] %}" * 300 + "{% endfor %}" * 300, "{{ messages | tojson(indent='x' * 9) | int(base='a') }}",

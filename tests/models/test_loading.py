@@ -322,6 +322,7 @@ def test_a_weight_that_is_missing_is_not_made_up(demo, tmp_path, part):
     ("config.json", lambda text: text[:50]), ("config.json", lambda text: "[" * 100_000), ("config.json",
     lambda text: "[]"),
     ("tokenizer.json", lambda text: text[:-200]), ("tokenizer.json", lambda text: text.replace('"vocab"', '"vocap"')),
+    ("tokenizer_config.json", lambda text: re.sub('"model_max_length": [^,]+', '"model_max_length": [[1]]', text)),
     ("tokenizer_config.json", lambda text: "3"), ("chat_template.jinja", lambda text: "{% for"),
 ])  # fmt: skip
 def test_a_damaged_file_of_a_language_model_is_one_line(demo, tmp_path, file, change):
@@ -378,6 +379,7 @@ def test_parts_of_an_image_model_that_do_not_fit_are_one_line(vi_pth, tmp_path):
 
 @pytest.mark.parametrize("file, changes, words", [
     ("config.json", {"num_hidden_layers": 10**7}, "num_hidden_layers 10000000"),
+    ("config.json", {"num_hidden_layers": -5}, "num_hidden_layers -5; at least 0"),
     ("config.json", {"max_position_embeddings": 10**10}, "max_position_embeddings"),
     ("config.json", {"eos_token_id": [1] * 2000}, "2000 entries in eos_token_id"),
 ])  # fmt: skip
@@ -409,6 +411,10 @@ def test_a_processor_makes_no_pictures_of_any_size(tmp_path, file):
     nested = settings if file.startswith("pre") else {"image_processor": settings}
     (tmp_path / "clip" / file).write_text(json.dumps(nested))
     with pytest.raises(UserError, match="shortest_edge 40000"):
+        CLIPImageTargetBuilder(str(tmp_path / "clip"), tmp_path).load()
+    settings["size"] = {"height": 12_000.0, "width": 12_000.0}  # a float is a size as well
+    (tmp_path / "clip" / file).write_text(json.dumps(nested))
+    with pytest.raises(UserError, match="(height|width) 12000.0"):
         CLIPImageTargetBuilder(str(tmp_path / "clip"), tmp_path).load()
 
 
