@@ -31,7 +31,8 @@ CANNOT = [
     "a label in the fifth and higher bits of single samples",
     "copies with more other noise than signal, of less than a quarter of the electrodes (half, in another order), "
     "less than half of the frequencies, shifted by a quarter of the trial and more, at another rate, in pieces, "
-    "or of electrodes that were mixed; a filter that reaches from one trial into the next",
+    "or of electrodes that were mixed; most copies with another order of electrodes that are shifted by more than a "
+    "tenth as well; a filter that reaches from one trial into the next",
     "pictures of one thing that differ by more than size, format, turning or a fifth of their edges, cut at one side, "
     "turned and cut, or made grey",
     "rows, results and checkpoints that were all changed alike",
