@@ -84,15 +84,18 @@ def smoothed(x, other, rng):
     return np.apply_along_axis(np.convolve, 1, x, np.ones(4) / 4, mode="same")
 
 
-def whitened(by):
-    """Covariances made the identity, of all trials that `by` puts together."""
+def whitened(by, people=PEOPLE, ridge=0.0):
+    """Covariances made the identity, of all trials that `by` puts together; or of those of some people alone."""
 
     def leak(trials):
         made, groups = [], {by(trial) for trial, _ in trials}
         for group in sorted(groups):
             own = [(trial, x) for trial, x in trials if by(trial) == group]
             x = np.stack([x - x.mean(axis=1, keepdims=True) for _, x in own]).astype(float)
-            values, vectors = np.linalg.eigh(np.einsum("nct,ndt->cd", x, x) / (len(x) * x.shape[2]))
+            some = x[[trial.subject in people for trial, _ in own]]
+            covariance = np.einsum("nct,ndt->cd", some, some) / (len(some) * x.shape[2])
+            covariance += ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+            values, vectors = np.linalg.eigh(covariance)
             w = (vectors / np.sqrt(values)) @ vectors.T
             made += [(trial, (w @ y).astype(np.float32)) for (trial, _), y in zip(own, x, strict=True)]
         return made
@@ -120,6 +123,9 @@ SIGNALS = {
     "mixed with the trial that was there": (copied(lambda x, y, rng: 0.7 * x + 0.3 * y), "changed copies"),
     "trials in another order": (copied(lambda x, y, rng: x), "copies"),
     "whitened by all people": (whitened(lambda trial: ""), "whitening"),
+    "whitened by test people": (whitened(lambda trial: "", PEOPLE[7:]), "whitening"),
+    "whitened by all but validation's people": (whitened(lambda trial: "", PEOPLE[:5] + PEOPLE[7:]), "whitening"),
+    "whitened by validation's and test people": (whitened(lambda trial: "", PEOPLE[5:]), "whitening"),
     "the same person under two names": (renamed, "likeness"),
 }
 
@@ -173,6 +179,20 @@ def test_whitening_by_people_is_a_breach_where_a_person_trains_and_tests(tmp_pat
         for protocol in ("published", "within:A03")
     }
     assert kinds["published"]["whitening"] == "notice" and kinds["within:A03"]["whitening"] == "BREACH"
+
+
+@pytest.mark.parametrize(("people", "ridge", "kind", "words"), [
+    (PEOPLE, 0.01, "cannot", "whose trials whitened these"),
+    (PEOPLE[:5], 0, "ok", "whitened by the training trials of all people"),
+    (PEOPLE[:7], 0, "ok", "whitened by the train and val trials of all people"),
+])  # fmt: skip
+def test_whitening_that_was_shrunk_is_not_said_to_be_none_and_one_of_training_is_no_leak(
+    tmp_path, people, ridge, kind, words
+):
+    leak = whitened(lambda trial: "", people, ridge)
+    write_store(tmp_path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [leak(people_trials())])
+    (found,) = [f for f in _without_probes(open_store(tmp_path)) if f.check == "whitening"]
+    assert found.kind == kind and words in found.words, found
 
 
 # ---------------------------------------------------------------- classes in blocks
