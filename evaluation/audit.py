@@ -33,8 +33,8 @@ CANNOT = [
     "less than half of the frequencies, shifted by a quarter of the trial and more, at another rate, in pieces, "
     "or of electrodes that were mixed; most copies with another order of electrodes that are shifted by more than a "
     "tenth as well; a filter that reaches from one trial into the next",
-    "pictures of one thing that differ by more than size, format, turning or a fifth of their edges, cut at one side, "
-    "turned and cut, or made grey",
+    "pictures of one thing that differ by more than size, format, turning by quarters or a fifth of their edges, "
+    "in other colours or grey, cut at one side, or smaller than 20 x 20 pixels",
     "rows, results and checkpoints that were all changed alike",
     "whether the test people were looked at before this store was made, "
     "or the settings were chosen by other runs' test scores",

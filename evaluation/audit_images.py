@@ -18,17 +18,23 @@ from utils.limits import opened_picture
 from utils.photos import as_seen
 from utils.progress import progress
 
-EDGE = 24  # pixels of the small pictures that are compared
-SAME = 0.995  # their correlation, from which on they are one; drawings of one thing reach 0.991
-CROPPED = (1.0, 0.95, 0.9, 0.85, 0.8)  # shares of a picture's edges that are compared, around its middle
+EDGE = 16  # pixels of the small pictures that are compared
+LIKE = 0.99  # their correlation, from which on they are compared closely
+SHARES = np.linspace(1, 0.8, 11)  # of a picture's edges, around its middle; cuts between two of them reach LIKE
+FINE_EDGE, FINE_STEPS = 32, np.linspace(-0.012, 0.012, 9)  # of a close look: pixels, and shares about those above
+SAME = 0.995  # correlation of a close look, from which on they are one; different photos reach 0.97
+MOST_PAIRS = 2000  # looked at closely
 NAMED = 0.5  # share of captions that name their image's class, from which on it is worth a notice
 
 
 def image_findings(splits: Split, images_dir: Path | None, repeats: bool) -> Iterator[Finding]:
     """No test picture in training or validation under another name: by its bytes, or by what it looks like.
 
-    What a picture looks like is its colours on 24 × 24 places, standardised, whatever its size and file format; test
-    pictures are also mirrored, turned, and cut to their middle.
+    What a picture looks like is its colours on 16 × 16 places, standardised, whatever its size and file format. Either
+    of two pictures is also cut to its middle, and the test picture mirrored and turned. What is alike then is compared
+    again on 32 × 32 places, or as many as the smaller picture has, with cuts that differ less.
+    False alarms: none among 5,565 pairs of 106 real photos, whose most alike reached 0.97. Of 196 drawings of the
+    demo's 14 things 2 pairs of 19,110, which are one drawing to the eye.
 
     repeats : bool. Whether the protocol tests on pictures that were trained on.
     """
@@ -56,7 +62,8 @@ def image_findings(splits: Split, images_dir: Path | None, repeats: bool) -> Ite
             unread.append(image)
     if unread:
         yield Finding("cannot", "images", f"{unread[0]} and {len(unread) - 1} more are no pictures that can be read")
-    for image, other, like in _alike([i for i in tested if i in looks], [i for i in others if i in looks], looks):
+    tested_looks, others_looks = ({i: looks[i] for i in part if i in looks} for part in (tested, others))
+    for image, other, like in _alike(tested_looks, others_looks, there):
         found.setdefault((image, other), like)
     kind, words = "notice" if repeats else "BREACH", []
     for (image, other), like in sorted(found.items(), key=lambda one: -one[1]):
@@ -68,40 +75,74 @@ def image_findings(splits: Split, images_dir: Path | None, repeats: bool) -> Ite
         yield Finding("ok", "images", f"{counts}: none is another in bytes or looks")
 
 
-def _small(path: Path) -> list[np.ndarray]:
-    """A picture as it is seen, (24, 24, 3), whole and cut to its middle."""
+def _seen(path: Path, edge: int) -> Image.Image:
+    """A picture in RGB as it is seen, with at most eight times the pixels that are compared, to cut it quickly."""
     with opened_picture(path) as picture:
-        picture.draft("RGB", (8 * EDGE, 8 * EDGE))  # a JPEG is decoded small
+        picture.draft("RGB", (8 * edge, 8 * edge))  # a JPEG is decoded small
         whole = as_seen(picture)
-    made = []
-    for share in CROPPED:
-        margins = [(1 - share) * size / 2 for size in whole.size]
-        box = (*margins, whole.width - margins[0], whole.height - margins[1])
-        made.append(np.asarray(whole.resize((EDGE, EDGE), Image.Resampling.BOX, box=box), float))
-    return made
+    return whole.resize([min(size, 8 * edge) for size in whole.size], Image.Resampling.BICUBIC)
+
+
+def _cut(whole: Image.Image, share: float, edge: int) -> np.ndarray:
+    """A picture's middle, of a share of its edges: (edge, edge, 3) of uint8."""
+    margins = [(1 - share) * size / 2 for size in whole.size]
+    box = (*margins, whole.width - margins[0], whole.height - margins[1])
+    return np.asarray(whole.resize((edge, edge), Image.Resampling.BICUBIC, box=box))
+
+
+def _small(path: Path) -> np.ndarray:
+    """A picture whole and cut to its middle, (11, 16, 16, 3) of uint8."""
+    whole = _seen(path, EDGE)
+    return np.stack([_cut(whole, share, EDGE) for share in SHARES])
 
 
 def _unit(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """(N, 1728), each with mean 0 and length 1; a picture of one colour is 0."""
-    rows = np.stack(pictures).reshape(len(pictures), -1)
+    """(N, values), each with mean 0 and length 1; a picture of one colour is 0."""
+    rows = np.stack(pictures).reshape(len(pictures), -1).astype(np.float32)
     rows = rows - rows.mean(axis=1, keepdims=True)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
-def _alike(tested: Sequence[str], others: Sequence[str], looks: Mapping) -> Iterator[tuple[str, str, float]]:
-    """Pairs of pictures that are one and the same, mirrored, turned, or one of them cut to the middle of the other."""
+def _turned(picture: np.ndarray) -> list[np.ndarray]:
+    """A picture in eight ways: as it is, mirrored, and either turned by quarters."""
+    return [np.rot90(picture, turns)[:, ::flip] for flip, turns in product((1, -1), range(4))]
+
+
+def _alike(tested: Mapping, others: Mapping, there: Mapping[str, Path]) -> Iterator[tuple[str, str, float]]:
+    """Pairs of pictures that are one and the same, mirrored, turned, or one of them cut to the middle of the other.
+
+    tested, others : dict. Their small pictures by name. there : dict. The files by name.
+    """
     if not tested or not others:
         return
-    whole = _unit([looks[image][0] for image in others])
-    cut = [_unit([looks[image][k] for image in others]) for k in range(1, len(CROPPED))]
-    best = np.zeros((len(tested), len(others)))
-    for flip, turns, k in product((1, -1), range(4), range(len(CROPPED))):
-        best = np.maximum(best, _unit([np.rot90(looks[i][k], turns)[:, ::flip] for i in tested]) @ whole.T)
-    for part in cut:
-        best = np.maximum(best, _unit([looks[image][0] for image in tested]) @ part.T)
-    for a, b in np.argwhere(best >= SAME):
-        if tested[a] != others[b]:
-            yield tested[a], others[b], float(best[a, b])
+    best = np.zeros((len(tested), len(others)), np.float32)
+    cuts = np.zeros(
+        best.shape, np.int8
+    )  # which share of the test picture is most like the other; below 0: of the other
+    turned = [_turned(look[0]) for look in tested.values()]
+    for k in range(-len(SHARES) + 1, len(SHARES)):
+        theirs = _unit([look[max(-k, 0)] for look in others.values()])
+        ours = turned if k <= 0 else [_turned(look[k]) for look in tested.values()]
+        for way in zip(*ours, strict=True):
+            like = _unit(way) @ theirs.T
+            better = like > best
+            best[better], cuts[better] = like[better], k
+    images, names = list(tested), list(others)
+    pairs = [(a, b) for a, b in np.argwhere(best >= LIKE) if images[a] != names[b]]
+    for a, b in sorted(pairs, key=lambda pair: -best[pair[0], pair[1]])[:MOST_PAIRS]:
+        if (like := _closely(there[images[a]], there[names[b]], int(cuts[a, b]))) >= SAME:
+            yield images[a], names[b], like
+
+
+def _closely(path: Path, other: Path, cut: int) -> float:
+    """Correlation of two pictures on more places, where it is largest among shares about one; `cut` as in `_alike`."""
+    one, two = (_seen(file, FINE_EDGE) for file in ((path, other) if cut >= 0 else (other, path)))
+    edge = max(EDGE, min(FINE_EDGE, *one.size, *two.size))  # what is larger is made as coarse as the other
+    best = 0.0
+    for share in SHARES[abs(cut)] + FINE_STEPS:
+        ours, theirs = _cut(one, min(share, 1), edge), _cut(two, min(2 - share, 1), edge)
+        best = max(best, float((_unit(_turned(ours)) @ _unit([theirs]).T).max()))
+    return best
 
 
 # ---------------------------------------------------------------- captions

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import defaultdict
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,22 @@ def pictures(folder):
     return {mode: [Trial(image, 0, "sub-01", "1", 1, 1, image) for image in of] for mode, of in images.items()}
 
 
+def cut(picture, share):
+    """The middle of a picture, of a share of its edges."""
+    margins = [round((1 - share) / 2 * size) for size in picture.size]
+    return picture.crop((*margins, picture.width - margins[0], picture.height - margins[1]))
+
+
+@cache
+def detailed(seed):
+    """As `photo`, with finer details, in a photo's size."""
+    rng, whole = np.random.default_rng(seed), np.zeros((360, 480, 3))
+    for places in (4, 8, 16, 32, 64):
+        of_size = rng.integers(0, 256, (places, places, 3), dtype=np.uint8)
+        whole += np.asarray(Image.fromarray(of_size).resize((480, 360), Image.Resampling.BICUBIC), float) / places**0.5
+    return Image.fromarray((whole / whole.max() * 255).astype(np.uint8))
+
+
 PICTURES = {
     "the same bytes": lambda path, picture: picture.save(path),
     "resized": lambda path, picture: picture.resize((200, 150)).save(path),
@@ -272,11 +289,68 @@ def test_a_test_picture_under_a_training_pictures_name_is_named(tmp_path, name):
     assert missing.kind == "cannot"
 
 
+MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
+CHANGED = {f"cut to {share}": lambda p, share=share: cut(p, share) for share in (0.97, 0.93, 0.87, 0.83)}
+CHANGED |= {f"of {edge} pixels": lambda p, edge=edge: p.resize((edge, edge)) for edge in (32, 20)}
+CHANGED |= {
+    "mirrored and cut": lambda p: cut(p.transpose(MIRROR), 0.85),
+    "turned and cut": lambda p: cut(p.rotate(90, expand=True), 0.9),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("changed", ["train", "test"])
+def test_a_picture_of_details_is_found_cut_anywhere_small_or_mirrored_in_either_split(tmp_path, changed, name):
+    images = {
+        "train": [f"training_images/t{k}.png" for k in range(3)],
+        "test": [f"test_images/u{k}.png" for k in range(3)],
+    }
+    for part, offset in (("train", 0), ("test", 3)):
+        (tmp_path / images[part][0]).parent.mkdir()
+        for k, image in enumerate(images[part]):
+            detailed(offset + k).save(tmp_path / image)
+    one, other = (images["train"][0], 3) if changed == "train" else (images["test"][0], 0)
+    splits = {mode: [Trial(image, 0, "sub-01", "1", 1, 1, image) for image in of] for mode, of in images.items()}
+    assert not breaches(image_findings(splits, tmp_path, False))
+    CHANGED[name](detailed(other)).save(tmp_path / one)
+    found = breaches(image_findings(splits, tmp_path, False))["images"]
+    assert "u0.png (test)" in found and "t0.png (trained on)" in found and found.count("the same picture") == 1
+
+
 @pytest.mark.parametrize(("caption", "kind"), [("a photo of a {}", "notice"), ("{id}", "BREACH"), ("it is red", "ok")])
 def test_captions_that_say_the_class_are_named(tmp_path, caption, kind):
     classes = ("dog", "cup", "chair")
     images = {f"n0000000{label}/{k}.JPEG": label for label in range(3) for k in range(4)}
     lines = [{"image": i, "caption": caption.format(classes[k], id=i.split("/")[0])} for i, k in images.items()]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    splits = {"train": [Trial(image, label, "S00", "1", 1, 1, image) for image, label in images.items()]}
+    assert [f.kind for f in caption_findings(tmp_path / "captions.jsonl", classes, splits)] == [kind]
+
+
+@pytest.mark.parametrize(("dataset", "caption", "kind"), [
+    ("THINGS", "class {label}", "BREACH"),
+    ("THINGS", "Label: {label:02d}", "BREACH"),
+    ("THINGS", "{label} of them, in a class 9 train", "ok"),
+    ("THINGS", "a photo, {label:05d}", "BREACH"),
+    ("THINGS", "{stem}.jpg", "BREACH"),
+    ("THINGS", "{joined}", "BREACH"),
+    ("THINGS", "two {name}s on grass", "notice"),
+    ("THINGS", "in 2019, 12 by 34567", "ok"),
+    ("EEG-ImageNet", "{digits}", "BREACH"),
+    ("EEG-ImageNet", "label:{folder}x", "BREACH"),
+])  # fmt: skip
+def test_an_identifier_in_a_caption_is_a_breach_however_it_is_written(tmp_path, dataset, caption, kind):
+    classes = ("aardvark", "cup", "chair")
+    folders = {
+        "THINGS": [f"training_images/{k:05d}_{name}" for k, name in enumerate(classes)],
+        "EEG-ImageNet": [f"n0210666{k}" for k in range(3)],
+    }[dataset]
+    images = {f"{folder}/{classes[k]}_{j:02d}b.jpg": k for k, folder in enumerate(folders) for j in range(4)}
+    lines = []
+    for image, k in images.items():
+        stem, folder = Path(image).stem, Path(image).parent.name
+        known = {"stem": stem, "joined": stem.replace("_", ""), "folder": folder, "digits": folder[1:]}
+        lines.append({"image": image, "caption": caption.format(label=k, name=classes[k], **known)})
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     splits = {"train": [Trial(image, label, "S00", "1", 1, 1, image) for image, label in images.items()]}
     assert [f.kind for f in caption_findings(tmp_path / "captions.jsonl", classes, splits)] == [kind]
