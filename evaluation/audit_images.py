@@ -1,6 +1,7 @@
 """Pictures and captions: a test picture among those that were trained on, a caption that names the class."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -24,6 +25,7 @@ SHARES = np.linspace(1, 0.8, 11)  # of a picture's edges, around its middle; cut
 FINE_EDGE, FINE_STEPS = 32, np.linspace(-0.012, 0.012, 9)  # of a close look: pixels, and shares about those above
 SAME = 0.995  # correlation of a close look, from which on they are one; different photos reach 0.97
 MOST_PAIRS = 2000  # looked at closely
+LEAST_GLUED = 5  # characters of an identifier that is looked for inside words
 NAMED = 0.5  # share of captions that name their image's class, from which on it is worth a notice
 
 
@@ -151,8 +153,8 @@ def _closely(path: Path, other: Path, cut: int) -> float:
 def caption_findings(path: Path, classes: Sequence[str], splits: Split) -> Iterator[Finding]:
     """Whether captions say the class of their image in so many words: then text states are the label.
 
-    A captioner that saw the picture names what is on it, so a name is a notice. It does not know an identifier such as
-    n02106662, nor a file's name: one in a caption was written there.
+    A captioner that saw the picture names what is on it, one or several, so a name is a notice. It does not know an
+    identifier such as n02106662, nor a file's name, nor a label's number: one in a caption was written there.
     """
     label_of = {trial.image: trial.label for of_split in splits.values() for trial in of_split if trial.image}
     if not label_of or max(label_of.values()) >= len(classes):
@@ -168,10 +170,9 @@ def caption_findings(path: Path, classes: Sequence[str], splits: Split) -> Itera
     written, naming, others = [], 0, 0
     for image, text in caption_of.items():
         words, name = _words(text), classes[label_of[image]]
-        marks = {part for part in (image.split("/")[0], Path(image).stem, name) if any(c.isdigit() for c in part)}
-        written += [image] if any(_words(mark) in words for mark in marks) else []
-        naming += _words(name) in words
-        others += _words(classes[(label_of[image] + 1) % len(classes)]) in words
+        written += [image] if _identified(text, image, label_of[image], name) else []
+        naming += _named(name, words)
+        others += _named(classes[(label_of[image] + 1) % len(classes)], words)
     n = len(caption_of)
     words = f"{percent(naming / n)} of {n} captions name the class of their image, {percent(others / n)} another one"
     if written:
@@ -181,6 +182,36 @@ def caption_findings(path: Path, classes: Sequence[str], splits: Split) -> Itera
         yield Finding("notice", "captions", f"{words}: what is trained towards holds the label")
     else:
         yield Finding("ok", "captions", words)
+
+
+def _identified(text: str, image: str, label: int, name: str) -> bool:
+    """Whether a caption holds what only files say: the image's folder or name, their numbers, or the class's number.
+
+    As words of their own; those of five characters or more also glued to others, or cut by what is no letter. A label's
+    number counts behind "class" or "label" alone.
+    """
+    text, (folder, stem) = text.lower(), (Path(image).parent.name.lower(), Path(image).stem.lower())
+    marks = [part for part in (folder, stem, name) if any(c.isdigit() for c in part)]
+    glued = [_joined(part) for part in (folder, stem) if part in marks]
+    numbers = {digits for part in (folder, stem) for digits in re.findall(r"\d{5,}", part)}
+    return (
+        any(_words(mark) in _words(text) for mark in marks)
+        or any(re.search(rf"{mark}(?!\d)", _joined(text)) for mark in glued if len(mark) >= LEAST_GLUED)
+        or not numbers.isdisjoint(re.findall(r"\d+", text))
+        or re.search(rf"(?<![a-z])(class|label)[\W_]*0*{label}(?!\d)", text) is not None
+    )
+
+
+def _named(name: str, words: str) -> bool:
+    """Whether words (see `_words`) hold a class's name, or its plural."""
+    name = _words(name).rstrip()
+    plurals = [f"{name}s", f"{name}es"] + ([f"{name[:-1]}ies"] if name.endswith("y") else [])
+    return any(f"{form} " in words for form in (name, *plurals))
+
+
+def _joined(text: str) -> str:
+    """Letters and digits alone."""
+    return "".join(c for c in text if c.isalnum())
 
 
 def _words(text: str) -> str:

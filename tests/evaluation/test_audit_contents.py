@@ -336,6 +336,8 @@ def test_captions_that_say_the_class_are_named(tmp_path, caption, kind):
     ("THINGS", "{joined}", "BREACH"),
     ("THINGS", "two {name}s on grass", "notice"),
     ("THINGS", "in 2019, 12 by 34567", "ok"),
+    ("own", "before an old house, 12 people", "ok"),
+    ("own", "it is house1 in the row", "BREACH"),
     ("EEG-ImageNet", "{digits}", "BREACH"),
     ("EEG-ImageNet", "label:{folder}x", "BREACH"),
 ])  # fmt: skip
@@ -344,6 +346,7 @@ def test_an_identifier_in_a_caption_is_a_breach_however_it_is_written(tmp_path, 
     folders = {
         "THINGS": [f"training_images/{k:05d}_{name}" for k, name in enumerate(classes)],
         "EEG-ImageNet": [f"n0210666{k}" for k in range(3)],
+        "own": ["house_1"] * 3,
     }[dataset]
     images = {f"{folder}/{classes[k]}_{j:02d}b.jpg": k for k, folder in enumerate(folders) for j in range(4)}
     lines = []
