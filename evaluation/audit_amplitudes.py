@@ -19,6 +19,7 @@ EQUAL = 2e-5  # relative difference of electrodes' amplitudes over all trials, b
 WHITE = 1e-4  # the same of the variances along a covariance's axes
 ABOUT_WHITE = 0.1  # the same where covariances were shrunk or noise was added; the real BCIC-IV-2b has 0.8 to 1.1
 NEAR_WHITE = 0.5  # of the squared distance that chance gives: below it, something was fitted
+CLEARLY = 4  # times nearer than of training trials, from which on the fit was on test trials alone
 # how many parts of a recording's name tell a group; the smallest first: where each of them is white, all are
 SCOPES = {"each recording": 3, "each session": 2, "each person": 1, "all people": 0}
 
@@ -158,9 +159,10 @@ def _fitted_about(store, s: Summaries, scopes: dict[str, list]) -> Finding:
     of_train, of_test, of_all = distances
     words = "distance of their covariance to the identity, where 1 is chance: "
     words += f"training trials {of_train:.2f}, training and test trials {of_all:.2f}, test trials {of_test:.2f}"
-    if min(distances) > NEAR_WHITE:
+    of_test_alone = of_test < min(NEAR_WHITE, of_train / CLEARLY)
+    if min(of_train, of_all) > NEAR_WHITE and not of_test_alone:
         return Finding("cannot", "whitening", f"on which trials it was fitted: {words}")
-    if min(of_test, of_all) < of_train:
+    if of_all < of_train or of_test_alone:
         return Finding("BREACH", "whitening", f"the sessions' whitening was fitted on test trials as well: {words}")
     return Finding("ok", "whitening", f"fitted on the sessions' training trials, as far as the store shows: {words}")
 

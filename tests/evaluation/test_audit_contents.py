@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from datasets.store import open_store, write_store
 from datasets.trials import load_splits
 from evaluation import audit_copies
 from evaluation.audit import splits_of, store_findings
+from evaluation.audit_amplitudes import whitening_findings
 from evaluation.audit_images import caption_findings, image_findings
 from evaluation.audit_models import _drawn, decoded_findings, target_findings
 from evaluation.audit_probes import probe_findings
@@ -194,6 +196,24 @@ def test_whitening_that_was_shrunk_is_not_said_to_be_none_and_one_of_training_is
     write_store(tmp_path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [leak(people_trials())])
     (found,) = [f for f in _without_probes(open_store(tmp_path)) if f.check == "whitening"]
     assert found.kind == kind and words in found.words, found
+
+
+@pytest.mark.parametrize(("fitted", "kind"), [(("train",), "ok"), (("test",), "BREACH"), (("train", "test"), "BREACH")])
+def test_shrunk_whitening_of_sessions_is_known_by_the_trials_whose_covariance_is_nearest_to_the_identity(fitted, kind):
+    rng, moments = np.random.default_rng(0), {}
+    for person in PEOPLE[:2]:
+        x = {
+            mode: rng.standard_normal((22, 4000)) * np.exp(0.3 * rng.standard_normal((22, 1)))
+            for mode in ("train", "test")
+        }
+        some = np.concatenate([x[mode] for mode in fitted], axis=1)
+        values, vectors = np.linalg.eigh(some @ some.T / some.shape[1] + 0.05 * np.eye(22))  # shrunk
+        for mode, of_mode in x.items():
+            raw = 40 * np.cov((vectors / np.sqrt(values)) @ vectors.T @ of_mode)
+            moments[person, "1", "1", mode] = 40, np.zeros(22), raw, raw
+    store = SimpleNamespace(meta={"units": "no unit"})
+    (found,) = whitening_findings(store, SimpleNamespace(moments=moments))
+    assert found.kind == kind and "distance of their covariance" in found.words, found
 
 
 # ---------------------------------------------------------------- classes in blocks
