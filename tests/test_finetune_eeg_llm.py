@@ -557,6 +557,10 @@ def test_answers_that_earlier_trials_set_straight_are_decoded_anew_by_the_audit(
     run, device = read_run(tmp_path / "run"), torch.device("cpu")
     (finding,) = decoded_findings(run, DESCRIPTION, open_store(few), None, device)
     assert finding.words == "its checkpoint decoded 16 trials anew, and 16 answers agree"
-    run.argument["adapt"] = "im"
+    run.argument["adapt"] = "im"  # the checkpoint knows better
     (finding,) = decoded_findings(run, DESCRIPTION, open_store(few), None, device)
-    assert finding.kind == "cannot"
+    assert finding.words == "its checkpoint decoded 16 trials anew, and 16 answers agree"
+    path = tmp_path / "run/projection_epoch1.pth"
+    torch.save(torch.load(path, weights_only=True) | {"adapt": "im"}, path)
+    (finding,) = decoded_findings(run, DESCRIPTION, open_store(few), None, device)
+    assert finding.kind == "cannot" and "--adapt im" in finding.words
