@@ -89,6 +89,9 @@ def used_findings(run: Run, datasets: Sequence[TrialDataset]) -> Checked:
     if test is None or not run.rows[0].uses:
         yield "cannot", "what was used of the test person: its rows do not say it"
         return
+    if "align" not in run.argument and _decoder_of(run)[0]:  # of a generating script: the checkpoint has the settings
+        yield "cannot", "what was used of the test person, by its settings: its record has none, its checkpoint has"
+        return
     adapt = ADAPTATIONS.get(str(run.argument.get("adapt", "none")), ADAPTATIONS["none"])
     ranked = "none" if run.argument.get("geometry", "plain") == "plain" else "session"
     settings, said = used_together(*test.uses.split("; "), adapt.uses, ALIGNMENTS[ranked].uses), run.uses
@@ -210,6 +213,10 @@ def decoded_findings(run: Run, description, store, cache_dir: str | None, device
     except RUNS_FAULTS as error:
         yield "cannot", f"{unknown}: {error}"
     else:
+        said = run.rows[0].uses
+        if said and rows[0].uses != said:
+            words = f"{said!r} was used of the test person, its checkpoint {rows[0].uses!r}"
+            yield "BREACH", f"its rows say {words}"
         yield from _agree(run, rows)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.alignment import USES
 from datasets.description import load_description
 from datasets.recording import Trial
 from datasets.store import open_store, write_store
@@ -22,7 +23,7 @@ from evaluation import audit_copies
 from evaluation.audit import splits_of, store_findings
 from evaluation.audit_amplitudes import whitening_findings
 from evaluation.audit_images import caption_findings, image_findings
-from evaluation.audit_models import _drawn, decoded_findings, target_findings
+from evaluation.audit_models import _drawn, decoded_findings, target_findings, used_findings
 from evaluation.audit_probes import probe_findings
 from evaluation.audit_run import run_findings
 from evaluation.decoded_runs import read_run
@@ -604,13 +605,22 @@ def test_a_folder_of_decoded_trials_is_decoded_anew_with_the_checkpoint_that_its
     decoded.mkdir()
     shutil.copy(run / "decoded_test.jsonl", decoded / "decoded.jsonl")
     record = json.loads((run / "run.json").read_text())
-    arguments = record["arguments"] | {"encoder_seed": 0}
+    arguments = {name: value for name, value in record["arguments"].items() if name not in ("align", "adapt")}
+    arguments["encoder_seed"] = 0
     (decoded / "run.json").write_text(json.dumps(record | {"projection": str(best), "arguments": arguments}))
     said = list(decoded_findings(read_run(decoded), BCIC, store, None, device))
     assert [f.kind for f in said] == ["ok"], said
+    (used,) = used_findings(read_run(decoded), load_splits(demo.store, BCIC, "published").values())
+    assert used.kind == "cannot" and "its checkpoint has" in used.words
     rows = read_rows(decoded / "decoded.jsonl")
+    honest = [row.uses for row in rows]
     for row in rows:
-        of = row.readouts["likelihood"]
+        row.uses = USES[1]
+    write_rows(rows, decoded / "decoded.jsonl")
+    found = breaches(decoded_findings(read_run(decoded), BCIC, store, None, device))
+    assert "was used of the test person, its checkpoint 'nothing'" in found["decoded"]
+    for row, uses in zip(rows, honest, strict=True):
+        row.uses, of = uses, row.readouts["likelihood"]
         of.label, of.probabilities = (row.true_label + 1) % 4, [float(k == (row.true_label + 1) % 4) for k in range(4)]
     write_rows(rows, decoded / "decoded.jsonl")
     found = breaches(decoded_findings(read_run(decoded), BCIC, store, None, device))
