@@ -35,7 +35,7 @@ CANNOT = [
     "tenth as well; a filter that reaches from one trial into the next",
     "pictures of one thing that differ by more than size, format, turning by quarters or a fifth of their edges, "
     "in other colours or grey, cut at one side, or smaller than 20 x 20 pixels",
-    "an identifier in captions that is written in another way: a label's number by itself, from another start, in words",
+    "an identifier in captions that is written in another way: a number by itself, from another start, in words",
     "whitening by covariances that were shrunk by so much that none is near the identity",
     "rows, results and checkpoints that were all changed alike",
     "whether the test people were looked at before this store was made, "
