@@ -140,7 +140,10 @@ def raw_people(folder: Path, deep: bool) -> tuple[str, list[str] | None]:
     paths = sorted(path for path in folder.glob("*.pth") if path.name[0] != ".")
     pieces(paths)
     gb = sum(path.stat().st_size for path in paths) / 1e9
-    return f"{len(paths)} .pth of EEGImageNet, {gb:.3g} GB", list(EVERYONE) if len(paths) > 1 else None if paths else []
+    there = f"{len(paths)} .pth of EEGImageNet, {gb:.3g} GB"
+    if len(paths) == 1:
+        return there, None
+    return there, list(EVERYONE if paths else ())
 
 
 def fine_classes(paths: Sequence[Path]) -> list[str]:

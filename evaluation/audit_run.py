@@ -113,7 +113,7 @@ def _differs(a: object, b: object) -> bool:
 
 def _tables(run: Run) -> Checked:
     """Whether the model card, and a results.csv in the run's folder or beside it, have the scores of the rows."""
-    card, own = run.folder / "README.md", {name: numbers(run.rows, name) for name in score_rows(run.rows)}
+    card, readouts = run.folder / "README.md", score_rows(run.rows)
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     lines = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in text.splitlines() if line[:1] == "|"]
     # what is wrong with results.json, `_scores` says
@@ -130,11 +130,13 @@ def _tables(run: Run) -> Checked:
             yield "cannot", f"its scores in a table: {error}"
             continue
         for line in lines:
-            of_run = str(line.get("run")).strip() in (run.name, run.folder.name)
-            known = own.get(str(line.get("readout")).strip(), {}) if of_run else {}
+            of_run, readout = (str(line.get(column)).strip() for column in ("run", "readout"))
+            if of_run not in (run.name, run.folder.name) or readout not in readouts:
+                continue
+            known = numbers(run.rows, readout)
             said = {name: _number(line.get(name)) for name in known if "permuted" not in name}  # those are drawn
             other = [name for name, value in said.items() if value is not None and _differs(value, known[name])]
-            if known and (other or said.get("accuracy") is None):
+            if other or said["accuracy"] is None:
                 words = f"another {', '.join(other or ['accuracy'])} of {line['readout']}"
                 yield "BREACH", f"{path.name} says {words} than its decoded trials"
 
