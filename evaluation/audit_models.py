@@ -14,7 +14,7 @@ from datasets.alignment import ADAPTATIONS, ALIGNMENTS, used_together
 from datasets.recording import origin
 from datasets.repetitions import averages, repetitions, some_repetitions, with_shuffled_images
 from datasets.trials import TrialDataset
-from evaluation.decoded_runs import Run
+from evaluation.decoded_runs import Run, decoded_with, recorded_at
 from evaluation.findings import Checked, of_run
 from models import choose
 from models.clip_targets import compared
@@ -27,7 +27,7 @@ from stages.targets import TargetSettings, images_of, without_lacking
 from stages.tokens import TokenCache, encoder_for
 from utils.checkpoints import fingerprint, read_kept
 from utils.errors import UserError
-from utils.paths import ROOT, cache_folder
+from utils.paths import cache_folder
 from utils.processes import Processes
 
 SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
@@ -196,7 +196,7 @@ def decoded_findings(run: Run, description, store, cache_dir: str | None, device
     asked = run.argument
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            found = read([place if Path(place).exists() else str(ROOT / place)])
+            found = read([str(recorded_at(place))])
             chosen = _drawn(run, str(found[0].content.get("adapt", "none")))
             settings = DecodingSettings(
                 datasets_dir=str(store.path), split="test", protocol=found[0].content["protocol"],
@@ -231,8 +231,7 @@ def _decoder_of(run: Run) -> tuple[str, object]:
     if (run.folder / "results.json").is_file():
         there = (kind for kind in DECODERS if any(run.folder.glob(checkpoints.KINDS[kind].name.format("*"))))
         return next(there, ""), str(run.folder)
-    recorded = {"text": run.record.get("projection"), "mapper": run.record.get("mapper")}
-    return next(((kind, place) for kind, place in recorded.items() if place), ("", ""))
+    return decoded_with(run.record)
 
 
 def _drawn(run: Run, adapt: str) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 
 from datasets.recording import Trial, origin
 from datasets.splits import Split, protocol_named
-from evaluation.decoded_runs import Run, description_of
+from evaluation.decoded_runs import Run, decoded_with, description_of
 from evaluation.findings import Checked, Finding, of_run
 from evaluation.tables import numbers
 from stages.cards import SCORES_HEAD, score_lines
@@ -31,7 +31,7 @@ OF_TRAINING = ("results.json", "metrics.jsonl", "last.pth")
 def run_findings(run: Run, store, splits: Split) -> Checked:
     """All checks of a run's folder, against the store that it says it was made from."""
     yield from chain(_made_from(run, store), _test_trials(run, splits), _answers(run))
-    checkpoint = run.record.get("projection") or run.record.get("mapper")
+    _, checkpoint = decoded_with(run.record)
     if checkpoint:
         yield "ok", f"decoded with {checkpoint}"
     if not checkpoint or any((run.folder / name).exists() for name in OF_TRAINING):
@@ -292,9 +292,9 @@ def decoding_findings(runs: Sequence[Run]) -> Iterator[Finding]:
     """Whether the test was decoded with several epochs of one run: then somebody may have taken the best."""
     used = defaultdict(set)
     for run in runs:
-        checkpoints = run.record.get("projection") or run.record.get("mapper") or []
+        _, checkpoints = decoded_with(run.record)
         for checkpoint in checkpoints if isinstance(checkpoints, list) else [checkpoints]:  # several: of an ensemble
-            if isinstance(checkpoint, str) and run.argument.get("split", "test") == "test":
+            if checkpoint and isinstance(checkpoint, str) and run.argument.get("split", "test") == "test":
                 used[str(Path(checkpoint).absolute().parent)].add(Path(checkpoint).name)
     for folder, names in used.items():
         if len(names) > 1:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -83,9 +83,7 @@ class Run:
     def recorded_place(self, argument: str) -> Path | None:
         """A place that the run's record names, relative to where the run was started or to the project."""
         place = self.argument.get(argument)
-        if not place:
-            return None
-        return Path(place) if Path(place).exists() else ROOT / place
+        return recorded_at(place) if place else None
 
     @property
     def encoder_note(self) -> str:
@@ -133,6 +131,19 @@ class Run:
     @property
     def main_readout(self) -> str:
         return next(iter(self.rows[0].readouts))
+
+
+def recorded_at(place: str) -> Path:
+    """A place that a record names, relative to where the run was started or to the project."""
+    return Path(place) if Path(place).exists() else ROOT / place
+
+
+def decoded_with(record: Mapping) -> tuple[str, object]:
+    """ "text" or "mapper", and the checkpoint that a generating script's record names, a list of several runs'; empty
+    where it names none.
+    """
+    kinds = {"text": record.get("projection"), "mapper": record.get("mapper")}
+    return next(((kind, place) for kind, place in kinds.items() if place), ("", ""))
 
 
 def decoded_file(place: Path) -> Path | None:
