@@ -42,7 +42,7 @@ import json
 
 from models.captioner import Captioner
 from models.clip_targets import read_image
-from stages.captions import known_captions
+from readers.captions import known_captions
 from utils.paths import append
 from utils.processes import start_processes
 from utils.progress import progress

@@ -303,7 +303,7 @@ def main(args: argparse.Namespace) -> None:
         made = draw_figures(folder, lines, of_group, runs, groups) if args.figures else []
         files = {
             "results.md": text,
-            "results.csv": tables.results_csv(lines),
+            "results.csv": tables.as_csv(tables.CSV, lines),
             "results.tex": tables.results_tex(lines),
             "comparisons.csv": tables.as_csv(tables.COMPARED, compared),
         }

@@ -79,8 +79,6 @@ if __name__ == "__main__":
     args = start_script(parse_args)  # before the slow imports: -h and a wrong flag answer at once
 
 import torch
-from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
 
 from datasets.store import description_of_store, read_words
 from datasets.trials import TextCollator, load_splits, part_of
@@ -95,22 +93,21 @@ from models.eeg_llm import (
     lora_facts,
     lora_targets,
 )
+from models.tiny_llm import TINY, language_model_for
 from models.token_encoders import training_of
-from stages.adaptation import Adapter, check_learns, check_prior, set_straight
-from stages.own_llm import TINY, language_model_for
-from stages.pieces import DecodedPieces
-from stages.rows import new_row, text_readouts
+from stages.adaptation import check_learns, check_prior
+from stages.decoding import read_trials
 from stages.runs import LAST, Run
 from stages.scores import score_rows
 from stages.tokens import augmentations, check_pretraining, checkpoint_facts, encoder_for, mirror_of, with_features
 from utils.checkpoints import fingerprint, read_checkpoint
 from utils.device import PRECISIONS, end_processes, resume_optimizer, scaler_state, start_accelerator
 from utils.paths import cache_folder
-from utils.processes import dealt, weight_by
+from utils.processes import Processes, dealt, weight_by
 from utils.progress import progress
 from utils.seeds import seed_everything
 
-# ---------------------------------------------------------------- one epoch, one evaluation
+# ---------------------------------------------------------------- one epoch
 
 
 def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> float:
@@ -139,43 +136,6 @@ def train_epoch(accelerator, model, loader, optimizer, schedule, args, bar) -> f
     return float(accelerator.reduce(torch.as_tensor(total / n_batches), reduction="mean"))
 
 
-def evaluate(accelerator, model, dataset, args, name: str, keep_in: Path | None = None, adapt: str = "none") -> list:
-    """Decode a split with all read-outs; one row a trial, in the split's order, on every process.
-
-    keep_in : Path, optional. Folder where each batch is kept until all are decoded.
-    """
-    model = accelerator.unwrap_model(model).eval()
-    adapter = Adapter(adapt, model.class_logits, model.encoder, dataset, accelerator.device)
-    batches = adapter.batches(
-        range(len(dataset)), args.eval_batch_size, accelerator.process_index, accelerator.num_processes
-    )
-    mine = [place for batch in batches for place in batch]
-    rows, pieces = [], None
-    if keep_in:
-        settings = {"precision": accelerator.mixed_precision, "device": accelerator.device.type, "adapt": adapt}
-        settings |= {"batch_size": args.eval_batch_size, "max_new_tokens": args.max_new_tokens}
-        pieces = DecodedPieces(keep_in, model, dataset, mine, accelerator.process_index, **settings)
-    with accelerator.autocast():
-        model.read_prefix()
-    loader = DataLoader(dataset, batch_sampler=batches)
-    bar = progress(loader, desc=name, unit="batch", leave=False, disable=not accelerator.is_main_process)
-    sentences = dataset.description.canonical
-    for number, batch in enumerate(bar):
-        adapter.before(batches[number])
-        decoded = pieces.get(number) if pieces else None  # what an interrupted run has decoded already
-        if decoded is None:
-            with accelerator.autocast():
-                decoded = model.read(batch["x"].to(accelerator.device), sentences, args.max_new_tokens)
-            if pieces:
-                pieces.add(decoded)
-        adapter.after(batches[number])
-        for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
-            readouts = text_readouts(dataset.description, text, probabilities)
-            rows.append(new_row(dataset, index, readouts, text, adapter.adaptation.uses))
-    adapter.restore()
-    return set_straight(sorted(gather_object(rows), key=lambda row: row.index), adapt)
-
-
 def main(args: argparse.Namespace) -> None:
     description = description_of_store(args.datasets_dir, args.downstream_dataset, args.words)
     args.downstream_dataset, args.protocol = description.name, args.protocol or description.protocol
@@ -197,6 +157,7 @@ def main(args: argparse.Namespace) -> None:
     check_prior(args.adapt, splits["test"])
     encoder_fingerprint, store = fingerprint(encoder), splits["train"].store
     device, turn = accelerator.device, (accelerator.process_index, accelerator.num_processes)
+    decoding = Processes(device, *turn), precision, args.eval_batch_size, args.max_new_tokens
     run = Run(Path(args.model_dir), ["projection_epoch{}.pth", "lora_epoch{}"], args.select_by, args.keep, turn)
     train_encoder = training_of(encoder, args.train_encoder, args.encoder_lora, args.layer_decay, args.seed)
     cached = train_encoder == "never" and not args.no_cache_features
@@ -208,7 +169,7 @@ def main(args: argparse.Namespace) -> None:
     # ------------------------------------------------------------ language model, LoRA, projection
     dtype = PRECISIONS[precision]
     with accelerator.main_process_first():
-        llm = language_model_for(args.llm, description, cache_folder(args.cache_dir, store.path))
+        llm = language_model_for(args.llm, description.conversations, cache_folder(args.cache_dir, store.path))
     language_model, tokenizer = load_language_model(llm, device, not args.no_quantize, dtype)
     seed_everything(args.seed)
     language_model = add_lora(language_model, args.lora_r, args.lora_alpha, args.lora_targets)
@@ -264,8 +225,8 @@ def main(args: argparse.Namespace) -> None:
         with bar:
             loss = train_epoch(accelerator, model, loader, optimizer, schedule, args, bar)
         run.trained(loss, "lower --lr, or use --precision bf16 or fp32")
-        rows = evaluate(accelerator, model, splits["val"], args, "validation")
-        plain = accelerator.unwrap_model(model)
+        plain = accelerator.unwrap_model(model).eval()
+        rows = read_trials(plain, splits["val"], range(len(splits["val"])), *decoding, name="validation")
         weights = {"projection": plain.projection.state_dict(), "encoder": plain.encoder_state()}
         parts = {"head": plain.head, "adapter": plain.adapter}
         weights |= {name: part.state_dict() for name, part in parts.items() if part}
@@ -282,8 +243,8 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(run.best_file())
     load_trained(model, checkpoint)
     load_lora(model.language_model, run.best_file(1), checkpoint["lora"])
-    rows = evaluate(accelerator, model, splits["test"], args, "test", run.folder, args.adapt)
-    run.finish(rows, args.shuffle_labels)
+    of_test = splits["test"], range(len(splits["test"])), *decoding, args.adapt, "test", run.folder
+    run.finish(read_trials(model.eval(), *of_test), args.shuffle_labels)
     end_processes(accelerator)
 
 

@@ -52,9 +52,7 @@ def parse_args() -> argparse.Namespace:
     add("--conditioning", nargs="+", choices=CONDITIONINGS, default=["ip_adapter"],
         help="what is drawn from: a decoded image embedding, a decoded map of edges, or both; text_states: "
         "generate_text_states.py")
-    add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"),
-        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
+    flags.add_encoded_flags(add)
     steps = parser.add_argument_group("steps between EEG and picture").add_argument
     steps("--prior_dir", help="run of train_prior.py: the embedding goes through it")
     flags.add_prior_flags(steps)
@@ -126,13 +124,15 @@ from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.guided_generator import Guidance, GuidedGenerator
 from models.image_generator import image_model_address, read_prompts
 from stages import TARGETS
+from stages.clip_runs import open_runs
 from stages.embeddings import read_guidance, write_guidance
-from stages.guided_pictures import DECODED, choose_samples, columns_of_steps, file_of, is_there, wanted_pictures
+from stages.guided_pictures import DECODED, choose_samples, columns_of_steps, file_of, wanted_pictures
 from stages.pictures import (
     PictureFolder,
     Stimuli,
     check_gpu_is_free,
     drawing_recipe,
+    is_drawn,
     marked,
     opened_whole,
     save_with_recipe,
@@ -140,7 +140,7 @@ from stages.pictures import (
 )
 from stages.rows import Row, read_rows
 from stages.runs import check_output, report_decoded
-from stages.steps import Caption, Embedding, LowLevel, Map, Step, decode_embedding, open_runs
+from stages.steps import Caption, Embedding, LowLevel, Map, Step, decode_embedding
 from utils.device import free_gpu_memory
 from utils.files import read_json
 from utils.hub import fetch_nothing, model_identity
@@ -248,7 +248,11 @@ def draw(
 
     # ------------------------------------------------------------ prompts, then the image model
     wanted = wanted_pictures(output_dir, rows, kept, recipe, args.seed, args.samples, args.compare)
-    missing = [one for one in wanted if not is_there(one) or any(step.lacks(output_dir, one) for step in steps)]
+    missing = [
+        one
+        for one in wanted
+        if not is_drawn(one.file, one.recipe) or any(step.lacks(output_dir, one) for step in steps)
+    ]
     missing = processes.share(missing)
     own = {row.index: {"embedding": row.embedding, "samples": args.samples} for row in rows}
     final = PictureFolder(output_dir, rows, recipe, args.seed, lambda row: own[row.index])

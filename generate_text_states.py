@@ -33,9 +33,7 @@ def parse_args() -> argparse.Namespace:
         "the mean of their states")
     add("--conditioning", nargs="+", choices=("text_states",), default=["text_states"],
         help="kept for commands of generate_eeg2img.py")
-    add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"),
-        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
+    flags.add_encoded_flags(add)
     add("--captions", help="captions.jsonl of caption_images.py: draw every test image from its own caption too")
     flags.add_generation_flags(parser, "outputs/text_states")
     photos, folder = "data/EEGImageNet/images", ("--images_dir", "--stimuli_dir")
@@ -58,8 +56,9 @@ import torch
 from datasets.splits import print_caution
 from models.eeg_encoders import STATES
 from models.image_generator import EEGImageGenerator, image_model_address, read_prompts
+from readers.captions import read_captions
 from stages import retrieval
-from stages.captions import read_captions
+from stages.clip_runs import open_runs
 from stages.embeddings import read_embeddings, write_embeddings
 from stages.picture_class import images_of_classes, judge_pictures, read_images
 from stages.pictures import (
@@ -77,7 +76,6 @@ from stages.pictures import (
 )
 from stages.rows import Row, read_rows, used_besides, write_rows
 from stages.runs import check_output, report_decoded
-from stages.steps import open_runs
 from utils.device import free_gpu_memory
 from utils.files import read_json, write_json
 from utils.hub import fetch_nothing

@@ -156,11 +156,7 @@ def main(args: argparse.Namespace) -> None:
 
     llm = pth / LLM
     if LLM in args.models and not llm.exists():
-        conversations = [  # 2b's are among 2a's
-            (d.system_prompt, d.user_prompt, d.keywords[label], d.phrasings[label])
-            for d in (BCIC, VI)
-            for label in range(len(d.classes))
-        ]
+        conversations = [*BCIC.conversations, *VI.conversations]  # 2b's are among 2a's
         write_language_model(llm, conversations, args.seed, args.llm_steps)
     if LLM in args.models:
         print(f"{llm}: a small chat model that has read text only")

@@ -44,9 +44,7 @@ def parse_args() -> argparse.Namespace:
     add("--clip_model", help="CLIP: local folder or hub address (default: the one trained with)")
     add("--clip_features", nargs="+", metavar="FILE",
         help="files of CLIP embeddings in place of --clip_model's (default: those trained with)")
-    add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    add("--foundation_dir", default=default("pth/CSBrain.pth"),
-        help="csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub")
+    flags.add_encoded_flags(add)
     add("--test_repetitions", type=flags.at_least(1), nargs="+",
         help="numbers of averaged repetitions for the curve (default: 1, 2, 5, … up to all)")
     add("--num_samples", type=flags.at_least(1), default=12, help="trials on the sheet of top 5")

@@ -99,11 +99,10 @@ from models.captioner import Captioner
 from models.clip_targets import image_paths, vision_token_targets
 from models.prior import CaptionAdapter, DiffusionPrior, components_of
 from stages import TARGETS, retrieval
-from stages.captions import caption_measures
 from stages.clip_features import identity, image_vectors
 from stages.clip_runs import clip_part, open_clip_run
 from stages.runs import LAST, Run
-from stages.scores import measured
+from stages.scores import caption_measures, measured
 from utils.checkpoints import as_bytes, fingerprint, read_checkpoint
 from utils.device import end_processes, start_accelerator
 from utils.files import write_jsonl

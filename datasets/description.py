@@ -100,6 +100,12 @@ class DatasetDescription:
         """What stands for each class when likelihoods are compared: its first sentence, or else its name."""
         return [self.phrasings[label][0] if self.phrasings else name for label, name in enumerate(self.classes)]
 
+    @property
+    def conversations(self) -> list[tuple[str, str, Sequence[str], Sequence[str]]]:
+        """Of each class what a chat model reads and says: system and user prompt, keywords, sentences."""
+        prompts = self.system_prompt, self.user_prompt
+        return [(*prompts, self.keywords[label], self.phrasings[label]) for label in range(len(self.classes))]
+
     def of_store(self, meta: Mapping, labels: Sequence[int] | None = None) -> "DatasetDescription":
         """This description with the classes and electrodes that a store says; `labels`: of these classes only.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from datasets.splits import Split
 from evaluation.findings import Finding, first_of
 from models.clip_targets import image_paths
-from stages.captions import captions_of
+from readers.captions import captions_of
 from stages.scores import percent
 from utils.errors import UserError
 from utils.limits import opened_picture

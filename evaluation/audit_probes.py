@@ -71,9 +71,8 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
             if np.median(_apart(of_bands, labels)) < _apart(loudness, labels)[0] / 2:
                 found = replace(found, kind="notice", words=f"{found.words}; a rhythm's: most bands do not change")
         yield found
-    # where classes come in blocks, a drift gives all samples a share
-    alone = blocks is None or s.typical < s.written / 2
-    kind = "BREACH" if s.written >= max(WRITTEN, s.chance) and alone else "ok"
+    apart = blocks is None or s.typical < s.written / 2  # in blocks, a drift gives all samples a share
+    kind = "BREACH" if s.written >= max(WRITTEN, s.chance) and apart else "ok"
     most = f"{percent(s.written)} of the variance of {s.where} lies between classes"
     yield Finding(kind, "single samples", f"{most}; no other sample has more (by chance up to {percent(s.chance)})")
     if blocks is not None and s.energies.size:

@@ -307,11 +307,6 @@ def comparisons_table(tests: Sequence[dict]) -> tuple[tuple[str, ...], list[tupl
     return ("one", "other", "n", "only one right", "only other right", "p", "p, corrected"), cells
 
 
-def results_csv(lines: Sequence[dict]) -> str:
-    """All numbers, unrounded."""
-    return as_csv(CSV, lines)
-
-
 def as_csv(columns: Sequence[str], lines: Sequence[dict]) -> str:
     """Comma-separated values with a head."""
     out = io.StringIO()

@@ -3,6 +3,7 @@
 It is no published model. It knows the sentences that it was trained on and nothing else, so its folder says which.
 """
 
+import hashlib
 import json
 import string
 from collections.abc import Sequence
@@ -22,6 +23,11 @@ from utils.files import read_json
 from utils.paths import written_whole
 from utils.progress import progress
 
+TINY = "tiny"  # --llm tiny
+STEPS = 600  # of 16 chats
+Conversation = tuple[
+    str, str, Sequence[str], Sequence[str]
+]  # system prompt, user prompt with "{eeg}", hint words, answers
 SENTENCES = "sentences.json"  # in its folder: what it was trained to say
 # TinyLlama-Chat's format: a role, a newline, the text, the end token
 CHAT_TEMPLATE = (
@@ -32,10 +38,7 @@ FILLER = "signal power over time seconds band rhythm scalp electrode trial phase
 
 
 def write_language_model(
-    folder: Path,
-    conversations: Sequence[tuple[str, str, Sequence[str], Sequence[str]]],
-    seed: int = 0,
-    steps: int = 600,
+    folder: Path, conversations: Sequence[Conversation], seed: int = 0, steps: int = STEPS
 ) -> None:
     """A small Llama with tokenizer and chat template, in the layout of `TinyLlama/TinyLlama-1.1B-Chat-v1.0`.
 
@@ -43,7 +46,7 @@ def write_language_model(
     a sentence. It never sees EEG.
 
     folder : Path
-    conversations : sequence of (system prompt, user prompt with "{eeg}", hint words, answers)
+    conversations : sequence of Conversation
     seed, steps : int
     """
     torch.manual_seed(seed)
@@ -90,6 +93,27 @@ def known_sentences(folder: str | Path) -> set[str] | None:
     if not isinstance(said, list):
         raise UserError(f"{path} is damaged: it lists no sentences; make the model anew")
     return set(map(str, said))
+
+
+def language_model_for(llm: str, conversations: Sequence[Conversation], cache_dir: Path) -> str:
+    """The chat model that a run reads: `llm` itself, or a tiny one that was trained on a dataset's own sentences.
+
+    The latter for --llm tiny, and where `llm` is a tiny model of this project that never read these sentences: its
+    text would stay near chance. It is trained once, in about a minute, and kept below `cache_dir`.
+    """
+    sentences = {text for *_, answers in conversations for text in answers}
+    known = None if llm == TINY else known_sentences(llm)
+    if llm != TINY and (known is None or sentences <= known):
+        return llm
+    digest = hashlib.sha256(json.dumps([conversations, STEPS]).encode()).hexdigest()
+    folder = cache_dir / f"tiny_llm-{digest[:16]}"
+    why = "--llm tiny" if llm == TINY else f"{llm} is a tiny chat model that never read the sentences of this dataset"
+    if folder.is_dir():
+        print(f"{why}: {folder}, which was trained on them, is taken")
+        return str(folder)
+    print(f"{why}: a tiny one is trained on them now and kept in {folder}; it knows nothing else")
+    write_language_model(folder, conversations, steps=STEPS)
+    return str(folder)
 
 
 def _chat(rng, tokenizer, system: str, user: str, hints, answers) -> tuple[list[int], list[int]]:

@@ -1,1 +1,1 @@
-"""Files from strangers, read without running what is in them: MATLAB, LMDB, pickles, GDF and EEGLAB recordings."""
+"""Files from strangers, read without running what is in them: MATLAB, LMDB, pickles, captions, GDF and EEGLAB."""

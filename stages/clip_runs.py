@@ -97,6 +97,65 @@ def open_clip_run(
     return ClipRun(place.name or "run", checkpoint, model.eval().to(device), dataset, checkpoint["people"])
 
 
+def open_like(
+    place: Path,
+    first: ClipRun,
+    wanted: list[Group],
+    target: str,
+    foundation: str,
+    cache_dir: str | None,
+    device: torch.device,
+) -> tuple[ClipRun, list[Group]]:
+    """A further run on the trials of the first one, and its groups of them.
+
+    Raises UserError where it is towards another target, of other trials, or trained under another protocol.
+    """
+    split, store = first.dataset.mode, str(first.dataset.store.path)
+    run = open_clip_run(place, store, split, foundation, cache_dir, device)
+    if run.checkpoint["target"] != target:
+        raise UserError(f"{place} was trained towards {run.checkpoint['target']}; expected --target {target}")
+    for what in ("protocol", "granularity"):  # else one may have been trained on whom the other never saw
+        if run.checkpoint[what] != first.checkpoint[what]:
+            was = f"{what} {run.checkpoint[what]}, {first.name} under {first.checkpoint[what]}"
+            raise UserError(f"{place} was trained under {was}; train both alike")
+
+    def keys(of_run: ClipRun, group: Group) -> frozenset[str]:  # a control gives trials other images, but no other keys
+        return frozenset(of_run.dataset.trials[k].key for k in group.trials)
+
+    group_of = {keys(run, group): group for group in repetitions(run.dataset)}
+    if lacking := [group for group in wanted if keys(first, group) not in group_of]:
+        where = f"{lacking[0].subject}, {lacking[0].image}"
+        raise UserError(f"{place} keeps other trials for its {split} than {first.name} ({where}); train both alike")
+    return run, [group_of[keys(first, group)] for group in wanted]
+
+
+def open_runs(
+    places: Sequence[str],
+    datasets_dir: str,
+    split: str,
+    foundation: str,
+    cache_dir: str | None,
+    device: torch.device,
+    n: int,
+) -> list[tuple[ClipRun, list[Group]]]:
+    """The runs that are drawn from, and of each its groups of the same `n` stimuli, spread evenly.
+
+    Raises UserError where there are none, or the runs were not trained towards the same targets on the same trials.
+    """
+    opened = foundation, cache_dir, device
+    first = open_clip_run(Path(places[0]), datasets_dir, split, *opened)
+    groups = repetitions(first.dataset)
+    if not groups:
+        raise UserError(f"{datasets_dir} has no {split} trials under {first.checkpoint['protocol']}")
+    chosen = [groups[k] for k in torch.linspace(0, len(groups) - 1, min(n, len(groups))).round().int().tolist()]
+    further = [open_like(Path(place), first, chosen, first.checkpoint["target"], *opened) for place in places[1:]]
+    for run, _ in further:
+        for what in ("shuffled", "clip", "clip_layer", "blur", "image_model"):
+            if (was := run.checkpoint.get(what)) != (of_first := first.checkpoint.get(what)):
+                raise UserError(f"{run.name} has {what} {was}, {first.name} {of_first}; name runs that agree in it")
+    return [(first, chosen), *further]
+
+
 def check_trials(dataset: TrialDataset, checkpoint: dict, path: Path) -> None:
     """Raise UserError where the trials, as they are read, are others than those that a checkpoint was trained on."""
     now = dataset.n_times, dataset.sfreq, dataset.units, list(dataset.montage.electrodes)

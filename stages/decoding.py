@@ -1,5 +1,8 @@
 """Checkpoints of text and mapper runs → decoded trials: of one run, or the mean of several that saw the same trials."""
 
+import hashlib
+import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,13 +13,16 @@ from torch.utils.data import DataLoader
 
 from datasets.description import DatasetDescription
 from datasets.trials import TrialDataset, part_as_trained
+from models.eeg_llm import EEGLanguageModel
 from stages import checkpoints
-from stages.adaptation import Adapter, set_straight
-from stages.pieces import DecodedPieces
+from stages.adaptation import ADAPTATIONS, Adapter, set_straight
 from stages.rows import Row, draw_what, mapper_readouts, mean_of, new_row, text_readouts
 from stages.tokens import checkpoint_facts
+from utils.checkpoints import as_bytes, fingerprint
 from utils.device import PRECISIONS, pick_precision
 from utils.errors import UserError
+from utils.files import code_digest
+from utils.paths import append, written_whole
 from utils.processes import Processes
 from utils.progress import progress
 
@@ -154,39 +160,55 @@ def _texts(
     )  # fmt: skip
     how = settings.cache_dir, not settings.no_cache_features, device
     dataset = checkpoints.connect(model, checkpoint, encoder, dataset, *how)
-    adapter = Adapter(checkpoint.get("adapt", "none"), model.class_logits, model.encoder, dataset, device)
-    batches = adapter.batches(chosen, settings.batch_size, processes.index, processes.n)
-    decides = {
-        "precision": precision,
-        "device": device.type,
-        "batch_size": settings.batch_size,
-        "max_new_tokens": settings.max_new_tokens,
-        "adapt": checkpoint.get("adapt"),
-    }
-    order = [place for batch in batches for place in batch]
-    rank = number * processes.n + processes.index
-    pieces = DecodedPieces(Path(settings.output_dir), model, dataset, order, rank, **decides)
-    rows = []
-    with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-        model.read_prefix()
-        loader = DataLoader(dataset, batch_sampler=batches)
-        bar = progress(loader, desc="decoding", unit="batch", disable=not processes.first)
-        for place, batch in enumerate(bar):
-            adapter.before(batches[place])
-            decoded = pieces.get(place)  # what an interrupted run has decoded already
-            if decoded is None:
-                decoded = model.read(batch["x"].to(device), description.canonical, settings.max_new_tokens)
-                pieces.add(decoded)
-            adapter.after(batches[place])
-            for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
-                readouts = text_readouts(description, text, probabilities)
-                rows.append(new_row(dataset, index, readouts, text, adapter.adaptation.uses))
-    rows = sorted(processes.gathered(rows), key=lambda row: row.index)  # decoded session by session, or by several
-    if adapter.adaptation.changes == "answers" and len(rows) < len(dataset):
-        print(f"notice: {path} was tested with --adapt {checkpoint['adapt']}: its answers to {len(rows)} of "
+    adapt = checkpoint.get("adapt", "none")
+    rows = read_trials(
+        model, dataset, chosen, processes, precision, settings.batch_size, settings.max_new_tokens, adapt,
+        keep_in=Path(settings.output_dir), run=number,
+    )  # fmt: skip
+    if ADAPTATIONS[adapt].changes == "answers" and len(rows) < len(dataset):
+        print(f"notice: {path} was tested with --adapt {adapt}: its answers to {len(rows)} of "
               f"{len(dataset)} trials are set straight by these alone, and may differ from the test's")  # fmt: skip
-    rows = set_straight(rows, checkpoint.get("adapt", "none"))
     return rows, {"store": dataset.store.fingerprint} | checkpoint_facts(encoder)
+
+
+def read_trials(
+    model: EEGLanguageModel, dataset: TrialDataset, chosen: Sequence[int], processes: Processes, precision: str,
+    batch_size: int, max_new_tokens: int, adapt: str = "none", name: str = "decoding", keep_in: Path | None = None,
+    run: int = 0,
+) -> list[Row]:  # fmt: skip
+    """What a text model says of the chosen trials, with all read-outs: their rows in order, on every process.
+
+    adapt : str. Key of ADAPTATIONS. name : str. Of the progress bar.
+    keep_in : Path, optional. Folder where each batch is kept until all are decoded. run : int. Which of several.
+    """
+    device, rows, pieces = processes.device, [], None
+    adapter = Adapter(adapt, model.class_logits, model.encoder, dataset, device)
+    batches = adapter.batches(chosen, batch_size, processes.index, processes.n)
+    if keep_in:
+        decides = {"precision": precision, "device": device.type, "batch_size": batch_size}
+        decides |= {"max_new_tokens": max_new_tokens, "adapt": adapt}
+        order = [place for batch in batches for place in batch]
+        pieces = DecodedPieces(keep_in, model, dataset, order, run * processes.n + processes.index, **decides)
+    half = torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+    with half:
+        model.read_prefix()
+    loader = DataLoader(dataset, batch_sampler=batches)
+    bar = progress(loader, desc=name, unit="batch", leave=False, disable=not processes.first)
+    for place, batch in enumerate(bar):
+        adapter.before(batches[place])
+        decoded = pieces.get(place) if pieces else None  # what an interrupted run has decoded already
+        if decoded is None:
+            with half:
+                decoded = model.read(batch["x"].to(device), dataset.description.canonical, max_new_tokens)
+            if pieces:
+                pieces.add(decoded)
+        adapter.after(batches[place])
+        for index, (text, probabilities) in zip(batch["index"].tolist(), decoded, strict=True):
+            readouts = text_readouts(dataset.description, text, probabilities)
+            rows.append(new_row(dataset, index, readouts, text, adapter.adaptation.uses))
+    adapter.restore()
+    # decoded session by session, or by several
+    return set_straight(sorted(processes.gathered(rows), key=lambda row: row.index), adapt)
 
 
 @torch.no_grad()
@@ -215,3 +237,67 @@ def _mapped(
     rows = [row for of_part, _ in parts for row in of_part]
     alone = {place: of_trial for _, of_part in parts for place, of_trial in of_part.items()}
     return rows, alone, {"store": dataset.store.fingerprint} | checkpoint_facts(encoder)
+
+
+# ---------------------------------------------------------------- batches, kept as they are done
+
+
+class DecodedPieces:
+    """What a text model said of each batch of trials, in a file that lives until all of them are decoded and drawn.
+
+    The file's name is a digest of all that decides what is said: weights, prompt, EEG tokens or samples, the batches,
+    this code, and `settings`. So nothing is taken over from another run.
+
+    chosen : sequence of int. Trials of `dataset` in the order in which they are decoded.
+    rank : int. Which of several processes that share the work.
+    settings : what else decides: precision, device, batch size, …
+    """
+
+    def __init__(
+        self, folder: Path, model: EEGLanguageModel, dataset: TrialDataset, chosen: Sequence, rank: int = 0, **settings
+    ):
+        digest = hashlib.sha256(f"{code_digest()} {fingerprint(model)}".encode())
+        read = dataset.changes([dataset.trials[index] for index in chosen])
+        asked = [model.before_ids.tolist(), model.after_ids.tolist(), read, model.mirror is not None, settings]
+        digest.update(json.dumps(asked, sort_keys=True).encode())
+        for index in chosen:
+            trial = dataset.trials[index]
+            tokens = b"" if dataset.tokens is None else as_bytes(dataset.tokens[index])
+            digest.update(f"{trial.key} {trial.checksum} ".encode() + tokens)
+        self.path = folder / f".decoded-{rank}-{digest.hexdigest()[:24]}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        for other in set(folder.glob(f".decoded-{rank}-*.jsonl")) - {self.path}:
+            other.unlink(missing_ok=True)
+        self._done = self._read()
+        if self._done:
+            print(f"{len(self._done)} batches were decoded by a run that was interrupted; going on behind them")
+
+    def get(self, number: int) -> list | None:
+        """What was kept of a batch; None where it has to be decoded."""
+        return self._done[number] if number < len(self._done) else None
+
+    def add(self, decoded: list) -> None:
+        """Keep the next batch, for JSON; it is on the disk when this returns."""
+        append(self.path, _line(len(self._done), decoded))
+        self._done.append(decoded)
+
+    def _read(self) -> list[list]:
+        """The batches that are whole; what a run was writing when it died is cut off."""
+        done, whole, raw = [], b"", self.path.read_bytes() if self.path.is_file() else b""
+        for line in raw.splitlines(keepends=True):
+            try:
+                decoded = json.loads(line)[1]
+                if line != _line(len(done), decoded):
+                    break
+            except (ValueError, LookupError, TypeError, RecursionError):
+                break
+            done.append(decoded)
+            whole += line
+        if whole != raw:
+            with written_whole(self.path) as unfinished:
+                unfinished.write_bytes(whole)
+        return done
+
+
+def _line(number: int, decoded: list) -> bytes:
+    return json.dumps([zlib.crc32(json.dumps([number, decoded]).encode()), decoded]).encode() + b"\n"

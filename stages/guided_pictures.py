@@ -15,7 +15,6 @@ from stages.pictures import (
     PictureOf,
     compared_picture,
     fault_of,
-    is_drawn,
     marked,
     opened_whole,
     read_photo,
@@ -71,11 +70,6 @@ def file_of(folder: Path, way: str, row: Row, sample: int = 0) -> Path:
     if way != DECODED:
         return compared_picture(folder, way, row)
     return folder / "samples" / f"sample_{row.index:04d}_{sample}.png"
-
-
-def is_there(wanted: Wanted) -> bool:
-    """Whether the picture is there, whole, of this recipe, and a picture."""
-    return is_drawn(wanted.file, wanted.recipe)
 
 
 def choose_samples(

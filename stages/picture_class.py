@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from datasets.store import description_of_store
 from datasets.trials import TrialDataset
 from models.clip_targets import image_targets, sentence_targets
-from stages.captions import captions_of
+from readers.captions import captions_of
 from stages.clip_features import at_hand
 from stages.clip_runs import ClipRun
 from stages.pictures import fault_of, opened_whole

@@ -264,7 +264,7 @@ def _recording_line(val: Mapping) -> float | None:
 
 
 def remove_pieces(folder: Path) -> None:
-    """Remove what `stages.pieces` keeps of each batch: all is decoded, and written elsewhere."""
+    """Remove what `DecodedPieces` keeps of each batch: all is decoded, and written elsewhere."""
     for path in folder.glob(".decoded-*.jsonl"):
         path.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """No accuracy without its n, people, interval, chance and p-value; and without what the recording alone would give."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -156,3 +157,30 @@ def _by_task(rows: Sequence[Row], name: str, people: int) -> dict:
         "within_task": accuracy(within, float(np.mean(within_chance)), people) if within else None,
         "recording_line": float(np.mean([1 / len(classes[tasks[row.true_label]]) for row in rows])),
     }
+
+
+# ---------------------------------------------------------------- captions
+
+PAIRINGS = 20  # random pairings of decoded captions with those of other images
+
+
+def word_overlap(a: str, b: str) -> float:
+    """F1 of the words that two captions share, each counted as often as both have it."""
+    one, other = Counter(a.lower().split()), Counter(b.lower().split())
+    shared = sum((one & other).values())
+    return 2 * shared / max(1, sum(one.values()) + sum(other.values()))
+
+
+def caption_measures(decoded: Sequence[str], true: Sequence[str], images: Sequence[str]) -> dict[str, Measure]:
+    """Word overlap of decoded captions with those of the seen images; and with those of random other images."""
+    rng, order, at_random = np.random.default_rng(0), np.arange(len(decoded)), []
+    for _ in range(PAIRINGS):
+        pairs = enumerate(rng.permutation(order))
+        at_random.append([word_overlap(decoded[k], true[j]) if images[j] != images[k] else np.nan for k, j in pairs])
+    at_random = np.asarray(at_random)  # (PAIRINGS, N)
+    known = np.isfinite(at_random).any(axis=0)
+    own = [word_overlap(a, b) for a, b in zip(decoded, true, strict=True)]
+    measures = {"words shared": measured("F1 of words", own)}
+    if known.any():
+        measures["words shared, another image"] = measured("F1 of words", np.nanmean(at_random[:, known], axis=0))
+    return measures

@@ -31,8 +31,8 @@ from models import CONTRASTIVE, choose, clip_targets
 from models.clip_targets import image_paths, read_image
 from models.contrastive import info_nce
 from models.structure import StructuralVAE, as_pixels, structure_map
+from readers.captions import captions_of, read_captions
 from stages import retrieval
-from stages.captions import captions_of, read_captions
 from stages.checkpoints import must_not_have_seen, read_vae
 from stages.clip_features import at_hand, identity, image_vectors, sentence_vectors
 from stages.retrieval import Groups

@@ -222,7 +222,7 @@ def test_training_and_decoding_run_on_real_recordings(shared, demo, script, tmp_
 
 
 def test_faced_trains_from_cbramods_lmdb(demo, script, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.own_llm.STEPS", 20)  # the demo's tiny model never read FACED's sentences
+    monkeypatch.setattr("models.tiny_llm.STEPS", 20)  # the demo's tiny model never read FACED's sentences
     import pickle
 
     import lmdb

@@ -18,12 +18,12 @@ from models.captioner import Captioner
 from models.eeg_clip_mapper import CLIPImageTargetBuilder
 from models.guided_generator import GuidedGenerator
 from models.image_generator import STRIDE, UNSAFE
-from stages.captions import caption_measures, word_overlap
 from stages.checkpoints import controlnet_folder
+from stages.clip_runs import open_like
 from stages.embeddings import read_guidance
 from stages.pictures import drawn_with
 from stages.rows import read_rows
-from stages.steps import open_like
+from stages.scores import caption_measures, word_overlap
 from tests.conftest import ROOT, flat, once, read_jsonl, run_inside
 from tests.processes import by_forks
 from tests.seen_images import CLIP, SCRIPT, interrupted_after, seen_runs, seen_things, training
@@ -621,7 +621,7 @@ def test_a_further_run_gives_the_same_trials_and_was_trained_under_the_same_prot
         return SimpleNamespace(name="run", checkpoint=checkpoint, dataset=dataset)
 
     first, other = run_of("abcd", "1122"), run_of("dbcax", "21319")  # the other one reads them in another order
-    monkeypatch.setattr("stages.steps.open_clip_run", lambda *_: other)
+    monkeypatch.setattr("stages.clip_runs.open_clip_run", lambda *_: other)
     wanted = repetitions(first.dataset)
 
     how = "image", "", None, CPU

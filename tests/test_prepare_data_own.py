@@ -79,9 +79,9 @@ def test_show_prints_and_draws_and_makes_no_store(bids, tmp_path, script):
 
 def test_a_baseline_and_the_text_route_need_no_edit_and_no_name(store, tmp_path, script, demo, monkeypatch):
     """The tiny chat model of the demo never read these sentences: one that did is trained, said, and decodes."""
-    from stages import own_llm
+    from models import tiny_llm
 
-    monkeypatch.setattr(own_llm, "STEPS", 60)
+    monkeypatch.setattr(tiny_llm, "STEPS", 60)
     path, _ = store
     done = script(
         "baseline.py", "--model", "csp_lda", "--datasets_dir", path, "--output_dir", tmp_path / "csp", "--cuda", -1

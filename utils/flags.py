@@ -131,8 +131,7 @@ def add_seen_images_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--datasets_dir", default=default("data/THINGS/processed_lmdb"), help="trial store")
     add("--images_dir", help="folder of the images that were seen (default: as the store says, or data/THINGS/images)")
-    add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
-    _add_foundation_flag(add)
+    add_encoded_flags(add)
 
 
 def add_protocol_flags(
@@ -234,14 +233,15 @@ def _add_weights_flags(add: Callable, random: str, fitting: str) -> None:
     # fmt: off
     add("--use_pretrained_weights", action=argparse.BooleanOptionalAction, default=True,
         help=f"csbrain: load --foundation_dir; --no-use_pretrained_weights: {random}")
-    _add_foundation_flag(add)
+    add_encoded_flags(add)
     add("--allow_partial", action="store_true", help=f"load what fits of {fitting}")
-    add("--cache_dir", help="folder of the token cache (default: token_cache beside --datasets_dir)")
     add("--no_cache_features", action="store_true", help="do not read or keep tokens: encode anew")
     # fmt: on
 
 
-def _add_foundation_flag(add: Callable) -> None:
+def add_encoded_flags(add: Callable) -> None:
+    """Where what frozen models gave is kept, and CSBrain's weights."""
+    add("--cache_dir", help="folder of cached targets and tokens (default: token_cache beside --datasets_dir)")
     what = "csbrain: its checkpoint, a file, a folder, or OWNER/NAME on the hub"
     add("--foundation_dir", default=default("pth/CSBrain.pth"), help=what)
 

@@ -744,7 +744,7 @@ def pieces(folder: Path) -> list:
     """What was decoded in the end: batches from the file, and those behind it."""
     import torch
 
-    from stages.pieces import DecodedPieces
+    from stages.decoding import DecodedPieces
 
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 3)

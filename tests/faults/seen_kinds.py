@@ -463,7 +463,7 @@ def make_captions(folder: Path, at: Places) -> None:
 
 def read_captions_file(folder: Path, at: Places) -> list:
     """As training reads it, and as the script that goes on with it."""
-    from stages.captions import captions_of, known_captions
+    from readers.captions import captions_of, known_captions
 
     return [captions_of(folder / "captions.jsonl"), known_captions(folder / "captions.jsonl")]
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from datasets.description import load_description
 from datasets.trials import TrialDataset
-from stages.pieces import DecodedPieces
+from stages.decoding import DecodedPieces
 from stages.runs import remove_pieces
 from tests.conftest import small_store
 

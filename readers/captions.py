@@ -1,19 +1,14 @@
 """captions.jsonl: a caption an image, as caption_images.py writes it and training reads it."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from stages.scores import Measure, measured
 from utils.errors import UserError
 from utils.limits import MAX_ROWS
 from utils.paths import written_whole
 
 LONGEST = 1000  # characters
-PAIRINGS = 20  # random pairings of decoded captions with those of other images
 
 
 def read_captions(path: Path, images: Sequence[str]) -> dict[str, str]:
@@ -64,27 +59,3 @@ def known_captions(path: Path) -> dict[str, str]:
         with written_whole(path) as unfinished:
             unfinished.write_bytes(whole)
     return caption_of
-
-
-def word_overlap(a: str, b: str) -> float:
-    """F1 of the words that two captions share, each counted as often as both have it."""
-    one, other = Counter(a.lower().split()), Counter(b.lower().split())
-    shared = sum((one & other).values())
-    return 2 * shared / max(1, sum(one.values()) + sum(other.values()))
-
-
-def caption_measures(
-    decoded: Sequence[str], true: Sequence[str], images: Sequence[str], seed: int = 0
-) -> dict[str, Measure]:
-    """Word overlap of decoded captions with those of the seen images; and with those of random other images."""
-    rng, order, at_random = np.random.default_rng(seed), np.arange(len(decoded)), []
-    for _ in range(PAIRINGS):
-        pairs = enumerate(rng.permutation(order))
-        at_random.append([word_overlap(decoded[k], true[j]) if images[j] != images[k] else np.nan for k, j in pairs])
-    at_random = np.asarray(at_random)  # (PAIRINGS, N)
-    known = np.isfinite(at_random).any(axis=0)
-    own = [word_overlap(a, b) for a, b in zip(decoded, true, strict=True)]
-    measures = {"words shared": measured("F1 of words", own)}
-    if known.any():
-        measures["words shared, another image"] = measured("F1 of words", np.nanmean(at_random[:, known], axis=0))
-    return measures
