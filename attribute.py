@@ -136,6 +136,10 @@ def main(args: argparse.Namespace) -> None:
         f"\n{len(missed)} {args.split} trials, read-out {args.readout}; what is added up misses the rise of a trial's "
         f"probability over silence by {np.mean(missed):.4f} on average ({args.steps} steps)"
     )
+    besides = ["--mirror_average"] if checkpoint.get("mirror_average") else []
+    besides += [f"--adapt {checkpoint['adapt']}"] if checkpoint.get("adapt", "none") != "none" else []
+    if besides:
+        print(f"notice: the answers of this run go through {' and '.join(besides)} as well; that is not attributed")
     print(f"wrote attribution.csv, time_course.png and topography.png in {folder}")
 
 

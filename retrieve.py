@@ -220,7 +220,8 @@ def main(args: argparse.Namespace) -> None:
         curve = [(n, retrieval.score_lines(run.name, of)) for n, of in of_number.items()]
         figures.repetitions_figure(curve, run.name, place / "repetitions.png")
         for n, of in curve[:-1]:
-            lines.append([line for line in of if line["read-out"] == "retrieval"][-1] | {"repetitions": n})
+            (*_, line) = (line for line in of if line["read-out"] == "retrieval")
+            lines.append(line | {decoded_runs.USED: rows[0].uses, "repetitions": n})
         some = rows[:: max(1, len(rows) // args.num_samples)][: args.num_samples]
         shown = sorted({image for row in some for image in (row.image, *nearest[row.index])})
         if lacking := missing_photos(shown, Path(args.images_dir)):

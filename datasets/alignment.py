@@ -90,7 +90,7 @@ def zscore(covariances: np.ndarray, causal: bool) -> np.ndarray:
 def riemann(covariances: np.ndarray, causal: bool) -> np.ndarray:
     """As `euclidean`, the Riemannian mean: see `riemannian_means`. A flat trial counts for nothing."""
     means = euclidean(covariances, causal)
-    there = np.trace(covariances, axis1=1, axis2=2) > 1e-12  # µV²
+    there = np.trace(covariances, axis1=1, axis2=2) > 1e-12  # a power
     if not there.any():
         return means
     known = covariances[there]
@@ -120,32 +120,36 @@ def directions(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def covariance(x: np.ndarray) -> np.ndarray:
-    """(C, T) microvolts → (C, C), about each electrode's mean."""
+    """(C, T) → (C, C), about each electrode's mean."""
     x = np.asarray(x, np.float64)
     x = x - x.mean(axis=-1, keepdims=True)
     return x @ x.T / x.shape[-1]
 
 
 def inverse_root(mean: np.ndarray, n: int) -> np.ndarray:
-    """(C, C) → SIZE · M⁻¹ᐟ² in the directions that are there; M is the mean, shrunk as if seen in `n` trials."""
+    """(C, C) → M⁻¹ᐟ² in the directions that are there; M is the mean, shrunk as if seen in `n` trials."""
     vectors, values = directions(mean)
     if not len(values):
-        return SIZE * np.eye(len(mean))  # flat
+        return np.eye(len(mean))  # flat
     logs, weight = np.log(np.maximum(values, 1e-12)), PRIOR / (PRIOR + n)
     logs = (1 - weight) * logs + weight * logs.mean()  # of eigenvalues, so that a loud electrode hides no other
-    return SIZE * (vectors * np.exp(-logs / 2)) @ vectors.T
+    return (vectors * np.exp(-logs / 2)) @ vectors.T
 
 
-def aligning_matrices(trials: Sequence[Trial], read: Callable, align: str, method: str) -> dict[str, np.ndarray]:
+def aligning_matrices(
+    trials: Sequence[Trial], read: Callable, align: str, method: str, units: str = "microvolts"
+) -> dict[str, np.ndarray]:
     """The matrix that each trial is multiplied by, by its key: (C, C) float32.
 
     trials : sequence of Trial. All of the people concerned: of a store, not of a split.
-    read : callable. Trial → (C, T) microvolts of the part that is read.
+    read : callable. Trial → (C, T) of the part that is read.
+    units : str. "microvolts"; what has none was whitened, and is brought to a size of one, as encoders expect it.
     align, method : str. Keys of ALIGNMENTS and METHODS. A trial alone is brought to one size: whitened by its own
         covariance, it would lose what tells its class.
     Raises UserError where a trial holds NaN or infinity.
     """
     alignment, groups, matrices = ALIGNMENTS[align], {}, {}
+    size = SIZE if units == "microvolts" else 1.0
     for trial in sorted(trials, key=origin):
         groups.setdefault(alignment.group(trial), []).append(trial)
     for group in groups.values():
@@ -158,6 +162,6 @@ def aligning_matrices(trials: Sequence[Trial], read: Callable, align: str, metho
         else:
             means = METHODS[method](covariances, alignment.causal)
             counts = range(1, 1 + len(group)) if alignment.causal else [len(group)]
-        made = [inverse_root(mean, n).astype(np.float32) for mean, n in zip(means, counts, strict=True)]
+        made = [(size * inverse_root(mean, n)).astype(np.float32) for mean, n in zip(means, counts, strict=True)]
         matrices |= {trial.key: made[k if alignment.causal else 0] for k, trial in enumerate(group)}
     return matrices

@@ -130,7 +130,8 @@ class TrialDataset:
 
     def aligning(self, trials: Sequence[Trial]) -> dict[str, np.ndarray]:
         """The matrix that aligns each of some trials, by its key, if there are no others: see `aligning_matrices`."""
-        return aligning_matrices(trials, self._another(_aligning=None).samples, self.align, self.align_method)
+        how = self.align, self.align_method, self.units
+        return aligning_matrices(trials, self._another(_aligning=None).samples, *how)
 
     def aligned_together(self) -> tuple[list[list[int]], bool]:
         """Places of this split's trials that share a mean covariance, in the order of recording; whether it is causal.
@@ -267,7 +268,7 @@ class TrialDataset:
 
     @property
     def units(self) -> str:
-        """Of the stored samples: "microvolts", or "none" where they were whitened."""
+        """Of the stored samples: "microvolts", or "no unit" where they were whitened."""
         return str(self.store.meta.get("units", "microvolts"))
 
     @property

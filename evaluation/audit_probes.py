@@ -74,7 +74,9 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
     apart = blocks is None or s.typical < s.written / 2  # in blocks, a drift gives all samples a share
     kind = "BREACH" if s.written >= max(WRITTEN, s.chance) and apart else "ok"
     most = f"{percent(s.written)} of the variance of {s.where} lies between classes"
-    yield Finding(kind, "single samples", f"{most}; no other sample has more (by chance up to {percent(s.chance)})")
+    yield Finding(
+        kind, "single samples", f"{most}; no other sample has more (by chance up to {percent(min(s.chance, 1))})"
+    )
     if blocks is not None and s.energies.size:
         yield _drift(s, labels, recordings, blocks)
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
+from scipy.special import entr
 from scipy.stats import beta
 
 from datasets.recording import Trial, origin
@@ -65,7 +66,8 @@ def summarise(store, trials: Sequence[Trial], mode_of: dict[str, str] | None = N
             if not np.isfinite(x).all():
                 raise UserError(f"{store.path}: a trial of {trials[places[0]].subject} holds NaN or infinity")
             labels = np.array([trials[k].label for k in places])
-            values.add(x, labels)
+            loud = x.std(axis=2, keepdims=True)  # else one loud trial decides
+            values.add(x / np.where(loud > 0, loud, 1), labels)
             bits.add(np.stack([(x.view(np.uint32) >> b) & 1 for b in range(4)], axis=1).astype(np.float32), labels)
             of_trials = _rows_of_trials(x, directions) | _spectra_of_trials(x, store.sfreq, bins, of_spectra)
             for name, part in of_trials.items():
@@ -77,9 +79,11 @@ def summarise(store, trials: Sequence[Trial], mode_of: dict[str, str] | None = N
             squares += np.square(x, dtype=float).sum(axis=(0, 2))
             bar.update(len(places))
     back = np.argsort(np.concatenate(list(recordings.values())))
-    (written, (*_, electrode, sample)), kind = max((values.largest(), "the value"), (bits.largest(), "a low bit"))
-    n_classes, n_places = len(values.sums), 5 * n_chans * n_times  # a value and four bits of each sample
+    n_classes = len(values.sums)
     left = max(len(trials) - len(recordings) - n_classes + 1, 1)  # degrees of freedom
+    by_chance = _by_chance(n_classes, left, 5 * n_chans * n_times)  # a value and four bits of each sample
+    found = zip((values.largest(), bits.largest()), by_chance, ("the value", "a low bit"), strict=True)
+    (written, (*_, electrode, sample)), chance, kind = max(found, key=lambda one: one[0][0] - one[1])
     mean = total / n
     return Summaries(
         **{name: np.concatenate(parts)[back] for name, parts in rows.items()},
@@ -89,9 +93,22 @@ def summarise(store, trials: Sequence[Trial], mode_of: dict[str, str] | None = N
         moments=moments,
         written=written,
         typical=values.typical(),
-        chance=float(beta.isf(1e-6 / n_places, (n_classes - 1) / 2, left / 2)),
+        chance=chance,
         where=f"{kind} of electrode {electrode + 1}, sample {sample + 1}",
     )
+
+
+def _by_chance(n_classes: int, left: int, n_places: int) -> tuple[float, float]:
+    """What the largest of `n_places` shares may reach by chance, of values and of bits; inf where it may be all.
+
+    A bit is the same in all trials of each class by chance in one of 2 ** left places, however far beyond that a share
+    of Gaussian values would be: the bound of bits is that of their mutual information with two classes.
+    """
+    shares = np.linspace(0, 1, 1001)
+    p = (1 - np.sqrt(shares)) / 2
+    information = np.log(2) - entr(p) - entr(1 - p)  # nats a trial
+    bits = np.interp(np.log(1e6 * n_places) / left, information, shares, right=np.inf)
+    return float(beta.isf(1e-6 / n_places, (n_classes - 1) / 2, left / 2)), float(bits)
 
 
 def _rows_of_trials(x: np.ndarray, directions: np.ndarray) -> dict[str, np.ndarray]:

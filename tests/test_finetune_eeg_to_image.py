@@ -390,7 +390,8 @@ def test_an_encoder_that_has_seen_the_test_people_is_no_warm_start(vi_demo, vi_t
 
 
 def test_a_run_on_a_part_of_the_trials_is_decoded_on_the_same_part(vi_demo, script, tmp_path):
-    part = {"window": [0, 2], "regions": ["occipital", "parietal"], "epochs": 1}
+    """Of the time, the electrodes, the band; and aligned as it was."""
+    part = {"window": [0, 2], "regions": ["occipital", "parietal"], "band": [4, 40], "align": "causal", "epochs": 1}
     done = script(SCRIPT, *vi_demo.mapping(tmp_path / "part", **part))
     assert done.code == 0, done.err
     flags = {"mapper_path": tmp_path / "part", "stage": "decode", "num_samples": 60}
@@ -398,10 +399,12 @@ def test_a_run_on_a_part_of_the_trials_is_decoded_on_the_same_part(vi_demo, scri
     assert done.code == 0, done.err
     tested, decoded = read_jsonl(tmp_path / "part/decoded_test.jsonl"), read_jsonl(tmp_path / "decoded/decoded.jsonl")
     assert len(decoded) == 60
+    assert {row["uses"] for row in [*tested, *decoded]} == {"earlier trials, unlabelled (causal)"}
     for a, b in zip(tested, decoded, strict=True):
         assert a["readouts"]["head"]["probabilities"] == pytest.approx(b["readouts"]["head"]["probabilities"], abs=2e-6)
     checkpoint = torch.load(tmp_path / "part/mapper_epoch1.pth", weights_only=True)
     assert (checkpoint["window"], checkpoint["regions"]) == ([0.0, 2.0], ["occipital", "parietal"])
+    assert (checkpoint["band"], checkpoint["align"]) == ([4.0, 40.0], "causal")
     for field, damaged in (("window", [0.0]), ("window", ["a", "b"]), ("regions", [3]), ("regions", ["nowhere"])):
         torch.save(checkpoint | {field: damaged}, tmp_path / "part/mapper_epoch1.pth")
         done = script("generate_vi_eeg2img.py", *vi_demo.vi_generation(tmp_path / "again", **flags))

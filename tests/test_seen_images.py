@@ -116,7 +116,7 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_weights(things, script, 
     {"encoder": "atm", "subject_embedding": "shared", "positions": "sinusoid"}, {"encoder": "atm",
     "atm_parts": ["tsconv"], "objective": "generation"},
     {"encoder": "nice", "average_train": 2, "positives": "row"}, {"encoder": "sgdm", "channels": ["occipital",
-    "parietal"], "tmax": 0.2},
+    "parietal"], "tmax": 0.2, "band": [5, 40], "align": "causal"},
     {"encoder": "rgnn", "target": "text"}, {"setting": "cross", "subject": "sub-02", "channels": ["posterior"]},
     {"setting": "within", "subject": "sub-01", "test_repetitions": 2, "objective": "mse"}, {"encoder": "de_mlp"},
 ], ids=["atm", "atm parts", "nice", "sgdm", "rgnn to text", "cross", "within", "de_mlp"])  # fmt: skip
@@ -125,6 +125,11 @@ def test_a_way_of_training_is_retrieved_from_again(things, script, tmp_path, mor
     assert done.code == 0, done.err
     rows = read_rows(tmp_path / "run/decoded_test.jsonl")
     assert {r.subject for r in rows} == ({more["subject"]} if "subject" in more else {"sub-01", "sub-02"})
+    (checkpoint,) = (tmp_path / "run").glob("encoder_epoch*.pth")
+    checkpoint = torch.load(checkpoint, weights_only=True)
+    assert (checkpoint["band"], checkpoint["align"]) == (more.get("band"), more.get("align", "none"))
+    aligned = ["earlier trials, unlabelled (causal)"] if "align" in more else []
+    assert {r.uses for r in rows} == {"; ".join(["other trials, labelled", *aligned])}
     retrieved = script("retrieve.py", tmp_path / "run", "--datasets_dir", things / "processed_lmdb", "--images_dir",
         things / "images",
                        "--output_dir", tmp_path / "out", "--cuda", -1)  # fmt: skip
@@ -468,7 +473,7 @@ def test_scores_are_those_of_the_ranks_exactly(trained, things, script, tmp_path
     assert float(mean["4-way"]) == pytest.approx(np.mean([k_way(rank, 6, 4) for rank in ranks]))
     assert {line["run"] for line in lines} == {"ubp", "ubp_shuffled"} and "10-way" not in mean
     assert {line["repetitions"] for line in lines} == {"", "1", "4"}
-    assert {line["used of the test person"] for line in whole} == {rows[0].uses} == {"other trials, labelled"}
+    assert {line["used of the test person"] for line in lines} == {rows[0].uses} == {"other trials, labelled"}
     assert "classification" in done.out and "Wilson" in done.out
     assert all((tmp_path / "out/ubp" / name).stat().st_size > 3000 for name in ("top5.png", "repetitions.png"))
     two = [trained / "ubp", *ranked(things, tmp_path / "two"), "--test_repetitions", 1, 4]

@@ -282,3 +282,16 @@ def test_without_an_effect_no_condition_tells_anything():
             right[align] += int(((distance[1] < distance[0]) == labels[1]).sum())
     for align, hits in right.items():
         assert abs(hits / (8 * n) - 0.5) < 3 * np.sqrt(0.25 / (8 * n)), (align, hits / (8 * n))
+
+
+def test_what_was_whitened_keeps_the_size_of_one(tmp_path):
+    """THINGS is whitened to no unit: encoders expect deviations of one, and multiply where they read microvolts."""
+    trials, x = person(n_chans=22)
+    whitened = [(trial, x[trial.key] / 30) for trial in trials]
+    for units, size in (("microvolts", SIZE), ("no unit", 1.0)):
+        write_store(tmp_path / units, {"sfreq": 200.0, "dataset": "BCICIV2a", "units": units}, [whitened])
+        dataset = TrialDataset(tmp_path / units, "test", "later:P1", BCIC)
+        for align in [name for name in ALIGNMENTS if name != "none"]:
+            aligned = dataset.part(align=align)
+            sizes = [aligned.samples(trial).std() for trial in aligned.trials]
+            assert np.median(sizes) == pytest.approx(size, rel=0.3), (units, align)

@@ -176,6 +176,18 @@ def test_a_clean_store_is_left_alone_and_what_cannot_be_checked_is_said(script, 
     assert done.out.count("\ncannot ") >= 3 and "band power" in done.out
 
 
+def test_bits_that_are_alike_in_few_trials_of_a_class_are_chance(tmp_path):
+    """Of twelve trials of two classes, one low bit in two thousand is the same in all of a class."""
+    rng, kinds = np.random.default_rng(0), []
+    for seed in range(8):
+        trials = [(Trial(f"B01-{k}", k // 6, "B01", "1", 1, k), rng.standard_normal((3, 200))) for k in range(12)]
+        write_store(tmp_path / str(seed), {"sfreq": 200.0}, [[(t, x.astype(np.float32)) for t, x in trials]])
+        store = open_store(tmp_path / str(seed))
+        found = probe_findings(store.trials, summarise(store, store.trials))
+        kinds += [finding.kind for finding in found if finding.check == "single samples"]
+    assert kinds == ["ok"] * 8
+
+
 def test_a_person_may_be_in_two_splits_where_that_is_the_protocol(script, tmp_path):
     trials = [(replace(trial, session="TE"[trial.run - 1]), x) for trial, x in clean_trials()]
     path = written(tmp_path / "store", trials)

@@ -39,14 +39,20 @@ def test_parts_of_a_signal_are_the_signal():
     assert list(by_band(x, 32.0)) == ["1-4 Hz", "4-8 Hz", "8-13 Hz", "other"]  # what its rate can hold
 
 
-def test_it_finds_the_simulated_rhythms_over_the_hands_areas(demo):
-    """Imagery of a hand dims 8 to 13 Hz over the other side: what is left over its own side speaks for it."""
+def test_it_finds_the_simulated_rhythms_over_the_hands_areas_while_they_are_imagined(demo, script, tmp_path):
+    """Imagery of a hand dims 8 to 13 Hz over the other side: what is left over its own side speaks for it.
+
+    Trials are read from the fixation cross (0 s) to the rest (7 s); imagery is from 2 to 6 s.
+    """
     from datasets.store import description_of_store
     from datasets.trials import load_splits
     from models.baselines import Data, eegnet
 
+    whole = ("--skip_download", "--raw_dir", demo.raw, "--lmdb_dir", tmp_path / "store", "--tmin", 0, "--tmax", 7)
+    assert script("prepare_data.py", *whole).code == 0
     electrodes = ["Fz", "C3", "C1", "Cz", "C2", "C4", "Pz", "POz"]
-    splits = load_splits(demo.store, description_of_store(demo.store), "published", {"regions": electrodes})
+    store = str(tmp_path / "store")
+    splits = load_splits(store, description_of_store(store), "published", {"regions": electrodes})
     train, val, test = (
         Data(np.stack([of.samples(t) for t in of.trials]), np.array(of.labels), [], of.sfreq) for of in splits.values()
     )
@@ -57,10 +63,14 @@ def test_it_finds_the_simulated_rhythms_over_the_hands_areas(demo):
     x, trials = net._standard(net._at_its_rate(test)), torch.arange(len(said))
     model = net.model.requires_grad_(False)
     gradient = mean_gradient(lambda x: model(x).softmax(dim=1)[trials, said], x, steps=8).numpy()
-    of_band = {name: (gradient * part).sum(axis=-1) for name, part in by_band(x.numpy(), 128.0).items()}  # (N, C)
-    whole = {name: of.sum(axis=1).mean() for name, of in of_band.items()}
+    added = {name: gradient * part for name, part in by_band(x.numpy(), 128.0).items()}  # (N, C, T)
+    whole = {name: of.sum(axis=(1, 2)).mean() for name, of in added.items()}
     assert whole["8-13 Hz"] > 0.8 * sum(whole.values())
+    right = said.numpy() == test.labels
+    halves = added["8-13 Hz"][right].sum(axis=1).mean(axis=0).reshape(-1, 64).sum(axis=1)  # of each half second
+    four_seconds = np.convolve(halves, np.ones(8), "valid")  # from 0, 0.5, … 3 s on
+    assert four_seconds.argmax() in (3, 4, 5) and four_seconds.max() > 0.7 * halves.sum() > 0, halves
     for hand, own in ((0, ["C3", "C1"]), (1, ["C4", "C2"])):
-        right = (said.numpy() == hand) & (test.labels == hand)
-        of = dict(zip(splits["test"].montage.electrodes, of_band["8-13 Hz"][right].mean(axis=0), strict=True))
+        of_hand = added["8-13 Hz"][right & (test.labels == hand)].sum(axis=2).mean(axis=0)
+        of = dict(zip(splits["test"].montage.electrodes, of_hand, strict=True))
         assert max(of, key=of.get) in own and sum(of[name] for name in own) > 0.5 * sum(of.values()), of
