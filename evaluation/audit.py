@@ -92,7 +92,7 @@ def findings(
         for promise in kept_apart:
             check = seen_findings if promise in ("concept", "image") else people_findings
             yield from check(of_split, promise)
-        yield from image_findings(of_split, images_dir, protocol_named(protocol)[0].repeats_images)
+        yield from image_findings(of_split, images_dir, not {"concept", "image"} & set(kept_apart))
         if captions is not None:
             yield from caption_findings(captions, classes, of_split)
     first = next(iter(splits))

@@ -16,8 +16,9 @@ from stages.scores import percent
 UNITS = {"volts": 1e-6, "millivolts": 1e-3, "nanovolts": 1e3}  # what one microvolt is in each
 FAR = 3.0  # times beyond what preparing a store accepts, from which on it is a breach: other filters do not do that
 EQUAL = 2e-5  # relative difference of electrodes' amplitudes over all trials, below which somebody made them equal
+RAILED = 10  # samples at an electrode's largest or smallest value, from which on the amplifier made them equal
 WHITE = 1e-4  # the same of the variances along a covariance's axes
-ABOUT_WHITE = 0.1  # the same where covariances were shrunk or noise was added; the real BCIC-IV-2b has 0.8 to 1.1
+ABOUT_WHITE = 0.5  # the same where covariances were shrunk, means were others or a filter followed; the real BCIC-IV-2b has 0.8 to 1.1
 NEAR_WHITE = 0.5  # of the squared distance that chance gives: below it, something was fitted
 CLEARLY = 4  # times nearer than of training trials, from which on the fit was on test trials alone
 # how many parts of a recording's name tell a group; the smallest first: where each of them is white, all are
@@ -35,7 +36,7 @@ def normalisation_findings(s: Summaries) -> Iterator[Finding]:
     if not moving.any():
         yield Finding("cannot", "normalisation", "no electrode changes at all")
         return
-    same = several and (equal(deviation) or equal(s.reach[moving]))
+    same = several and (equal(deviation) or (equal(s.reach[moving]) and s.railed.max() < RAILED))
     overall = np.sqrt(np.mean(np.square(s.deviation) + np.square(s.pooled_mean)) - s.pooled_mean.mean() ** 2)
     unit = abs(overall - 1) < EQUAL and abs(s.pooled_mean.mean()) < EQUAL
     if several and np.mean([equal(row) for row in spread]) > 0.9:
@@ -153,7 +154,7 @@ def _fitted_about(store, s: Summaries, scopes: dict[str, list]) -> Finding:
         if most < ABOUT_WHITE:
             words = f"the covariance of {scope}, of {union} trials, is the identity but for {percent(most)}"
             return Finding("cannot", "whitening", f"whose trials whitened these: {words}")
-        return Finding("ok", "whitening", "no covariance is near the identity: nothing was whitened")
+        return Finding("ok", "whitening", "no covariance is near the identity")
     if (distances := _distances_to_white(s)) is None:
         return Finding("cannot", "whitening", "what whitened these trials: no session has training and test trials")
     of_train, of_test, of_all = distances

@@ -121,7 +121,7 @@ def _at_any_lag(x: np.ndarray, y: np.ndarray, flat: np.ndarray, sfreq: float) ->
     best, quarter = (0.0, ""), max(1, n_chans // 4)
     for turned in (False, True):
         a, b = (_spectrum(z)[:, bins] / (flat[:, bins] + 1e-9) for z in (x, y[:, ::-1] if turned else y))
-        a, b = (z / np.maximum(np.median(np.abs(z), axis=1, keepdims=True), np.abs(z) / LOUDEST) for z in (a, b))
+        a, b = (z / np.maximum(np.median(np.abs(z), axis=1, keepdims=True), np.abs(z) / LOUDEST + 1e-9) for z in (a, b))
         a, b = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-9) for z in (a, b))
         cross = np.zeros((n_chans, n_chans, n_lags // 2 + 1), np.complex64)
         cross[:, :, bins] = a[:, None] * b[None].conj()

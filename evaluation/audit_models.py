@@ -29,6 +29,7 @@ from utils.checkpoints import fingerprint, read_kept
 from utils.errors import UserError
 from utils.paths import cache_folder
 from utils.processes import Processes
+from utils.seeds import some_of
 
 SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
 DECODED_ANEW = 16  # trials of a text or mapper run
@@ -69,7 +70,7 @@ def token_findings(run: Run, datasets: Sequence[TrialDataset], cache_dir: str | 
     files = {path: part for path, part in files.items() if path.is_file()}
     wrong = compared = 0
     for path, (dataset, trials) in files.items():
-        kept, chosen = read_kept(path), sorted({0, len(trials) // 2, len(trials) - 1})
+        kept, chosen = read_kept(path), some_of(range(len(trials)), DECODED_ANEW)
         fresh = cache.encode(dataset, [trials[k] for k in chosen], device)
         compared += len(chosen)
         same = kept is not None and kept["tokens"].shape == (len(trials), *fresh.shape[1:])
@@ -241,8 +242,7 @@ def _drawn(run: Run, adapt: str) -> list[int]:
     """
     places = [row.index for row in run.rows]
     if adapt == "none":
-        drawn = np.random.default_rng().choice(places, min(DECODED_ANEW, len(places)), replace=False)
-        return sorted(drawn.tolist())
+        return some_of(places, DECODED_ANEW)
     if ADAPTATIONS.get(adapt, ADAPTATIONS["im"]).changes != "answers" or len(places) > ALL_ANEW:
         raise UserError(f"--adapt {adapt}, {len(places)} trials")
     return places

@@ -13,6 +13,8 @@ from datasets.splits import Split
 from evaluation.findings import Finding
 from evaluation.summaries import Summaries
 
+LOOK_ALIKE = str.maketrans("авекмнорстухіјѕαβεζηικμνορτυχ", "abekmhopctyxijsabezhikmnoptyx")  # Cyrillic, Greek
+DIGITS = str.maketrans("oil", "011")
 FEW_PEOPLE = 4  # from so many on, a pair can stand out
 ALIKE, RATHER_ALIKE = 0.25, 0.5  # times as far apart as from anybody else: one person under two names, or in doubt
 
@@ -60,8 +62,10 @@ def seen_findings(splits: Split, promise: str) -> Iterator[Finding]:
 
 
 def _same_name(name: str) -> str:
-    """A name without what people spell differently: case, blanks, dashes, leading zeros."""
-    return re.sub(r"0*(\d+)", r"\1", re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name)).casefold())
+    """A name without what people spell differently: case, blanks, dashes, leading zeros, letters that look alike."""
+    name = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name)).casefold().translate(LOOK_ALIKE)
+    name = re.sub(r"(?<=\d)[oil]+|[oil]+(?=\d)", lambda m: m[0].translate(DIGITS), name)
+    return re.sub(r"0*(\d+)", r"\1", name)
 
 
 def key_findings(trials: Sequence[Trial]) -> Iterator[Finding]:
@@ -98,31 +102,46 @@ def likeness_findings(splits: Split, promise: str, trials: Sequence[Trial], s: S
         short = "trials are too short" if not s.energies.size else f"{len(names)} people are too few"
         yield Finding("cannot", "likeness", f"whether two names are one person: {short}")
         return
-    apart = {}  # pairs of which one tests and the other does not
-    for (a, b), near in _nearness(names, trials, s).items():
-        if any(x in tested and y in others for x, y in permutations((names[a], names[b]))):
-            apart[a, b] = near
-    found = sorted((ratio, *pair) for pair, (ratio, may_be) in apart.items() if may_be and ratio < RATHER_ALIKE)
-    for ratio, a, b in found:
+    # pairs of which one tests and the other does not
+    pairs = {p for p in permutations(range(len(names)), 2) if names[p[0]] in tested and names[p[1]] in others}
+    apart, found = {}, {}
+    for x in _features(trials, s):  # as they are, and whatever a trial's loudness
+        for pair, (ratio, usual, chance) in _nearness(names, trials, x).items():
+            if pairs.isdisjoint((pair, pair[::-1])):
+                continue
+            apart[pair] = min(ratio, apart.get(pair, np.inf))
+            if usual and ratio < RATHER_ALIKE:
+                sure = ratio < ALIKE and chance
+                found[pair] = min(found.get(pair, (True, np.inf)), (not sure, ratio))
+    for (a, b), (doubt, ratio) in sorted(found.items(), key=lambda one: one[1]):
         words = f"{names[a]} and {names[b]} look like one person: {ratio:.2f} times as far apart as from anybody else"
-        yield Finding("BREACH" if ratio < ALIKE else "notice", "likeness", words)
-    if not apart:
-        yield Finding("cannot", "likeness", "whether two names are one person: their signals are too much alike")
-    elif not found:
-        nearest = f"nearest pair {min(apart.values())[0]:.2f} times as far apart as from anybody else"
+        yield Finding("notice" if doubt else "BREACH", "likeness", words)
+    if lacking := {frozenset(pair) for pair in pairs} - {frozenset(pair) for pair in apart}:
+        words = f"whether {len(lacking)} of {len({frozenset(p) for p in pairs})} pairs of names are one person"
+        yield Finding("cannot", "likeness", f"{words}: their signals are too much like others'")
+    if apart and not found:
+        nearest = f"nearest pair {min(apart.values()):.2f} times as far apart as from anybody else"
         yield Finding("ok", "likeness", f"no two of {len(names)} people look like one ({nearest})")
 
 
-def _nearness(names: Sequence[str], trials: Sequence[Trial], s: Summaries) -> dict[tuple[int, int], tuple[float, bool]]:
-    """Pair of people to their distance over the lesser one of either's to anybody else; and whether it is no larger
-    than chance, or than one person's from session to session.
+def _features(trials: Sequence[Trial], s: Summaries) -> Iterator[np.ndarray]:
+    """(N, D) logarithms of energies by electrode and band, and of the mean spectrum; less each trial's mean of either."""
+    parts = s.energies.reshape(len(trials), -1), s.profile
+    yield np.concatenate(parts, axis=1)
+    yield np.concatenate([part - part.mean(axis=1, keepdims=True) for part in parts if part.shape[1]], axis=1)
+
+
+def _nearness(
+    names: Sequence[str], trials: Sequence[Trial], x: np.ndarray
+) -> dict[tuple[int, int], tuple[float, bool, bool]]:
+    """Pair of people to their distance over the lesser one of either's to anybody else; whether it is no larger than
+    chance or than one person's from session to session; whether than chance alone. x : (N, D) as `_features` gives it.
 
     A distance is the least one of their sessions', in deviations of a trial, less what so few trials give by chance.
     Pairs whose distance to others is not beyond that chance are left out.
     """
     from sklearn.covariance import ledoit_wolf
 
-    x = np.concatenate([s.energies.reshape(len(trials), -1), s.profile], axis=1)  # (N, D)
     sessions = sorted({(trial.subject, trial.session) for trial in trials})
     which = np.array([sessions.index((trial.subject, trial.session)) for trial in trials])
     mean = np.stack([x[which == k].mean(axis=0) for k in range(len(sessions))])  # (S, D)
@@ -147,5 +166,6 @@ def _nearness(names: Sequence[str], trials: Sequence[Trial], s: Summaries) -> di
         next_one = min(signal[a, rest].min(), signal[b, rest].min())
         if next_one > noise[[a, b]][:, rest].max():
             ratio = float(np.sqrt(max(signal[a, b], 0) / next_one))
-            nearness[a, b] = ratio, bool(signal[a, b] <= max(noise[a, b], usual))
+            chance = bool(signal[a, b] <= noise[a, b])
+            nearness[a, b] = ratio, chance or bool(signal[a, b] <= usual), chance
     return nearness

@@ -51,7 +51,7 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
     letters = CountVectorizer(analyzer="char", ngram_range=(1, 4), max_features=400, lowercase=False)
     loudness = np.median(centred(np.log(s.spread + 1e-9)), axis=1, keepdims=True)
     probes = {
-        "order": np.stack([rank, share, *(rank % k for k in range(2, 13))], axis=1),
+        "order": np.stack([rank, share, *(of % k for of in (rank, number) for k in range(2, 13))], axis=1),
         "key": letters.fit_transform([trial.key for trial in trials]).toarray(),
         "means": centred(np.concatenate([s.mean, s.mean.mean(axis=1, keepdims=True)], axis=1)),
         "variance": centred(loudness),
@@ -72,7 +72,9 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
                 found = replace(found, kind="notice", words=f"{found.words}; a rhythm's: most bands do not change")
         yield found
     apart = blocks is None or s.typical < s.written / 2  # in blocks, a drift gives all samples a share
-    kind = "BREACH" if s.written >= max(WRITTEN, s.chance) and apart else "ok"
+    kind = (
+        "ok" if s.written < max(WRITTEN, s.chance) or not apart else "BREACH" if s.beside < s.written / 2 else "notice"
+    )
     most = f"{percent(s.written)} of the variance of {s.where} lies between classes"
     yield Finding(
         kind, "single samples", f"{most}; no other sample has more (by chance up to {percent(min(s.chance, 1))})"
@@ -173,10 +175,10 @@ def _by_blocks(labels: np.ndarray, answers: np.ndarray, recordings: np.ndarray, 
 def _drift(s: Summaries, labels: np.ndarray, recordings: np.ndarray, blocks: np.ndarray) -> Finding:
     """Whether a block tells its later trials from others' beyond what its class does in other recordings.
 
-    Band energies of each block's first half are compared with its second half: the nearest mean of a recording's
-    blocks. Of other recordings, trees are asked. What only the former knows is the block, or the person's own effect.
+    Band energies, means and deviations of each block's first half are compared with its second half: the nearest mean
+    of a recording's blocks. Of other recordings, trees are asked. What only the former knows is the block, or the person's own effect.
     """
-    x = s.energies.reshape(len(labels), -1)
+    x = np.concatenate([s.energies.reshape(len(labels), -1), s.mean, np.log(s.spread + 1e-9)], axis=1)
     x = _within(recordings, x, _robust)
     right = chance = 0.0
     place = _within(blocks, np.arange(len(labels), dtype=float), lambda k: rankdata(k, "ordinal") / len(k))

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from datasets.recording import Trial, origin
+from datasets.repetitions import shuffled_images
 from datasets.splits import Split, protocol_named
+from datasets.trials import shuffled_labels
 from evaluation.decoded_runs import Run, decoded_with, description_of
 from evaluation.findings import Checked, Finding, of_run
 from evaluation.tables import numbers
@@ -67,10 +69,17 @@ def _test_trials(run: Run, splits: Split) -> Checked:
         yield "BREACH", f"{len(foreign)} of its decoded trials are training or validation trials"
     if unknown:
         yield "BREACH", f"{len(unknown)} of its decoded trials are not in this store"
-    changed = sum(labels[trial] != label for trial, label in decoded.items() if trial in labels)
-    if changed and not run.is_control:
+    expected, place = labels, "in the store"
+    if run.is_control:
+        seed, trials = run.argument.get("seed"), splits["test"]
+        seed = seed if type(seed) is int and seed >= 0 else 0
+        new = shuffled_images(trials, [t.label for t in trials], seed, True)[0] if by_image else trials
+        new = [t.image for t in new] if by_image else shuffled_labels(trials, seed)
+        expected, place = dict(zip(map(origin, trials), new, strict=True)), f"a control of seed {seed} gives them"
+    changed = sum(expected[trial] != label for trial, label in decoded.items() if trial in expected)
+    if changed:
         what = "image" if by_image else "label"
-        yield "BREACH", f"{changed} of its decoded trials have another {what} than in the store"
+        yield "BREACH", f"{changed} of its decoded trials have another {what} than {place}"
     wanted, there = set(labels), set(decoded)
     if by_image:  # a row stands for all repetitions of an image
         wanted, there = ({(trial[0], image) for trial, image in images.items()} for images in (labels, decoded))
@@ -96,6 +105,8 @@ def _scores(run: Run) -> Checked:
         words = f"results.json says other scores of {name} than its decoded trials"
         if not isinstance(scored, dict) or "measure" not in scored and name not in own:
             yield "BREACH", f"{words}: they have none"
+        elif name not in own:
+            yield "cannot", f"results.json says {name}, which no row holds"
         elif other := [k for k, value in own.get(name, {}).items() if _differs(scored.get(k, value), value)]:
             yield "BREACH", f"{words}: {', '.join(other)}"
 
@@ -273,6 +284,9 @@ def _checkpoint(run: Run, path: Path, checkpoint: Mapping, store, splits: Split)
     if not noted and any(splits[mode] for mode in ("train", "val")):
         yield "BREACH", f"{path.name} lists nothing as seen, and was trained"
         return
+    foreign = [] if of_images else noted - {mark for trial in store.trials for mark in marks(trial)}
+    if foreign and run.depends_on.get("list of trials", store.listed) == store.listed:
+        yield "BREACH", f"{path.name} lists {min(foreign)} as seen, which is not in the store it was made from"
     seen = noted & {mark for trial in splits["test"] for mark in marks(trial)}
     unsaid = sum(not marks(trial) & noted for trial in learnt)
     if seen and not (of_images and protocol_named(str(checkpoint.get("protocol")))[0].repeats_images):

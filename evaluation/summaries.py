@@ -38,12 +38,16 @@ class Summaries:
     spread: np.ndarray  # (N, C): deviation within each trial
     deviation: np.ndarray  # (C,) of each electrode over all trials
     reach: np.ndarray  # (C,) largest minus smallest
+    railed: np.ndarray  # (C,) number of samples at the largest value, or at the smallest, whichever is more
     pooled_mean: np.ndarray  # (C,)
     # (person, session, run, split) → n, (C,) sums of means, (C, C) of covariances within trials, of raw products
     moments: dict
     written: float  # the largest share of one sample's variance, or of one of its low bits', that is between classes
     typical: float  # the median sample's
     chance: float  # what the largest may reach by chance
+    # The lesser of the largest shares beside it: at the same electrode up to 8 samples away, and at the other ones. What
+    # a brain does is there in both.
+    beside: float
     where: str  # the sample of the largest
 
 
@@ -55,7 +59,7 @@ def summarise(store, trials: Sequence[Trial], mode_of: dict[str, str] | None = N
     of_spectra = np.random.default_rng(1).standard_normal((n_chans * len(bins), SKETCH)).astype(np.float32)
     rows, moments = defaultdict(list), {}
     total, squares, n = np.zeros(n_chans), np.zeros(n_chans), len(trials) * n_times
-    most, least = np.full(n_chans, -np.inf), np.full(n_chans, np.inf)
+    ends = {sign: (np.full(n_chans, -np.inf), np.zeros(n_chans, int)) for sign in (1, -1)}  # largest, and how often
     values, bits = _BetweenClasses((n_chans, n_times)), _BetweenClasses((4, n_chans, n_times))
     recordings = defaultdict(list)
     for place, trial in enumerate(trials):
@@ -74,7 +78,7 @@ def summarise(store, trials: Sequence[Trial], mode_of: dict[str, str] | None = N
                 rows[name].append(part)
             modes = np.array([(mode_of or {}).get(trials[k].key, "") for k in places])
             moments |= {(*recording, mode): _moments(x[modes == mode]) for mode in dict.fromkeys(modes.tolist())}
-            most, least = np.maximum(most, x.max(axis=(0, 2))), np.minimum(least, x.min(axis=(0, 2)))
+            ends = {sign: _more_ends(*of, sign * x) for sign, of in ends.items()}
             total += x.sum(axis=(0, 2), dtype=float)
             squares += np.square(x, dtype=float).sum(axis=(0, 2))
             bar.update(len(places))
@@ -82,20 +86,30 @@ def summarise(store, trials: Sequence[Trial], mode_of: dict[str, str] | None = N
     n_classes = len(values.sums)
     left = max(len(trials) - len(recordings) - n_classes + 1, 1)  # degrees of freedom
     by_chance = _by_chance(n_classes, left, 5 * n_chans * n_times)  # a value and four bits of each sample
-    found = zip((values.largest(), bits.largest()), by_chance, ("the value", "a low bit"), strict=True)
-    (written, (*_, electrode, sample)), chance, kind = max(found, key=lambda one: one[0][0] - one[1])
+    found = zip((values, bits), by_chance, ("the value", "a low bit"), strict=True)
+    which, chance, kind = max(found, key=lambda one: one[0].largest()[0] - one[1])
+    written, (*_, electrode, sample) = which.largest()
     mean = total / n
     return Summaries(
         **{name: np.concatenate(parts)[back] for name, parts in rows.items()},
         pooled_mean=mean,
         deviation=np.sqrt(np.maximum(squares / n - mean**2, 0)),
-        reach=most - least,
+        reach=ends[1][0] + ends[-1][0],
+        railed=np.maximum(ends[1][1], ends[-1][1]),
         moments=moments,
         written=written,
         typical=values.typical(),
         chance=chance,
+        beside=which.beside(),
         where=f"{kind} of electrode {electrode + 1}, sample {sample + 1}",
     )
+
+
+def _more_ends(most: np.ndarray, often: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) largest values of all trials, those of x (n, C, T) among them, and how many samples have them."""
+    largest = x.max(axis=(0, 2))
+    now = (x == largest[:, None]).sum(axis=(0, 2))
+    return np.maximum(most, largest), np.where(largest > most, now, np.where(largest == most, often + now, often))
 
 
 def _by_chance(n_classes: int, left: int, n_places: int) -> tuple[float, float]:
@@ -200,6 +214,14 @@ class _BetweenClasses:
         share = self.shares()
         place = np.unravel_index(np.argmax(share), share.shape)
         return float(share[place]), place
+
+    def beside(self) -> float:
+        """See `Summaries`; of an electrode alone, in time alone."""
+        share, (_, (*before, electrode, sample)) = self.shares(), self.largest()
+        around = share[tuple(before)][:, max(sample - 8, 0) : sample + 9]  # (C, up to 17)
+        far = np.abs(np.arange(around.shape[1]) - min(sample, 8)) > 1
+        others = np.delete(around, electrode, axis=0)
+        return float(min(around[electrode, far].max(initial=0), others.max() if len(others) else 1))
 
     def typical(self) -> float:
         """The median place's share."""

@@ -1,6 +1,7 @@
 """One place that makes a run repeatable."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,3 +21,8 @@ def seed_everything(*parts: int) -> None:
 def sample_seed(seed: int, number: int, sample: int) -> int:
     """Of one sample of trial `number`: sample 0 has the trial's own, and no two of up to 100,000 trials share one."""
     return seed + number + 100_000 * sample
+
+
+def some_of(places: Sequence[int], most: int) -> list[int]:
+    """At most `most` of some places in their order, others each time: what is compared nobody can know beforehand."""
+    return sorted(np.random.default_rng().choice(places, min(most, len(places)), replace=False).tolist())
