@@ -18,7 +18,7 @@ from datasets.description import DATASETS, one_of
 from datasets.splits import PROTOCOLS, check_protocol, print_caution
 from models import AUGMENTATIONS, BASELINES, ENCODERS, POOLINGS, choose
 from utils import flags
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.script import check_one_process, run_script, start_script
 
 
@@ -162,8 +162,13 @@ def main(args: argparse.Namespace) -> None:
 
     # ------------------------------------------------------------ training, validation, one look at the test
     train, val, test = (read(splits[mode], baseline.reads, args.de) for mode in ("train", "val", "test"))
-    baseline.fit(train, val)
-    probabilities = baseline.predict(test)  # (N, K)
+    try:
+        baseline.fit(train, val)
+        probabilities = baseline.predict(test)  # (N, K)
+    except (ValueError, np.linalg.LinAlgError) as error:  # what libraries say of trials that no decoder can be made of
+        raise UserError(
+            f"{args.datasets_dir}: {args.model} cannot be trained on these trials ({reason(error)})"
+        ) from None
     rows = []
     for index, p in enumerate(probabilities.round(6).tolist()):
         readouts = {READOUT: Readout(most_likely(p), description.chance, p)}

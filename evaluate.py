@@ -111,6 +111,8 @@ def look_for_leaks(args: argparse.Namespace) -> None:
     from utils.device import pick_device
 
     store = open_store(args.audit)
+    if not store.trials:
+        raise UserError(f"{store.path} has no trials")
     runs = decoded_runs.read_runs([Path(place) for place in args.runs]) if args.runs else []
     asked = args.downstream_dataset or store.meta.get("dataset")
     name = asked or next((r.argument.get("downstream_dataset") for r in runs), None)

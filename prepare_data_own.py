@@ -79,6 +79,7 @@ if __name__ == "__main__":
 from dataclasses import replace
 
 from datasets import own, own_sources
+from datasets.description import DATASETS, from_record
 from datasets.own_figure import draw_first_trials
 from datasets.prepare import prepare
 from datasets.preprocessing import Preprocessing
@@ -156,6 +157,8 @@ def main(args: argparse.Namespace) -> None:
     low, high = args.band or (0.3, min(50.0, 0.45 * sfreq))
     description = replace(description, reference=reference, closing=own.closing(said, args.lmdb_dir))
     settings = Preprocessing(*window, reference, low, high, reject=args.reject)
+    if description.name not in DATASETS:
+        from_record(description.as_record(), args.source)  # what every reader of the store will ask
 
     # ------------------------------------------------------------ recordings → filter → window → trials → store
     own.print_found(description, files, found, settings)

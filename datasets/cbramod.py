@@ -16,6 +16,7 @@ from readers.lmdb_file import LMDBFile
 from readers.stored_array import filled
 from readers.unpickler import ARRAYS, Rules, Unpickler
 from utils.errors import UserError
+from utils.limits import MAX_WORDS, check_text
 
 SFREQ = 200.0  # Hz
 # unit that records may be in → standard deviations of EEG in it, from and to, and what makes microvolts of it
@@ -144,6 +145,10 @@ class CBraModStore:
         if "label" not in record:
             raise UserError(f"{self.path}: record {key!r} has no label")
         label = record["label"]
+        try:
+            check_text(key, "a key", MAX_WORDS)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}") from None
         if not isinstance(label, int | np.integer):
             raise UserError(f"{self.path}: record {key!r} has the label {reprlib.repr(label)}; expected a whole number")
         if samples.shape != self.shape:

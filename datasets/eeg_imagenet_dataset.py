@@ -21,7 +21,8 @@ from datasets.preprocessing import Preprocessing
 from datasets.recording import DTYPE, Piece, Prepared, Trial, stamp
 from utils.archives import check_packed
 from utils.errors import UserError, loading
-from utils.limits import guarded
+from utils.files import plain_bytes
+from utils.limits import MAX_TEXT, guarded
 from utils.paths import is_file_name
 
 ELECTRODES = tuple(
@@ -187,7 +188,9 @@ def facts(paths: Sequence[Path], names: Path | None, fine: Sequence[str]) -> dic
     name_of = dict(zip(labels, labels, strict=True))
     if names is not None:
         with loading(str(names), "expected lines of a wnid and a name"):
-            lines = [line.split(maxsplit=1) for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [
+                line.split(maxsplit=1) for line in plain_bytes(names, MAX_TEXT).decode().splitlines() if line.strip()
+            ]
             name_of = {wnid: name.split(",")[0].strip() for wnid, name in lines}
         if lacking := [wnid for wnid in labels if wnid not in name_of]:
             raise UserError(f"{names} has no name of {lacking[0]} and {len(lacking) - 1} more of the classes")

@@ -190,7 +190,8 @@ def classes_of(
 
 def natural(text: str) -> list:
     """Key that sorts P2 before P10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", text) if part]
+    parts = [part.lstrip("0") if part.isdecimal() else part for part in re.split(r"(\d+)", text) if part]
+    return [(0, len(part), part) if part.isdecimal() or not part else (1, 0, part.lower()) for part in parts]
 
 
 def deal_people(people: Sequence[str], asked: str | None) -> tuple[dict[str, tuple[str, ...]], list[str]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.description import DATASETS, DatasetDescription, load_description
 from datasets.own import Recorded, natural
-from utils.errors import UserError, reason
+from utils.errors import UserError, loading, reason
 
 FIELDS = ("subject", "session", "run", "task")
 FORM = "expected bids:FOLDER, moabb:NAME or files:PATTERN, as in files:recordings/{subject}_{session}.edf"
@@ -65,7 +65,8 @@ def bids_files(
 
     if not root.is_dir():
         raise UserError(f"{root} is no folder")
-    paths = mne_bids.find_matching_paths(root, datatypes="eeg", suffixes="eeg", ignore_nosub=True)
+    with loading(str(root), "names follow BIDS: sub-…_ses-…_task-…_run-…_eeg.edf", "read as BIDS"):
+        paths = mne_bids.find_matching_paths(root, datatypes="eeg", suffixes="eeg", ignore_nosub=True)
     paths = [path for path in paths if suffix_of(path.fpath) and path.fpath.is_file() and path.extension != ".eeg"]
     if not paths:
         raise UserError(f"{root} has no recording sub-…/eeg/sub-…_eeg.edf (or .bdf, .vhdr, .set, .fif); is it BIDS?")

@@ -25,8 +25,8 @@ from datasets.description import DATASETS, DatasetDescription, described
 from datasets.recording import DTYPE, Trial
 from readers.lmdb_file import LMDBFile, place_of
 from utils.errors import Fault, UserError, loading
-from utils.files import read_json
-from utils.limits import MAX_NAME, MAX_TEXT, check_text
+from utils.files import plain_bytes, read_json
+from utils.limits import MAX_LABEL, MAX_NAME, MAX_TEXT, check_text
 from utils.paths import sync_folder
 
 FORMAT, VERSION = "eeg2image-trials", 2
@@ -254,10 +254,12 @@ def check_kinds(meta: dict, sfreq: float, shape: tuple, trials: Sequence[Trial])
     texts = [meta["fingerprint"], *(electrodes if isinstance(electrodes, list) else [None])]
     texts += [text for t in trials for text in (t.key, t.subject, t.session, t.image)]
     numbers = [*shape, *(number for t in trials for number in (t.label, t.run, t.trial, t.checksum))]
-    natural = all(type(number) is int and number >= 0 for number in numbers)
+    natural = all(type(number) is int and 0 <= number < 1 << 32 for number in numbers)
+    natural = natural and all(t.label < MAX_LABEL for t in trials)
     if not natural or not all(isinstance(text, str) for text in texts):
         raise Fault("a fact of another kind")
-    if len(shape) != 2 or not 0 <= sfreq < 1e6:  # NaN is neither; without trials, nobody knows the rate
+    # NaN is neither; without trials, nobody knows the rate
+    if len(shape) != 2 or not (1e-3 <= sfreq < 1e6 or (sfreq == 0 and not trials)):
         raise Fault("a shape or a rate that cannot be")
 
 
@@ -295,10 +297,11 @@ def read_words(path: Path) -> dict:
         raise UserError(f"--words {path}: TOML needs Python 3.11; write the same as JSON, in a file .json")
     import tomllib
 
-    if not path.is_file() or path.stat().st_size > MAX_TEXT:
+    if not path.is_file():
         raise UserError(f"--words {path}: no such file, or no text")
+    content = plain_bytes(path, MAX_TEXT)
     with loading(f"--words {path} cannot be read", "expected TOML"):
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(content.decode())
 
 
 def is_trial_store(path: Path) -> bool:

@@ -87,6 +87,8 @@ def findings(
     """
     splits = {protocol: splits_of(store, description, protocol) for protocol in protocols}
     classes = description.classes or store.meta.get("classes") or ()  # of some datasets the store says them
+    if odd := sum(trial.label >= len(classes) for trial in store.trials):
+        yield Finding("BREACH", "labels", f"{odd} trials have a label of none of the {len(classes)} classes")
     for protocol, of_split in splits.items():
         kept_apart = promises(description, protocol)
         for promise in kept_apart:

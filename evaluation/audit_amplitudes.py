@@ -18,7 +18,7 @@ FAR = 3.0  # times beyond what preparing a store accepts, from which on it is a 
 EQUAL = 2e-5  # relative difference of electrodes' amplitudes over all trials, below which somebody made them equal
 RAILED = 10  # samples at an electrode's largest or smallest value, from which on the amplifier made them equal
 WHITE = 1e-4  # the same of the variances along a covariance's axes
-ABOUT_WHITE = 0.5  # the same where covariances were shrunk, means were others or a filter followed; the real BCIC-IV-2b has 0.8 to 1.1
+ABOUT_WHITE = 0.5  # the same where they were shrunk, other means or filtered later; the real BCIC-IV-2b has 0.8 to 1.1
 NEAR_WHITE = 0.5  # of the squared distance that chance gives: below it, something was fitted
 CLEARLY = 4  # times nearer than of training trials, from which on the fit was on test trials alone
 # how many parts of a recording's name tell a group; the smallest first: where each of them is white, all are

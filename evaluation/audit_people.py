@@ -125,7 +125,7 @@ def likeness_findings(splits: Split, promise: str, trials: Sequence[Trial], s: S
 
 
 def _features(trials: Sequence[Trial], s: Summaries) -> Iterator[np.ndarray]:
-    """(N, D) logarithms of energies by electrode and band, and of the mean spectrum; less each trial's mean of either."""
+    """(N, D) logarithms of energies by electrode and band, and of the mean spectrum; then less each trial's means."""
     parts = s.energies.reshape(len(trials), -1), s.profile
     yield np.concatenate(parts, axis=1)
     yield np.concatenate([part - part.mean(axis=1, keepdims=True) for part in parts if part.shape[1]], axis=1)

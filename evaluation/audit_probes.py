@@ -176,7 +176,8 @@ def _drift(s: Summaries, labels: np.ndarray, recordings: np.ndarray, blocks: np.
     """Whether a block tells its later trials from others' beyond what its class does in other recordings.
 
     Band energies, means and deviations of each block's first half are compared with its second half: the nearest mean
-    of a recording's blocks. Of other recordings, trees are asked. What only the former knows is the block, or the person's own effect.
+    of a recording's blocks. Of other recordings, trees are asked. What only the former knows is the block, or the
+    person's own effect.
     """
     x = np.concatenate([s.energies.reshape(len(labels), -1), s.mean, np.log(s.spread + 1e-9)], axis=1)
     x = _within(recordings, x, _robust)

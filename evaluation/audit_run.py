@@ -18,14 +18,15 @@ from evaluation.decoded_runs import Run, decoded_with, description_of
 from evaluation.findings import Checked, Finding, of_run
 from evaluation.tables import numbers
 from stages.cards import SCORES_HEAD, score_lines
+from stages.checkpoints import wrong_fields
 from stages.runs import best_epoch, is_history
 from stages.scores import score_rows
 from utils.checkpoints import CONFIG, WEIGHTS, read_checkpoint
 from utils.errors import UserError
-from utils.files import read_csv, read_json
+from utils.files import plain_bytes, read_csv, read_json
+from utils.limits import MAX_JSON, MAX_TEXT
 
 KINDS = ("projection", "mapper", "encoder")  # what checkpoints are called after
-LISTS = ("seen", "absent", "classes")  # of texts, in a checkpoint
 OF_TRAINING = ("results.json", "metrics.jsonl", "last.pth")
 
 
@@ -125,7 +126,7 @@ def _differs(a: object, b: object) -> bool:
 def _tables(run: Run) -> Checked:
     """Whether the model card, and a results.csv in the run's folder or beside it, have the scores of the rows."""
     card, readouts = run.folder / "README.md", score_rows(run.rows)
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    text = plain_bytes(card, MAX_TEXT).decode(errors="replace") if card.is_file() else ""
     lines = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in text.splitlines() if line[:1] == "|"]
     # what is wrong with results.json, `_scores` says
     with suppress(UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
@@ -183,7 +184,7 @@ def _epoch(run: Run, store, splits: Split) -> Checked:
         results = read_json(folder / "results.json")
         readout, tested = results["selected_by"], results["best_epoch"]
         if (folder / "metrics.jsonl").is_file():
-            history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            history = [json.loads(line) for line in plain_bytes(folder / "metrics.jsonl", MAX_JSON).splitlines()]
             if not is_history(history) or type(tested) is not int or not isinstance(results.get("test"), dict):
                 raise ValueError
             best = best_epoch(history, readout)["epoch"]
@@ -215,8 +216,8 @@ def _epoch(run: Run, store, splits: Split) -> Checked:
     kinds = KINDS if 0 < tested <= len(history) else ()
     path = next(filter(Path.is_file, (folder / f"{kind}_epoch{tested}.pth" for kind in kinds)), None)
     checkpoint = read_checkpoint(path) if path else {}
-    if wrong := [name for name in LISTS if not _are_texts(checkpoint.get(name) or ())]:
-        yield "BREACH", f"{path.name}: {wrong[0]} is no list of names"
+    if wrong := wrong_fields(checkpoint):
+        yield "BREACH", f"{path.name} is damaged: its {', '.join(wrong)} cannot be right"
     elif path:
         yield from _checkpoint(run, path, checkpoint, store, splits)
         if checkpoint.get("epoch", tested) != tested:
@@ -245,10 +246,6 @@ def _history(history: Sequence[dict], results: Mapping, best: int) -> Checked:
 
 def _differs_as_json(a: object, b: object) -> bool:
     return json.loads(json.dumps(a, default=str, skipkeys=True)) != json.loads(json.dumps(b))
-
-
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 
 
 def _same_weights(checkpoint: Mapping, other: Mapping) -> bool:

@@ -14,6 +14,7 @@ from datasets.recording import Trial, origin
 from utils.errors import UserError
 from utils.progress import progress
 
+LARGEST = 1e12  # microvolts; squares of what is larger leave float32
 BANDS = (1.0, 4.0, 8.0, 13.0, 30.0, 45.0)  # Hz; δ, θ, α, β and low γ lie between them
 SPECTRUM = (2.0, 45.0)  # Hz, of the spectra that copies are looked for by
 LEAST_BINS = 60  # frequencies that tell a trial from others; shorter trials read up to 0.45 of the sampling rate
@@ -45,8 +46,8 @@ class Summaries:
     written: float  # the largest share of one sample's variance, or of one of its low bits', that is between classes
     typical: float  # the median sample's
     chance: float  # what the largest may reach by chance
-    # The lesser of the largest shares beside it: at the same electrode up to 8 samples away, and at the other ones. What
-    # a brain does is there in both.
+    # the lesser of the largest shares beside it: at this electrode up to 8 samples away, and at the others; a brain's
+    # response is in both
     beside: float
     where: str  # the sample of the largest
 
@@ -67,8 +68,9 @@ def summarise(store, trials: Sequence[Trial], mode_of: dict[str, str] | None = N
     with progress(total=len(trials), desc="reading", unit="trial", leave=False) as bar:
         for recording, places in recordings.items():
             x = np.stack([store.read(trials[k]) for k in places]).astype(np.float32)  # (n, C, T)
-            if not np.isfinite(x).all():
-                raise UserError(f"{store.path}: a trial of {trials[places[0]].subject} holds NaN or infinity")
+            if not (np.abs(x) < LARGEST).all():
+                words = f"a trial of {trials[places[0]].subject} holds NaN, or more than {LARGEST:.0e} microvolts"
+                raise UserError(f"{store.path}: {words}")
             labels = np.array([trials[k].label for k in places])
             loud = x.std(axis=2, keepdims=True)  # else one loud trial decides
             values.add(x / np.where(loud > 0, loud, 1), labels)

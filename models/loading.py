@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import inspect
+import json
 import re
 import reprlib
 import sys
@@ -23,7 +24,7 @@ LIBRARIES = ("transformers", "diffusers")  # whose classes a pipeline's parts ma
 # numbers of a config that say how often something is built
 COUNTS = re.compile(r"layers|depth|heads$|blocks$|n_layer$")
 # of a tokenizer.json: what changes the text, and what such a rule puts in
-TEXT_RULES, GROWING = ("normalizer", "pre_tokenizer"), ("content", "prepend", "replacement")
+TEXT_RULES, GROWING = ("normalizer", "pre_tokenizer", "decoder"), ("content", "prepend", "replacement")
 
 
 def load_whole(kind: type, name: str, flag: str, hint: str, **settings):  # noqa: ANN201 - whatever `kind` makes
@@ -101,6 +102,8 @@ def check_tokenizer(folder: Path) -> None:
         numbers = tokens.values() if isinstance(tokens, dict) else ()
         if wrong := next((k for k in numbers if isinstance(k, int) and k > limits.MAX_SIZE), None):
             raise ValueError(f"a token has the number {reprlib.repr(wrong)}; at most {limits.MAX_SIZE} can be right")
+    if len(json.dumps(rules.get("post_processor"))) > limits.MAX_TEMPLATE:
+        raise ValueError(f"tokenizer.json puts over {limits.MAX_TEMPLATE} characters around a text; it is made to last")
     growth, waiting = 1, [rules.get(part) for part in TEXT_RULES]
     while waiting:
         rule = waiting.pop()
@@ -149,7 +152,10 @@ def building(what: str, place: Path) -> Iterator[None]:
     if not place.exists():
         yield
         return
-    size = sum(path.stat().st_size for path in [place, *place.rglob("*")] if path.is_file())
+    paths = [place, *place.rglob("*")]
+    if odd := [path for path in paths if path.exists() and not path.is_file() and not path.is_dir()]:
+        raise ValueError(f"{odd[0]} is no plain file")
+    size = sum(path.stat().st_size for path in paths if path.is_file())
     more_bytes = None if torch.cuda.is_available() else 4 * size + limits.READING_BYTES
     with limits.bounded(what, limits.READING_SECONDS + size / limits.READING_RATE, more_bytes):
         yield

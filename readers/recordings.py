@@ -17,6 +17,7 @@ from readers.electrode_names import electrodes_of
 from readers.headbands import as_number, read_table, read_xdf
 from readers.matlab import check_mat
 from utils.errors import UserError, loading
+from utils.files import plain_bytes
 from utils.limits import LOADED_RATIO, LOADED_SMALL, MAX_TEXT, SMALL, reading
 
 TABLES = (".csv", ".csv.gz", ".txt", ".tsv")
@@ -216,9 +217,7 @@ def companions(path: Path) -> list[Path]:
 
 def _text(path: Path) -> str:
     """Read a header or a list of markers in text."""
-    if path.stat().st_size > MAX_TEXT:
-        raise UserError(f"{path} has {path.stat().st_size} bytes; expected at most {MAX_TEXT}, fetch it again")
-    content = path.read_bytes()
+    content = plain_bytes(path, MAX_TEXT)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -364,10 +363,9 @@ def table_rows(path: Path, delimiter: str = "") -> tuple[list[str], list[tuple[i
 
     delimiter : str. Of those, the only one. Raises UserError where it is no such table.
     """
-    if path.stat().st_size > MAX_TEXT:
-        raise UserError(f"{path} has {path.stat().st_size} bytes; that is no table of events or channels")
+    content = plain_bytes(path, MAX_TEXT)
     with loading(str(path), "expected a table", "read as UTF-8 text"):
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
         first = text.partition("\n")[0]
         rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter or max("\t,;", key=first.count))
         return list(rows.fieldnames or []), [(rows.line_num, row) for row in rows]

@@ -52,7 +52,7 @@ KINDS = {
     "caption": Kind("train_prior.py --what caption", "caption_epoch{}.pth", f"{OF_PRIOR} captioner"),
     "vae": Kind("train_structure.py --what vae", "vae_epoch{}.pth", "dataset settings model seen"),
 }
-LISTS = ("seen", "classes", "people")  # of texts
+LISTS = ("seen", "classes", "people", "absent")  # of texts
 NOTHING = type(None)
 # what fields must be, where a checkpoint has them. `encoder` is a prior's fingerprint, or weights
 FIELDS = {
@@ -63,7 +63,7 @@ FIELDS = {
     (list,): " ".join(LISTS),
     (dict,): "projection mapper settings model",
     (bool,): "mirror_average shuffled",
-    (int,): "n_times seed",
+    (int,): "n_times seed epoch",
     (int, float): "sfreq",
     (str, NOTHING): "adapter_name",
     (list, NOTHING): "window regions band clip_layer blur",
@@ -81,14 +81,18 @@ def read_run_checkpoint(place: Path, kind: str) -> tuple[Path, dict]:
     checkpoint = read_checkpoint(path)
     if missing := ", ".join(sorted(field for field in needed.split() if field not in checkpoint)):
         raise UserError(f"{path} is not a checkpoint of {script} of this version (it has no {missing}); {HINT}")
-    wrong = [k for k, kinds in TYPES.items() if k in checkpoint and not isinstance(checkpoint[k], kinds)]
-    lists = [k for k in LISTS if k in checkpoint and k not in wrong]
-    wrong += [k for k in lists if not all(isinstance(text, str) for text in checkpoint[k])]
-    if wrong:
+    if wrong := wrong_fields(checkpoint):
         raise UserError(f"{path} is damaged: its {', '.join(wrong)} cannot be right; {HINT}")
     if checkpoint.get("what", kind) != kind:
         raise UserError(f"{path} is not a checkpoint of {script}, but of --what {checkpoint['what']}; {HINT}")
     return path, checkpoint
+
+
+def wrong_fields(checkpoint: dict) -> list[str]:
+    """The fields of a checkpoint that are of another kind than training writes."""
+    wrong = [k for k, kinds in TYPES.items() if k in checkpoint and not isinstance(checkpoint[k], kinds)]
+    lists = [k for k in LISTS if k in checkpoint and k not in wrong]
+    return wrong + [k for k in lists if not all(isinstance(text, str) for text in checkpoint[k])]
 
 
 def check_dataset(path: Path, checkpoint: dict, description: DatasetDescription) -> None:

@@ -15,7 +15,7 @@ from datasets.alignment import USES, used_together
 from datasets.description import DatasetDescription
 from datasets.recording import origin
 from utils.errors import UserError
-from utils.files import write_jsonl
+from utils.files import plain_bytes, write_jsonl
 from utils.limits import MAX_RATIO, MAX_ROWS, MAX_WORDS, SMALL, check_text
 
 SIGNATURE = {"of", "checksum"}  # what a line has besides its row: how many lines there are, and the CRC-32 of the rest
@@ -231,8 +231,8 @@ def read_rows(path: Path, classes: Sequence[str] | None = None) -> list[Row]:
 
 def _content(path: Path) -> bytes:
     """A file's bytes; of a packed one (.gz, as under docs/results/) no more than any file may have."""
-    if path.suffix != ".gz":
-        return path.read_bytes()
+    if path.suffix != ".gz" or not path.is_file():
+        return plain_bytes(path, MAX_ROWS)
     limit = min(max(SMALL, MAX_RATIO * path.stat().st_size), MAX_ROWS)
     with gzip.open(path) as file:
         content = file.read(limit + 1)

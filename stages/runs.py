@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,6 +58,8 @@ class Run:
         depends_on : mapping. Fingerprints of what the run depends on: the store's, the encoder's, …
         Raises UserError if the folder holds another run, finished epochs without --resume, or other settings.
         """
+        if re.search("[\ud800-\udfff]", str(self.folder)):  # bytes that are no UTF-8: no card can name it
+            raise UserError(f"{str(self.folder)!a} has a name that is no text; choose another folder")
         flags = json.loads(json.dumps(dict(settings), default=str))
         flags.pop("defaults", None)
         # what must be the same when a run goes on; one that went on is the same run, so its arguments lack `resume`
@@ -183,12 +186,17 @@ class Run:
             write_rows(rows, self.folder / "decoded_test.jsonl")
         if self.best_file().is_file():  # a ControlNet's folder is in the hub's layout already
             save_second_form(read_checkpoint(self.best_file()), self.folder, self.best_file().name)
-        write_card(self.folder, model_card(self.folder, results, read_control(self.folder)))
+        try:
+            control = read_control(self.folder)
+        except UserError as error:  # another run's folder
+            print(f"notice: the card does not have the control's scores ({error})")
+            control = None
+        write_card(self.folder, model_card(self.folder, results, control))
         write_json(results, self.folder / "results.json")
         self._renew_the_card_of_its_run(shuffled)
         remove_pieces(self.folder)
-        control = " with SHUFFLED labels" if shuffled else ""
-        print(f"\nbest epoch {best['epoch']} by validation ({chosen_by}); test{control}:")
+        labels = " with SHUFFLED labels" if shuffled else ""
+        print(f"\nbest epoch {best['epoch']} by validation ({chosen_by}); test{labels}:")
         print_scores(test)
         if not test:
             print("  no test trials in this store, so no score")

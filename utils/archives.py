@@ -99,8 +99,11 @@ def check_packed(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise Fault("it is no plain file")  # a FIFO or a device would be read for ever
-    if not zipfile.is_zipfile(path):
+    if not path.is_file():
         return
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":  # as torch.load tells them apart
+            return
     with zipfile.ZipFile(path) as parts:
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
             raise Fault("its parts are compressed, which torch.save never does")

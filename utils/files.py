@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import importlib.metadata
+import io
 import json
 import platform
 import subprocess
@@ -57,14 +58,22 @@ def write_json(content: dict, path: Path) -> None:
         unfinished.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
+def plain_bytes(path: Path, most: int) -> bytes:
+    """A file's bytes; UserError where it has more than `most`, or is no plain file: a FIFO would be read for ever."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no plain file")
+    if path.is_file() and path.stat().st_size > most:
+        raise UserError(f"{path} has {path.stat().st_size} bytes; such a file has at most {most}")
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> dict:
     """Read a JSON object; UserError where the file is missing, damaged or holds something else."""
     if not path.is_file():
         raise UserError(f"{path} is not there")
-    if path.stat().st_size > MAX_JSON:
-        raise UserError(f"{path} has {path.stat().st_size} bytes; such a file has at most {MAX_JSON}")
+    content = plain_bytes(path, MAX_JSON)
     with loading(f"{path} is damaged", "expected JSON"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(content.decode())
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
@@ -74,8 +83,9 @@ def read_csv(path: Path) -> list[dict]:
     """Lines of a table with a head, as text by column; empty where there is no such file; UserError where damaged."""
     if not path.is_file():
         return []
-    with loading(f"{path} is damaged", "expected a table"), open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    content = plain_bytes(path, MAX_JSON)
+    with loading(f"{path} is damaged", "expected a table"):
+        return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
 
 
 def write_jsonl(rows: list[dict], path: Path) -> None:

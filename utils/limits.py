@@ -28,12 +28,14 @@ TEMPLATE_SECONDS, TEMPLATE_BYTES = 5.0, 512 << 20  # to fill in a chat template
 READING_SECONDS, READING_RATE = 40.0, 2 << 20  # to read a recording: this, and a second for so many bytes
 READING_BYTES = 2 << 30  # address space for that, besides what the content needs
 MAX_WORDS, MAX_NAME = 4_000, 400  # characters of a generated text, a prompt; of a person, a class, an image (in a key)
+MAX_LABEL = 100_000  # of a class; ImageNet has 21,841
 MAX_TEXT = 10 << 20  # bytes of a table of events or a header in text; Visual Imagery's tables have 20 kB
 LOADED_RATIO, LOADED_SMALL = 16, 1 << 30  # bytes in memory for a byte of a MATLAB file (16-bit samples, packed to a
 # third, become doubles: 12), and what a file of any size may take
 MAX_VALUES, MAX_LEVELS = 1 << 20, 64  # values that a file of any size may stand for; containers inside containers
 MAX_LAYERS, MAX_SIZE, MAX_INPUT = 1_000, 1 << 24, 4_096  # of a model's config: layers and entries of a list; any other
 # number (vocabularies have up to 262,144 words); pixels of a picture that a preprocessor makes
+MAX_TEMPLATE = 1 << 16  # characters of what a tokenizer puts around a text, with its rules; Llama's takes 1,000
 MAX_GROWTH = 1_000  # characters that a tokenizer's rules put in the place of one
 MAX_SETTING = 1 << 20  # a number in the settings of a checkpoint: 77 states of 768 are 59,136
 
@@ -109,6 +111,8 @@ def opened_picture(path: Path) -> Iterator:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the line of `check_pixels` is said instead
+        if not path.is_file() and path.exists():
+            raise UserError(f"{path} is no plain file")  # a FIFO would be read for ever
         try:
             picture = Image.open(path, formats=PICTURES)
         except Image.DecompressionBombError:

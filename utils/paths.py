@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -125,9 +126,11 @@ def lives(workplace_name: str) -> bool:
 
 
 def append(path: Path, text: bytes) -> None:
-    """Add to a file and wait until it is on the disk; a link is not followed."""
-    opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    """Add to a file and wait until it is on the disk; a link is not followed, and a FIFO is not waited for."""
+    opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     with open(opened, "ab") as file:
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            raise UserError(f"{path} is no plain file")
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -94,6 +94,8 @@ def run_script(main: Callable[[], None], locks: Sequence[Path] = (), go_on: str 
     except Exception as error:
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
             _fail(f"not enough memory ({reason(error)}); smaller batches, fewer --workers or a larger machine")
+        if isinstance(error, RecursionError):
+            _fail("folders, or what a file holds, lie too deep in one another; is it the right place?")
         if isinstance(error, RuntimeError) and ALONE.search(str(error)):
             _fail(f"another process of this run has ended, so this one ends as well; {go_on}")
         # libraries wrap the system's word for a full disk in errors of their own

@@ -104,6 +104,11 @@ def spelled(name):
     return change
 
 
+def numbered(trials):
+    """The label is the last digit of a trial's number."""
+    return [(replace(trial, trial=10 * trial.trial + trial.label), x) for trial, x in trials]
+
+
 def in_unit(factor, electrodes=slice(None), people=PEOPLE):
     """Microvolts that somebody stored in another unit: those of some electrodes, or of some people."""
 
@@ -131,6 +136,9 @@ LEAKS = {
     "normalisation": (normalised, "normalisation"),
     "spelling": (spelled("a01 "), "people"),
     "another spelling": (spelled("A-1"), "people"),
+    "a Cyrillic letter": (spelled("\u041001"), "people"),
+    "a letter for a digit": (spelled("A0l"), "people"),
+    "numbers of trials": (numbered, "order"),
     "no name": (spelled(""), "people"),
 }  # fmt: skip
 

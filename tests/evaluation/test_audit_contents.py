@@ -123,6 +123,7 @@ SIGNALS = {
     "half of the electrodes": (copied(half), "changed copies"),
     "electrodes in another order": (copied(lambda x, y, rng: x[rng.permutation(22)]), "changed copies"),
     "turned round in time": (copied(lambda x, y, rng: x[:, ::-1]), "changed copies"),
+    "an electrode of zeros": (copied(lambda x, y, rng: np.r_[x[:5], 0 * x[5:6], x[6:]][:, ::-1]), "changed copies"),
     "another reference": (copied(lambda x, y, rng: x - x.mean(axis=0)), "changed copies"),
     "mixed with the trial that was there": (copied(lambda x, y, rng: 0.7 * x + 0.3 * y), "changed copies"),
     "trials in another order": (copied(lambda x, y, rng: x), "copies"),
@@ -149,6 +150,37 @@ def _without_probes(store, protocol="published"):
     with pytest.MonkeyPatch.context() as patch:  # they take the most time, and have tests of their own
         patch.setattr(audit, "probe_findings", lambda *_: ())
         return list(store_findings(store, splits_of(store, BCIC, protocol), ("person",)))
+
+
+def test_a_person_whose_other_name_is_louder_is_noticed(tmp_path):
+    trials = [(trial, x * (1.4 if trial.subject == "A04" else 1)) for trial, x in renamed(people_trials())]
+    write_store(tmp_path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [trials])
+    said = [f.words for f in _without_probes(open_store(tmp_path)) if f.check == "likeness" and f.kind != "ok"]
+    assert any("A04 and A09 look like one person" in words for words in said), said
+
+
+def test_a_response_that_electrodes_share_for_some_time_was_not_written(tmp_path):
+    """A steady response of a class that is locked to the cue; a sample that somebody wrote stands alone."""
+    t = np.arange(200) / 200
+    for locked in (True, False):
+        trials = []
+        for trial, x in people_trials(people=PEOPLE[:2]):
+            if locked:
+                x = x + 25 * np.sin(2 * np.pi * (8 + 2 * trial.label) * t)
+            else:
+                x[9, 123] += 120 * trial.label
+            trials.append((trial, x.astype(np.float32)))
+        write_store(tmp_path / str(locked), {"sfreq": 200.0, "dataset": "BCICIV2a"}, [trials])
+        store = open_store(tmp_path / str(locked))
+        found = probe_findings(store.trials, summarise(store, store.trials))
+        (kind,) = (finding.kind for finding in found if finding.check == "single samples")
+        assert kind == ("notice" if locked else "BREACH")
+
+
+def test_an_amplifier_that_reaches_its_ends_was_not_made_equal(tmp_path):
+    trials = [(trial, np.clip(x, -15, 15)) for trial, x in people_trials()]
+    write_store(tmp_path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [trials])
+    assert "normalisation" not in breaches(_without_probes(open_store(tmp_path)))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -310,6 +342,15 @@ def test_a_test_picture_under_a_training_pictures_name_is_named(tmp_path, name):
     assert missing.kind == "cannot"
 
 
+def test_a_picture_in_doubt_is_noticed_and_one_that_all_see_is_no_leak(tmp_path):
+    splits = pictures(tmp_path)
+    noise = np.random.default_rng(0).integers(-20, 21, (90, 120, 3))
+    doubtful = np.clip(np.asarray(photo(13), int) + np.repeat(np.repeat(noise[::6, ::6], 6, 0), 6, 1), 0, 255)
+    Image.fromarray(doubtful.astype(np.uint8)).save(tmp_path / splits["train"][5].image)
+    found = [f for f in image_findings(splits, tmp_path, False) if f.kind != "ok"]
+    assert [f.kind for f in found] == ["notice"] and found[0].words.startswith("perhaps "), found
+
+
 MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
 CHANGED = {f"cut to {share}": lambda p, share=share: cut(p, share) for share in (0.97, 0.93, 0.87, 0.83)}
 CHANGED |= {f"of {edge} pixels": lambda p, edge=edge: p.resize((edge, edge)) for edge in (32, 20)}
@@ -351,6 +392,12 @@ def test_captions_that_say_the_class_are_named(tmp_path, caption, kind):
 @pytest.mark.parametrize(("dataset", "caption", "kind"), [
     ("THINGS", "class {label}", "BREACH"),
     ("THINGS", "Label: {label:02d}", "BREACH"),
+    ("THINGS", "category no. {label}", "BREACH"),
+    ("THINGS", "labels: {label}", "BREACH"),
+    ("THINGS", "class_id={label}", "BREACH"),
+    ("THINGS", "it has \uff49\uff44 {label}", "BREACH"),
+    ("THINGS", "a c\u200bup, an aard\u00advark or a \uff43hair", "ok"),
+    ("THINGS", "a {hidden} on grass", "notice"),
     ("THINGS", "{label} of them, in a class 9 train", "ok"),
     ("THINGS", "a photo, {label:05d}", "BREACH"),
     ("THINGS", "{stem}.jpg", "BREACH"),
@@ -373,7 +420,14 @@ def test_an_identifier_in_a_caption_is_a_breach_however_it_is_written(tmp_path, 
     lines = []
     for image, k in images.items():
         stem, folder = Path(image).stem, Path(image).parent.name
-        known = {"stem": stem, "joined": stem.replace("_", ""), "folder": folder, "digits": folder[1:]}
+        hidden = "\u00ad".join(classes[k])
+        known = {
+            "hidden": hidden,
+            "stem": stem,
+            "joined": stem.replace("_", ""),
+            "folder": folder,
+            "digits": folder[1:],
+        }
         lines.append({"image": image, "caption": caption.format(label=k, name=classes[k], **known)})
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     splits = {"train": [Trial(image, label, "S00", "1", 1, 1, image) for image, label in images.items()]}
@@ -518,6 +572,16 @@ def right_trials_of_an_epoch(run):
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def seen_nobody(run):
+    path = best_checkpoint(run)
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"seen": [*content["seen"], "X1/T"]}, path)
+
+
+def called_control(run):
+    edited(run / "run.json", lambda r: r["arguments"].update(shuffle_labels=True))
+
+
 RUNS = {
     "the card's interval": (interval_of_the_card, "README.md, its model card, says other scores of keyword (test)"),
     "the card's validation": (card("| val | keyword | ", "| val | keyword | 1"), "says other scores of keyword (val)"),
@@ -534,9 +598,12 @@ RUNS = {
     "400 digits of right trials": (right_trials_of_an_epoch, "is not its"),
     "an accuracy, and not its count": (accuracy, "other scores of keyword"),
     "an accuracy, and a record of decoding": (said_to_be_decoded, "other scores of keyword"),
-    "seen, a number": (in_checkpoint(seen=5), "seen is no list of names"),
-    "classes, a number": (in_checkpoint(classes=3), "classes is no list of names"),
-    "absent, a list of lists": (in_checkpoint(absent=[["a"]]), "absent is no list of names"),
+    "seen, a number": (in_checkpoint(seen=5), "its seen cannot be right"),
+    "classes, a number": (in_checkpoint(classes=3), "its classes cannot be right"),
+    "absent, a list of lists": (in_checkpoint(absent=[["a"]]), "its absent cannot be right"),
+    "seen, tensors": (in_checkpoint(seen=torch.ones(3)), "its seen cannot be right"),
+    "seen, somebody of nowhere": (seen_nobody, "lists X1/T as seen, which is not in the store"),
+    "a record that calls it a control": (called_control, "than a control of seed 0 gives them"),
     "last.pth's history": (remembered, "than last.pth remembers"),
     "an epoch of 400 digits": (
         lambda run: edited(run / "results.json", lambda r: r.update(best_epoch=10**400)),
@@ -654,7 +721,8 @@ def looked_at(folder, run):
 @pytest.mark.parametrize("lists, words", [
     ({"seen": [], "classes": []}, "lists nothing as seen"),
     ({"seen": [], "absent": "all"}, "trials as without a picture, and the run's record 0"),
-    ({"classes": None}, ""),
+    ({"classes": None}, "its classes cannot be right"),
+    ({}, ""),
 ])  # fmt: skip
 def test_what_a_checkpoint_of_seen_images_lists_is_not_taken_from_itself(seen, tmp_path, lists, words):
     shutil.copytree(seen / "ubp", tmp_path / "ubp")
@@ -689,6 +757,19 @@ def test_targets_and_answers_of_seen_images_are_made_anew(seen, tmp_path):
         lambda r: r["depends_on"].update({name: "0" * 64 for name in r["depends_on"] if name.startswith("set of")}),
     )
     assert "trained towards other targets" in breaches(looked_at(seen, tmp_path / "ubp"))["ubp"]
+
+
+def test_targets_between_those_at_the_ends_and_in_the_middle_are_looked_at_too(seen):
+    (file,) = (seen / "token_cache").glob("image_targets-*")
+    kept = read_kept(file)
+    changed, n = kept["targets"].roll(1, dims=0), len(kept["targets"])
+    places = [0, n // 2, n - 1]
+    changed[places] = kept["targets"][places]
+    try:
+        keep({"targets": changed}, file)
+        assert "in the target cache is not what its model makes" in breaches(looked_at(seen, seen / "ubp"))["ubp"]
+    finally:
+        keep(kept, file)
 
 
 def test_a_target_cache_that_was_exchanged_for_another_is_named(seen, tmp_path):
