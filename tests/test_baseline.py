@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from datasets.alignment import ADAPTATIONS
+from datasets.recording import Trial
+from datasets.store import write_store
 from models import BASELINES
 from models.baselines import Data, RecordingOnly, band_power
 from stages.adaptation import set_straight
@@ -143,3 +145,25 @@ def test_networks_are_the_ones_of_the_encoders_table_and_gradients_reach_all(dem
         net = trained.net(tuple(x.shape[1:]), 4, trained.sfreq).train()
         net(x).square().sum().backward()
         assert net(x).shape == (3, 4) and all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("model", ["csp_lda", "tangent_space"])
+def test_trials_that_no_decoder_can_be_made_of_are_one_line(script, tmp_path, model):
+    trials = [(Trial(f"A0{k % 9 + 1}-{k}", k % 4, f"A0{k % 9 + 1}", "T", 1, k), np.zeros((22, 200))) for k in range(72)]
+    write_store(
+        tmp_path / "store", {"sfreq": 200.0, "dataset": "BCICIV2a"}, [[(t, x.astype("<f4")) for t, x in trials]]
+    )
+    flags = ("--datasets_dir", tmp_path / "store", "--output_dir", tmp_path / "run", "--cuda", -1)
+    done = script("baseline.py", "--model", model, *flags)
+    assert done.code == 2 and f"{model} cannot be trained on these trials" in done.error_line, done.err
+
+
+def test_a_store_that_holds_nothing_or_labels_of_no_class_is_said_to(script, tmp_path):
+    write_store(tmp_path / "empty", {"sfreq": 200.0, "dataset": "BCICIV2a"}, [])
+    done = script("evaluate.py", "--audit", tmp_path / "empty", "--cuda", -1)
+    assert done.code == 2 and "has no trials" in done.error_line
+    rng = np.random.default_rng(0)
+    trials = [(Trial(f"A01-{k}", 90 + k % 2, "A01", "T", 1, k), rng.standard_normal((22, 200))) for k in range(8)]
+    write_store(tmp_path / "odd", {"sfreq": 200.0, "dataset": "BCICIV2a"}, [[(t, x.astype("<f4")) for t, x in trials]])
+    done = script("evaluate.py", "--audit", tmp_path / "odd", "--protocol", "later:A01", "--cuda", -1)
+    assert done.code == 2 and "8 trials have a label of none of the 4 classes" in done.out

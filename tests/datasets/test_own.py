@@ -280,3 +280,9 @@ def test_what_is_marked_as_bad_is_left_out_or_said(script, tmp_path):
     done = script("prepare_data_own.py", f"files:{tmp_path}/{{subject}}_raw.fif", "--rename", "XX=C1", "--lmdb_dir",
                   tmp_path / "no")  # fmt: skip
     assert done.code == 2 and "--rename XX=C1: no recording has a channel of that name" in done.error_line
+
+
+def test_numbers_in_names_are_sorted_by_their_size_however_many_digits_they_have():
+    long = "1" * 5000
+    names = [f"P{long}", "P10", "P2", "P02", "p1\u00b2", "P"]
+    assert sorted(names, key=own.natural) == ["P", "p1\u00b2", "P2", "P02", "P10", f"P{long}"]

@@ -604,7 +604,8 @@ def forged(path, meta=(), trial=()):
     {"label": True}),
     ({}, {"key": None}), ({}, {"label": -1}), ({"shape": ["a", "b"]}, {}), ({"shape": [2200]}, {}), ({"shape": 3}, {}),
     ({"electrodes": 5}, {}), ({"electrodes": None}, {}), ({"sfreq": float("nan")}, {}), ({"sfreq": 1e300}, {}),
-    ({"fingerprint": None}, {}),
+    ({"fingerprint": None}, {}), ({}, {"label": 10**30}), ({}, {"label": 300_000_000}), ({}, {"run": 10**30}),
+    ({"sfreq": 1e-300}, {}), ({"sfreq": 0}, {}),
 ])  # fmt: skip
 def test_facts_of_another_kind_are_refused_however_right_their_checksums(tmp_path, meta, trial):
     forged(tmp_path / "store", meta, trial)
