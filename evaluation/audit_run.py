@@ -270,7 +270,7 @@ def _checkpoint(run: Run, path: Path, checkpoint: Mapping, store, splits: Split)
     classes, absent = set(checkpoint.get("classes") or ()), set(checkpoint.get("absent") or ())
     names, some = store.meta.get("classes") or [], run.argument.get("granularity", "all") != "all"
     given = [trial for mode in ("train", "val") for trial in splits[mode]]
-    if of_images and some and classes <= set(names):
+    if of_images and some and names and classes <= set(names):
         given = [trial for trial in given if names[trial.label] in classes]
     learnt = [trial for trial in given if not absent & {trial.image}]
     without = run.left_out("train") + run.left_out("val")

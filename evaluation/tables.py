@@ -35,7 +35,9 @@ def numbers(rows: Sequence[Row], readout: str) -> dict:
     line |= {"interval_over": "trials of these people", "simulated": any(row.simulated for row in rows)}
     line |= {"p_binomial": score.p, "p_permuted": statistics.permutation_p(score.accuracy, permuted)}
     line |= _level("permuted", "permuted", permuted)
-    line |= statistics.class_scores(statistics.confusion(true, decoded, n_classes))
+    place = {label: k for k, label in enumerate(sorted({*true, *decoded} - {-1}))}  # of those classes that occur
+    counts = statistics.confusion([place[k] for k in true], [place.get(k, -1) for k in decoded], len(place))
+    line |= statistics.class_scores(counts)
     if readout in with_probabilities(rows):
         p = np.array([row.readouts[readout].probabilities for row in rows])
         line["ece"] = statistics.calibration(np.array(true) == decoded, p[np.arange(len(p)), decoded])[0]

@@ -296,7 +296,8 @@ def split_prompt(tokenizer, system_prompt: str, user_prompt: str) -> tuple[list[
         raise UserError(f"{llm}: its chat template does not keep a user's turn as it is written")
     marked = copy.deepcopy(tokenizer)
     marked.add_special_tokens({"additional_special_tokens": [mark]})
-    ids = marked(text, add_special_tokens=False).input_ids
+    with loading(f"{llm}: its tokenizer", "name another chat model", "asked"):
+        ids = marked(text, add_special_tokens=False).input_ids
     place = ids.index(marked.convert_tokens_to_ids(mark))
     return ids[:place], ids[place + 1 :]
 
