@@ -270,7 +270,7 @@ def steps_of(name: str, args: argparse.Namespace, device: str) -> Steps:
     gb = 0 if finding(trials)[0] in FINE else facts.store_gb + (0 if finding(recordings)[0] in FINE else facts.raw_gb)
     gb *= len(people) / len(everyone) if people else 1
     to_fetch = [need for need in dict.fromkeys((*train, image)) if finding(need)[0] not in FINE]
-    fetched_gb = sum(dict(known_models().values()).get(need.given[0], 0) for need in to_fetch)
+    fetched_gb = sum(inputs.size_of_model(need.given) for need in to_fetch)
     home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
     cache = os.environ.get("HF_HUB_CACHE") or f"{home}/hub"
     preparing = f"preparing {dataset}" + (f" ({len(people)} people)" if people else "")

@@ -71,16 +71,18 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
             if np.median(_apart(of_bands, labels)) < _apart(loudness, labels)[0] / 2:
                 found = replace(found, kind="notice", words=f"{found.words}; a rhythm's: most bands do not change")
         yield found
-    apart = blocks is None or s.typical < s.written / 2  # in blocks, a drift gives all samples a share
-    kind = (
-        "ok" if s.written < max(WRITTEN, s.chance) or not apart else "BREACH" if s.beside < s.written / 2 else "notice"
-    )
-    most = f"{percent(s.written)} of the variance of {s.where} lies between classes"
-    yield Finding(
-        kind, "single samples", f"{most}; no other sample has more (by chance up to {percent(min(s.chance, 1))})"
-    )
+    yield _single_samples(s, blocks is not None)
     if blocks is not None and s.energies.size:
         yield _drift(s, labels, recordings, blocks)
+
+
+def _single_samples(s: Summaries, in_blocks: bool) -> Finding:
+    """Whether one sample, or one of its low bits, tells the class by itself: no response of a brain does."""
+    apart = not in_blocks or s.typical < s.written / 2  # in blocks, a drift gives all samples a share
+    kind = "BREACH" if s.beside < s.written / 2 else "notice"
+    kind = kind if s.written >= max(WRITTEN, s.chance) and apart else "ok"
+    words = f"{percent(s.written)} of the variance of {s.where} lies between classes; no other sample has more"
+    return Finding(kind, "single samples", f"{words} (by chance up to {percent(min(s.chance, 1))})")
 
 
 def _apart(x: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ a finding. Libraries are imported inside the checks: that one is missing is a fi
 import contextlib
 import functools
 import os
+import re
 import struct
 from collections import Counter, namedtuple
 from collections.abc import Iterable, Sequence
@@ -54,9 +55,16 @@ def table(file: str, columns: int) -> list[list[str]]:
 
 @functools.cache
 def known_models() -> dict[str, tuple[str, float]]:
-    """A model's name, its hub address, and one that was withdrawn → where it is now, GB."""
-    rows = table("weights.md", 6)
-    return {name: (now, float(gb or 0)) for what, now, before, gb, *_ in rows for name in (what, now, before)}
+    """A model's name, its hub address or its file there, and an address that was withdrawn → where it is now, GB."""
+    known = {}
+    for what, now, before, gb, *_ in table("weights.md", 6):
+        known |= dict.fromkeys((what, *re.split("`, [a-z]+ `", now), before), (now, float(gb or 0)))
+    return known
+
+
+def size_of_model(given: Sequence[str]) -> float:
+    """GB of a model that a `Need` is given, by the last of its names that the table has; 0 where it has none."""
+    return next((known_models()[name][1] for name in reversed(given) if name in known_models()), 0)
 
 
 @functools.cache
