@@ -105,13 +105,13 @@ def likeness_findings(splits: Split, promise: str, trials: Sequence[Trial], s: S
     # pairs of which one tests and the other does not
     pairs = {p for p in permutations(range(len(names)), 2) if names[p[0]] in tested and names[p[1]] in others}
     apart, found = {}, {}
-    for x in _features(trials, s):  # as they are, and whatever a trial's loudness
+    for louder, x in enumerate(_features(trials, s)):  # as they are; whatever a trial's loudness, for a notice
         for pair, (ratio, usual, chance) in _nearness(names, trials, x).items():
             if pairs.isdisjoint((pair, pair[::-1])):
                 continue
             apart[pair] = min(ratio, apart.get(pair, np.inf))
             if usual and ratio < RATHER_ALIKE:
-                sure = ratio < ALIKE and chance
+                sure = ratio < ALIKE and chance and not louder
                 found[pair] = min(found.get(pair, (True, np.inf)), (not sure, ratio))
     for (a, b), (doubt, ratio) in sorted(found.items(), key=lambda one: one[1]):
         words = f"{names[a]} and {names[b]} look like one person: {ratio:.2f} times as far apart as from anybody else"

@@ -30,6 +30,7 @@ NODE = struct.Struct("<HHHH")
 # number, what it is; magic, version; page size (address, map size and the rest of the free pages' tree are left out);
 # the main tree's flags, depth, entries, root; last page, transaction
 FACTS = struct.Struct("<Q2xH4xII16xI44x4xHH24xQQQQ")
+INTEGER_KEYS = 8  # flag of a tree whose keys are numbers, as those of free pages are
 FREE_AT, FREE = 44, struct.Struct("<HH24xQQ")  # in a meta page, the free pages' tree: flags, depth, entries, root
 
 
@@ -83,9 +84,10 @@ class LMDBFile:
         """Raise UserError where the list of free pages is damaged: whoever writes into the file goes by it."""
         _, txnid, view, pages, _ = self._opened
         facts = _read_facts(self.file, view)
-        meta = facts.page_size * (txnid % 2)  # transactions write the two meta pages in turn
-        _, depth, entries, root = FREE.unpack_from(view, meta + FREE_AT)
-        if depth > MAX_DEPTH or (depth == 0) != (root == NO_ROOT):
+        both = [FREE.unpack_from(view, facts.page_size * place + FREE_AT) for place in (0, 1)]
+        _, depth, entries, root = both[txnid % 2]  # transactions write the two meta pages in turn
+        kinds = {flags for flags, *_ in both}
+        if kinds != {INTEGER_KEYS} or depth > MAX_DEPTH or (depth == 0) != (root == NO_ROOT):
             raise _damaged(self.file, "its list of free pages cannot be")
         lists, own = _walk(self.file, view, facts._replace(depth=depth, entries=entries, root=root), integer_keys=True)
         free: set[int] = {number for first, count in [*pages, *own] for number in range(first, first + count)}

@@ -13,7 +13,7 @@ ROOMS = ("utils", "readers", "datasets", "models", "stages", "evaluation")
 # what opens a file or a folder of a model, however it is called: builtins, Path's methods, libraries' readers
 OPENERS = {"open", "read_bytes", "read_text", "memmap", "mmap", "fromfile", "loadmat", "whosmat", "safe_open",
            "load_file", "from_pretrained", "_from_pretrained", "get_config_dict", "load_config", "ZipFile", "FileIO",
-           "hf_hub_download"}  # fmt: skip
+           "hf_hub_download", "plain_bytes"}  # fmt: skip
 OF_LIBRARIES = {("torch", "load"), ("np", "load"), ("numpy", "load"), ("json", "load"), ("pickle", "load")}
 OWN = {("self", "open"), ("run", "open")}  # a training's life begins with `run.open`
 WRITING = set("wax+")

@@ -356,3 +356,9 @@ def test_a_damaged_list_of_free_pages_is_noticed_before_the_library_goes_by_it(t
         except UserError:
             noticed += 1
     assert noticed > 10  # the rest hits what the page does not use
+    for meta in (0, 1):  # what kind of tree it is: the library ends the process where it is another
+        damaged = bytearray(whole)
+        damaged[meta * page + 44] = 5
+        (tmp_path / "data.mdb").write_bytes(damaged)
+        with pytest.raises(UserError, match="free pages"):
+            LMDBFile(tmp_path).check_free_pages()
