@@ -117,9 +117,8 @@ def look_for_leaks(args: argparse.Namespace) -> None:
     asked = args.downstream_dataset or store.meta.get("dataset")
     name = asked or next((r.argument.get("downstream_dataset") for r in runs), None)
     description = described(name, store.meta.get("description"), str(args.audit))
-    protocol_of = {
-        run.name: args.protocol or check_protocol(str(run.argument.get("protocol", "published"))) for run in runs
-    }
+    said = {run.name: "published" if run.protocol == "None" else run.protocol for run in runs}
+    protocol_of = {name: args.protocol or check_protocol(protocol) for name, protocol in said.items()}
     protocols = list(dict.fromkeys(protocol_of.values())) or [args.protocol or "published"]
 
     # what the people saw, and what captioners say of it: as a run or the store says, else beside the store

@@ -28,14 +28,16 @@ CANNOT = [
     "a label that is written into one electrode's variance or rhythm: "
     "it looks like the band power that decoders live on",
     "amplitudes that were made equal by medians or quantiles of all trials, or made equal and then clipped",
-    "a label in the fifth and higher bits of single samples",
+    "a label in the fifth and higher bits of single samples, or in a filter above 45 Hz that differs by class",
+    "sessions, or parts of them, under another name of the same person",
     "copies with more other noise than signal, of less than a quarter of the electrodes (half, in another order), "
     "less than half of the frequencies, shifted by a quarter of the trial and more, at another rate, in pieces, "
     "or of electrodes that were mixed; most copies with another order of electrodes that are shifted by more than a "
     "tenth as well; a filter that reaches from one trial into the next",
     "pictures of one thing that differ by more than size, format, turning by quarters or a fifth of their edges, "
     "in other colours or grey, cut at one side, or smaller than 20 x 20 pixels",
-    "an identifier in captions that is written in another way: a number by itself, from another start, in words",
+    "an identifier in captions that is written in another way: a number by itself, from another start, in words; "
+    "a class named in other words than its name",
     "whitening by covariances that were shrunk by so much that none is near the identity",
     "rows, results and checkpoints that were all changed alike",
     "whether the test people were looked at before this store was made, "

@@ -133,10 +133,13 @@ def _fitted_exactly(scopes: dict[str, list]) -> Finding | None:
         if all(_spread(_added(*parts.values())) < WHITE for parts in groups):
             more = "test trials among those that train" if mixed else "unlabelled, and no split with another"
             return Finding("BREACH" if mixed else "notice", "whitening", f"{words}, {more}")
-        for union, moments in _unions(groups) if mixed else ():
-            if "test" in union and max(map(_spread, moments)) < WHITE:
-                words = f"the covariance of {scope}, of {union} trials, is the identity: they were whitened together"
-                return Finding("BREACH", "whitening", f"{words}, test trials among them")
+        for parts in mixed:  # one person's may be, and nobody else's
+            for union, (moments,) in _unions([parts]):
+                if "test" in union and _spread(moments) < WHITE:
+                    words = (
+                        f"the covariance of {scope}, of {union} trials, is the identity: they were whitened together"
+                    )
+                    return Finding("BREACH", "whitening", f"{words}, test trials among them")
     for scope, groups in scopes.items():
         for union, moments in _unions(groups):
             if "test" not in union and max(map(_spread, moments)) < WHITE:

@@ -22,7 +22,7 @@ from stages import TARGETS, checkpoints
 from stages.clip_runs import open_clip_run
 from stages.decoding import DecodingSettings, decode_embeddings, decode_text, read_mapper_runs, read_text_runs
 from stages.retrieval import embed
-from stages.rows import Row
+from stages.rows import Readout, Row
 from stages.targets import TargetSettings, images_of, without_lacking
 from stages.tokens import TokenCache, encoder_for
 from utils.checkpoints import fingerprint, read_kept
@@ -34,6 +34,7 @@ from utils.seeds import some_of
 SAME_TOKENS = 1e-2  # of their RMS: other devices and precisions differ by less
 DECODED_ANEW = 16  # trials of a text or mapper run
 ALL_ANEW = 1_000  # trials of which all are, where answers depend on those of other trials of the session
+SAME_PROBABILITY = 0.05  # other devices and precisions differ by less
 ROUNDING = 0.1  # share of answers that another device's or library's rounding may turn
 RUNS_FAULTS = (
     UserError,
@@ -128,6 +129,8 @@ def target_findings(
     its best checkpoint answers the test trials anew.
     """
     if run.argument.get("target") not in list(TARGETS):
+        if any(row.image for row in run.rows) and not _decoder_of(run)[0] and run.argument.get("model") is None:
+            yield "cannot", "whether its answers are a checkpoint's: its record says no target"
         return
     asked, store, files = dict(run.argument), splits["test"].store, []
     asked["images_dir"] = images_dir or Path()
@@ -156,7 +159,7 @@ def target_findings(
     same = not files or recorded in ([], [target.digest])
     if files and same:
         yield "ok", f"some targets of {len(files)} files of the cache were made anew and agree; all are the run's"
-    answers = []
+    answers = [("cannot", "whether a checkpoint gives these answers: its folder has no results.json")]
     if (run.folder / "results.json").is_file():
         try:
             foundation = str(asked.get("foundation_dir"))
@@ -250,9 +253,15 @@ def _drawn(run: Run, adapt: str) -> list[int]:
 
 def _agree(run: Run, rows: Sequence[Row]) -> Checked:
     """Whether rows that were decoded anew have the answers of the run's, but for a few that rounding may turn."""
-    ours = {row.index: row.readouts for row in rows}
-    pairs = [(row.readouts, ours[row.index]) for row in run.rows if row.index in ours]
-    differs = [any(name in b and b[name].label != of.label for name, of in a.items()) for a, b in pairs]
+    ours = {row.index: row for row in rows}
+    pairs = [(row, ours[row.index]) for row in run.rows if row.index in ours]
+    if moved := min(len(rows), len(run.rows)) - sum(origin(a) == origin(b) for a, b in pairs):
+        yield "BREACH", f"{moved} of its rows have a number that is another trial's, or nobody's"
+        return
+    if lacking := {name for a, b in pairs for name in set(a.readouts) - set(b.readouts)}:
+        yield "cannot", f"whether its checkpoint gives {', '.join(sorted(lacking))}: no read-out of its own"
+    common = [[(of, b.readouts[name]) for name, of in a.readouts.items() if name in b.readouts] for a, b in pairs]
+    differs = [any(_other(*both) for both in of_trial) for of_trial in common]
     wrong, n = sum(differs), len(pairs)
     if wrong > max(1, ROUNDING * n):
         yield "BREACH", f"{wrong} of {n} trials that its checkpoint decoded anew have other answers than its rows"
@@ -263,3 +272,10 @@ def _agree(run: Run, rows: Sequence[Row]) -> Checked:
         )
     elif n:
         yield "ok", f"its checkpoint decoded {n} trials anew, and {n} answers agree"
+
+
+def _other(a: Readout, b: Readout) -> bool:
+    """Whether two answers differ: in label, rank, chance, or by more than rounding in their probabilities."""
+    p, q = a.probabilities or (), b.probabilities or ()
+    far = len(p) == len(q) and any(abs(x - y) > SAME_PROBABILITY for x, y in zip(p, q, strict=True))
+    return (a.label, a.rank) != (b.label, b.rank) or abs(a.chance - b.chance) > 1e-6 or far

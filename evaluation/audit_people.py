@@ -15,6 +15,7 @@ from evaluation.summaries import Summaries
 
 LOOK_ALIKE = str.maketrans("авекмнорстухіјѕαβεζηικμνορτυχ", "abekmhopctyxijsabezhikmnoptyx")  # Cyrillic, Greek
 DIGITS = str.maketrans("oil", "011")
+FEW_ELECTRODES = 4  # with fewer, two people may be alike by chance
 FEW_PEOPLE = 4  # from so many on, a pair can stand out
 ALIKE, RATHER_ALIKE = 0.25, 0.5  # times as far apart as from anybody else: one person under two names, or in doubt
 
@@ -104,14 +105,14 @@ def likeness_findings(splits: Split, promise: str, trials: Sequence[Trial], s: S
         return
     # pairs of which one tests and the other does not
     pairs = {p for p in permutations(range(len(names)), 2) if names[p[0]] in tested and names[p[1]] in others}
-    apart, found = {}, {}
+    (apart, found), n_chans = ({}, {}), s.energies.shape[1]
     for louder, x in enumerate(_features(trials, s)):  # as they are; whatever a trial's loudness, for a notice
         for pair, (ratio, usual, chance) in _nearness(names, trials, x).items():
             if pairs.isdisjoint((pair, pair[::-1])):
                 continue
             apart[pair] = min(ratio, apart.get(pair, np.inf))
             if usual and ratio < RATHER_ALIKE:
-                sure = ratio < ALIKE and chance and not louder
+                sure = ratio < ALIKE and chance and not louder and n_chans >= FEW_ELECTRODES
                 found[pair] = min(found.get(pair, (True, np.inf)), (not sure, ratio))
     for (a, b), (doubt, ratio) in sorted(found.items(), key=lambda one: one[1]):
         words = f"{names[a]} and {names[b]} look like one person: {ratio:.2f} times as far apart as from anybody else"

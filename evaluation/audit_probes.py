@@ -48,10 +48,13 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
     blocks = blocks_of(labels, recordings, number)
     rank = _within(recordings, number, lambda x: rankdata(x, "ordinal") - 1)
     share = rank / _within(recordings, number, len)
+    place = np.lexsort((number, recordings))
+    gap = np.zeros(len(number))  # to the trial before
+    gap[place[1:]] = np.where(np.diff(recordings[place]) == 0, np.diff(number[place]), 0)
     letters = CountVectorizer(analyzer="char", ngram_range=(1, 4), max_features=400, lowercase=False)
     loudness = np.median(centred(np.log(s.spread + 1e-9)), axis=1, keepdims=True)
     probes = {
-        "order": np.stack([rank, share, *(of % k for of in (rank, number) for k in range(2, 13))], axis=1),
+        "order": np.stack([rank, share, *(of % k for of in (rank, number, gap) for k in range(2, 13)), gap], axis=1),
         "key": letters.fit_transform([trial.key for trial in trials]).toarray(),
         "means": centred(np.concatenate([s.mean, s.mean.mean(axis=1, keepdims=True)], axis=1)),
         "variance": centred(loudness),
@@ -59,6 +62,8 @@ def probe_findings(trials: Sequence[Trial], s: Summaries) -> Iterator[Finding]:
         "last samples": centred(s.last),
         "low bits": s.bits,
     }
+    if s.flat.any():
+        probes["flat samples"] = s.flat
     if s.constant[:, : s.constant.shape[1] // 2].any():
         probes["constant electrodes"] = np.concatenate([s.constant, centred(s.constant)], axis=1)
     else:

@@ -27,6 +27,8 @@ from utils.files import plain_bytes, read_csv, read_json
 from utils.limits import MAX_JSON, MAX_TEXT
 
 KINDS = ("projection", "mapper", "encoder")  # what checkpoints are called after
+# settings that a checkpoint and the run's record both have
+OF_BOTH = "protocol granularity target objective window regions band align clip_layer blur token_pooling seed".split()
 OF_TRAINING = ("results.json", "metrics.jsonl", "last.pth")
 
 
@@ -294,9 +296,10 @@ def _checkpoint(run: Run, path: Path, checkpoint: Mapping, store, splits: Split)
         yield "BREACH", "its checkpoint is of another encoder than the run"
     elif not seen and not unsaid:
         yield "ok", f"{path.name} is of this run's encoder, and has seen no test {kind}"
-    said, protocol = str(checkpoint.get("protocol")), str(run.argument.get("protocol"))
-    if "protocol" in checkpoint and "protocol" in run.argument and said != protocol:
-        yield "BREACH", f"{path.name} was trained under --protocol {said}, and the run's record says {protocol}"
+    for name in OF_BOTH:
+        if name in checkpoint and checkpoint[name] != run.argument.get(name):
+            said, ours = checkpoint[name], run.argument.get(name)
+            yield "BREACH", f"{path.name} was trained with --{name} {said}, and the run's record says {ours}"
 
 
 def decoding_findings(runs: Sequence[Run]) -> Iterator[Finding]:

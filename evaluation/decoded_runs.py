@@ -99,7 +99,8 @@ class Run:
 
     @property
     def protocol(self) -> str:
-        return str(self.argument.get("protocol"))
+        """Under which it was made, as its record says, or that of the encoder before it; "None" where nobody says."""
+        return str(self.argument.get("protocol") or self._recorded("data").get("protocol"))
 
     @property
     def uses(self) -> str:

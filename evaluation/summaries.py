@@ -31,6 +31,7 @@ class Summaries:
     last: np.ndarray
     bits: np.ndarray  # (N, 8 + 2 C): how often each of 8 lowest bits is set; lowest byte of first and last samples
     constant: np.ndarray  # (N, 2 C): which electrodes do not change within the trial, and their value
+    flat: np.ndarray  # (N, 16): share of samples that are their predecessor's, in each sixteenth of a trial
     sketch: np.ndarray  # (N, 24): the trial, each electrode standardised, seen from 24 fixed directions
     energies: np.ndarray  # (N, C, B): logarithm of the energy in each of `BANDS`, relative to µV²
     profile: np.ndarray  # (N, F): logarithm of the amplitude at each whole Hz of `SPECTRUM`, mean over electrodes
@@ -133,6 +134,7 @@ def _rows_of_trials(x: np.ndarray, directions: np.ndarray) -> dict[str, np.ndarr
     bits = x.view(np.uint32)
     share = np.stack([((bits >> b) & 1).mean(axis=(1, 2)) for b in range(8)], axis=1)
     still = x.max(axis=2) == x.min(axis=2)
+    held = np.array_split(np.diff(x) == 0, 16, axis=2)
     return {
         "mean": x.mean(axis=2),
         "spread": x.std(axis=2),
@@ -140,6 +142,9 @@ def _rows_of_trials(x: np.ndarray, directions: np.ndarray) -> dict[str, np.ndarr
         "last": last,
         "bits": np.concatenate([share, bits[:, :, 0] & 255, bits[:, :, -1] & 255], axis=1),
         "constant": np.concatenate([still, np.where(still, first, 0)], axis=1),
+        "flat": np.stack([part.mean(axis=(1, 2)) for part in held], axis=1)
+        if x.shape[2] > 16
+        else np.zeros((len(x), 0)),
         "sketch": standardised(x).reshape(len(x), -1) @ directions / np.sqrt(len(directions)),
     }
 

@@ -109,6 +109,23 @@ def numbered(trials):
     return [(replace(trial, trial=10 * trial.trial + trial.label), x) for trial, x in trials]
 
 
+def spaced(trials):
+    """The label is how many numbers are left out before a trial."""
+    made, last = [], {}
+    for trial, x in sorted(trials, key=lambda pair: (pair[0].subject, pair[0].session, pair[0].run, pair[0].trial)):
+        recording = trial.subject, trial.session, trial.run
+        last[recording] = last.get(recording, 0) + 1 + trial.label
+        made.append((replace(trial, trial=last[recording]), x))
+    return made
+
+
+def held(x, trial):
+    """A value that is held for some samples, at a place that the class tells."""
+    start = 20 + 40 * trial.label
+    x[:, start : start + 12] = x[:, start : start + 1]
+    return x
+
+
 def in_unit(factor, electrodes=slice(None), people=PEOPLE):
     """Microvolts that somebody stored in another unit: those of some electrodes, or of some people."""
 
@@ -139,6 +156,8 @@ LEAKS = {
     "a Cyrillic letter": (spelled("\u041001"), "people"),
     "a letter for a digit": (spelled("A0l"), "people"),
     "numbers of trials": (numbered, "order"),
+    "gaps between trials": (spaced, "order"),
+    "held values": (lambda t: at(t, held), "flat samples"),
     "no name": (spelled(""), "people"),
 }  # fmt: skip
 

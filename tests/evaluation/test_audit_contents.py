@@ -152,6 +152,26 @@ def _without_probes(store, protocol="published"):
         return list(store_findings(store, splits_of(store, BCIC, protocol), ("person",)))
 
 
+def test_one_person_who_was_whitened_by_test_trials_among_others_is_named(tmp_path):
+    """Within people: of all others the training session whitened, of A05 both sessions."""
+    trials = []
+    for trial, x in people_trials():
+        trials.append((replace(trial, run=2 if trial.session == "E" else 1), x))
+    made = []
+    for person in PEOPLE:
+        own = [(trial, x) for trial, x in trials if trial.subject == person]
+        fitted = own if person == "A05" else [pair for pair in own if pair[0].session == "T"]
+        x = np.concatenate([x - x.mean(axis=1, keepdims=True) for _, x in fitted], axis=1).astype(float)
+        values, vectors = np.linalg.eigh(x @ x.T / x.shape[1])
+        w = (vectors / np.sqrt(values)) @ vectors.T
+        made += [(t, (w @ (y - y.mean(axis=1, keepdims=True))).astype(np.float32)) for t, y in own]
+    write_store(tmp_path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [made])
+    store = open_store(tmp_path)
+    mode_of = {trial.key: "train" if trial.session == "T" else "test" for trial in store.trials}
+    (found,) = whitening_findings(store, summarise(store, store.trials, mode_of))
+    assert found.kind == "BREACH" and "test trials among them" in found.words, found
+
+
 def test_a_person_whose_other_name_is_louder_is_noticed(tmp_path):
     trials = [(trial, x * (1.4 if trial.subject == "A04" else 1)) for trial, x in renamed(people_trials())]
     write_store(tmp_path, {"sfreq": 200.0, "dataset": "BCICIV2a"}, [trials])
@@ -603,6 +623,10 @@ RUNS = {
     "absent, a list of lists": (in_checkpoint(absent=[["a"]]), "its absent cannot be right"),
     "seen, tensors": (in_checkpoint(seen=torch.ones(3)), "its seen cannot be right"),
     "seen, somebody of nowhere": (seen_nobody, "lists X1/T as seen, which is not in the store"),
+    "a band in the record": (
+        lambda run: edited(run / "run.json", lambda r: r["arguments"].update(band=[1, 30])),
+        "trained with --band None, and the run's record says [1, 30]",
+    ),
     "a record that calls it a control": (called_control, "than a control of seed 0 gives them"),
     "last.pth's history": (remembered, "than last.pth remembers"),
     "an epoch of 400 digits": (
@@ -750,6 +774,18 @@ def test_targets_and_answers_of_seen_images_are_made_anew(seen, tmp_path):
         row.readouts["retrieval"].label, row.readouts["retrieval"].rank = (row.true_label + 1) % 6, 2
     _write_alike(tmp_path / "ubp", rows)
     assert "other answers than its rows" in breaches(looked_at(seen, tmp_path / "ubp"))["ubp"]
+
+    # as sure as nobody is, or under numbers that no trial has
+    for name in ("sure", "numbers"):
+        shutil.copytree(seen / "ubp", tmp_path / name)
+        rows = read_rows(tmp_path / name / "decoded_test.jsonl")
+        for row in rows:
+            row.index += 1000 * (name == "numbers")
+            if name == "sure":
+                row.readouts["retrieval"].chance = 1 / 200
+        write_rows(rows, tmp_path / name / "decoded_test.jsonl")
+        words = "other answers than its rows" if name == "sure" else "another trial's, or nobody's"
+        assert words in breaches(looked_at(seen, tmp_path / name))[name]
 
     # and one that says that it was trained towards other targets
     edited(
