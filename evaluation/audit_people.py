@@ -104,11 +104,12 @@ def likeness_findings(splits: Split, promise: str, trials: Sequence[Trial], s: S
         yield Finding("cannot", "likeness", f"whether two names are one person: {short}")
         return
     # pairs of which one tests and the other does not
-    pairs = {p for p in permutations(range(len(names)), 2) if names[p[0]] in tested and names[p[1]] in others}
+    numbers = range(len(names))
+    pairs = {frozenset((a, b)) for a, b in permutations(numbers, 2) if names[a] in tested and names[b] in others}
     (apart, found), n_chans = ({}, {}), s.energies.shape[1]
     for louder, x in enumerate(_features(trials, s)):  # as they are; whatever a trial's loudness, for a notice
         for pair, (ratio, usual, chance) in _nearness(names, trials, x).items():
-            if pairs.isdisjoint((pair, pair[::-1])):
+            if frozenset(pair) not in pairs:
                 continue
             apart[pair] = min(ratio, apart.get(pair, np.inf))
             if usual and ratio < RATHER_ALIKE:
@@ -117,8 +118,8 @@ def likeness_findings(splits: Split, promise: str, trials: Sequence[Trial], s: S
     for (a, b), (doubt, ratio) in sorted(found.items(), key=lambda one: one[1]):
         words = f"{names[a]} and {names[b]} look like one person: {ratio:.2f} times as far apart as from anybody else"
         yield Finding("notice" if doubt else "BREACH", "likeness", words)
-    if lacking := {frozenset(pair) for pair in pairs} - {frozenset(pair) for pair in apart}:
-        words = f"whether {len(lacking)} of {len({frozenset(p) for p in pairs})} pairs of names are one person"
+    if lacking := len(pairs) - len(apart):
+        words = f"whether {lacking} of {len(pairs)} pairs of names are one person"
         yield Finding("cannot", "likeness", f"{words}: their signals are too much like others'")
     if apart and not found:
         nearest = f"nearest pair {min(apart.values()):.2f} times as far apart as from anybody else"
