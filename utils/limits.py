@@ -22,7 +22,9 @@ MAX_SIDE, MAX_ASPECT = 20_000, 100  # pixels, of a panorama; a model resizes the
 # the readers of Pillow that are used; the one for EPS, which it would choose by a file's content, starts a program
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_JSON, MAX_ROWS = 64 << 20, 1 << 30  # bytes of a JSON file; of decoded trials, some 2,000 each
-MAX_TEMPLATE = 100_000  # characters of a chat template; published ones have up to 10,000
+MAX_TEMPLATE = (
+    100_000  # characters of a chat template (published: 10,000), of what a tokenizer puts around a text (1,000)
+)
 MAX_ADDED = 10_000  # characters that it may add to a chat, besides as many again; published ones add some hundred
 TEMPLATE_SECONDS, TEMPLATE_BYTES = 5.0, 512 << 20  # to fill in a chat template
 READING_SECONDS, READING_RATE = 40.0, 2 << 20  # to read a recording: this, and a second for so many bytes
@@ -35,7 +37,6 @@ LOADED_RATIO, LOADED_SMALL = 16, 1 << 30  # bytes in memory for a byte of a MATL
 MAX_VALUES, MAX_LEVELS = 1 << 20, 64  # values that a file of any size may stand for; containers inside containers
 MAX_LAYERS, MAX_SIZE, MAX_INPUT = 1_000, 1 << 24, 4_096  # of a model's config: layers and entries of a list; any other
 # number (vocabularies have up to 262,144 words); pixels of a picture that a preprocessor makes
-MAX_TEMPLATE = 1 << 16  # characters of what a tokenizer puts around a text, with its rules; Llama's takes 1,000
 MAX_GROWTH = 1_000  # characters that a tokenizer's rules put in the place of one
 MAX_SETTING = 1 << 20  # a number in the settings of a checkpoint: 77 states of 768 are 59,136
 
