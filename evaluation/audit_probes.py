@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import binom, rankdata
 
 from datasets.recording import Trial, origin
 from evaluation.findings import Finding
@@ -118,7 +118,9 @@ def _probe(
     else:
         permuted = _by_blocks(labels, answers, recordings, blocks)
     accuracy, (level, _, high) = float((answers == labels).mean()), permutation_level(permuted)
-    above_guessing = permutation_p(accuracy, permuted) < 0.001
+    # few blocks leave few orders, which may all give one accuracy: it must be beyond single trials' chance as well
+    by_chance = binom.sf(round(accuracy * len(labels)) - 1, len(labels), level)
+    above_guessing = permutation_p(accuracy, permuted) < 0.001 and by_chance < 0.001
     readable = (accuracy - level) / max(1 - level, 1e-9)
     certain = accuracy - level >= CERTAIN * permuted.std()
     kind = "ok" if not above_guessing else "BREACH" if readable >= limit and certain else "notice"
