@@ -79,7 +79,7 @@ def clean_store(folder: Path, kind: str, rng: np.random.Generator) -> tuple[Data
     else:
         description = described(kind, None, str(folder))
     electrodes = description.montage.electrodes
-    labels, images = conditions(folder, kind, description, rng, in_blocks)
+    labels, images = conditions(folder, kind, description, rng)
     if kind in ("THINGS", "EEGImageNet"):
         meta |= {"classes": [f"n{k:08d}" for k in range(max(labels) + 1)], "electrodes": list(electrodes)}
         meta |= {"granularities": {"coarse": sorted(set(labels))}} if kind == "EEGImageNet" else {}
@@ -102,7 +102,7 @@ def clean_store(folder: Path, kind: str, rng: np.random.Generator) -> tuple[Data
     return description.of_store(meta), f"{drawn}, {'in blocks' if in_blocks else 'in random order'}"
 
 
-def conditions(folder, kind, description, rng, in_blocks) -> tuple[list[int], list[str]]:
+def conditions(folder, kind, description, rng) -> tuple[list[int], list[str]]:
     """The label of each trial of a session, and its image where the dataset has one; draws the images."""
     if kind == "THINGS":  # 12 concepts train, 4 test; two photos, two repetitions
         images = [f"training_images/{k:05d}_c{k}/c{k}_{j}.jpg" for k in range(12) for j in range(2)]

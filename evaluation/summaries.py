@@ -1,5 +1,6 @@
 """One pass over the samples of a store, and what the audit's checks need of it."""
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -212,19 +213,21 @@ class _BetweenClasses:
             self.sums[label] += x[labels == label].sum(axis=0)
             self.counts[label] += int((labels == label).sum())
 
+    @functools.cached_property
     def shares(self) -> np.ndarray:
+        """Of all places; asked for when all recordings are there."""
         between = sum(np.square(total) / self.counts[label] for label, total in self.sums.items())
         return np.divide(between, self.squares, out=np.zeros_like(self.squares), where=self.squares > 1e-12)
 
     def largest(self) -> tuple[float, tuple]:
         """The largest share and where it is; places that never change within a recording have none."""
-        share = self.shares()
+        share = self.shares
         place = np.unravel_index(np.argmax(share), share.shape)
         return float(share[place]), place
 
     def beside(self) -> float:
         """See `Summaries`; of an electrode alone, in time alone."""
-        share, (_, (*before, electrode, sample)) = self.shares(), self.largest()
+        share, (_, (*before, electrode, sample)) = self.shares, self.largest()
         around = share[tuple(before)][:, max(sample - 8, 0) : sample + 9]  # (C, up to 17)
         far = np.abs(np.arange(around.shape[1]) - min(sample, 8)) > 1
         others = np.delete(around, electrode, axis=0)
@@ -232,7 +235,7 @@ class _BetweenClasses:
 
     def typical(self) -> float:
         """The median place's share."""
-        return float(np.median(self.shares()))
+        return float(np.median(self.shares))
 
 
 def standardised(x: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import plain_bytes
 from utils.limits import MAX_ROWS
 from utils.paths import written_whole
 
@@ -27,10 +28,8 @@ def captions_of(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise UserError(f"--captions {path} is not there; caption_images.py makes it")
-    if path.stat().st_size > MAX_ROWS:
-        raise UserError(f"--captions {path} has {path.stat().st_size} bytes; captions take at most {MAX_ROWS}")
     caption_of: dict[str, str] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(plain_bytes(path, MAX_ROWS).splitlines(), start=1):
         try:
             content = json.loads(line)
             image, caption = content["image"], content["caption"]

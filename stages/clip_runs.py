@@ -70,7 +70,7 @@ def open_clip_run(
     if list(dataset.description.classes) != checkpoint["classes"]:
         raise UserError(f"{path} was trained on other classes than {dataset.store.path} has")
     dataset = part_as_trained(dataset, checkpoint, path)
-    lists = {"absent": str, "clip_features": str, "clip_layer": int, "blur": (int, float)}
+    lists = {"clip_features": str, "clip_layer": int, "blur": (int, float)}
     for field, kind in lists.items():  # of a run of before they existed: none
         values = checkpoint.get(field) or []
         if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):

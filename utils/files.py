@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from utils.errors import UserError, loading
-from utils.limits import MAX_JSON
+from utils.limits import MAX_JSON, must_be_plain
 from utils.paths import ROOT, written_whole
 
 ROOMS = ("datasets", "readers", "models", "stages", "evaluation", "utils")
@@ -59,9 +59,8 @@ def write_json(content: dict, path: Path) -> None:
 
 
 def plain_bytes(path: Path, most: int) -> bytes:
-    """A file's bytes; UserError where it has more than `most`, or is no plain file: a FIFO would be read for ever."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no plain file")
+    """A file's bytes; UserError where it has more than `most`, or is no plain file."""
+    must_be_plain(path)
     if path.is_file() and path.stat().st_size > most:
         raise UserError(f"{path} has {path.stat().st_size} bytes; such a file has at most {most}")
     return path.read_bytes()

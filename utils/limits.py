@@ -22,9 +22,8 @@ MAX_SIDE, MAX_ASPECT = 20_000, 100  # pixels, of a panorama; a model resizes the
 # the readers of Pillow that are used; the one for EPS, which it would choose by a file's content, starts a program
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_JSON, MAX_ROWS = 64 << 20, 1 << 30  # bytes of a JSON file; of decoded trials, some 2,000 each
-MAX_TEMPLATE = (
-    100_000  # characters of a chat template (published: 10,000), of what a tokenizer puts around a text (1,000)
-)
+# characters of a chat template (published: up to 10,000), and of what a tokenizer puts around a text (1,000)
+MAX_TEMPLATE = 100_000
 MAX_ADDED = 10_000  # characters that it may add to a chat, besides as many again; published ones add some hundred
 TEMPLATE_SECONDS, TEMPLATE_BYTES = 5.0, 512 << 20  # to fill in a chat template
 READING_SECONDS, READING_RATE = 40.0, 2 << 20  # to read a recording: this, and a second for so many bytes
@@ -101,6 +100,12 @@ def check_text(value: object, name: str, most: int = MAX_WORDS) -> str:
     return value
 
 
+def must_be_plain(path: Path) -> None:
+    """Raise UserError where a path is there and is no plain file: a FIFO or a device would be read for ever."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no plain file")
+
+
 @contextmanager
 def opened_picture(path: Path) -> Iterator:
     """Open a picture for decoding inside the block, with Pillow.
@@ -112,8 +117,7 @@ def opened_picture(path: Path) -> Iterator:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the line of `check_pixels` is said instead
-        if not path.is_file() and path.exists():
-            raise UserError(f"{path} is no plain file")  # a FIFO would be read for ever
+        must_be_plain(path)
         try:
             picture = Image.open(path, formats=PICTURES)
         except Image.DecompressionBombError:
